@@ -1,0 +1,50 @@
+# Every target goes through ./run, which makes .venv first where that is needed (PYTHON=... names the Python for it).
+
+DATA ?=
+MODEL ?= grabcut
+OUT ?= runs/demo$(if $(DATA),-own)
+JOBS ?= 2
+ARGS ?=
+
+DEMO_DATASET = $(if $(DATA),"$(DATA)",procedural="$(OUT)/data")
+DEMO_RUN = "$(OUT)/$(MODEL)"
+
+# Numerical libraries would start one thread per core in each test process.
+test: export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types contracts check wheel clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: ## clicks, masks, table and pictures on drawn images, or on DATA=folder (images/ + masks/); MODEL=, OUT=
+ifeq ($(DATA),)
+	./run hrseg prepare-data procedural --count 6 --size 1024 --seed 0 --out "$(OUT)/data"
+endif
+	./run hrseg evaluate --model "$(MODEL)" --dataset $(DEMO_DATASET) --metric iou --metric biou --max-clicks 10 \
+		--keep-masks --out $(DEMO_RUN)
+	./run hrseg report $(DEMO_RUN) --plot "$(OUT)/curves.png" --pictures "$(OUT)/pictures.png"
+	@echo 'Pictures: $(OUT)/pictures.png  Curves: $(OUT)/curves.png'
+
+test: ## the tests; ARGS="-k noc" adds pytest options, JOBS=4 processes
+	./run python -m pytest -n $(JOBS) $(ARGS)
+
+lint: ## ruff: rules and formatting
+	./run ruff check .
+	./run ruff format --check .
+
+types: ## mypy, strict
+	./run mypy
+
+contracts: ## who may import whom
+	./run lint-imports
+
+check: lint types contracts test ## all of the above
+
+wheel: ## the package, into dist/
+	./run python -m build --wheel --outdir dist
+
+clean: ## what tools leave behind; .venv, runs/ and data/ stay
+	rm -rf build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache
+	find hrseg_cli tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,3 @@
+"""hrseg: high-resolution interactive image segmentation, counted in clicks."""
+
+__version__ = "0.1.0"

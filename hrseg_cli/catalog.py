@@ -1,0 +1,49 @@
+"""The one table of names a user can type. Name on the left, ``module:object`` on the right, imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from hrseg_cli.errors import UnknownName
+
+MODELS = {
+    "h18s": "hrseg_cli.models.hrnet_ocr:h18s",
+    "h18": "hrseg_cli.models.hrnet_ocr:h18",
+    "h32": "hrseg_cli.models.hrnet_ocr:h32",
+    "h18_baseline": "hrseg_cli.models.hrnet_ocr:h18_baseline",
+    "hrnet_ocr": "hrseg_cli.models.hrnet_ocr:ClickHRNet",
+    "grabcut": "hrseg_cli.models.grabcut:GrabCut",
+}
+
+LAYOUTS = {
+    "folder": "hrseg_cli.data.samples:list_folder",
+    "grabcut": "hrseg_cli.data.samples:list_grabcut",
+    "berkeley": "hrseg_cli.data.samples:list_berkeley",
+    "davis": "hrseg_cli.data.samples:list_davis",
+    "procedural": "hrseg_cli.data.samples:list_procedural",
+}
+
+METRICS = {
+    "iou": "hrseg_cli.metrics.masks:IoU",
+    "biou": "hrseg_cli.metrics.masks:BoundaryIoU",
+    "mba": "hrseg_cli.metrics.masks:MeanBoundaryAccuracy",
+}
+
+FORMATS = {
+    "md": "hrseg_cli.report.write:markdown",
+    "tex": "hrseg_cli.report.write:latex",
+    "csv": "hrseg_cli.report.write:csv",
+    "json": "hrseg_cli.report.write:json_lines",
+}
+
+TABLES = {"model": MODELS, "layout": LAYOUTS, "metric": METRICS, "format": FORMATS}
+
+
+def resolve(kind: str, name: str) -> Any:
+    """The object behind a name of one table of :data:`TABLES`. Raises UnknownName with the nearest known name."""
+    table = TABLES[kind]
+    if name not in table:
+        raise UnknownName(kind, name, table)
+    module, _, attribute = table[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

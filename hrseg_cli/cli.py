@@ -1,0 +1,74 @@
+"""The console command: one line a command, and what an error looks like."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from hrseg_cli import __version__
+from hrseg_cli.commands.evaluate import evaluate
+from hrseg_cli.commands.prepare_data import prepare_data
+from hrseg_cli.commands.report import report
+from hrseg_cli.commands.simulate_clicks import simulate_clicks
+from hrseg_cli.errors import HrsegError, UnknownName
+
+app = typer.Typer(
+    name="hrseg",
+    help="High-resolution interactive image segmentation, counted in clicks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"hrseg {__version__}")
+        raise typer.Exit
+
+
+app.command("prepare-data")(prepare_data)
+app.command("simulate-clicks")(simulate_clicks)
+app.command("evaluate")(evaluate)
+app.command("report")(report)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 something to mend, 2 wrong usage, 130 interrupted."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        app(arguments, standalone_mode=True)
+    except KeyboardInterrupt:
+        _complain("interrupted; what was finished is kept, the same command goes on from there")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, say head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except HrsegError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        sys.exit(2 if isinstance(error, UnknownName) else 1)
+    except Exception as error:
+        if debug:
+            raise
+        _complain(f"a defect of hrseg: {type(error).__name__}: {error}; --debug shows where, please report it")
+        sys.exit(1)
+
+
+def _complain(line: str) -> None:
+    typer.echo(f"hrseg: {' '.join(line.split())}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""hrseg evaluate: how many clicks a model needs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hrseg_cli.commands import options
+from hrseg_cli.errors import HrsegError
+
+if TYPE_CHECKING:
+    from hrseg_cli.data.samples import Ref
+    from hrseg_cli.engine.simulate import Plan
+    from hrseg_cli.interaction import Trace
+    from hrseg_cli.runs import Run
+
+KEPT_CLICKS = (1, 3, 5, 10)
+
+
+def evaluate(
+    model: options.Model,
+    dataset: options.Datasets,
+    metric: options.Metrics = ["iou"],  # noqa: B006 - Typer copies it
+    protocol: options.ProtocolName = "ritm",
+    set_: options.Changes = [],  # noqa: B006
+    until: options.Until = [],  # noqa: B006
+    max_clicks: options.MaxClicks = None,
+    limit: options.Limit = None,
+    workers: options.Workers = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder [runs/evaluate-MODEL-DATASETS-PROTOCOL].")
+    ] = None,
+    keep_masks: Annotated[
+        bool, typer.Option("--keep-masks", help="Also keep the masks after 1, 3, 5, 10 and the last click.")
+    ] = False,
+    band: options.Band = "0.02",
+    instances: options.Instances = False,
+    root: options.Root = None,
+    device: options.Device = "cpu",
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap intervals.")] = 0,
+) -> None:
+    """Simulate clicks on every object and count how many it takes (NoC), by IoU or Boundary IoU.
+
+    Writes a run folder (traces, a CSV per dataset, noc.csv) and prints one JSON row per dataset and metric. The same
+    command goes on where an interrupted one stopped.
+    """
+    chosen = options.protocol_of(protocol, set_)
+    targets = options.until_of(until, list(dict.fromkeys(metric)))
+    width = options.band_of(band)
+    options.device_of(device)
+
+    from hrseg_cli.data.samples import open_dataset
+    from hrseg_cli.engine.checkpoint import load_model
+    from hrseg_cli.engine.simulate import Plan
+    from hrseg_cli.runs import Run
+
+    _, provenance = load_model(model)
+    refs = [
+        ref
+        for spec in dataset
+        for ref in open_dataset(spec, root=root, instances=instances, binarize=chosen.binarize, limit=limit)
+    ]
+    names = list(dict.fromkeys(ref.dataset for ref in refs))
+    if len(names) < len(dataset):
+        raise HrsegError("--dataset: two datasets have the same name; tell them apart with NAME=FOLDER")
+    plan = Plan(
+        model=model,
+        protocol=chosen,
+        until=targets,
+        max_clicks=max_clicks or chosen.max_clicks,
+        device=device,
+        band=width,
+        keep_masks=KEPT_CLICKS if keep_masks else (),
+    )
+    settings = {
+        "model": provenance,
+        "datasets": names,
+        "objects": len(refs),
+        "metrics": list(targets),
+        "until": targets,
+        "max_clicks": plan.max_clicks,
+        "band": width,
+        "protocol": chosen.model_dump(),
+        "instances": instances,
+        "keep_masks": keep_masks,
+        "device": device,
+        "seed": seed,
+    }
+    folder = out or _default_folder(model, names, chosen.name)
+    with Run(folder, "evaluate", settings) as run:
+        traces = _simulate(plan, refs, run, options.workers_of(workers, device))
+        run.summary = _write_results(run, traces, names, targets, plan.max_clicks, seed)
+        run.summary["binarize"] = dict(Counter(trace.rule for trace in traces))
+        run.summary["notes"] = dict(sum((Counter(trace.notes) for trace in traces), Counter()))
+
+
+def _default_folder(model: str, datasets: list[str], protocol: str) -> Path:
+    name = "-".join([Path(model).stem, *datasets, protocol])
+    folder = Path("runs") / ("evaluate-" + "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in name)[:120])
+    typer.echo(f"writing to {folder}", err=True)
+    return folder
+
+
+def _simulate(plan: Plan, refs: list[Ref], run: Run, workers: int) -> list[Trace]:
+    """All traces in dataset order; those that the run folder already holds are not made again."""
+    from hrseg_cli.engine.simulate import run as run_plan
+
+    done = run.finished_traces()
+    left = [ref for ref in refs if f"{ref.dataset}/{ref.id}" not in done]
+    with (
+        run.part.open("a", encoding="utf-8") as part,
+        run.part_masks.open("a", encoding="utf-8") as masks,
+        options.progress() as bar,
+    ):
+        task = bar.add_task("objects", total=len(refs), completed=len(refs) - len(left))
+        for _, outcome in run_plan(plan, left, workers):
+            trace = outcome.trace
+            if outcome.masks is not None:
+                masks.write(json.dumps(outcome.masks, separators=(",", ":")) + "\n")
+                masks.flush()
+            part.write(trace.to_json() + "\n")
+            part.flush()
+            done[f"{trace.dataset}/{trace.id}"] = trace
+            bar.advance(task)
+    keys = [f"{ref.dataset}/{ref.id}" for ref in refs]
+    run.finish(keys, done, keep_masks=bool(plan.keep_masks))
+    return [done[key] for key in keys]
+
+
+def _write_results(
+    run: Run, traces: list[Trace], datasets: list[str], targets: dict[str, float], max_clicks: int, seed: int
+) -> dict[str, Any]:
+    """CSVs into the folder, one JSON row per (dataset, metric) to stdout; the summary for ``run.json``."""
+    import csv
+    import io
+
+    from hrseg_cli.metrics.noc import per_object_rows, summarise
+    from hrseg_cli.runs import write_atomically
+
+    def write_csv(name: str, rows: list[list[Any]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        write_atomically(run.folder / name, text.getvalue())
+
+    table: list[list[Any]] = [["dataset", "metric", "measure", "value", "low", "high", "n"]]
+    summary: dict[str, Any] = {"rows": []}
+    for name in datasets:
+        own = [trace for trace in traces if trace.dataset == name]
+        header, rows = per_object_rows(own, max_clicks=max_clicks)
+        write_csv(f"{name}.csv", [header, *rows])
+        for metric in targets:
+            record: dict[str, Any] = {"dataset": name, "metric": metric, "n": len(own)}
+            for row in summarise(own, metric, max_clicks=max_clicks, seed=seed):
+                table.append([row.dataset, row.metric, row.measure, row.value, row.low, row.high, row.n])
+                record[row.measure] = round(row.value, 4)
+                record[f"{row.measure} 95%"] = [round(row.low, 4), round(row.high, 4)]
+            typer.echo(json.dumps(record, ensure_ascii=False))
+            summary["rows"].append(record)
+    write_csv("noc.csv", table)
+    return summary

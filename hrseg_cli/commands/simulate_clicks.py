@@ -1,0 +1,78 @@
+"""hrseg simulate-clicks: traces without a table, for pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hrseg_cli.commands import options
+from hrseg_cli.errors import HrsegError
+
+if TYPE_CHECKING:
+    from hrseg_cli.interaction import Click
+
+
+def simulate_clicks(
+    model: options.Model,
+    dataset: options.Datasets,
+    metric: options.Metrics = ["iou"],  # noqa: B006 - Typer copies it
+    protocol: options.ProtocolName = "ritm",
+    set_: options.Changes = [],  # noqa: B006
+    until: options.Until = [],  # noqa: B006
+    max_clicks: options.MaxClicks = None,
+    limit: options.Limit = None,
+    workers: options.Workers = 0,
+    replay: Annotated[
+        Path | None,
+        typer.Option("--replay", help="Repeat the clicks of this traces file instead of simulating new ones."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the traces here instead of stdout.")] = None,
+    band: options.Band = "0.02",
+    instances: options.Instances = False,
+    root: options.Root = None,
+    device: options.Device = "cpu",
+) -> None:
+    """Click on every object and write one JSON line per object: clicks, scores after each, seconds.
+
+    With --replay the clicks come from an earlier run, so that two models answer the same clicks; objects without a
+    trace in that file are left out.
+    """
+    chosen = options.protocol_of(protocol, set_)
+    targets = options.until_of(until, list(dict.fromkeys(metric)))
+    width = options.band_of(band)
+    options.device_of(device)
+
+    from hrseg_cli.data.samples import open_dataset
+    from hrseg_cli.engine.simulate import Plan, run
+    from hrseg_cli.runs import write_atomically
+
+    refs = [
+        ref
+        for spec in dataset
+        for ref in open_dataset(spec, root=root, instances=instances, binarize=chosen.binarize, limit=limit)
+    ]
+    given = _read_clicks(replay) if replay else None
+    if given is not None:
+        refs = [ref for ref in refs if f"{ref.dataset}/{ref.id}" in given]
+        if not refs:
+            raise HrsegError(f"--replay {replay}: holds no trace of these datasets; give it the names it was made with")
+    plan = Plan(model, chosen, targets, max_clicks or chosen.max_clicks, device, width, replay=given)
+    lines: dict[int, str] = {}
+    printed = 0
+    for index, outcome in run(plan, refs, options.workers_of(workers, device)):
+        lines[index] = outcome.trace.to_json() + "\n"
+        while out is None and printed in lines:  # in dataset order, as soon as the order allows
+            typer.echo(lines[printed], nl=False)
+            printed += 1
+    if out is not None:
+        write_atomically(out, "".join(lines[index] for index in sorted(lines)))
+
+
+def _read_clicks(path: Path) -> dict[str, tuple[Click, ...]]:
+    from hrseg_cli.runs import read_traces
+
+    if not path.is_file():
+        raise HrsegError(f"--replay {path}: no such file; give a traces.jsonl")
+    return {f"{trace.dataset}/{trace.id}": trace.clicks for trace in read_traces(path)}

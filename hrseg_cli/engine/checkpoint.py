@@ -1,0 +1,182 @@
+"""Weights on disk: RITM's public ``.pth`` files and hrseg's own safetensors. Nothing is ever unpickled unsafely.
+
+hrseg's format is one safetensors file whose metadata holds one key, ``hrseg``: JSON with the model's name and options
+and its provenance. (One key, because safetensors does not keep the order of several, and equal models should give equal
+bytes.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from hrseg_cli import catalog
+from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.models import ritm_weights
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.runs import write_atomically
+
+FORMAT = 1
+
+
+def load_model(spec: str, device: str = "cpu") -> tuple[InteractiveModel, dict[str, Any]]:
+    """A model ready to be asked, in eval mode, and its provenance (name, options, file, sha256).
+
+    spec: path of a checkpoint, or the name of a model that needs no weights. Raises HrsegError or UnknownName.
+    """
+    path = Path(spec)
+    if path.is_file():
+        model, provenance = read_checkpoint(path)
+    elif spec in catalog.MODELS:
+        if spec != "grabcut":
+            raise HrsegError(f"--model {spec}: an architecture without weights; give the path of a checkpoint of it")
+        model = catalog.resolve("model", spec)()
+        provenance = {"name": model.name, "options": model.config}
+    elif path.suffix or "/" in spec:
+        raise HrsegError(f"--model {spec}: no such file; give the path of a checkpoint, or 'grabcut'")
+    else:
+        raise UnknownName("model", spec, catalog.MODELS, "A path of a checkpoint works too.")
+    return model.to(device).eval().requires_grad_(False), provenance
+
+
+def read_checkpoint(path: Path) -> tuple[InteractiveModel, dict[str, Any]]:
+    """The model in a checkpoint file and its provenance. Raises HrsegError in one line that says what the file is."""
+    kind = sniff(path)
+    try:
+        name, options, tensors, provenance = (_read_own if kind == "safetensors" else _read_ritm)(path)
+    except HrsegError as error:
+        raise HrsegError(f"{path}: {error}") from None
+    try:
+        model: InteractiveModel = catalog.resolve("model", name)(**options)
+    except (UnknownName, TypeError, ValueError, RuntimeError) as error:
+        raise HrsegError(f"{path}: describes a model that cannot be built ({error}); was it edited?") from None
+    _load_strictly(model, tensors, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return model, {"name": name, "options": model.config, "file": path.name, "sha256": digest, **provenance}
+
+
+def save_checkpoint(model: InteractiveModel, path: Path, provenance: dict[str, Any]) -> None:
+    """Write hrseg's format; equal models and provenance give equal bytes."""
+    header = {"format": FORMAT, "kind": "model", "name": model.name, "options": model.config, "provenance": provenance}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_atomically(path, save_safetensors(tensors, {"hrseg": json.dumps(header, sort_keys=True)}))
+
+
+def sniff(path: Path) -> str:
+    """``torch`` or ``safetensors`` by the first bytes. Raises HrsegError for anything else, saying what it seems to be."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise HrsegError(f"{path}: cannot be read ({error.strerror})") from None
+    text = head.lstrip().lower()
+    if not head:
+        raise HrsegError(f"{path}: is empty; download it again")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise HrsegError(f"{path}: is a web page, the answer of a failed download; download the file itself again")
+    if head.startswith(b"version https://git-lfs"):
+        raise HrsegError(f"{path}: is a Git LFS pointer, not the weights; run 'git lfs pull' or download the file itself")
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return "torch"
+    if head[8:9] == b"{":
+        return "safetensors"
+    raise HrsegError(f"{path}: is neither a PyTorch nor a safetensors file; give a RITM .pth or an hrseg .safetensors")
+
+
+Loaded = tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]
+
+
+def _read_own(path: Path) -> Loaded:
+    blob = path.read_bytes()
+    try:
+        size = int.from_bytes(blob[:8], "little")
+        metadata = json.loads(blob[8 : 8 + size]).get("__metadata__", {})
+        tensors = load_safetensors(blob)
+    except (SafetensorError, ValueError):
+        raise HrsegError("is a damaged or truncated safetensors file; download or write it again") from None
+    if "hrseg" not in metadata:
+        raise HrsegError("is a safetensors file of another program: it does not say which model it holds")
+    try:
+        header = json.loads(metadata["hrseg"])
+        kind, version, name, options = header["kind"], header["format"], header["name"], header["options"]
+    except (ValueError, KeyError, TypeError):
+        raise HrsegError("its 'hrseg' metadata cannot be read; write it again with hrseg") from None
+    if kind != "model":
+        raise HrsegError(f"holds an {kind}, not a whole model; give the base checkpoint it was made for")
+    if version > FORMAT:
+        raise HrsegError(f"was written by a newer hrseg (format {version}, this one reads {FORMAT}); update hrseg")
+    return name, options, tensors, dict(header.get("provenance", {}))
+
+
+def _read_ritm(path: Path) -> Loaded:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
+        inside = f" ({found.group(1)})" if found else ""
+        raise HrsegError(
+            f"holds more than tensors{inside} and is not run; ask its author for a state_dict with its config"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError):
+        raise HrsegError("is a damaged or truncated PyTorch file; download it again") from None
+    if isinstance(content, list):
+        raise HrsegError(f"is a list of {len(content)} stages (one model per click); save one of them by itself")
+    if not isinstance(content, dict):
+        raise HrsegError(f"holds a {type(content).__name__}, not a checkpoint")
+    if "state_dict" not in content or "config" not in content:
+        raise HrsegError(_what_else(content))
+    options = ritm_weights.options(content["config"])
+    return "hrnet_ocr", options, dict(content["state_dict"]), {"from": "RITM checkpoint"}
+
+
+def _what_else(content: dict[Any, Any]) -> str:
+    """What a PyTorch file without RITM's two entries seems to be, and what to do."""
+    if "pytorch-lightning_version" in content:
+        return "is a training checkpoint of Lightning; give the weights that the run exported"
+    if "model" in content and "optimizer" in content:
+        return "is a training checkpoint of another program; ask for a state_dict with its config"
+    state = content.get("state_dict", content.get("model", content))
+    keys = [str(key) for key in state] if isinstance(state, dict) else []
+    joined = " ".join(keys)
+    if "image_encoder." in joined:
+        return "holds a SAM-type model; hrseg reads RITM's HRNet models (h18s, h18, h32)"
+    if "lora_" in joined:
+        return "holds an adapter, not a whole model; give the base checkpoint it was made for"
+    if any(key.startswith("feature_extractor.") for key in keys):
+        return "holds click-network weights without their 'config'; save {'state_dict': ..., 'config': ...} as RITM does"
+    if "incre_modules" in joined or ("stage4." in joined and "conv1.weight" in joined):
+        return "is an ImageNet HRNet backbone, not a click model; it can start a training, not answer clicks"
+    if "blocks.0.attn" in joined or "pos_embed" in joined:
+        return "is a plain ViT backbone (MAE or ImageNet), not a click model"
+    return "has no 'state_dict' and 'config'; hrseg reads RITM's HRNet checkpoints and its own .safetensors"
+
+
+def _load_strictly(model: InteractiveModel, tensors: dict[str, Tensor], path: Path) -> None:
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in tensors]
+    extra = [key for key in tensors if key not in wanted]
+    if missing or extra:
+        first = f"missing {missing[0]}" if missing else f"unexpected {extra[0]}"
+        raise HrsegError(
+            f"{path}: its weights do not fit its own configuration: {len(missing)} missing, {len(extra)} unexpected "
+            f"({first}); the file is incomplete or its config was changed"
+        )
+    for key, tensor in tensors.items():
+        if tensor.shape != wanted[key].shape:
+            raise HrsegError(
+                f"{path}: {key} is {tuple(tensor.shape)}, its configuration says {tuple(wanted[key].shape)}; "
+                "the config belongs to another size of the model"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise HrsegError(f"{path}: {key} holds NaN or infinite numbers; the training that wrote it had diverged")
+    model.load_state_dict(tensors)

@@ -1,0 +1,161 @@
+"""One object being segmented: what a click leaves behind, the step from click to click, and a holder with undo."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hrseg_cli.engine import views
+from hrseg_cli.engine.views import Box
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Click
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.recipe import Protocol
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the next click depends on.
+
+    probability: (1, 1, H, W) float32 in [0, 1]. box: the crop in use, None while the whole image is seen.
+    stale: how often an answer for the whole image was squeezed into an old crop (a kept quirk of RITM's zoom-in).
+    """
+
+    probability: Tensor
+    clicks: tuple[Click, ...] = ()
+    box: Box | None = None
+    stale: int = 0
+
+
+@torch.inference_mode()
+def step(model: InteractiveModel, image: Tensor, state: State, click: Click, protocol: Protocol) -> State:
+    """The state after one more click. Pure: nothing of model, image or state changes.
+
+    image: (1, 3, H, W) float32 in [0, 1].
+    """
+    clicks = (*state.clicks, click)
+    answer = _look(model, image, state, state.probability, clicks, protocol)
+    zoom = protocol.zoom
+    if zoom and zoom.skip_clicks <= 0 and answer.box is None:
+        # The whole image was seen although crops are wanted from the first click on: a found object that fills little
+        # of the image is looked at once more, closer, with the same previous mask.
+        found = views.object_box(_above(answer.probability, zoom.mask_threshold), (), zoom)
+        if found and views.box_iou(found, _whole(image)) < 0.5:
+            answer = _look(model, image, state, answer.probability, clicks, protocol)
+    return answer
+
+
+def _look(
+    model: InteractiveModel,
+    image: Tensor,
+    state: State,
+    guide: Tensor,
+    clicks: tuple[Click, ...],
+    protocol: Protocol,
+) -> State:
+    """One pass of the network; ``guide`` (1, 1, H, W) says where the object is, ``state`` what was answered before."""
+    height, width = image.shape[-2:]
+    zoom, previous, box = protocol.zoom, state.probability, state.box
+    wish = None
+    if zoom and len(clicks) > zoom.skip_clicks:
+        wish = views.object_box(_above(guide, zoom.mask_threshold), clicks, zoom)
+        if wish is None and zoom.skip_clicks < 0:
+            wish = _whole(image)
+    if wish is None:
+        answer = _sigmoid(model, torch.cat([image, previous], 1), clicks, protocol)
+        stale = box is not None and protocol.keep_stale_roi
+        if not stale:
+            return State(answer, clicks, None, state.stale)
+        assert box is not None
+        return State(views.paste(answer, box, height, width), clicks, box, state.stale + 1)
+    assert zoom is not None
+    if box is None or not views.holds_positive_clicks(box, clicks) or views.box_iou(wish, box) < zoom.recompute_iou:
+        box = wish
+    size = views.crop_size(box, zoom.target)
+    x = torch.cat([views.crop(image, box, size), views.crop(previous, box, size)], 1)
+    answer = _sigmoid(model, x, views.crop_clicks(clicks, box, size), protocol)
+    return State(views.paste(answer, box, height, width), clicks, box, state.stale)
+
+
+def _sigmoid(model: InteractiveModel, x: Tensor, clicks: Sequence[Click], protocol: Protocol) -> Tensor:
+    return torch.sigmoid(views.logits(model, x, clicks[: protocol.network_clicks], protocol))
+
+
+def _above(probability: Tensor, threshold: float) -> np.ndarray:
+    return (probability[0, 0] > threshold).cpu().numpy()
+
+
+def _whole(image: Tensor) -> Box:
+    return Box(0, image.shape[-2] - 1, 0, image.shape[-1] - 1)
+
+
+class Session:
+    """An image, a model and the clicks so far.
+
+    image: uint8 (H, W, 3) RGB. initial: optional mask to start from, float (H, W) in [0, 1]. undo: how many clicks can
+    be taken back (each keeps a probability map).
+    """
+
+    def __init__(
+        self,
+        model: InteractiveModel,
+        image: np.ndarray,
+        protocol: Protocol,
+        initial: np.ndarray | None = None,
+        undo: int = 20,
+    ) -> None:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise HrsegError(f"an image must be uint8 (height, width, 3), not {image.dtype} {image.shape}")
+        device = next(iter(model.parameters()), torch.empty(0)).device
+        self.model, self.protocol = model, protocol
+        self._image = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+        start = torch.zeros(1, 1, *image.shape[:2], device=device)
+        if initial is not None:
+            if initial.shape != image.shape[:2]:
+                raise HrsegError(f"the mask to start from is {initial.shape}, its image {image.shape[:2]}")
+            start = torch.from_numpy(initial.astype(np.float32))[None, None].to(device).clamp(0, 1)
+        self.state = State(start)
+        self._past: deque[State] = deque(maxlen=undo)
+        self._future: list[State] = []
+
+    def click(self, click: Click) -> np.ndarray:
+        """Answer one more click; the new mask, bool (H, W). Raises HrsegError for a click outside the image."""
+        height, width = self._image.shape[-2:]
+        if not (0 <= click.row < height and 0 <= click.col < width):
+            raise HrsegError(f"click {click.row},{click.col} lies outside the image ({height} rows, {width} columns)")
+        after = step(self.model, self._image, self.state, click, self.protocol)
+        self._past.append(self.state)
+        self._future.clear()
+        self.state = after
+        return self.mask
+
+    def undo(self) -> bool:
+        """Take the last click back; False when there is none left to take back."""
+        if not self._past:
+            return False
+        self._future.append(self.state)
+        self.state = self._past.pop()
+        return True
+
+    def redo(self) -> bool:
+        """Do again what :meth:`undo` took back; False when there is nothing."""
+        if not self._future:
+            return False
+        self._past.append(self.state)
+        self.state = self._future.pop()
+        return True
+
+    @property
+    def probability(self) -> np.ndarray:
+        """float32 (H, W) in [0, 1]."""
+        return np.asarray(self.state.probability[0, 0].cpu().numpy())
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool (H, W): where the probability is above the protocol's threshold."""
+        return np.asarray(self.probability > self.protocol.threshold)

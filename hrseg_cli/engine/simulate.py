@@ -1,0 +1,199 @@
+"""Simulated people: click on many objects, one after another or in several processes, and keep what happened.
+
+The same plan gives the same traces, seconds aside, whatever the number of workers: each object is independent and every
+worker computes with one thread.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from pycocotools import mask as coco
+
+from hrseg_cli import catalog
+from hrseg_cli.data.samples import Ref, load_with_rule
+from hrseg_cli.engine.checkpoint import load_model
+from hrseg_cli.engine.session import Session
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.clicks.annotator import next_click
+from hrseg_cli.interaction import Click, Sample, Trace
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.recipe import Protocol
+
+Metric = Callable[[np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides the traces of an object; travels to worker processes.
+
+    until: asked metric -> value that satisfies it; an object ends when every asked metric is satisfied (above 1: never).
+    band: options of Boundary IoU. keep_masks: clicks after which the mask is kept, besides the last.
+    replay: ``dataset/id`` -> clicks to be repeated instead of simulated ones.
+    """
+
+    model: str
+    protocol: Protocol
+    until: dict[str, float]
+    max_clicks: int
+    device: str = "cpu"
+    band: dict[str, Any] = field(default_factory=dict)
+    keep_masks: tuple[int, ...] = ()
+    replay: dict[str, tuple[Click, ...]] | None = None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Measured after every click: IoU always, and what is asked for."""
+        return ("iou", *(name for name in self.until if name != "iou"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trace and, when asked for, a record of masks (one line of ``masks.jsonl``)."""
+
+    trace: Trace
+    masks: dict[str, Any] | None = None
+
+
+def simulate(sample: Sample, model: InteractiveModel, plan: Plan) -> tuple[Trace, dict[int, np.ndarray]]:
+    """Click on one object until every asked metric is satisfied or the clicks are used up.
+
+    Returns the trace and the kept masks, click number -> bool (H, W).
+    """
+    session = Session(model, sample.image, plan.protocol, sample.initial, undo=0)
+    metrics = {name: _metric(name, sample.truth, plan.band) for name in plan.metrics}
+    scores: dict[str, list[float]] = {name: [] for name in metrics}
+    clicks: list[Click] = []
+    seconds: list[float] = []
+    kept: dict[int, np.ndarray] = {}
+    given = plan.replay[f"{sample.dataset}/{sample.id}"] if plan.replay is not None else None
+    mask = session.mask
+    for number in range(1, (plan.max_clicks if given is None else len(given)) + 1):
+        started = time.perf_counter()
+        click = given[number - 1] if given is not None else next_click(sample.truth, mask, clicks)
+        if click is None:
+            if not plan.protocol.click_when_perfect:
+                break
+            click = Click(0, 0, False)
+        mask = session.click(click)
+        seconds.append(time.perf_counter() - started)
+        clicks.append(click)
+        for name, metric in metrics.items():
+            scores[name].append(metric(mask))
+        if number in plan.keep_masks:
+            kept[number] = mask
+        if given is None and all(scores[name][-1] >= value for name, value in plan.until.items()):
+            break
+    if plan.keep_masks and clicks:
+        kept[len(clicks)] = mask
+    trace = Trace(
+        id=sample.id,
+        dataset=sample.dataset,
+        clicks=tuple(clicks),
+        scores={name: tuple(values) for name, values in scores.items()},
+        seconds=tuple(seconds),
+        until=dict(plan.until),
+        size=(sample.truth.shape[0], sample.truth.shape[1]),
+        area=int((sample.truth == 1).sum()),
+        notes={"stale_roi": session.state.stale} if session.state.stale else {},
+    )
+    return trace, kept
+
+
+def _metric(name: str, truth: np.ndarray, band: dict[str, Any]) -> Metric:
+    made: Metric = catalog.resolve("metric", name)(truth, **(band if name == "biou" else {}))
+    return made
+
+
+def run(plan: Plan, refs: Sequence[Ref], workers: int) -> Iterator[tuple[int, Outcome]]:
+    """(index in ``refs``, outcome) as objects are finished; with one worker in order, in this process."""
+    if workers <= 1 or len(refs) <= 1:
+        yield from _here(plan, refs)
+    else:
+        yield from _in_processes(plan, refs, min(workers, len(refs)))
+
+
+def _here(plan: Plan, refs: Sequence[Ref]) -> Iterator[tuple[int, Outcome]]:
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    _one_thread()
+    try:
+        model, _ = load_model(plan.model, plan.device)
+        for index, ref in enumerate(refs):
+            yield index, _work(plan, model, ref)
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
+
+
+def _in_processes(plan: Plan, refs: Sequence[Ref], workers: int) -> Iterator[tuple[int, Outcome]]:
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (plan,))
+    try:
+        tasks: dict[Future[Outcome], int] = {pool.submit(_in_worker, ref): index for index, ref in enumerate(refs)}
+        while tasks:
+            done, _ = wait(tasks, timeout=1, return_when="FIRST_COMPLETED")
+            for future in done:
+                yield tasks.pop(future), future.result()
+    except BrokenProcessPool:
+        raise HrsegError(
+            "a worker process died, most likely for want of memory; run the same command with fewer --workers, "
+            "finished objects are kept"
+        ) from None
+    finally:
+        for process in list((pool._processes or {}).values()):  # a click in flight may take a minute: do not wait for it
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: Callable[[Ref], Outcome]
+
+
+def _start_worker(plan: Plan) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    _one_thread()
+    model, _ = load_model(plan.model, plan.device)
+    _worker = partial(_work, plan, model)
+
+
+def _in_worker(ref: Ref) -> Outcome:
+    return _worker(ref)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _work(plan: Plan, model: InteractiveModel, ref: Ref) -> Outcome:
+    sample, rule = load_with_rule(ref)
+    trace, kept = simulate(sample, model, plan)
+    trace = Trace(**{**trace.__dict__, "rule": rule})
+    if not plan.keep_masks:
+        return Outcome(trace)
+    void = sample.truth == -1
+    record = {
+        "id": ref.id,
+        "dataset": ref.dataset,
+        "image": str(ref.image),
+        "size": list(sample.truth.shape),
+        "truth": _encode(sample.truth == 1),
+        "void": _encode(void) if void.any() else None,
+        "masks": {str(number): _encode(mask) for number, mask in kept.items()},
+    }
+    return Outcome(trace, record)
+
+
+def _encode(mask: np.ndarray) -> str:
+    counts: bytes = coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+    return counts.decode()

@@ -1,0 +1,172 @@
+"""Ways of showing an image to a network: cropped around the object, mirrored, in tiles. Functions around one forward.
+
+Boxes have both ends inside: (top, bottom, left, right) in pixels. Tensors are (B, C, H, W), images RGB in [0, 1],
+previous masks probabilities in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hrseg_cli.interaction import Click
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.recipe import Protocol, Tiles, ZoomIn
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels; ``bottom`` and ``right`` belong to it."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.bottom - self.top + 1, self.right - self.left + 1
+
+
+def points_tensor(clicks: Sequence[Click], device: torch.device | str = "cpu") -> Tensor:
+    """(1, 2N, 3) float64 rows (row, col, order): N positive slots, then N negative, padded with -1."""
+    sides = [[(c.row, c.col, i) for i, c in enumerate(clicks) if c.positive is side] for side in (True, False)]
+    slots = max(1, *(len(side) for side in sides))
+    rows = [row for side in sides for row in [*side, *[(-1, -1, -1)] * (slots - len(side))]]
+    return torch.tensor([rows], dtype=torch.float64, device=device)
+
+
+def logits(model: InteractiveModel, x: Tensor, clicks: Sequence[Click], protocol: Protocol) -> Tensor:
+    """(1, 1, H, W) logits for ``x`` (1, 4, H, W), image and previous mask, under the protocol's tiles and flip."""
+    tiles = protocol.tiles
+    if tiles and max(x.shape[-2:]) > tiles.size:
+        return _tiled(model, x, clicks, protocol.flip, tiles)
+    return _flipped(model, x, clicks, protocol.flip)
+
+
+def _flipped(model: InteractiveModel, x: Tensor, clicks: Sequence[Click], flip: bool) -> Tensor:
+    if not model.with_prev_mask:
+        x = x[:, :3]
+    points = points_tensor(clicks, x.device)
+    if not (flip and model.mirror):
+        return model(x, points)["logits"]
+    mirrored = [Click(c.row, x.shape[-1] - c.col - 1, c.positive) for c in clicks]
+    both = model(torch.cat([x, x.flip(3)]), torch.cat([points, points_tensor(mirrored, x.device)]))["logits"]
+    return 0.5 * (both[:1] + both[1:].flip(3))
+
+
+def _tiled(model: InteractiveModel, x: Tensor, clicks: Sequence[Click], flip: bool, tiles: Tiles) -> Tensor:
+    """Overlapping tiles, blended by weights that fall off linearly inside the overlap. Each tile gets its own clicks."""
+    height, width = x.shape[-2:]
+    total, weight = x.new_zeros(1, 1, height, width), x.new_zeros(1, 1, height, width)
+    for top in _starts(height, tiles):
+        for left in _starts(width, tiles):
+            part = x[:, :, top : top + tiles.size, left : left + tiles.size]
+            rows, cols = part.shape[-2:]
+            inside = [
+                Click(c.row - top, c.col - left, c.positive)
+                for c in clicks
+                if top <= c.row < top + rows and left <= c.col < left + cols
+            ]
+            ramp = _ramp(rows, tiles.overlap, x)[:, None] * _ramp(cols, tiles.overlap, x)[None, :]
+            place = (..., slice(top, top + rows), slice(left, left + cols))
+            total[place] += _flipped(model, part, inside, flip) * ramp
+            weight[place] += ramp
+    return total / weight
+
+
+def _starts(side: int, tiles: Tiles) -> list[int]:
+    """First pixels of tiles that cover a side evenly and overlap by at least ``tiles.overlap``."""
+    if side <= tiles.size:
+        return [0]
+    stride = max(1, tiles.size - tiles.overlap)
+    count = 1 + -(-(side - tiles.size) // stride)
+    return [round(i * (side - tiles.size) / (count - 1)) for i in range(count)]
+
+
+def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
+    position = torch.arange(length, dtype=like.dtype, device=like.device)
+    edge = torch.minimum(position, length - 1 - position) + 1
+    return (edge / (overlap + 1)).clamp(max=1)
+
+
+# Zoom-in
+
+
+def object_box(mask: np.ndarray, clicks: Sequence[Click], zoom: ZoomIn) -> Box | None:
+    """The crop for a bool mask (H, W) and its positive clicks: their common box, expanded and clamped; None if empty."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size == 0:
+        return None
+    cols = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
+    spots = [(int(c.row), int(c.col)) for c in clicks if c.positive]
+    box = Box(
+        min(int(rows[0]), *(r for r, _ in spots), int(rows[0])),
+        max(int(rows[-1]), *(r for r, _ in spots), int(rows[-1])),
+        min(int(cols[0]), *(c for _, c in spots), int(cols[0])),
+        max(int(cols[-1]), *(c for _, c in spots), int(cols[-1])),
+    )
+    return clamp(expand(box, zoom.expansion, zoom.min_crop), *mask.shape)
+
+
+def expand(box: Box, ratio: float, min_side: int | None = None) -> Box:
+    """The box grown about its centre by ``ratio``, each side at least ``min_side`` long; may leave the image."""
+    ends = []
+    for low, high in ((box.top, box.bottom), (box.left, box.right)):
+        centre, side = 0.5 * (low + high), ratio * (high - low + 1)
+        if min_side is not None:
+            side = max(side, min_side)
+        ends += [round(centre - 0.5 * side), round(centre + 0.5 * side)]
+    return Box(*ends)
+
+
+def clamp(box: Box, height: int, width: int) -> Box:
+    """The part of a box inside an image."""
+    return Box(max(0, box.top), min(height - 1, box.bottom), max(0, box.left), min(width - 1, box.right))
+
+
+def box_iou(a: Box, b: Box) -> float:
+    """Product of the intersections over unions of the row and of the column ranges (as RITM counts it)."""
+    iou = 1.0
+    for i in (0, 2):
+        shared = max(0, min(a[i + 1], b[i + 1]) - max(a[i], b[i]) + 1)
+        union = max(1e-6, max(a[i + 1], b[i + 1]) - min(a[i], b[i]) + 1)
+        iou *= shared / union
+    return iou
+
+
+def holds_positive_clicks(box: Box, clicks: Sequence[Click]) -> bool:
+    """Whether every positive click lies in the box, its last row and column left out (as RITM counts it)."""
+    return all(box.top <= c.row < box.bottom and box.left <= c.col < box.right for c in clicks if c.positive)
+
+
+def crop_size(box: Box, target: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the resized crop: ``target`` itself, or its longer side at ``target``."""
+    if not isinstance(target, int):
+        return target
+    scale = target / max(box.size)
+    return round(box.size[0] * scale), round(box.size[1] * scale)
+
+
+def crop(x: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
+    """(B, C, *size): the box of ``x`` resized, corners aligned."""
+    window = x[:, :, box.top : box.bottom + 1, box.left : box.right + 1]
+    return F.interpolate(window, size=size, mode="bilinear", align_corners=True)
+
+
+def crop_clicks(clicks: Sequence[Click], box: Box, size: tuple[int, int]) -> list[Click]:
+    """Clicks in the resized crop's coordinates; those outside the box keep coordinates outside the crop."""
+    (height, width), (rows, cols) = size, box.size
+    return [Click(height * (c.row - box.top) / rows, width * (c.col - box.left) / cols, c.positive) for c in clicks]
+
+
+def paste(probability: Tensor, box: Box, height: int, width: int) -> Tensor:
+    """(1, 1, H, W): a crop's probabilities resized into its box, 0 outside."""
+    whole = probability.new_zeros(1, 1, height, width)
+    inside = F.interpolate(probability, size=box.size, mode="bilinear", align_corners=True)
+    whole[:, :, box.top : box.bottom + 1, box.left : box.right + 1] = inside
+    return whole

@@ -1,0 +1,32 @@
+"""The one error a user can mend.
+
+    HrsegError           exit 1: one line that names the file or option and the fix
+    └── UnknownName      exit 2: a name that is not in the catalog, with the nearest known one
+
+Anything else that reaches the command line is a defect and shows its traceback under ``--debug``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HrsegError(Exception):
+    """Something the user can mend; the message is one line and says how."""
+
+
+class UnknownName(HrsegError):
+    """A typed name nobody knows: wrong usage rather than a broken file."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        names = sorted(known)
+        near = nearest(name, names)
+        guess = f" Did you mean '{near}'?" if near else ""
+        super().__init__(f"unknown {kind} '{name}'.{guess} Known: {', '.join(names)}.{' ' + hint if hint else ''}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to what was typed, if any is close."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return found[0] if found else None

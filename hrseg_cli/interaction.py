@@ -1,0 +1,96 @@
+"""The three nouns of a click session: what is clicked, on what, and what came of it.
+
+Axis order is (row, col) everywhere, row 0 on top, in pixels of the full image.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Click(NamedTuple):
+    """One click: ``row`` and ``col`` in pixels, ``positive`` where it marks the object."""
+
+    row: float
+    col: float
+    positive: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One object to segment.
+
+    image: uint8, (H, W, 3), RGB.
+    truth: int8, (H, W): 1 object, 0 background, -1 ignored.
+    initial: optional float32, (H, W), in [0, 1]: a mask to start from.
+    """
+
+    id: str
+    dataset: str
+    image: np.ndarray
+    truth: np.ndarray
+    initial: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What happened on one object; one line of ``traces.jsonl``.
+
+    scores: metric name -> one value after each click; ``iou`` is always measured.
+    seconds: wall time of each click: choosing it and answering it; decoding and scoring are left out.
+    until: metric name -> value at which that metric was content; the loop ended when all were.
+    size: (height, width) of the image; area: object pixels of the truth; rule: how the mask file became truth.
+    notes: counts of rare events, e.g. how often a kept quirk of a protocol fired.
+    """
+
+    id: str
+    dataset: str
+    clicks: tuple[Click, ...]
+    scores: dict[str, tuple[float, ...]]
+    seconds: tuple[float, ...]
+    until: dict[str, float]
+    size: tuple[int, int] = (0, 0)
+    area: int = 0
+    rule: str = ""
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line without a newline. ``iou`` and ``biou`` are always present, empty when not measured."""
+        record: dict[str, Any] = {
+            "id": self.id,
+            "dataset": self.dataset,
+            "clicks": [[c.row, c.col, int(c.positive)] for c in self.clicks],
+            "iou": [],
+            "biou": [],
+        }
+        record.update({name: list(values) for name, values in self.scores.items()})
+        record["seconds"] = [round(s, 4) for s in self.seconds]
+        record["until"] = self.until
+        record["size"] = list(self.size)
+        record["area"] = self.area
+        record["rule"] = self.rule
+        record["notes"] = self.notes
+        return json.dumps(record, separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Trace:
+        """The reverse of :meth:`to_json`. Raises ValueError, KeyError or TypeError on anything else."""
+        record = json.loads(line)
+        fixed = {"id", "dataset", "clicks", "seconds", "until", "size", "area", "rule", "notes"}
+        return cls(
+            id=record["id"],
+            dataset=record["dataset"],
+            clicks=tuple(Click(r, c, bool(p)) for r, c, p in record["clicks"]),
+            scores={k: tuple(v) for k, v in record.items() if k not in fixed and isinstance(v, list) and v},
+            seconds=tuple(record.get("seconds", ())),
+            until=dict(record.get("until", {})),
+            size=tuple(record.get("size", (0, 0))),
+            area=int(record.get("area", 0)),
+            rule=str(record.get("rule", "")),
+            notes=dict(record.get("notes", {})),
+        )

@@ -1,0 +1,170 @@
+"""How well a mask fits: IoU, Boundary IoU and mean boundary accuracy.
+
+Masks are (H, W), axis order (row, col). A prediction is bool (or uint8, non-zero is object); a truth is int8:
+1 object, 0 background, -1 ignored. Ignored pixels count nowhere. Every score is a float64 in [0, 1], 1 is perfect.
+
+A function scores one mask. The classes of the same names score many masks against one truth: they do the truth's
+share of the work once.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from hrseg_cli.errors import HrsegError
+
+
+def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Intersection over union of the object. Both empty: 1, for they agree."""
+    return IoU(truth)(prediction)
+
+
+def boundary_iou(prediction: np.ndarray, truth: np.ndarray, ratio: float = 0.02, width: int | None = None) -> float:
+    """Intersection over union of the two inner bands along the outlines (Cheng et al., CVPR 2021, arXiv 2103.16562).
+
+    ratio: band width as a share of the image diagonal. width: band width in pixels instead; the relative band is wide
+    in a large image (74 px at 2048 x 3072), and an object thinner than twice its width is all band.
+
+    Both empty: 1. This is the plain Boundary IoU, as HQ-SAM reports it; the COCO tools of the paper's authors print
+    min(IoU, Boundary IoU).
+
+    Ignored pixels leave both masks before the bands are taken, so masks that agree elsewhere score the same. Taken
+    out of finished bands (as RClicks does), they would not: what a prediction does inside the ignored region decides
+    where its band lies outside. The price is that the rim of an ignored region that cuts the object is an outline of
+    both masks.
+    """
+    return BoundaryIoU(truth, ratio, width)(prediction)
+
+
+def mba(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Mean boundary accuracy: share of correct pixels around the true outline, averaged over five widths.
+
+    Source: CascadePSP (Cheng et al., CVPR 2020, arXiv 2005.02551) and its evaluation code; regions as in
+    :func:`accuracy_rings`. A truth without an outline (nothing or everything is object), for which the original
+    divides 0 by 0, has no place to look at more closely: then all pixels count, and no pixels at all make 1.
+    """
+    return MeanBoundaryAccuracy(truth)(prediction)
+
+
+class IoU:
+    """:func:`iou` against one truth."""
+
+    def __init__(self, truth: np.ndarray) -> None:
+        self._object, self._valid = _split(truth)
+
+    def __call__(self, prediction: np.ndarray) -> float:
+        return _overlap(_without_ignored(prediction, self._valid), self._object)
+
+
+class BoundaryIoU:
+    """:func:`boundary_iou` against one truth. ``width``: the band's width in pixels."""
+
+    def __init__(self, truth: np.ndarray, ratio: float = 0.02, width: int | None = None) -> None:
+        mask, self._valid = _split(truth)
+        self.width = band_width(truth.shape[0], truth.shape[1], ratio) if width is None else width
+        self._band = boundary(mask, self.width)
+
+    def __call__(self, prediction: np.ndarray) -> float:
+        return _overlap(boundary(_without_ignored(prediction, self._valid), self.width), self._band)
+
+
+class MeanBoundaryAccuracy:
+    """:func:`mba` against one truth."""
+
+    def __init__(self, truth: np.ndarray) -> None:
+        mask, self._valid = _split(truth)
+        rings = accuracy_rings(mask)
+        if not rings.any():
+            rings[:] = 1
+        rings *= self._valid
+        self._where = np.flatnonzero(rings)
+        self._ring = rings.ravel()[self._where]
+        self._truth = mask.ravel()[self._where]
+        self._sizes = _pixels_within(self._ring)
+
+    def __call__(self, prediction: np.ndarray) -> float:
+        if not self._where.size:
+            return 1.0
+        right = _without_ignored(prediction, self._valid).ravel()[self._where] == self._truth
+        return float(np.mean(_pixels_within(self._ring[right]) / self._sizes))
+
+
+def band_width(height: int, width: int, ratio: float = 0.02) -> int:
+    """Width in pixels of the Boundary IoU band of an image: a share of its diagonal, at least 1."""
+    return max(1, round(ratio * float(np.hypot(height, width))))
+
+
+def boundary(mask: np.ndarray, width: int) -> np.ndarray:
+    """The object pixels at most ``width`` steps (8 neighbours) away from background.
+
+    mask: (H, W), bool or uint8. Returns uint8, (H, W), 0 or 1: the mask less its erosion by a square of side
+    2 * width + 1. Beyond the image all is background. Raises HrsegError if ``width`` is below 1.
+
+    A pixel survives the erosion if its square holds object pixels only. Counting them with a running sum costs the
+    same for every width. The object's bounding box is all that needs looking at, for outside it is background too.
+    """
+    if width < 1:
+        raise HrsegError(f"width of the boundary band is {width}; give at least 1 pixel")
+    mask = _as_bytes(mask)
+    left, top, columns, rows = cv2.boundingRect(mask)
+    inside = mask[top : top + rows, left : left + columns]
+    side = 2 * width + 1
+    if side > min(rows, columns):  # no square fits into the object
+        return mask.copy()
+    counts = cv2.boxFilter(inside, cv2.CV_32S, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    lacking = cv2.compare(counts, side * side, cv2.CMP_LT)  # type: ignore[call-overload]
+    band = np.zeros_like(mask)
+    band[top : top + rows, left : left + columns] = inside & lacking
+    return band
+
+
+def accuracy_rings(mask: np.ndarray) -> np.ndarray:
+    """The five nested regions around an outline in which CascadePSP counts correct pixels.
+
+    mask: (H, W), bool or uint8. Returns uint8, (H, W): the first region, 1 to 5, that holds the pixel, 0 for none.
+    Region i is the morphological gradient under a disc of radius 1 + int(((H + W) / 300 - 1) / 5 * (i - 1)). The
+    image border is no outline.
+    """
+    mask = _as_bytes(mask)
+    rings = np.zeros_like(mask)
+    left, top, columns, rows = cv2.boundingRect(mask)
+    radii = [1 + int((sum(mask.shape) / 300 - 1) / 5 * i) for i in range(5)]
+    # A disc reaches no further than its radius beyond the object.
+    reach = max(radii)
+    near = np.s_[max(0, top - reach) : top + rows + reach, max(0, left - reach) : left + columns + reach]
+    # The discs are nested, hence the regions: from the widest inwards, each overwrites a part of the one before.
+    for number, radius in reversed(list(enumerate(radii, 1))):
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+        rings[near][cv2.morphologyEx(mask[near], cv2.MORPH_GRADIENT, disc) > 0] = number
+    return rings
+
+
+def _pixels_within(ring: np.ndarray) -> np.ndarray:
+    """How many pixels each of the five nested regions holds."""
+    pixels: np.ndarray = np.cumsum(np.bincount(ring, minlength=6)[1:])
+    return pixels
+
+
+def _split(truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Object and not-ignored masks, uint8, 0 or 1."""
+    return _as_bytes(truth == 1), _as_bytes(truth != -1)
+
+
+def _without_ignored(prediction: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    if prediction.shape != valid.shape:
+        raise ValueError(f"prediction of shape {prediction.shape} against a truth of shape {valid.shape}")
+    kept: np.ndarray = _as_bytes(prediction) & valid
+    return kept
+
+
+def _as_bytes(mask: np.ndarray) -> np.ndarray:
+    """uint8, 0 or 1, which OpenCV needs; a view where the mask is bool."""
+    flags: np.ndarray = mask if mask.dtype == bool else mask != 0
+    return flags.view(np.uint8)
+
+
+def _overlap(one: np.ndarray, other: np.ndarray) -> float:
+    both = cv2.countNonZero(one & other)
+    either = cv2.countNonZero(one) + cv2.countNonZero(other) - both
+    return both / either if either else 1.0

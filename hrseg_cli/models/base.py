@@ -1,0 +1,30 @@
+"""What the click loop asks of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class InteractiveModel(nn.Module):
+    """A model that turns an image, the previous answer and clicks into logits.
+
+    forward(image, points) -> {"logits": (B, 1, H, W), "aux": the same or absent, "features": tensors or absent}
+        image: (B, 4, H, W) float32: RGB in [0, 1] and the previous probability in [0, 1];
+               (B, 3, H, W) where ``with_prev_mask`` is False.
+        points: (B, 2N, 3): see :mod:`hrseg_cli.models.click_maps`.
+    Any height and width. Nothing of a session is kept between calls: one model serves many sessions.
+
+    name, config: what rebuilds the model: a name of the catalog and keyword arguments.
+    with_prev_mask: whether the previous answer is part of the input.
+    mirror: whether averaging with the mirrored image can change anything (test-time flip is skipped otherwise).
+    """
+
+    name: str
+    config: dict[str, Any]
+    with_prev_mask: bool = True
+    mirror: bool = True
+
+    def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
+        raise TypeError(f"{type(self).__name__} has no forward")

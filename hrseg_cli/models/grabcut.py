@@ -1,0 +1,90 @@
+"""A click model without weights: OpenCV's graph cut, driven by the same clicks.
+
+Rother et al. 2004, "GrabCut: Interactive Foreground Extraction using Iterated Graph Cuts". An honest floor for every
+table, and what the commands run on where no checkpoint is at hand.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from hrseg_cli.models.base import InteractiveModel
+
+# Logit of "object" and, negated, of "background": far from any threshold, and not so far as to be exactly 0 or 1.
+CERTAIN = 4.0
+
+
+class GrabCut(InteractiveModel):
+    """Each answer is one graph cut from the previous mask, with the clicked disks held fixed.
+
+    max_side: larger inputs are cut at this longer side (pixels) and the mask is resized back.
+    radius: radius of a clicked disk that is held fixed, as a share of the shorter side.
+    reach: radius within which the first positive click expects the object, as a share of the shorter side.
+    iterations: rounds of graph cut and colour models.
+    """
+
+    name = "grabcut"
+    mirror = False
+
+    def __init__(
+        self, *, max_side: int = 640, radius: float = 0.01, reach: float = 0.2, iterations: int = 3
+    ) -> None:
+        self.config: dict[str, Any] = {
+            "max_side": max_side,
+            "radius": radius,
+            "reach": reach,
+            "iterations": iterations,
+        }
+        super().__init__()
+        self.max_side, self.radius, self.reach, self.iterations = max_side, radius, reach, iterations
+
+    def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
+        pictures = (image[:, :3].clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        previous = (image[:, 3] > 0.5).cpu().numpy()
+        masks = [self.cut(*one) for one in zip(pictures, previous, points.cpu().numpy(), strict=True)]
+        objects = torch.from_numpy(np.stack(masks)).unsqueeze(1)
+        return {"logits": torch.where(objects, CERTAIN, -CERTAIN).to(image.device)}
+
+    def cut(self, picture: np.ndarray, previous: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Mask, bool (H, W), of a picture (H, W, 3) uint8 from a previous mask (H, W) and points (2N, 3)."""
+        height, width = previous.shape
+        scale = min(1.0, self.max_side / max(height, width))
+        if scale < 1:
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+            previous = cv2.resize(previous.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+        labels = self.seeds(previous, points, scale)
+        known = {int(value) for value in np.unique(labels)}
+        background, foreground = {cv2.GC_BGD, cv2.GC_PR_BGD}, {cv2.GC_FGD, cv2.GC_PR_FGD}
+        if known & background and known & foreground:
+            cv2.setRNGSeed(0)  # the colour models start from k-means
+            models = np.zeros((1, 65)), np.zeros((1, 65))
+            labels, _, _ = cv2.grabCut(picture, labels, None, *models, self.iterations, cv2.GC_INIT_WITH_MASK)
+        mask = np.isin(labels, list(foreground)).astype(np.uint8)
+        if scale < 1:
+            mask = cv2.resize(mask * 255, (width, height), interpolation=cv2.INTER_LINEAR) // 128
+        return mask > 0
+
+    def seeds(self, previous: np.ndarray, points: np.ndarray, scale: float) -> np.ndarray:
+        """OpenCV's four labels, uint8 (H, W): the previous mask as a guess, the clicks as certain."""
+        height, width = previous.shape
+        short = min(height, width)
+        labels = np.where(previous, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+        clicks = [(p[:2] * scale, slot < len(points) // 2) for slot, p in enumerate(points) if max(p[0], p[1]) >= 0]
+        fixed, expected = max(2, round(self.radius * short)), max(3, round(self.reach * short))
+        for (row, col), positive in clicks:
+            if positive and not previous.any():
+                cv2.circle(labels, (round(col), round(row)), expected, cv2.GC_PR_FGD, -1)
+        for (row, col), positive in clicks:
+            around = 4 * fixed
+            guess = cv2.GC_PR_FGD if positive else cv2.GC_PR_BGD
+            if previous.any():
+                cv2.circle(labels, (round(col), round(row)), around, guess, -1)
+        for (row, col), positive in clicks:
+            cv2.circle(labels, (round(col), round(row)), fixed, cv2.GC_FGD if positive else cv2.GC_BGD, -1)
+        return labels

@@ -1,0 +1,335 @@
+"""RITM's click network: HRNetV2 with an object-contextual head, clicks and previous mask fused in the stem.
+
+Sofiiuk et al. 2021, "Reviving Iterative Training with Mask Guidance for Interactive Segmentation" (fusion: section 3.1);
+Wang et al. 2019, "Deep High-Resolution Representation Learning"; Yuan et al. 2020, "Object-Contextual Representations".
+Module names follow the public checkpoints, so their state dicts load as they are.
+Shapes: B batch, H and W input size, w width of the finest branch, C = 15 w channels of the four branches together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.click_maps import disk_maps, distance_maps
+
+IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def h18s(**options: Any) -> ClickHRNet:
+    """HRNet-18 small with OCR 48: 4.2 M parameters."""
+    return ClickHRNet(**{"width": 18, "ocr_width": 48, "small": True, **options})
+
+
+def h18(**options: Any) -> ClickHRNet:
+    """HRNet-18 with OCR 64: 10.0 M parameters; the base of the paper's adapters."""
+    return ClickHRNet(**{"width": 18, "ocr_width": 64, **options})
+
+
+def h32(**options: Any) -> ClickHRNet:
+    """HRNet-32 with OCR 128: 31.0 M parameters."""
+    return ClickHRNet(**{"width": 32, "ocr_width": 128, **options})
+
+
+def h18_baseline(**options: Any) -> ClickHRNet:
+    """HRNet-18 with OCR 64 that does not see its previous answer."""
+    return ClickHRNet(**{"width": 18, "ocr_width": 64, "with_prev_mask": False, **options})
+
+
+def resize(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Bilinear, corners aligned: the resampling of the whole network."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+class ClickHRNet(InteractiveModel):
+    """The whole click network.
+
+    width, ocr_width, small: size of HRNet and its head (ocr_width 0: a plain head).
+    with_aux_output: also return the auxiliary logits. use_leaky_relu: in the fusion only.
+    use_disks: disks of ``norm_radius`` pixels; otherwise distances squashed at that scale.
+    use_rgb_conv: mix clicks into the image by 1x1 convolutions instead of into the stem's features.
+    conv_extend: one strided convolution for the click maps. binary_prev_mask: threshold the previous mask at .5.
+    """
+
+    name = "hrnet_ocr"
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        ocr_width: int,
+        small: bool = False,
+        with_aux_output: bool = True,
+        use_leaky_relu: bool = True,
+        use_rgb_conv: bool = False,
+        use_disks: bool = True,
+        norm_radius: float = 5,
+        with_prev_mask: bool = True,
+        binary_prev_mask: bool = False,
+        conv_extend: bool = False,
+        norm_mean_std: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET_MEAN_STD,
+    ) -> None:
+        self.config = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        super().__init__()
+        if with_aux_output and ocr_width == 0:
+            raise ValueError("with_aux_output needs the OCR head: set ocr_width above 0")
+        self.with_prev_mask = with_prev_mask
+        self.with_aux_output = with_aux_output
+        self.binary_prev_mask = binary_prev_mask
+        self.use_disks = use_disks
+        self.norm_radius = norm_radius
+        # The public checkpoints do not hold these two, so neither does the state dict.
+        self.register_buffer("_mean", torch.tensor(norm_mean_std[0]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(norm_mean_std[1]).view(1, 3, 1, 1), persistent=False)
+
+        maps = 3 if with_prev_mask else 2
+        activation = nn.LeakyReLU(0.2) if use_leaky_relu else nn.ReLU()
+        if use_rgb_conv:
+            self.rgb_conv = nn.Sequential(
+                nn.Conv2d(3 + maps, 6 + maps, 1), nn.BatchNorm2d(6 + maps), activation, nn.Conv2d(6 + maps, 3, 1)
+            )
+        elif conv_extend:
+            self.maps_transform: nn.Module = nn.Conv2d(maps, 64, 3, stride=2, padding=1)
+        else:
+            self.maps_transform = nn.Sequential(
+                nn.Conv2d(maps, 16, 1), activation, nn.Conv2d(16, 64, 3, stride=2, padding=1), Scale(0.05)
+            )
+        self.use_rgb_conv = use_rgb_conv
+        self.feature_extractor = HRNetOCR(width, ocr_width, small)
+
+    def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
+        size = image.shape[-2:]
+        rgb = (image[:, :3] - self._mean) / self._std
+        maps = self.click_features(image, points)
+        if self.use_rgb_conv:
+            main, aux = self.feature_extractor(self.rgb_conv(torch.cat([rgb, maps], 1)), None)
+        else:
+            main, aux = self.feature_extractor(rgb, self.maps_transform(maps))
+        out = {"logits": resize(main, size)}
+        if self.with_aux_output:
+            out["aux"] = resize(aux, size)
+        return out
+
+    def click_features(self, image: Tensor, points: Tensor) -> Tensor:
+        """(B, 3, H, W): previous mask, positive and negative click maps (2 channels without previous mask)."""
+        height, width = image.shape[-2:]
+        draw = disk_maps if self.use_disks else distance_maps
+        maps = draw(points, height, width, self.norm_radius).to(image.dtype)
+        if not self.with_prev_mask:
+            return maps
+        previous = image[:, 3:4]
+        if self.binary_prev_mask:
+            previous = (previous > 0.5).to(image.dtype)
+        return torch.cat([previous, maps], 1)
+
+
+class Scale(nn.Module):
+    """Multiplies by the absolute value of one learned number."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale.abs()
+
+
+class HRNetOCR(nn.Module):
+    """(B, 3, H, W) image and (B, 64, H/2, W/2) extra stem features -> main and auxiliary logits at a quarter of H, W."""
+
+    def __init__(self, width: int, ocr_width: int, small: bool) -> None:
+        super().__init__()
+        blocks = 2 if small else 4
+        widths = [width * 2**branch for branch in range(4)]
+        self.conv1, self.bn1 = conv3x3(3, 64, 2), nn.BatchNorm2d(64)
+        self.conv2, self.bn2 = conv3x3(64, 64, 2), nn.BatchNorm2d(64)
+        self.layer1 = nn.Sequential(Bottleneck(64, 64), *(Bottleneck(256, 64) for _ in range(blocks - 1)))
+        self.transition1 = nn.ModuleList(
+            [conv_bn_relu(256, widths[0]), nn.Sequential(conv_bn_relu(256, widths[1], stride=2))]
+        )
+        self.stage2 = stage(1, widths[:2], blocks)
+        self.transition2 = new_branch(widths[:3])
+        self.stage3 = stage(3 if small else 4, widths[:3], blocks)
+        self.transition3 = new_branch(widths)
+        self.stage4 = stage(2 if small else 3, widths, blocks)
+
+        channels = sum(widths)
+        self.has_ocr = ocr_width > 0
+        if self.has_ocr:
+            middle = 2 * ocr_width
+            self.conv3x3_ocr = nn.Sequential(
+                nn.Conv2d(channels, middle, 3, padding=1), nn.BatchNorm2d(middle), nn.ReLU(inplace=True)
+            )
+            self.ocr_distri_head = ObjectContext(middle, ocr_width)
+            self.cls_head: nn.Module = nn.Conv2d(middle, 1, 1)
+            self.aux_head = nn.Sequential(
+                nn.Conv2d(channels, channels, 1),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(channels, 1, 1),
+            )
+        else:
+            self.cls_head = nn.Sequential(
+                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(channels, 1, 1),
+            )
+
+    def forward(self, x: Tensor, extra: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        features = self.backbone(x, extra)
+        if not self.has_ocr:
+            return self.cls_head(features), None
+        aux = self.aux_head(features)  # needed at inference too: it says where the object's context is gathered
+        return self.cls_head(self.ocr_distri_head(self.conv3x3_ocr(features), aux)), aux
+
+    def backbone(self, x: Tensor, extra: Tensor | None) -> Tensor:
+        """(B, C, H/4, W/4): all four branches at the finest branch's size."""
+        x = F.relu_(self.bn1(self.conv1(x)))
+        if extra is not None:
+            x = x + extra
+        x = F.relu_(self.bn2(self.conv2(x)))
+        x = self.layer1(x)
+        branches = [transition(x) for transition in self.transition1]
+        branches = self.stage2(branches)
+        branches = self.stage3([*branches, self.transition2[-1](branches[-1])])
+        branches = self.stage4([*branches, self.transition3[-1](branches[-1])])
+        size = branches[0].shape[-2:]
+        return torch.cat([branches[0], *(resize(branch, size) for branch in branches[1:])], 1)
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(conv3x3(inputs, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def new_branch(widths: list[int]) -> nn.ModuleList:
+    """The coarser branch that a stage adds; the gaps keep the public checkpoints' numbering."""
+    added = nn.Sequential(conv_bn_relu(widths[-2], widths[-1], stride=2))
+    return nn.ModuleList([*[None] * (len(widths) - 1), added])
+
+
+def stage(modules: int, widths: list[int], blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(Exchange(widths, blocks) for _ in range(modules)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 with a residual; four times as many channels out as inside."""
+
+    def __init__(self, inputs: int, inside: int) -> None:
+        super().__init__()
+        outputs = 4 * inside
+        self.conv1, self.bn1 = nn.Conv2d(inputs, inside, 1, bias=False), nn.BatchNorm2d(inside)
+        self.conv2, self.bn2 = conv3x3(inside, inside), nn.BatchNorm2d(inside)
+        self.conv3, self.bn3 = nn.Conv2d(inside, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+            if inputs != outputs
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x if self.downsample is None else self.downsample(x)
+        x = F.relu_(self.bn1(self.conv1(x)))
+        x = F.relu_(self.bn2(self.conv2(x)))
+        return F.relu_(self.bn3(self.conv3(x)) + residual)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv3x3(width, width), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv3x3(width, width), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu_(self.bn1(self.conv1(x)))
+        return F.relu_(self.bn2(self.conv2(y)) + x)
+
+
+class Exchange(nn.Module):
+    """One HRNet module: every branch on its own, then each branch receives all others at its own size."""
+
+    def __init__(self, widths: list[int], blocks: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(*(BasicBlock(width) for _ in range(blocks))) for width in widths)
+        count = range(len(widths))
+        self.fuse_layers = nn.ModuleList(nn.ModuleList(bridge(widths, j, i) for j in count) for i in count)
+
+    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
+        xs = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
+        outputs = []
+        for i, bridges in enumerate(self.fuse_layers):
+            total: Tensor | None = None
+            for j, x in enumerate(xs):
+                if j != i:
+                    x = bridges[j](x)
+                if j > i:
+                    x = resize(x, xs[i].shape[-2:])
+                total = x if total is None else total + x
+            assert total is not None
+            outputs.append(F.relu(total))
+        return outputs
+
+
+def bridge(widths: list[int], source: int, target: int) -> nn.Module | None:
+    """From one branch to another: 1x1 towards finer ones (resized later), strided 3x3 steps towards coarser ones."""
+    if source == target:
+        return None
+    if source > target:
+        return nn.Sequential(
+            nn.Conv2d(widths[source], widths[target], 1, bias=False), nn.BatchNorm2d(widths[target])
+        )
+    steps = [conv_bn_relu(widths[source], widths[source], stride=2) for _ in range(target - source - 1)]
+    last = nn.Sequential(conv3x3(widths[source], widths[target], 2), nn.BatchNorm2d(widths[target]))
+    return nn.Sequential(*steps, last)
+
+
+class ObjectContext(nn.Module):
+    """OCR with one object class: the object's mean feature, weighted by the auxiliary map, joins every pixel.
+
+    With one class the attention over classes is 1 everywhere, so its queries and keys (``f_pixel``, ``f_object``) never
+    reach the output. Their weights are kept for the checkpoints' sake and never run.
+    """
+
+    def __init__(self, channels: int, key: int) -> None:
+        super().__init__()
+        self.object_context_block = nn.ModuleDict(
+            {
+                "f_pixel": _projections(channels, key, 2),
+                "f_object": _projections(channels, key, 2),
+                "f_down": _projections(channels, key, 1),
+                "f_up": _projections(key, channels, 1),
+            }
+        )
+        self.conv_bn_dropout = nn.Sequential(
+            nn.Conv2d(2 * channels, channels, 1, bias=False), _bn_relu(channels), nn.Dropout2d(0.05)
+        )
+
+    def forward(self, features: Tensor, aux: Tensor) -> Tensor:
+        weights = aux.flatten(2).softmax(dim=2)  # (B, 1, HW)
+        context = (weights @ features.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(3)  # (B, C, 1, 1)
+        context = self.object_context_block["f_down"](context)
+        if self.training:  # batch statistics count every pixel, as in the reference
+            context = context.expand(-1, -1, *features.shape[-2:])
+        context = self.object_context_block["f_up"](context).expand_as(features)
+        return self.conv_bn_dropout(torch.cat([context, features], 1))
+
+
+def _projections(inputs: int, outputs: int, count: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for index in range(count):
+        layers += [nn.Conv2d(outputs if index else inputs, outputs, 1, bias=False), _bn_relu(outputs)]
+    return nn.Sequential(*layers)
+
+
+def _bn_relu(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))

@@ -1,0 +1,65 @@
+"""The configuration inside RITM's public checkpoints, read as ours.
+
+Such a file is ``{"state_dict": ..., "config": {"class": dotted name, "params": {name: {"type", "value", "specified"}}}}``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hrseg_cli.errors import HrsegError
+
+HRNET_CLASS = "isegm.model.is_hrnet_model.HRNetModel"
+
+# Families that share the format; read nowhere here yet, named so that the refusal can say what the file is.
+OTHER_CLASSES = {
+    "is_deeplab_model": "a DeepLabV3+ click model",
+    "is_plainvit_model": "a SimpleClick (plain ViT) model",
+    "is_segformer_model": "a FocalClick SegFormer model",
+    "is_strong_baseline": "a FocalClick model",
+    "is_cdnet_model": "a CDNet model",
+}
+
+# What the reference assumes for a parameter that the file does not mention.
+DEFAULTS: dict[str, Any] = {
+    "width": 48,
+    "ocr_width": 256,
+    "small": False,
+    "with_aux_output": False,
+    "use_leaky_relu": False,
+    "use_rgb_conv": True,
+    "use_disks": False,
+    "norm_radius": 260,
+    "with_prev_mask": False,
+    "binary_prev_mask": False,
+    "conv_extend": False,
+    "norm_mean_std": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+# Say how it was trained or where the click maps were computed; the answer does not depend on them.
+WITHOUT_EFFECT = {"backbone_lr_mult", "norm_layer", "cpu_dist_maps"}
+
+
+def options(config: Any) -> dict[str, Any]:
+    """Keyword arguments of :class:`~hrseg_cli.models.hrnet_ocr.ClickHRNet` for a RITM ``config``.
+
+    Raises HrsegError with the rest of a line that starts with the file's name.
+    """
+    try:
+        name, params = str(config["class"]), dict(config["params"])
+        values = {key: (entry["value"], bool(entry.get("specified", True))) for key, entry in params.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise HrsegError("its 'config' is not RITM's; give the file as its authors published it") from None
+    if name != HRNET_CLASS:
+        known = next((text for part, text in OTHER_CLASSES.items() if part in name), f"a model of class {name}")
+        raise HrsegError(f"is {known}; hrseg reads RITM's HRNet models (h18s, h18, h32)")
+    chosen = dict(DEFAULTS)
+    for key, (value, specified) in values.items():
+        if key in chosen:
+            chosen[key] = value
+        elif key == "clicks_groups":
+            if value is not None:
+                raise HrsegError("uses click groups, which hrseg does not support; choose a model without them")
+        elif specified and key not in WITHOUT_EFFECT:
+            raise HrsegError(f"asks for the unknown option '{key}'; it comes from a fork of RITM that hrseg cannot read")
+    return chosen

@@ -1,0 +1,271 @@
+"""Run folders read back, and the table of numbers made from their traces.
+
+Numbers are recomputed from ``traces.jsonl``, so that an old run answers for a measure that did not exist when it ran.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from hrseg_cli.catalog import METRICS
+from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.interaction import Trace
+from hrseg_cli.metrics.noc import summarise
+from hrseg_cli.runs import read_run, read_traces
+
+DEFAULT_MEASURES = ("NoC@80", "NoC@85", "NoC@90", "NoF@90")
+RESAMPLES = 1000
+METRIC_LABELS = {"iou": "IoU", "biou": "bIoU", "mba": "mBA"}
+
+_MEASURE = re.compile(r"(?:NoC|NoF|>=\d+)@(?P<percent>\d+(?:\.\d+)?)|mean@(?P<click>\d+)|AUC|SPC")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One run folder, read back. ``label`` is what the user calls it; ``protocol`` is the record of ``run.json``."""
+
+    label: str
+    folder: Path
+    status: str
+    model: str
+    protocol: dict[str, Any]
+    until: dict[str, float]
+    commit: str
+    traces: tuple[Trace, ...]
+
+    @property
+    def max_clicks(self) -> int:
+        """Clicks an object got before it counted as not reached."""
+        return int(self.protocol.get("max_clicks") or max(len(t.clicks) for t in self.traces))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number with its 95 % bootstrap interval over ``n`` objects, and the run it comes from."""
+
+    run: str
+    model: str
+    protocol: str
+    commit: str
+    dataset: str
+    metric: str
+    measure: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers of some runs.
+
+    runs: labels, in the order of the lines. rows: sorted by dataset, metric, measure, then run; a number that a run
+    cannot answer is left out. notes: lines to be read with the numbers. differences: why the numbers of these runs do
+    not compare; empty where they do.
+    """
+
+    runs: tuple[str, ...]
+    rows: tuple[Entry, ...]
+    notes: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
+
+
+def read_evaluations(arguments: Iterable[str], partial: bool = False) -> list[Evaluation]:
+    """Runs named as ``FOLDER`` or ``LABEL=FOLDER``, in the given order.
+
+    Raises HrsegError when one is not a run with traces, is not finished (unless ``partial``) or repeats a label.
+    """
+    runs: dict[str, Evaluation] = {}
+    for argument in arguments:
+        label, folder = _label_and_folder(argument)
+        if label in runs:
+            raise HrsegError(f"{argument}: a run called '{label}' is already there; name this one, as in OTHER={folder}")
+        runs[label] = _read_evaluation(label, folder, partial)
+    return list(runs.values())
+
+
+def _label_and_folder(argument: str) -> tuple[str, Path]:
+    label, equals, path = argument.partition("=")
+    if not equals or Path(argument).is_dir():
+        return Path(argument).resolve().name, Path(argument)
+    if not label or not path:
+        raise HrsegError(f"{argument}: write FOLDER or LABEL=FOLDER")
+    return label, Path(path)
+
+
+def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
+    record = read_run(folder)
+    settings = record["asked"]["settings"]
+    status = str(record.get("got", {}).get("status", "unknown"))
+    if status != "done" and not partial:
+        raise HrsegError(f"{folder}: the run is '{status}', not done; repeat its command to finish it, or add --partial")
+    # An unfinished run has only the second file; one that was resumed may have both.
+    paths = [folder / name for name in ("traces.jsonl", "traces.part.jsonl") if partial or name == "traces.jsonl"]
+    traces = {(t.dataset, t.id): t for path in paths if path.is_file() for t in read_traces(path)}
+    if not traces:
+        raise HrsegError(f"{folder}: no traces in it; give a folder written by 'hrseg evaluate --out'")
+    return Evaluation(
+        label=label,
+        folder=folder,
+        status=status,
+        model=str(settings.get("model", "unknown")),
+        protocol=dict(settings.get("protocol") or {}),
+        until=dict(settings.get("until") or {}),
+        commit=str(record.get("where", {}).get("commit") or "unknown"),
+        traces=tuple(traces.values()),
+    )
+
+
+def measured(runs: Sequence[Evaluation], asked: Sequence[str] = ()) -> list[str]:
+    """The asked metrics, or all that any run measured in the order of the catalog. Raises HrsegError for one absent."""
+    present = {name for run in runs for trace in run.traces for name in trace.scores}
+    for name in asked:
+        if name not in present:
+            raise HrsegError(f"--metric {name}: none of the runs measured it; evaluate with --metric {name}")
+    known = [name for name in METRICS if name in present]
+    return list(dict.fromkeys(asked)) or known + sorted(present.difference(known))
+
+
+def datasets(runs: Iterable[Evaluation]) -> list[str]:
+    """Names of the datasets in order of appearance."""
+    return list(dict.fromkeys(trace.dataset for run in runs for trace in run.traces))
+
+
+def check_measures(names: Iterable[str]) -> None:
+    """Raises UnknownName for a name that is not a measure."""
+    for name in names:
+        if not _MEASURE.fullmatch(name):
+            known = [*DEFAULT_MEASURES, ">=20@90", "mean@5", "AUC", "SPC"]
+            raise UnknownName("measure", name, known, "Other numbers after the @ work too, such as NoC@92.5.")
+
+
+def build(
+    runs: Sequence[Evaluation], metrics: Sequence[str] = (), measures: Sequence[str] = (), seed: int = 0
+) -> Table:
+    """The table of ``runs``; without ``metrics`` all that were measured, without ``measures`` the default ones.
+
+    A threshold above the one at which a run stopped clicking is unknown there. Raises HrsegError when a metric or
+    measure that was asked for is known in no run, UnknownName for a measure nobody knows.
+    """
+    check_measures(measures)
+    asked = list(dict.fromkeys(measures)) or list(DEFAULT_MEASURES)
+    found: dict[tuple[str, str, str, str], Entry] = {}
+    metrics = measured(runs, metrics)
+    for run in runs:
+        for metric in metrics:
+            for entry in _entries(run, metric, asked, seed):
+                found[entry.dataset, metric, entry.measure, run.label] = entry
+    for name in measures:
+        if not any(key[2] == name for key in found):
+            until = _told({run.label: _until_text(run) for run in runs})
+            most = _told({run.label: str(run.max_clicks) for run in runs})
+            raise HrsegError(
+                f"--measure {name}: unknown in every run (clicked until {until}, at most {most} clicks); "
+                "evaluate with a higher --until, or ask for another measure"
+            )
+    order = [(d, m, a, run.label) for d in datasets(runs) for m in metrics for a in asked for run in runs]
+    return Table(
+        runs=tuple(run.label for run in runs),
+        rows=tuple(found[key] for key in order if key in found),
+        notes=tuple(_notes(runs)),
+        differences=tuple(differences(runs, asked)),
+    )
+
+
+def _entries(run: Evaluation, metric: str, measures: Sequence[str], seed: int) -> list[Entry]:
+    matches = [match for name in measures if (match := _MEASURE.fullmatch(name))]
+    thresholds = {float(Decimal(m["percent"]) / 100) for m in matches if m["percent"]}  # exact, as 0.925 is typed
+    clicks = {int(m["click"]) for m in matches if m["click"]}
+    return [
+        Entry(
+            run=run.label,
+            model=run.model,
+            protocol=_protocol_text(run),
+            commit=run.commit,
+            dataset=row.dataset,
+            metric=metric,
+            measure=row.measure,
+            value=row.value,
+            low=row.low,
+            high=row.high,
+            n=row.n,
+        )
+        for row in summarise(
+            [trace for trace in run.traces if metric in trace.scores],
+            metric,
+            thresholds=tuple(sorted(thresholds)),
+            max_clicks=run.max_clicks,
+            ks=tuple(sorted(clicks)),
+            seed=seed,
+            resamples=RESAMPLES,
+        )
+        if row.measure in measures
+    ]
+
+
+def differences(runs: Sequence[Evaluation], measures: Iterable[str] = ()) -> list[str]:
+    """Why numbers of these runs do not compare: protocol, most clicks, objects, and, for means, where clicking ended."""
+    found = []
+    differing = sorted(
+        key
+        for key in {key for run in runs for key in run.protocol} - {"name", "version", "max_clicks"}
+        if any(run.protocol.get(key) != runs[0].protocol.get(key) for run in runs)
+    )
+    if differing:
+        names = _told({run.label: _protocol_text(run) for run in runs})
+        found.append(f"protocols differ in {', '.join(differing)}: {names}")
+    if len({run.max_clicks for run in runs}) > 1:
+        found.append(f"most clicks differ: {_told({run.label: str(run.max_clicks) for run in runs})}")
+    for name in datasets(runs):
+        # The area tells apart objects of one name whose truth was read or drawn otherwise.
+        objects = {r.label: frozenset((t.id, t.area) for t in r.traces if t.dataset == name) for r in runs}
+        having = {label: ids for label, ids in objects.items() if ids}
+        if len(set(having.values())) > 1:
+            shared = len(frozenset.intersection(*having.values()))
+            counts = _told({label: f"{len(ids)}" for label, ids in having.items()})
+            found.append(f"objects of {name} differ: {counts}, {shared} in common")
+    if any(name == "AUC" or name.startswith(("mean@", "SPC")) for name in measures):
+        untils = {run.label: _until_text(run) for run in runs}
+        if len(set(untils.values())) > 1:
+            found.append(f"clicking ended at other values, which moves mean, AUC and SPC: {_told(untils)}")
+    return found
+
+
+def _notes(runs: Sequence[Evaluation]) -> list[str]:
+    counts = []
+    for name in datasets(runs):
+        sizes = {run.label: sum(t.dataset == name for t in run.traces) for run in runs}
+        counts.append(f"{name} n = {_told({label: str(n) for label, n in sizes.items() if n})}")
+    notes = [
+        f"{', '.join(counts)}; protocol {_told({run.label: _protocol_text(run) for run in runs})}; "
+        f"until {_told({run.label: _until_text(run) for run in runs})}; "
+        f"at most {_told({run.label: str(run.max_clicks) for run in runs})} clicks; "
+        "[95 % bootstrap interval over objects]."
+    ]
+    unfinished = [f"{run.label} ({run.status})" for run in runs if run.status != "done"]
+    if unfinished:
+        notes.append(f"Not finished: {', '.join(unfinished)}.")
+    return notes
+
+
+def _protocol_text(run: Evaluation) -> str:
+    name, version = run.protocol.get("name", "unknown"), run.protocol.get("version")
+    return str(name) if version is None else f"{name} v{version}"
+
+
+def _until_text(run: Evaluation) -> str:
+    values = [f"{METRIC_LABELS.get(name, name)} {value:g}" for name, value in run.until.items()]
+    return " and ".join(values) or "the last click"
+
+
+def _told(values: Mapping[str, str]) -> str:
+    """The one value that all runs share, or each with its run: ``20 (a), 10 (b)``."""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{value} ({label})" for label, value in values.items())

@@ -1,0 +1,196 @@
+"""The run folder: what was asked, what came out, on which code and machine.
+
+    run.json        asked (settings that decide the numbers, argv), got (status, seconds, summary), where
+    traces.jsonl    one line per object, in dataset order; ``traces.part.jsonl`` while the run goes on
+    <dataset>.csv   one row per object
+    noc.csv         the summary, one row per (dataset, metric, measure)
+    masks.jsonl     optional: truth and masks after some clicks, run-length encoded
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Trace
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Write beside ``path``, then rename: a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    blob = data.encode() if isinstance(data, str) else data
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_traces(path: Path) -> Iterator[Trace]:
+    """Traces of a ``.jsonl`` file. A torn last line (an interrupted run) is dropped; any other bad line is an error."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield Trace.from_json(line)
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                return
+            raise HrsegError(f"{path}, line {number}: not a trace ({error}); delete the line or the file") from None
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions and machine, without importing anything heavy."""
+    versions = {"python": platform.python_version()}
+    for package in ("hrseg", "torch", "numpy", "opencv-python", "pillow"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": versions,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the source checkout; None in an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+class Run:
+    """A run folder being written. Use as a context manager: the status is written last, whatever happens.
+
+    settings: everything that decides the numbers. A folder that holds another set of settings is refused, the same
+    set is resumed.
+    """
+
+    def __init__(self, folder: Path, command: str, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        self.summary: Any = None
+        self._record: dict[str, Any] = {
+            "asked": {"command": command, "argv": sys.argv[1:], "settings": settings},
+            "got": {"status": "running"},
+            "where": environment(),
+        }
+
+    def __enter__(self) -> Run:
+        self._check_same_settings()
+        self._started = time.monotonic()
+        try:
+            self._save()
+        except OSError as error:
+            raise HrsegError(f"--out {self.folder}: cannot write there ({error.strerror}); name another folder") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        got = self._record["got"]
+        got["seconds"] = round(time.monotonic() - self._started, 1)
+        got["summary"] = self.summary
+        if kind is None:
+            got["status"] = "done"
+        else:
+            got["status"] = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
+            got["error"] = str(error)
+        self._save()
+
+    def _save(self) -> None:
+        write_atomically(self.folder / "run.json", json.dumps(self._record, indent=2, ensure_ascii=False) + "\n")
+
+    def _check_same_settings(self) -> None:
+        path = self.folder / "run.json"
+        if not path.exists():
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                raise HrsegError(f"--out {self.folder}: not empty and not a run folder; name another folder")
+            return
+        asked = read_run(self.folder)["asked"]
+        old, new = asked["settings"], json.loads(json.dumps(self._record["asked"]["settings"]))
+        if asked["command"] != self._record["asked"]["command"]:
+            raise HrsegError(f"--out {self.folder}: holds a run of '{asked['command']}'; name another folder")
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                raise HrsegError(
+                    f"--out {self.folder}: holds a run with {key} = {_short(old.get(key))}, now asked with "
+                    f"{_short(new.get(key))}; name another folder, or delete this one"
+                )
+
+    @property
+    def part(self) -> Path:
+        """Traces so far, in the order in which they were finished."""
+        return self.folder / "traces.part.jsonl"
+
+    def finished_traces(self) -> dict[str, Trace]:
+        """``dataset/id`` -> trace of every object that needs no second pass."""
+        done: dict[str, Trace] = {}
+        for path in (self.folder / "traces.jsonl", self.part):
+            if path.exists():
+                done.update({f"{t.dataset}/{t.id}": t for t in read_traces(path)})
+        return done
+
+    @property
+    def part_masks(self) -> Path:
+        """Masks so far; an object's line is written before its trace."""
+        return self.folder / "masks.part.jsonl"
+
+    def finish(self, keys: Sequence[str], traces: dict[str, Trace], keep_masks: bool) -> None:
+        """All traces (and masks) in the order of ``keys``, then the partial files go."""
+        if keep_masks:
+            lines: dict[str, str] = {}
+            for path in (self.folder / "masks.jsonl", self.part_masks):
+                for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+                    try:
+                        record = json.loads(line)
+                    except ValueError:  # torn by an interrupt; the object was done again
+                        continue
+                    lines[f"{record['dataset']}/{record['id']}"] = line
+            write_atomically(self.folder / "masks.jsonl", "".join(lines[key] + "\n" for key in keys))
+        write_atomically(self.folder / "traces.jsonl", "".join(traces[key].to_json() + "\n" for key in keys))
+        self.part.unlink(missing_ok=True)
+        self.part_masks.unlink(missing_ok=True)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """``run.json`` of a run folder. Raises HrsegError when it is not one."""
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["asked"]["settings"]
+    except FileNotFoundError:
+        raise HrsegError(f"{folder}: no run.json there; give a folder written by 'hrseg evaluate --out'") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HrsegError(f"{path}: cannot be read as a run ({error}); run the command that made it again") from None
+    return dict(record)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
