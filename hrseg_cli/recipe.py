@@ -165,4 +165,6 @@ def _explain(error: ValidationError) -> str:
     for part in first["loc"][:-1]:
         model = {"zoom": ZoomIn, "tiles": Tiles}.get(str(part), model)
     guess = nearest(str(first["loc"][-1]), model.model_fields)
-    return f"unknown key '{place}'" + (f"; did you mean '{guess}'?" if guess else f"; known: {', '.join(model.model_fields)}")
+    return f"unknown key '{place}'" + (
+        f"; did you mean '{guess}'?" if guess else f"; known: {', '.join(model.model_fields)}"
+    )

@@ -1,10 +1,10 @@
 """The run folder: what was asked, what came out, on which code and machine.
 
-    run.json        asked (settings that decide the numbers, argv), got (status, seconds, summary), where
-    traces.jsonl    one line per object, in dataset order; ``traces.part.jsonl`` while the run goes on
-    <dataset>.csv   one row per object
-    noc.csv         the summary, one row per (dataset, metric, measure)
-    masks.jsonl     optional: truth and masks after some clicks, run-length encoded
+run.json        asked (settings that decide the numbers, argv), got (status, seconds, summary), where
+traces.jsonl    one line per object, in dataset order; ``traces.part.jsonl`` while the run goes on
+<dataset>.csv   one row per object
+noc.csv         the summary, one row per (dataset, metric, measure)
+masks.jsonl     optional: truth and masks after some clicks, run-length encoded
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ class Run:
         try:
             self._save()
         except OSError as error:
-            raise HrsegError(f"--out {self.folder}: cannot write there ({error.strerror}); name another folder") from None
+            raise HrsegError(
+                f"--out {self.folder}: cannot write there ({error.strerror}); name another folder"
+            ) from None
         return self
 
     def __exit__(

@@ -46,7 +46,8 @@ Until = Annotated[
 MaxClicks = Annotated[int | None, typer.Option("--max-clicks", min=1, help="Clicks per object [protocol's].")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N objects of each dataset.")]
 Workers = Annotated[
-    int, typer.Option("--workers", min=0, help="Processes, one thread each; 0: one per core. Results do not depend on it.")
+    int,
+    typer.Option("--workers", min=0, help="Processes, one thread each; 0: one per core. Results do not depend on it."),
 ]
 Root = Annotated[Path | None, typer.Option("--root", help="Where named datasets lie [$HRSEG_DATA or ./data].")]
 Instances = Annotated[bool, typer.Option("--instances", help="Masks hold one object per grey value or palette index.")]
@@ -120,7 +121,14 @@ def device_of(text: str) -> str:
 def progress() -> Progress:
     """A progress bar with the time left, on stderr; gone when finished."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True)

@@ -19,7 +19,8 @@ def prepare_data(
     size: Annotated[int, typer.Option("--size", min=64, help="procedural: longer side in pixels.")] = 1024,
     seed: Annotated[int, typer.Option("--seed", min=0, help="procedural: same seed, same pictures.")] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="procedural: the folder [ROOT/procedural]; otherwise the index file.")
+        Path | None,
+        typer.Option("--out", "-o", help="procedural: the folder [ROOT/procedural]; otherwise the index file."),
     ] = None,
     instances: options.Instances = False,
     root: options.Root = None,
@@ -32,7 +33,7 @@ def prepare_data(
     if what == "procedural":
         _draw(out or _root(root) / "procedural", count, size, seed)
     else:
-        _index(Path(what), out, instances)
+        _index(what, out, instances, root)
 
 
 def _root(root: Path | None) -> Path:
@@ -45,8 +46,38 @@ def _draw(folder: Path, count: int, size: int, seed: int) -> None:
     with options.progress() as bar:
         task = bar.add_task("drawing", total=count)
         procedural.write(folder, count, size, seed, lambda done: bar.update(task, completed=done))
-    typer.echo(json.dumps({"dataset": "procedural", "folder": str(folder), "objects": count, "size": size, "seed": seed}))
+    typer.echo(
+        json.dumps({"dataset": "procedural", "folder": str(folder), "objects": count, "size": size, "seed": seed})
+    )
 
 
-def _index(folder: Path, out: Path | None, instances: bool) -> None:
-    raise HrsegError("not yet")
+def _index(spec: str, out: Path | None, instances: bool, root: Path | None) -> None:
+    from hrseg_cli.data.index import build_index
+
+    with options.progress() as bar:
+        task = bar.add_task("checking", total=None)
+        found = build_index(
+            spec,
+            root=root,
+            instances=instances,
+            out=out,
+            progress=lambda done, all_: bar.update(task, completed=done, total=all_),
+        )
+    for problem in found.problems:
+        typer.echo(f"hrseg: {problem}", err=True)
+    typer.echo(
+        json.dumps(
+            {
+                "dataset": spec,
+                "index": str(found.path),
+                "images": found.images,
+                "objects": found.objects,
+                "rules": found.rules,
+                "problems": len(found.problems),
+            }
+        )
+    )
+    if found.problems:
+        raise HrsegError(
+            f"{spec}: {len(found.problems)} problems, named above; the {found.objects} good objects are indexed"
+        )

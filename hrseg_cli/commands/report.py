@@ -52,15 +52,16 @@ def report(
     if built.differences:
         _complain(f"warning: the numbers do not compare: {'; '.join(built.differences)}")
     if plot is not None:
-        plots.save(plots.curves(evaluations, metrics), plot, "--plot")
+        _write("--plot", plot, plots.drawn(plots.curves(evaluations, metrics), plot))
     if pictures is not None:
-        plots.save(plots.pictures(evaluations, metrics, objects, _complain), pictures, "--pictures")
+        page = plots.pictures(evaluations, metrics, objects, _complain)
+        _write("--pictures", pictures, plots.drawn(page, pictures))
 
     text: str = write(built)
     if check is not None:
         _check(text, check)
     elif out is not None:
-        _write(text, out)
+        _write("--out", out, text)
     else:
         sys.stdout.write(text)
 
@@ -86,11 +87,11 @@ def _check(text: str, path: Path) -> None:
     raise typer.Exit(1)
 
 
-def _write(text: str, path: Path) -> None:
+def _write(option: str, path: Path, data: str | bytes) -> None:
     from hrseg_cli.errors import HrsegError
     from hrseg_cli.runs import write_atomically
 
     try:
-        write_atomically(path, text)
+        write_atomically(path, data)
     except OSError as error:
-        raise HrsegError(f"--out {path}: cannot write there ({error.strerror}); name another file") from None
+        raise HrsegError(f"{option} {path}: cannot write there ({error.strerror}); name another file") from None

@@ -78,8 +78,13 @@ def build_index(
     records: list[dict[str, Any]] = []
     problems: list[str] = []
     incomplete: set[str] = set()
+    seen: set[str] = set()
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         for done, (good, bad) in enumerate(pool.map(lambda group: _check_image(folder, group), groups), 1):
+            for record in good:
+                if record["id"] in seen:
+                    problems.append(f"{record['mask']}: object '{record['id']}' is there twice; rename one file")
+                seen.add(record["id"])
             records += good
             problems += dict.fromkeys(problem for _, problem in bad)
             incomplete |= {relative(mask, folder) for mask, _ in bad}
@@ -102,7 +107,7 @@ def build_index(
 
 
 def _check_image(folder: Path, masks: list[Ref]) -> tuple[list[dict[str, Any]], list[tuple[Path, str]]]:
-    """(records of the good objects, (mask, problem) of the others) of the masks of one image; each file decoded once."""
+    """(records of good objects, (mask, problem) of the others) of the masks of one image; each file decoded once."""
     records: list[dict[str, Any]] = []
     problems: list[tuple[Path, str]] = []
     read = cache(read_mask)

@@ -25,7 +25,7 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.runs import write_atomically
 
 Array = np.ndarray
-Window = tuple[slice, slice]
+Light = tuple[float, float, float]
 
 TAU = 2 * math.pi
 MIN_RADIUS = 0.75 / 1024  # the thinnest line is 1.5 px wide at 1024
@@ -94,48 +94,41 @@ def _wander(rng: Generator, start: Array, angle: float, length: float, bend: flo
     return np.vstack([start, start + np.cumsum(steps, axis=0)])
 
 
-def _moved(part: Part, move: Callable[[Array], Array], scale: float = 1.0, **changes: object) -> Part:
-    """The part with every ring sent through ``move`` and every width multiplied by ``scale``."""
-    radius = None if part.radius is None else part.radius * scale
-    moved = replace(
-        part,
-        rings=tuple(move(ring) for ring in part.rings),
-        radius=radius,
-        bevel=part.bevel * scale,
-        lift=part.lift * scale,
-    )
-    return replace(moved, **changes) if changes else moved  # type: ignore[arg-type]
+def _points(parts: list[Part]) -> Array:
+    return np.concatenate([ring for part in parts for ring in part.rings])
 
 
-def _turned(angle: float, scale: float, shift: Array) -> Callable[[Array], Array]:
-    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+def _moved(parts: list[Part], points: Array, scale: float | Array = 1.0) -> list[Part]:
+    """The parts with their points, in order, at new places, and with widths multiplied by ``scale``, one or per point."""
+    factor = np.broadcast_to(scale, len(points))
+    moved, start = [], 0
+    for part in parts:
+        stops = start + np.cumsum([len(ring) for ring in part.rings])
+        rings = (
+            tuple(np.split(points[start : stops[-1]], stops[:-1] - start))
+            if len(stops) > 1
+            else (points[start : stops[0]],)
+        )
+        radius = None if part.radius is None else part.radius * factor[start : stops[-1]]
+        size = float(factor[start])
+        moved.append(Part(rings, radius, part.tone, part.role, part.bevel * size, part.lift * size))
+        start = int(stops[-1])
+    return moved
 
-    def move(p: Array) -> Array:
-        return np.stack([p[:, 0] * cos - p[:, 1] * sin, p[:, 0] * sin + p[:, 1] * cos], axis=1) + shift
 
-    return move
+def _turned(points: Array, angle: float) -> Array:
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.stack([points[:, 0] * cos - points[:, 1] * sin, points[:, 0] * sin + points[:, 1] * cos], axis=1)
 
 
 def _tilted(rng: Generator, parts: list[Part], strength: float) -> list[Part]:
     """A flat shape within [-1, 1] seen at a slant: foreshortened along one direction, and in perspective."""
     squeeze = rng.uniform(1 - 0.6 * strength, 1)
     turn = rng.uniform(0, TAU)
-    kx, ky = rng.uniform(-0.35, 0.35, 2) * strength
-    cos, sin = math.cos(turn), math.sin(turn)
-
-    def move(p: Array) -> Array:
-        u, v = p[:, 0] * cos + p[:, 1] * sin, (p[:, 1] * cos - p[:, 0] * sin) * squeeze
-        depth = 1 + kx * p[:, 0] + ky * p[:, 1]
-        return np.stack([u * cos - v * sin, u * sin + v * cos], axis=1) / depth[:, None]
-
-    def slanted(part: Part) -> Part:
-        moved = _moved(part, move)
-        if moved.radius is None:
-            return moved
-        p = part.rings[0]
-        return replace(moved, radius=moved.radius * math.sqrt(squeeze) / (1 + kx * p[:, 0] + ky * p[:, 1]))
-
-    return [slanted(part) for part in parts]
+    points = _points(parts)
+    depth = 1 + points @ (rng.uniform(-0.3, 0.3, 2) * strength)
+    slanted = _turned(_turned(points, -turn) * (1, squeeze), turn) / depth[:, None]
+    return _moved(parts, slanted, math.sqrt(squeeze) / depth)
 
 
 def _blade(rng: Generator, root: Array, angle: float, length: float, tone: float) -> list[Part]:
@@ -144,10 +137,9 @@ def _blade(rng: Generator, root: Array, angle: float, length: float, tone: float
     half = length * rng.uniform(0.16, 0.3) * np.sin(math.pi * t**0.8)
     bend = rng.normal(0, 0.12) * length * np.sin(math.pi * t)
     outline = np.vstack([np.stack([t * length, bend + half], 1), np.stack([t * length, bend - half], 1)[::-1]])
-    move = _turned(angle, 1.0, root)
-    rib = move(np.stack([t * length, bend], 1))
+    rib = root + _turned(np.stack([t * length, bend], 1), angle)
     return [
-        Part((move(outline),), None, tone, bevel=0.5 * length, lift=rng.uniform(0.0, 0.02)),
+        Part((root + _turned(outline, angle),), None, tone, bevel=0.5 * length, lift=rng.uniform(0.0, 0.02)),
         _stroke(rib, MIN_RADIUS, min(tone + 0.25, 1), role="paint", lift=0.004),
     ]
 
@@ -172,7 +164,9 @@ def _branch(rng: Generator) -> list[Part]:
             continue
         for side in (-1, 1):
             turn = side * rng.uniform(0.15, 0.75)
-            todo.append((path[-1], angle + turn, length * rng.uniform(0.6, 0.85), tip * rng.uniform(0.65, 0.95), depth + 1))
+            todo.append(
+                (path[-1], angle + turn, length * rng.uniform(0.6, 0.85), tip * rng.uniform(0.65, 0.95), depth + 1)
+            )
         if rng.random() < 0.7:
             k = int(rng.integers(3, count - 2))
             turn = rng.choice([-1, 1]) * rng.uniform(0.5, 1.1)
@@ -191,10 +185,10 @@ def _wire(rng: Generator) -> list[Part]:
         heading = math.atan2(end[1] - before[1], end[0] - before[0])
         body = np.array([[0, -2], [1, -2.6], [7, -2.6], [8, -2], [8, 2], [7, 2.6], [1, 2.6], [0, 2]]) * radius
         pins = [np.array([[7.0, y], [12.0, y]]) * radius for y in (-1.2, 1.2)]
-        move = _turned(heading, 1.0, end)
-        plug = [_stroke(move(pin), 0.5 * radius, 0.95) for pin in pins]
-        plug += [_stroke(move(np.array([[-5.0, 0], [1, 0]]) * radius), np.array([1.1, 1.9]) * radius, 0.4)]
-        return [*jacket, *plug, Part((move(body),), None, 0.35, bevel=radius, lift=0.03)]
+        plug = [_stroke(end + _turned(pin, heading), 0.5 * radius, 0.95) for pin in pins]
+        sleeve = end + _turned(np.array([[-5.0, 0], [1, 0]]) * radius, heading)
+        plug.append(_stroke(sleeve, np.array([1.1, 1.9]) * radius, 0.4))
+        return [*jacket, *plug, Part((end + _turned(body, heading),), None, 0.35, bevel=radius, lift=0.03)]
     if style == 1:  # a harness: wires tied together that fan out at both ends
         spine = rng.uniform(-1, 1, (5, 2)) * (0.6, 1)
         spine = spine[np.argsort(spine[:, 1])] * (1, 1.3)
@@ -220,11 +214,13 @@ def _wire(rng: Generator) -> list[Part]:
     inside = np.sin(math.pi * np.linspace(0, 1, 40 * turns)) ** 0.25
     coil = spine + np.stack([0.05 * np.cos(phase), rng.uniform(0.1, 0.2) * np.sin(phase)], 1) * inside[:, None]
     radius = rng.uniform(0.008, 0.014)
-    halves = [(k, _stroke(coil[k : k + 21], radius, 0.5, lift=0.04 * (k // 20 % 2))) for k in range(0, 40 * turns - 20, 20)]
+    halves = [
+        (k, _stroke(coil[k : k + 21], radius, 0.5, lift=0.04 * (k // 20 % 2))) for k in range(0, 40 * turns - 20, 20)
+    ]
     return [half for k, half in sorted(halves, key=lambda item: item[0] // 20 % 2)]
 
 
-def _spiral(rng: Generator, radius: float, turns: float, hand: int) -> Array:
+def _spiral(radius: float, turns: float, hand: int) -> Array:
     angle = np.linspace(0, TAU * turns, int(26 * turns) + 8)
     return _polar(hand * angle, radius * np.linspace(1, 0.12, len(angle)))
 
@@ -243,18 +239,18 @@ def _lattice(rng: Generator) -> list[Part]:
             if k + 1 < count:
                 gap, centre = x[1] - x[0], left + 0.5 * (x[1] - x[0])
                 for y, hand in ((-0.35 * height, 1), (0.35 * height, -1)):
-                    scroll = _spiral(rng, 0.46 * gap, 1.8, hand) + (centre, y)
+                    scroll = _spiral(0.46 * gap, 1.8, hand) + (centre, y)
                     parts.append(_stroke(scroll, bar * 0.6, 0.55, lift=0.005))
                 parts.append(_stroke(_circle(0.2 * gap, (centre, -0.88 * height), 40), bar * 0.55, 0.5))
         return _tilted(rng, parts, 0.7)
-    if style == 1:  # wire mesh in a frame: a zigzag a row, each hooked into the one before
+    if style == 1:  # chain link in a frame: zigzags, each hooked into the one before
         count = int(rng.integers(9, 17))
         wire, frame = rng.uniform(0.0035, 0.006), rng.uniform(0.018, 0.03)
         cell = 2 / count
         parts = []
         for k in range(count):
             y = np.linspace(-1, 1, 2 * count + 1)
-            x = -1 + cell * (k + 0.5) + 0.55 * cell * np.where(np.arange(2 * count + 1) % 2, 1, -1)
+            x = -1 + cell * (k + 0.5) + 0.55 * cell * np.where((np.arange(2 * count + 1) + k) % 2, 1, -1)
             zigzag = np.stack([np.clip(x, -1, 1), y], 1) + rng.normal(0, 0.04 * cell, (2 * count + 1, 2))
             parts.append(_stroke(_curve(zigzag, 10 * count), wire, rng.uniform(0.3, 0.8), lift=0.004 * (k % 2)))
         corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]], float)
@@ -264,7 +260,10 @@ def _lattice(rng: Generator) -> list[Part]:
     angle = np.sort(np.linspace(0, TAU, count, endpoint=False) + rng.normal(0, 0.06, count))
     reach = rng.uniform(0.75, 1.1, count)
     thread = rng.uniform(0.0022, 0.0034)
-    parts = [_stroke(_polar(np.full(2, a), np.array([0, 1.25 * r])), thread * 1.4, 0.6) for a, r in zip(angle, reach, strict=True)]
+    parts = [
+        _stroke(_polar(np.full(2, a), np.array([0, 1.25 * r])), thread * 1.4, 0.6)
+        for a, r in zip(angle, reach, strict=True)
+    ]
     for ring in np.linspace(0.07, 1, int(rng.integers(17, 28))) ** 0.9:
         for k in range(count):
             a, b = angle[k], angle[(k + 1) % count] + (TAU if k + 1 == count else 0)
@@ -306,7 +305,7 @@ def _leaf(rng: Generator) -> list[Part]:
         parts: list[Part] = []
         spine = _wander(rng, np.zeros(2), -math.pi / 2, 2.0, 0.03, 60)
         parts.append(_stroke(spine, np.linspace(0.012, 0.003, 60), 0.3, lift=0.02))
-        for k in range(6, 59):
+        for k in range(6, 59, 2):
             t = k / 59
             heading = math.atan2(*(spine[k] - spine[k - 1])[::-1])
             reach = 0.75 * math.sin(math.pi * min(t * 0.8 + 0.22, 1)) ** 1.2 + 0.03
@@ -316,13 +315,13 @@ def _leaf(rng: Generator) -> list[Part]:
                 rib = _wander(rng, spine[k], heading + side * (1.25 - 0.4 * t), reach * rng.uniform(0.85, 1), 0.05, 14)
                 tone = rng.uniform(0.15, 0.85)
                 parts.append(_stroke(rib, np.linspace(0.004, 0.0015, 14), tone))
-                for j in range(1, 14):
-                    lean = math.atan2(*(rib[j] - rib[j - 1])[::-1])
-                    size = 0.1 * reach * (1 - 0.75 * j / 14) + 0.008
-                    for hand in (-1, 1):
-                        end = rib[j] + _polar(np.array(lean + hand * 1.0), size)
-                        width = np.array([0.7, 1, 0.3]) * 0.009 * (0.4 + 0.6 * reach)
-                        parts.append(_stroke(np.stack([rib[j], 0.5 * (rib[j] + end), end]), width, tone))
+                ahead = np.arctan2(*np.diff(rib, axis=0).T[::-1])
+                size = 0.085 * reach * (1 - 0.75 * np.arange(1, 14) / 14) + 0.006
+                width = np.array([0.8, 1, 0.15]) * 0.013 * (0.4 + 0.6 * reach)
+                for hand in (-1, 1):
+                    reachings = _polar(ahead + hand, size)
+                    leaflets = rib[1:, None] + reachings[:, None] * np.array([0, 0.5, 1])[:, None]
+                    parts += [Part((leaflet,), width, tone) for leaflet in leaflets]
         return parts
     lobes = int(rng.choice([5, 7])) if style == 1 else 0
     teeth = int(rng.integers(60, 110))
@@ -342,7 +341,7 @@ def _leaf(rng: Generator) -> list[Part]:
         bend = rng.uniform(-0.25, 0.25)
         t = 1 - np.abs(2 * u - 1)
         side = np.where(u < 0.5, 1, -1)
-        half = wide * np.sin(math.pi * t**rng.uniform(0.7, 1.0)) ** 0.8 * (1 + 0.09 * saw + 0.035 * fine)
+        half = wide * np.sin(math.pi * t ** rng.uniform(0.7, 1.0)) ** 0.8 * (1 + 0.09 * saw + 0.035 * fine)
         outline = np.stack([side * half + bend * np.sin(math.pi * t), 1 - 2 * t], 1)
         s = np.linspace(0, 0.98, 40)
         middle = np.stack([bend * np.sin(math.pi * s), 1 - 2 * s], 1)
@@ -361,8 +360,12 @@ def _leaf(rng: Generator) -> list[Part]:
         spot = _blob(rng, rng.uniform(0.008, 0.04)) + rng.uniform(-0.6, 0.6, 2)
         parts.append(Part((spot,), None, rng.choice([0.05, 1.0]), role="paint"))
     for _ in range(int(rng.integers(3, 26))):  # eaten by insects, from the margin and inside
-        at = outline[rng.integers(len(outline))] if rng.random() < 0.45 else outline[rng.integers(len(outline))] * rng.uniform(0.2, 0.9)
-        parts.append(Part((_blob(rng, rng.uniform(0.012, 0.075), 0.25) + at,), None, role="cut"))
+        at = (
+            outline[rng.integers(len(outline))]
+            if rng.random() < 0.45
+            else outline[rng.integers(len(outline))] * rng.uniform(0.2, 0.9)
+        )
+        parts.append(Part((_blob(rng, rng.uniform(0.012, 0.075), 0.45) + at,), None, role="cut"))
     return parts
 
 
@@ -378,7 +381,9 @@ def _strands(rng: Generator) -> list[Part]:
             off = rng.normal(0, 0.42)
             root = np.array([np.clip(off, -1, 1) * neck, 0.12])
             hair = _wander(rng, root, -math.pi / 2 + off * spread, rng.uniform(0.8, 1.35), 0.05, 16)
-            parts.append(_stroke(hair, np.linspace(2.2 * thin, 0.6 * thin, 16), rng.random(), lift=rng.uniform(0, 0.03)))
+            parts.append(
+                _stroke(hair, np.linspace(2.2 * thin, 0.6 * thin, 16), rng.random(), lift=rng.uniform(0, 0.03))
+            )
         parts += [_stroke(np.array([[-neck, y], [neck, y]]), 0.014, 0.9, lift=0.06) for y in (0.1, 0.14, 0.2)]
         return parts
     if style == 1:  # a seed head or thistle: bristles all round a body
@@ -405,40 +410,58 @@ def _strands(rng: Generator) -> list[Part]:
         root = spine[k] + girth[k] * across * _polar(np.array(heading + math.pi / 2), 1.0)
         lean = heading + across * rng.uniform(0.4, 1.3)
         hair = _wander(rng, root, lean, rng.uniform(0.12, 0.34), 0.1, 9)
-        parts.append(_stroke(hair, np.linspace(1.9 * thin, 0.5 * thin, 9), rng.random(), lift=girth[k] * (1 - across**2)))
+        parts.append(
+            _stroke(hair, np.linspace(1.9 * thin, 0.5 * thin, 9), rng.random(), lift=girth[k] * (1 - across**2))
+        )
     return parts
 
 
+LETTERS = {  # skeletons: points x,y in hundredths of half the height, strokes apart by a slash
+    "S": "50,-70 25,-95 -20,-95 -50,-65 -40,-25 0,0 42,28 50,65 20,95 -25,95 -55,70",
+    "R": "-40,-100 -42,0 -40,100 / -40,-95 15,-95 50,-70 50,-30 15,-2 -40,0 / -5,0 30,50 65,100",
+    "K": "-40,-100 -38,0 -40,100 / 60,-100 10,-35 -40,10 / -10,-15 30,45 70,100",
+    "&": "65,95 10,25 -35,-35 -35,-75 0,-98 30,-72 10,-30 -40,10 -60,50 -35,90 10,95 50,55 65,10",
+    "3": "-40,-65 -10,-95 30,-90 40,-50 10,-12 -10,-8 / -10,-8 30,5 50,45 30,88 -15,97 -50,70",
+    "B": "-40,-100 -42,0 -40,100 / -40,-97 20,-95 45,-65 30,-20 -40,-5 / -40,-5 30,0 58,45 35,90 -40,97",
+    "W": "-90,-95 -60,10 -45,95 / -45,95 -15,10 0,-70 / 0,-70 15,10 45,95 / 45,95 65,10 90,-95",
+    "G": "50,-60 20,-95 -25,-92 -60,-40 -60,35 -25,92 25,92 50,60 50,15 / 10,15 40,13 70,15",
+    "g": "40,-35 10,-60 -30,-50 -45,-10 -25,25 15,25 40,-10 / 42,-60 42,40 25,85 -15,95 -45,70",
+}
+
+
 def _glyph(rng: Generator) -> list[Part]:
-    """A monogram written with a broad pen: a stem, swashes through it, spiral ends; at times only its outline."""
-    nib, pen = rng.uniform(0.035, 0.075), rng.uniform(-1.0, -0.3)
-
-    def pen_width(path: Array) -> Array:
+    """Letters of a sign, written with a broad pen, spirals at loose ends; full or only an outline; several on rails."""
+    pen, nib = rng.uniform(-1.0, -0.3), rng.uniform(0.06, 0.14)
+    hollow, count = bool(rng.random() < 0.4), int(rng.choice([1, 2, 3]))
+    paths = []
+    for k in range(count):
+        slant, across = rng.normal(0, 0.12), 1.75 * (k - 0.5 * (count - 1))
+        for stroke in LETTERS[str(rng.choice(list(LETTERS)))].split(" / "):
+            points = np.array([point.split(",") for point in stroke.split()], float) / 100
+            points = (points + rng.normal(0, 0.03, points.shape)) @ np.array([[1, 0], [-slant, 1]])
+            path = _curve(points + (across, 0), 22 * len(points))
+            paths.append(path)
+            for end, inner in ((path[-1], path[-5]), (path[0], path[4])):
+                if rng.random() < 0.45:
+                    hand, size = int(rng.choice([-1, 1])), rng.uniform(0.12, 0.3)
+                    heading = math.atan2(end[1] - inner[1], end[0] - inner[0])
+                    curl = _spiral(size, rng.uniform(0.6, 1.5), hand) - (size, 0)
+                    paths.append(end + _turned(curl, heading - hand * math.pi / 2))
+    wide = []
+    for path in paths:
         step = np.gradient(path, axis=0)
-        return np.asarray(nib * (0.22 + 0.78 * np.abs(np.sin(np.arctan2(step[:, 1], step[:, 0]) - pen))))
-
-    stem = _curve(np.array([[rng.normal(0, 0.15), -0.95], [0.06, -0.3], [-0.06, 0.3], [rng.normal(0, 0.15), 0.95]]), 70)
-    paths = [stem]
-    for _ in range(int(rng.integers(3, 6))):
-        through = stem[rng.integers(8, 62)]
-        reach = rng.uniform(0.45, 1.0)
-        points = through + np.array([[-1.0, 0], [-0.5, 0], [0, 0], [0.5, 0], [1.0, 0]]) * reach
-        points[[0, 1, 3, 4], 1] += rng.normal(0, 0.42, 4)
-        arm = _curve(points, 90)
-        paths.append(arm)
-        for end, inner in ((arm[-1], arm[-6]), (arm[0], arm[5])):
-            heading = math.atan2(end[1] - inner[1], end[0] - inner[0])
-            hand, size = int(rng.choice([-1, 1])), rng.uniform(0.1, 0.22)
-            curl = _turned(heading - hand * math.pi / 2, 1.0, end)(_spiral(rng, size, rng.uniform(0.9, 1.6), hand) - (size, 0))
-            paths.append(curl)
-    wide = [pen_width(path) for path in paths]
-    parts = [_stroke(p, w, rng.uniform(0.35, 0.65), lift=0.01 * k) for k, (p, w) in enumerate(zip(paths, wide, strict=True))]
-    serif = [_stroke(stem[k] + np.array([[-0.17, 0.02], [0.17, -0.02]]), 0.3 * nib, 0.5) for k in (0, -1)]
-    if rng.random() < 0.45:
-        rim = rng.uniform(0.006, 0.011)
-        cuts = [_stroke(p, np.maximum(w - rim, 0), role="cut") for p, w in zip(paths, wide, strict=True)]
-        return [*parts, *serif, *cuts, *(_stroke(p, 0.6 * rim, 0.6) for p in paths)]
-    return parts + serif
+        wide.append(nib * (0.2 + 0.8 * np.abs(np.sin(np.arctan2(step[:, 1], step[:, 0]) - pen))))
+    parts = [
+        _stroke(p, w, rng.uniform(0.4, 0.6), lift=0.02 * k) for k, (p, w) in enumerate(zip(paths, wide, strict=True))
+    ]
+    if hollow:
+        rim = rng.uniform(0.014, 0.024)
+        parts += [_stroke(p, np.maximum(w - rim, 0), role="cut") for p, w in zip(paths, wide, strict=True)]
+        parts += [_stroke(p, 0.5 * rim, 0.6) for p in paths]  # holds the outline together
+    if count > 1:
+        reach = 0.95 * count
+        parts += [_stroke(np.array([[-reach, y], [reach, y]]), rng.uniform(0.02, 0.035), 0.3) for y in (-0.8, 0.85)]
+    return parts
 
 
 def _wheel(rng: Generator) -> list[Part]:
@@ -522,8 +545,12 @@ def _coral(rng: Generator) -> list[Part]:
     radius = rng.uniform(0.0045, 0.007) * load**0.33
     parts = []
     for k in range(1, count):
-        ends = np.stack([place[parent[k]], 0.5 * (place[parent[k]] + place[k]) + rng.normal(0, 0.06 * gap, 2), place[k]])
-        parts.append(_stroke(ends, np.linspace(min(radius[parent[k]], 1.3 * radius[k]), radius[k], 3), rng.uniform(0.3, 0.7)))
+        ends = np.stack(
+            [place[parent[k]], 0.5 * (place[parent[k]] + place[k]) + rng.normal(0, 0.06 * gap, 2), place[k]]
+        )
+        parts.append(
+            _stroke(ends, np.linspace(min(radius[parent[k]], 1.3 * radius[k]), radius[k], 3), rng.uniform(0.3, 0.7))
+        )
     return [*parts, _stroke(np.array([[0, 0], [0.0, 0.14]]), np.array([1.0, 1.6]) * radius[0], 0.4)]
 
 
@@ -540,103 +567,147 @@ SHAPES: dict[str, Callable[[Generator], list[Part]]] = {
     "coral": _coral,
 }
 KINDS = tuple(SHAPES)
+UPRIGHT = ("branch", "lattice", "coral", "glyph")
 
 
 # --- From shapes to pixels --------------------------------------------------------------------------------------------
 
 
-def _place(parts: list[Part], centre: Array, side: float, angle: float) -> list[Part]:
-    """The shape turned by ``angle``, its longer side ``side`` pixels long, its box centred on ``centre`` (x, y)."""
-    turned = [_moved(part, _turned(angle, 1.0, np.zeros(2))) for part in parts]
-    points = np.vstack([ring for part in turned if part.role == "solid" for ring in part.rings])
-    low, high = points.min(axis=0), points.max(axis=0)
-    scale = side / float((high - low).max())
-    return [_moved(part, _turned(0.0, scale, centre - 0.5 * (low + high) * scale), scale) for part in turned]
+def _place(parts: list[Part], shape: tuple[int, int], centre: Array, span: float, angle: float) -> list[Part]:
+    """The shape in pixels: turned, its box ``span`` times as large as fits the picture, centred on ``centre``.
+
+    centre: (x, y) in shares of width and height.
+    """
+    points = _turned(_points(parts), angle)
+    solid = np.concatenate([np.full(sum(map(len, part.rings)), part.role == "solid") for part in parts])
+    low, high = points[solid].min(axis=0), points[solid].max(axis=0)
+    frame = np.array([shape[1], shape[0]])
+    scale = span * float((frame / (high - low)).min())
+    placed = _moved(parts, (points - 0.5 * (low + high)) * scale + centre * frame, scale)
+    thin = MIN_RADIUS * max(shape)
+    return [
+        replace(part, radius=np.maximum(part.radius, thin))
+        if part.radius is not None and part.role == "solid"
+        else part
+        for part in placed
+    ]
 
 
-def _fixed(points: Array, fine: int, origin: tuple[int, int]) -> Array:
-    """Pixel coordinates (x, y) as OpenCV's fixed-point ones on a canvas ``fine`` times as large that starts at origin."""
-    return np.asarray(np.rint(((points - origin) * fine - 0.5) * (1 << SHIFT)), np.int32)
+def _boxes(parts: list[Part]) -> Array:
+    """(N, 4) int: left, top, right, bottom of what each part can touch, two pixels of margin included."""
+    points = _points(parts)
+    starts = np.cumsum([0, *(sum(map(len, part.rings)) for part in parts[:-1])])
+    wide = np.array([2.0 if part.radius is None else 2.0 + float(part.radius.max()) for part in parts])[:, None]
+    low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
+    return np.concatenate([np.floor(low - wide), np.ceil(high + wide)], axis=1).astype(int)
 
 
-def _fill(canvas: Array, part: Part, fine: int, origin: tuple[int, int], value: tuple[float, ...], share: float = 1.0) -> None:
-    """Paint a part onto a canvas; of a stroke only the inner ``share`` of its width."""
-    if part.radius is None:
-        cv2.fillPoly(canvas, [_fixed(ring, fine, origin) for ring in part.rings], value, cv2.LINE_8, SHIFT)
-        return
-    path = part.rings[0]
-    half = np.maximum(part.radius * share - 0.5 / fine, 0.0)  # OpenCV fills half a pixel beyond an outline
-    along = np.gradient(path, axis=0)
+def _filler(parts: list[Part], fine: int) -> Callable[..., None]:
+    """A function that paints part ``k`` onto a canvas ``fine`` times as large as the picture.
+
+    fill(canvas, k, value, share, origin): of a stroke only the inner ``share`` of its width; the canvas starts at pixel
+    ``origin`` (x, y). Outlines of all strokes are computed together, since a shape may have thousands.
+    """
+    lines = [part for part in parts if part.radius is not None]
+    owners = [k for k, part in enumerate(parts) if part.radius is not None]
+    lengths = [len(part.rings[0]) for part in lines]
+    first = np.cumsum([0, *lengths])
+    spans = dict(zip(owners, zip(first[:-1].tolist(), first[1:].tolist(), strict=True), strict=True))
+    path = _points(lines) if lines else np.zeros((0, 2))
+    half = np.concatenate([part.radius for part in lines if part.radius is not None]) if lines else np.zeros(0)
+    step = np.diff(path, axis=0, append=np.zeros((min(len(path), 1), 2)))
+    step[first[1:] - 1] = 0
+    along = step + np.roll(step, 1, axis=0)
     along /= np.maximum(np.hypot(along[:, :1], along[:, 1:]), 1e-9)
-    side = np.stack([-along[:, 1], along[:, 0]], axis=1) * half[:, None]
-    left, right = _fixed(path + side, fine, origin), _fixed(path - side, fine, origin)
-    for quad in np.stack([left[:-1], left[1:], right[1:], right[:-1]], axis=1):
-        cv2.fillConvexPoly(canvas, quad, value, cv2.LINE_8, SHIFT)
-    steps = np.diff(path, axis=0)
-    cross = steps[:-1, 0] * steps[1:, 1] - steps[:-1, 1] * steps[1:, 0]
-    bends = np.flatnonzero(np.abs(cross) > 0.3 * np.hypot(*steps[:-1].T) * np.hypot(*steps[1:].T)) + 1
-    middle = _fixed(path, fine, origin)
-    for k in (0, *bends.tolist(), len(path) - 1):
-        cv2.circle(canvas, middle[k].tolist(), round(half[k] * fine * (1 << SHIFT)), value, -1, cv2.LINE_8, SHIFT)
+    across = np.stack([-along[:, 1], along[:, 0]], axis=1)
+    cosine = np.sum(step * np.roll(step, 1, axis=0), axis=1)
+    sharp = cosine < 0.95 * np.hypot(*step.T) * np.hypot(*np.roll(step, 1, axis=0).T)
+    sharp[first[:-1]] = sharp[first[1:] - 1] = True  # both ends are round
+    corners = {k: (start + np.flatnonzero(sharp[start:stop])).tolist() for k, (start, stop) in spans.items()}
+    drawn: dict[float, tuple[Array, Array]] = {}
 
+    def fixed(points: Array) -> Array:
+        return np.asarray(np.rint((points * fine - 0.5) * (1 << SHIFT)), np.int32)
 
-def _box(part: Part, shape: tuple[int, int], margin: int = 2) -> tuple[int, int, int, int] | None:
-    """Rows and columns (top, bottom, left, right) that a part can touch; None when it lies outside the picture."""
-    points = np.vstack(part.rings)
-    wide = margin + (0.0 if part.radius is None else float(part.radius.max()))
-    left, top = np.maximum(np.floor(points.min(axis=0) - wide), 0).astype(int)
-    right, bottom = np.minimum(np.ceil(points.max(axis=0) + wide).astype(int), (shape[1], shape[0]))
-    return (int(top), int(bottom), int(left), int(right)) if top < bottom and left < right else None
+    def outlines(share: float) -> tuple[Array, Array]:
+        if share not in drawn:
+            wide = np.maximum(half * share - 0.5 / fine, 0.0)  # OpenCV fills half a pixel beyond an outline
+            left, right = fixed(path + across * wide[:, None]), fixed(path - across * wide[:, None])
+            quads = np.stack([left[:-1], left[1:], right[1:], right[:-1]], axis=1)
+            drawn[share] = quads, np.rint(wide * fine * (1 << SHIFT)).astype(int)
+        return drawn[share]
+
+    middle = fixed(path)
+
+    def fill(
+        canvas: Array, k: int, value: tuple[float, ...], share: float = 1.0, origin: tuple[int, int] = (0, 0)
+    ) -> None:
+        move = np.array(origin, np.int32) * (fine << SHIFT)
+        if k not in spans:
+            cv2.fillPoly(canvas, [fixed(ring) - move for ring in parts[k].rings], value, cv2.LINE_8, SHIFT)
+            return
+        start, stop = spans[k]
+        quads, wide = outlines(share)
+        for quad in quads[start : stop - 1] - move:
+            cv2.fillConvexPoly(canvas, quad, value, cv2.LINE_8, SHIFT)
+        for corner in corners[k]:
+            cv2.circle(canvas, (middle[corner] - move).tolist(), int(wide[corner]), value, -1, cv2.LINE_8, SHIFT)
+
+    return fill
 
 
 def _coverage(parts: list[Part], shape: tuple[int, int]) -> Array:
     """Share of each pixel that the parts cover: uint8, (H, W), 255 = all; sixteen samples a pixel."""
     canvas = np.zeros((shape[0] * 4, shape[1] * 4), np.uint8)
-    for part in parts:
-        if part.role != "paint" and _box(part, shape):
-            _fill(canvas, part, 4, (0, 0), (255.0 if part.role == "solid" else 0.0,))
+    fill = _filler(parts, 4)
+    for k, part in enumerate(parts):
+        if part.role != "paint":
+            fill(canvas, k, (255.0 if part.role == "solid" else 0.0,))
     return np.asarray(cv2.resize(canvas, shape[::-1], interpolation=cv2.INTER_AREA))
 
 
 def _surface(parts: list[Part], shape: tuple[int, int], fine: int = 2) -> tuple[Array, Array]:
     """Tone in [0, 1] and height in pixels of what one sees from above, both float32, (H, W); continued past the rim."""
     canvas = np.zeros((shape[0] * fine, shape[1] * fine, 2), np.int16)  # height in eighths of a pixel, 1 + tone * 126
-
-    for part in parts:
-        box = _box(part, shape)
-        if box is None or part.role == "cut":
+    fill = _filler(parts, fine)
+    boxes = np.clip(_boxes(parts), 0, [shape[1], shape[0], shape[1], shape[0]]).tolist()
+    for k, (part, (left, top, right, bottom)) in enumerate(zip(parts, boxes, strict=True)):
+        if part.role == "cut" or left == right or top == bottom:
             continue
         tone = 1 + round(part.tone * 126)
-        top, bottom, left, right = box
-        window = canvas[top * fine : bottom * fine, left * fine : right * fine]
         if part.role == "solid" and part.radius is not None:
             radius = float(part.radius.max())
             shares = (1.0,) if radius * fine < 1.5 else (1.0, 0.6) if radius * fine < 5 else (1.0, 0.88, 0.7, 0.45, 0.2)
             for share in shares:
-                rise = part.lift + radius * math.sqrt(1.04 - share**2)
-                _fill(canvas, part, fine, (0, 0), (rise * 8, tone), share)
+                fill(canvas, k, ((part.lift + radius * math.sqrt(1.04 - share**2)) * 8, tone), share)
             continue
+        if part.role == "solid" and part.bevel * fine <= 1:
+            fill(canvas, k, (part.lift * 8, tone))
+            continue
+        window = canvas[top * fine : bottom * fine, left * fine : right * fine]
         mask = np.zeros(window.shape[:2], np.uint8)
-        _fill(mask, part, fine, (left, top), (1.0,))
+        fill(mask, k, (1.0,), 1.0, (left, top))
         if part.role == "paint":
             marked = (mask > 0) & (window[..., 1] > 0)
             window[..., 1][marked] = tone
             window[..., 0][marked] += np.int16(part.lift * 8)
             continue
-        rise = np.full(mask.shape, part.lift, np.float32)
-        if part.bevel * fine > 1:
-            inwards = np.minimum(cv2.distanceTransform(mask, cv2.DIST_L2, 3) / (fine * part.bevel), 1)
-            rise += 0.6 * part.bevel * inwards * (1 - 0.5 * inwards)
-        window[..., 0][mask > 0] = (rise * 8)[mask > 0].astype(np.int16)
-        window[..., 1][mask > 0] = tone
-    seen = (canvas[..., 1] > 0).astype(np.float32)
-    wide = (3, 3) if fine > 1 else (1, 1)
-    share = cv2.blur(cv2.resize(seen, shape[::-1], interpolation=cv2.INTER_AREA), wide) + 1e-6
-    both = cv2.blur(cv2.resize(canvas.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA), wide)
+        inwards = np.minimum(cv2.distanceTransform(mask, cv2.DIST_L2, 3) / (fine * part.bevel), 1)
+        rise = 8 * (part.lift + 0.6 * part.bevel * inwards * (1 - 0.5 * inwards))
+        np.copyto(
+            window, np.stack([rise, np.full_like(rise, tone)], axis=2).astype(np.int16), where=mask[..., None] > 0
+        )
+    share = cv2.resize((canvas[..., 1] > 0).astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
+    both = cv2.resize(canvas.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
+    if fine > 1:
+        share, both = cv2.blur(share, (3, 3)), cv2.blur(both, (3, 3))
+    share += 1e-6
     return np.clip((both[..., 1] / share - 1) / 126, 0, 1), both[..., 0] / share / 8
 
 
-def _noise(rng: Generator, shape: tuple[int, int], cell: float | tuple[float, float], rough: float = 0.55, finest: float = 2.0) -> Array:
+def _noise(
+    rng: Generator, shape: tuple[int, int], cell: float | tuple[float, float], rough: float = 0.55, finest: float = 2.0
+) -> Array:
     """Noise of many octaves, float32, (H, W), mean 0 and deviation 1.
 
     cell: (rows, cols) in pixels of the largest features; each octave halves it and weighs ``rough`` of the one before.
@@ -687,15 +758,15 @@ def _defocus(image: Array, radius: float) -> Array:
 
 COLOURS = {  # of things out of doors and on workbenches; RGB in [0, 1]
     "bark": (0.33, 0.27, 0.21),
-    "pale bark": (0.58, 0.54, 0.47),
+    "pale_bark": (0.58, 0.54, 0.47),
     "soil": (0.24, 0.19, 0.14),
     "straw": (0.66, 0.57, 0.39),
     "moss": (0.34, 0.37, 0.19),
     "green": (0.26, 0.38, 0.15),
-    "pale green": (0.52, 0.60, 0.36),
-    "blue green": (0.30, 0.42, 0.37),
+    "pale_green": (0.52, 0.60, 0.36),
+    "blue_green": (0.30, 0.42, 0.37),
     "autumn": (0.63, 0.40, 0.17),
-    "dry red": (0.50, 0.24, 0.15),
+    "dry_red": (0.50, 0.24, 0.15),
     "stone": (0.50, 0.48, 0.45),
     "slate": (0.30, 0.33, 0.36),
     "concrete": (0.63, 0.62, 0.59),
@@ -718,75 +789,67 @@ COLOURS = {  # of things out of doors and on workbenches; RGB in [0, 1]
 class Look(NamedTuple):
     """What an object may be made of.
 
-    pairs: colours for tone 0 and tone 1; bump: height of its grain over the grain's size; gloss: share of mirrored
-    light; grain: size of the largest grain, in units of the longer side.
+    pairs: names of colours for tone 0 and tone 1; bump: height of its grain over the grain's size; gloss: share of mirrored
+    light; grain: size of the largest grain, in units of the longer side;
+    far: how often it stands before its background rather than lies on it.
     """
 
-    pairs: tuple[tuple[str, str], ...]
+    pairs: str
     bump: float
     gloss: float
     grain: float
+    far: float
 
 
-WOOD = (("bark", "pale bark"), ("soil", "bark"), ("slate", "stone"), ("bark", "straw"), ("moss", "pale bark"))
-METAL = (("slate", "steel"), ("rust", "copper"), ("rubber", "slate"), ("brass", "straw"), ("rust", "stone"), ("steel", "concrete"))
+METAL = "slate steel, rust copper, rubber slate, brass straw, rust stone, steel concrete"
 LOOKS = {
-    "branch": Look(WOOD, 0.30, 0.0, 0.02),
-    "wire": Look((("rubber", "slate"), ("red", "rose"), ("blue", "steel"), ("stone", "linen"), ("rust", "copper")), 0.03, 0.35, 0.03),
-    "lattice": Look(METAL, 0.10, 0.20, 0.02),
-    "gear": Look(METAL, 0.10, 0.30, 0.03),
-    "leaf": Look(
-        (("green", "pale green"), ("autumn", "straw"), ("dry red", "autumn"), ("moss", "straw"), ("blue green", "pale green")),
-        0.12,
-        0.12,
-        0.03,
-    ),
-    "strands": Look((("soil", "bark"), ("bark", "straw"), ("stone", "linen"), ("slate", "stone"), ("autumn", "bone")), 0.05, 0.06, 0.08),
-    "glyph": Look((*METAL, ("red", "rose"), ("linen", "bone"), ("blue", "slate")), 0.12, 0.15, 0.03),
-    "wheel": Look((("rubber", "steel"), ("rubber", "concrete"), ("soil", "stone")), 0.06, 0.25, 0.03),
-    "feather": Look((("slate", "linen"), ("bark", "bone"), ("rubber", "stone"), ("soil", "straw"), ("stone", "linen")), 0.03, 0.05, 0.06),
-    "coral": Look((("rose", "bone"), ("dry red", "rose"), ("autumn", "straw"), ("violet", "rose"), ("stone", "linen")), 0.30, 0.0, 0.012),
+    "branch": Look("bark pale_bark, soil bark, slate stone, bark straw, moss pale_bark", 0.30, 0.0, 0.02, 0.8),
+    "wire": Look("rubber slate, red rose, blue steel, stone linen, rust copper", 0.03, 0.35, 0.03, 0.4),
+    "lattice": Look(METAL, 0.10, 0.20, 0.02, 0.85),
+    "gear": Look(METAL, 0.10, 0.30, 0.03, 0.4),
+    "leaf": Look("green pale_green, autumn straw, dry_red autumn, moss straw, blue_green linen", 0.12, 0.12, 0.03, 0.5),
+    "strands": Look("soil bark, bark straw, stone linen, slate stone, autumn bone", 0.05, 0.06, 0.08, 0.65),
+    "glyph": Look(METAL + ", red rose, linen bone, blue slate", 0.12, 0.15, 0.03, 0.4),
+    "wheel": Look("rubber steel, rubber concrete, soil stone", 0.06, 0.25, 0.03, 0.6),
+    "feather": Look("slate linen, bark bone, rubber stone, soil straw, stone linen", 0.03, 0.05, 0.06, 0.5),
+    "coral": Look("rose bone, dry_red rose, autumn straw, violet rose, stone linen", 0.30, 0.0, 0.012, 0.6),
 }
-GROUNDS: dict[str, tuple[tuple[str, str], ...]] = {
-    "stone": (("slate", "stone"), ("stone", "concrete"), ("soil", "sand"), ("moss", "stone")),
-    "wood": (("soil", "bark"), ("bark", "straw"), ("slate", "pale bark"), ("rust", "straw")),
-    "fabric": (("slate", "steel"), ("bark", "linen"), ("dry red", "rose"), ("blue", "sky"), ("stone", "linen"), ("moss", "straw")),
-    "leaves": (("green", "pale green"), ("soil", "autumn"), ("dry red", "straw"), ("moss", "green")),
-    "gravel": (("slate", "stone"), ("soil", "sand"), ("stone", "linen"), ("bark", "concrete")),
-    "twigs": (("soil", "straw"), ("soil", "pale bark"), ("moss", "straw"), ("green", "straw")),
-    "bricks": (("dry red", "rose"), ("rust", "stone"), ("concrete", "stone"), ("slate", "stone")),
-    "haze": (("sky", "concrete"), ("blue green", "pale green"), ("slate", "sky"), ("moss", "sand"), ("soil", "bark")),
+GROUNDS = {
+    "stone": "slate stone, stone concrete, soil sand, moss stone",
+    "wood": "soil bark, bark straw, slate pale_bark, rust straw",
+    "fabric": "slate steel, bark linen, dry_red rose, blue sky, stone linen, moss straw",
+    "leaves": "green pale_green, soil autumn, dry_red straw, moss green",
+    "gravel": "slate stone, soil sand, stone linen, bark concrete",
+    "twigs": "soil straw, soil pale_bark, moss straw, green straw",
+    "bricks": "dry_red rose, rust stone, concrete stone, slate stone",
+    "haze": "sky concrete, blue_green pale_green, slate sky, moss sand, soil bark",
 }
 
 
-def _shade(tone: Array, height: Array, colours: Array, patches: Array, light: Array, gloss: float) -> Array:
+def _shade(tone: Array, height: Array, colours: Array, patches: Array, light: Light, gloss: float, side: int) -> Array:
     """Colour of a lit surface: float32, (H, W, 3), about [0, 1].
 
-    colours: (3, 3) RGB for tone 0, tone 1 and patches 1; light: unit vector (x, y, z) towards the lamp. Lambert's law,
-    a little light from everywhere, darkness in hollows, and a mirrored lamp.
+    colours: (3, 3) RGB for tone 0, tone 1 and patches 1; light: unit vector (x, y, z) towards the lamp; side: of the
+    whole picture in pixels. Lambert's law, a little light from everywhere, darkness in hollows, and a mirrored lamp.
     """
-    slope_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
-    slope_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
-    length = np.sqrt(slope_x * slope_x + slope_y * slope_y + 1)
-    facing = np.maximum((light[2] - slope_x * light[0] - slope_y * light[1]) / length, 0)
-    reach = max(tone.shape) / 150
+    right = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
+    down = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
+    shorten = 1 / np.sqrt(right * right + down * down + 1)
+    facing = np.maximum((light[2] - right * light[0] - down * light[1]) * shorten, 0)
+    reach = side / 150
     hollow = np.clip(1 + (height - _blur(height, reach)) * (0.5 / reach), 0.45, 1.15)
-    brightness = (0.42 + 0.58 * facing / light[2]) * hollow
-    image = np.empty((*tone.shape, 3), np.float32)
-    half = light + (0, 0, 1)
-    half /= math.sqrt(float((half * half).sum()))
+    brightness = (0.42 + (0.58 / light[2]) * facing) * hollow
+    low, high, patch = colours.astype(np.float32)
+    albedo = low + tone[..., None] * (high - low)
+    image = _over(albedo, patch, patches)
+    image *= brightness[..., None]
     if gloss:
-        mirror = np.maximum((half[2] - slope_x * half[0] - slope_y * half[1]) / length, 0)
-        mirror = mirror * mirror
-        mirror = mirror * mirror
-        mirror = gloss * mirror * mirror * mirror
-    for channel in range(3):
-        low, high, patch = (float(c[channel]) for c in colours)
-        albedo = low + (high - low) * tone
-        albedo += (patch - albedo) * patches
-        image[..., channel] = albedo * brightness
-        if gloss:
-            image[..., channel] += mirror
+        long = math.hypot(light[0], light[1], light[2] + 1)
+        half = [value / long for value in (light[0], light[1], light[2] + 1)]
+        mirror = np.maximum((half[2] - right * half[0] - down * half[1]) * shorten, 0)
+        mirror *= mirror
+        mirror *= mirror
+        image += (gloss * mirror * mirror * mirror)[..., None]
     return image
 
 
@@ -804,7 +867,8 @@ def _ground(rng: Generator, name: str, shape: tuple[int, int]) -> tuple[Array, A
         return np.clip(0.5 + 0.3 * _noise(rng, shape, side / 2, 0.6, side / 40), 0, 1), np.zeros(shape, np.float32)
     if name in ("leaves", "gravel", "twigs"):
         tone, height = _surface(_litter(rng, name, shape), shape, 1)
-        return np.clip(tone + 0.1 * _noise(rng, shape, side / 60), 0, 1), height + 0.0008 * side * _noise(rng, shape, side / 100)
+        grit = _noise(rng, shape, side / 60, 0.7)
+        return np.clip(tone + 0.1 * grit, 0, 1), _blur(height, side / 600) + 0.0007 * side * grit
     fine = _noise(rng, shape, side / rng.uniform(30, 90), 0.7)
     coarse = _noise(rng, shape, side / rng.uniform(2, 5), 0.5)
     if name == "stone":
@@ -813,7 +877,7 @@ def _ground(rng: Generator, name: str, shape: tuple[int, int]) -> tuple[Array, A
         tone = 0.5 + 0.13 * fine + 0.14 * coarse + veins - 0.5 * crack
         return np.clip(tone, 0, 1), side * (0.0013 * fine + 0.004 * coarse - 0.004 * crack)
     if name == "wood":
-        grain = _noise(rng, shape, (side / 250, side / 6), 0.6)
+        grain = _noise(rng, shape, (side / 200, side / 6), 0.6)
         board = y * rng.uniform(2, 7)
         shift = np.floor(board)
         rings = (y + 0.02 * coarse + 0.01 * np.sin(9 * x + 2.7 * shift) + 0.31 * shift) * rng.uniform(40, 120)
@@ -828,10 +892,16 @@ def _ground(rng: Generator, name: str, shape: tuple[int, int]) -> tuple[Array, A
         warp, weft = np.abs(np.sin(math.pi * u)), np.abs(np.sin(math.pi * v))
         over = ((np.floor(u) + np.floor(v)) % 2).astype(np.float32)
         thread = over * warp + (1 - over) * weft
-        thick = _noise(rng, shape, (side / 5, side / pitch), 0.7) * over + _noise(rng, shape, (side / pitch, side / 5), 0.7) * (1 - over)
-        stripe = _step(np.sin(x * rng.uniform(8, 60)) + np.sin(y * rng.uniform(8, 60)), 0.2, 0.5) * rng.choice([0, 0.3, 0.5])
+        thick = _noise(rng, shape, (side / 5, side / pitch), 0.7) * over + _noise(
+            rng, shape, (side / pitch, side / 5), 0.7
+        ) * (1 - over)
+        stripe = _step(np.sin(x * rng.uniform(8, 60)) + np.sin(y * rng.uniform(8, 60)), 0.2, 0.5) * rng.choice(
+            [0, 0.3, 0.5]
+        )
         folds = _noise(rng, shape, (side / 2, side / 4), 0.35)
-        return np.clip(0.15 + 0.35 * thread + 0.1 * thick + stripe, 0, 1), side * (0.7 / pitch * 0.35 * thread + 0.02 * folds)
+        return np.clip(0.15 + 0.35 * thread + 0.1 * thick + stripe, 0, 1), side * (
+            0.7 / pitch * 0.35 * thread + 0.02 * folds
+        )
     rows = rng.uniform(8, 18)  # bricks
     row = y * rows + 0.02 * coarse
     column = x * rows / 2.6 + 0.5 * (np.floor(row) % 2) + 0.02 * fine
@@ -845,21 +915,31 @@ def _ground(rng: Generator, name: str, shape: tuple[int, int]) -> tuple[Array, A
 def _litter(rng: Generator, name: str, shape: tuple[int, int]) -> list[Part]:
     """What lies about on the ground, in pixels; many sizes, the later ones on top."""
     side = max(shape)
-    scale = {"leaves": 0.05, "gravel": 0.03, "twigs": 0.16}[name] * rng.uniform(0.5, 1.6) * side
-    count = min(int({"leaves": 7, "gravel": 5, "twigs": 9}[name] * shape[0] * shape[1] / scale**2) + 30, 2600)
+    scale = {"leaves": 0.06, "gravel": 0.03, "twigs": 0.16}[name] * rng.uniform(0.6, 1.7) * side
+    count = min(int({"leaves": 6, "gravel": 5, "twigs": 9}[name] * shape[0] * shape[1] / scale**2) + 30, 2200)
     parts: list[Part] = []
     for _ in range(count):
         at = rng.uniform(-0.05, 1.05, 2) * shape[::-1]
         size = scale * rng.uniform(0.25, 1) ** 1.5 * 1.6
-        tone, lift = rng.uniform(0, 1), rng.uniform(0, 0.02) * side
-        if name == "leaves":
-            parts += [replace(part, lift=lift, bevel=0.3 * size) if part.role == "solid" else part for part in _blade(rng, at, rng.uniform(0, TAU), size, tone)]
-        elif name == "gravel":
-            stone = _blob(rng, 0.5 * size, 0.12, 18) * (1, rng.uniform(0.6, 1))
-            parts.append(Part((_turned(rng.uniform(0, TAU), 1.0, at)(stone),), None, tone, bevel=0.4 * size, lift=0.3 * lift))
-        else:
-            path = _wander(rng, at, rng.uniform(0, TAU), 2 * size, 0.1, 9)
+        tone, lift, angle = rng.uniform(0, 1), rng.uniform(0, 0.02) * side, rng.uniform(0, TAU)
+        if name == "twigs":
+            path = _wander(rng, at, angle, 2 * size, 0.1, 9)
             parts.append(_stroke(path, np.linspace(1, 0.4, 9) * size * rng.uniform(0.01, 0.05), tone, lift=0.5 * lift))
+        elif name == "leaves":
+            leaf, rib = _blade(rng, at, angle, size, tone)
+            fold = np.concatenate([rib.rings[0], rib.rings[0][::-1]])
+            tilt = rng.uniform(0.02, 0.2) * size
+            parts += [
+                replace(leaf, rings=(fold + (leaf.rings[0] - fold) * part,), bevel=0.0, lift=lift + tilt * (1 - part))
+                for part in (1, 0.8, 0.6, 0.4, 0.2)
+            ]
+            parts.append(replace(rib, lift=0.004 * side))
+        else:
+            stone = _turned(_blob(rng, 0.5 * size, 0.12, 18) * (1, rng.uniform(0.6, 1)), angle)
+            parts += [
+                Part((at + stone * part,), None, tone, lift=0.3 * (lift + size * math.sqrt(1.02 - part**2)))
+                for part in (1, 0.97, 0.92, 0.85, 0.75, 0.63, 0.49, 0.33, 0.15)
+            ]
     return parts
 
 
@@ -894,165 +974,186 @@ def _check(seed: int, index: int, size: int = 1024) -> None:
 def _object(seed: int, index: int, shape: tuple[int, int]) -> list[Part]:
     """The object, in pixels. Drawn again until it fills a fair share of the picture, judged on a small copy."""
     name = kind(seed, index)
-    side = max(shape)
-    small = (round(shape[0] * 160 / side), round(shape[1] * 160 / side))
-    best: tuple[float, list[Part]] | None = None
+    small = (round(shape[0] * 160 / max(shape)), round(shape[1] * 160 / max(shape)))
+    tries = []
     for attempt in range(6):
         rng = np.random.default_rng((seed, index, 1, attempt))
-        shape_units = SHAPES[name](rng)
-        upright = name in ("branch", "lattice", "coral", "glyph")
-        angle = rng.normal(0, 0.25) if upright else rng.uniform(0, TAU)
-        span = rng.uniform(0.75, 1.1)
-        centre = (0.5 + rng.normal(0, 0.05, 2)) * (small[1], small[0])
-        parts = _place(shape_units, centre, span * 160, angle)
-        share = float(_coverage(parts, small).mean()) / 255
-        miss = max(0.035 - share, share - 0.35, 0)
-        if best is None or miss < best[0]:
-            best = (miss, parts)
-        if miss == 0:
+        parts = SHAPES[name](rng)
+        angle = rng.normal(0, 0.25) if name in UPRIGHT else rng.uniform(0, TAU)
+        pose = 0.5 + rng.normal(0, 0.03, 2), rng.uniform(0.78, 1.05), angle
+        share = float(_coverage(_place(parts, small, *pose), small).mean()) / 255
+        tries.append((max(0.04 - share, share - 0.35, 0), attempt, parts, pose))
+        if tries[-1][0] == 0:
             break
-    assert best is not None
-    return _thick_enough([_moved(part, _turned(0.0, side / 160, np.zeros(2)), side / 160) for part in best[1]], side)
+    _, _, parts, pose = min(tries, key=lambda one: one[:2])
+    return _place(parts, shape, *pose)
 
 
-def _thick_enough(parts: list[Part], side: int) -> list[Part]:
-    low = MIN_RADIUS * side
-    return [
-        replace(part, radius=np.maximum(part.radius, low)) if part.radius is not None and part.role == "solid" else part
-        for part in parts
-    ]
-
-
-def _mixed(rng: Generator, pair: tuple[str, str], third: Array) -> Array:
-    """(3, 3) colours: two by name, a little off, and a third."""
-    return np.clip(np.stack([*(COLOURS[name] for name in pair), third]) + rng.normal(0, 0.025, (3, 3)), 0.03, 0.95)
+def _palette(rng: Generator, pairs: str) -> Array:
+    """(3, 3) colours: one of the named pairs, a little off, and room for a third."""
+    pair = str(rng.choice(pairs.split(", "))).split()
+    return np.clip(np.array([COLOURS[name] for name in (*pair, pair[0])]) + rng.normal(0, 0.025, (3, 3)), 0.03, 0.95)
 
 
 def _over(below: Array, above: Array, alpha: Array) -> Array:
     return np.asarray(below + (above - below) * alpha[..., None], np.float32)
 
 
-def _painted(rng: Generator, parts: list[Part], shape: tuple[int, int], look: Look, colours: Array, light: Array) -> Array:
-    """Colour of a shape of some material: float32, (H, W, 3)."""
+class Sprite(NamedTuple):
+    """A lit shape in its window of the picture: colour float32, (h, w, 3); cover uint8, (h, w), 255 = all."""
+
+    window: tuple[slice, slice]
+    colour: Array
+    cover: Array
+
+
+def _sprite(
+    rng: Generator,
+    parts: list[Part],
+    shape: tuple[int, int],
+    look: Look,
+    colours: Array,
+    light: Light,
+    margin: float = 0,
+) -> Sprite:
+    """The shape in a material. margin: room in pixels around it, for a blur."""
     side = max(shape)
+    boxes = _boxes(parts)
+    left, top = np.maximum(boxes[:, :2].min(axis=0) - math.ceil(margin), 0).tolist()
+    right, bottom = np.minimum(boxes[:, 2:].max(axis=0) + math.ceil(margin), shape[::-1]).tolist()
+    shape = (bottom - top, right - left)
+    parts = _moved(parts, _points(parts) - (left, top))
     tone, height = _surface(parts, shape)
     grain = _noise(rng, shape, look.grain * side, 0.7)
     stain = _noise(rng, shape, side / 4, 0.6)
     tone = np.clip(tone + 0.14 * grain + 0.12 * stain, 0, 1)
     height = _blur(height, 0.6) + grain * (0.12 * look.bump * look.grain * side)
-    return _shade(tone, height, colours, 0.6 * _step(stain, 0.4, 1.6), light, look.gloss)
+    colour = _shade(tone, height, colours, 0.5 * _step(stain, 0.2, 1.8), light, look.gloss, side)
+    return Sprite((slice(top, bottom), slice(left, right)), colour, _coverage(parts, shape))
 
 
 def layers(seed: int, index: int, size: int) -> Layers:
     """The scene of :func:`draw` before lens and sensor. Raises HrsegError on a negative seed or index, or a wild size."""
     _check(seed, index, size)
-    rng = np.random.default_rng((seed, index, 2))
+
+    def dice(stage: int) -> Generator:
+        return np.random.default_rng((seed, index, stage))
+
+    rng = dice(2)
     aspect = float(rng.choice(ASPECTS))
     shape = (round(size / max(aspect, 1)), round(size * min(aspect, 1)))
     name = kind(seed, index)
     look, ground = LOOKS[name], str(rng.choice(list(GROUNDS)))
     azimuth, elevation = rng.uniform(0, TAU), rng.uniform(0.5, 1.1)
-    light = np.array([math.cos(azimuth) * math.cos(elevation), math.sin(azimuth) * math.cos(elevation), math.sin(elevation)])
+    light = (math.cos(azimuth) * math.cos(elevation), math.sin(azimuth) * math.cos(elevation), math.sin(elevation))
+    far = bool(rng.random() < look.far)  # the object stands before its background, or lies on it
+    own, below = _palette(rng, look.pairs), _palette(rng, GROUNDS[ground])
+    own[2], below[2] = below[rng.integers(2)], own[rng.integers(2)]  # each has patches in a colour of the other
+    drop = size * (rng.uniform(0.02, 0.08) if far else rng.uniform(0.004, 0.015))
+    shade = rng.uniform(0.1, 0.35) if far else rng.uniform(0.35, 0.65)
 
-    far = bool(rng.random() < 0.55)  # the object stands before its background, or lies on it
-    pair = look.pairs[rng.integers(len(look.pairs))]
-    ground_pair = GROUNDS[ground][rng.integers(len(GROUNDS[ground]))]
-    own = _mixed(rng, pair, np.array(COLOURS[ground_pair[int(rng.integers(2))]]))
-    below = _mixed(rng, ground_pair, own[int(rng.integers(2))])  # the ground has patches in a colour of the object
-
-    parts = _object(seed, index, shape)
-    whole = _coverage(parts, shape)
+    window, colour, cover = _sprite(dice(3), _object(seed, index, shape), shape, look, own, light)
+    whole = np.zeros(shape, np.uint8)
+    whole[window] = cover
     alpha = whole.astype(np.float32) / 255
-    thing = _painted(np.random.default_rng((seed, index, 3)), parts, shape, look, own, light)
 
-    rest = _backdrop(np.random.default_rng((seed, index, 4)), ground, shape, below, light, far)
-    rest = _distractors(np.random.default_rng((seed, index, 5)), name, rest, own, light, far, alpha)
-    shadow_rng = np.random.default_rng((seed, index, 6))
-    drop = size * (shadow_rng.uniform(0.02, 0.08) if far else shadow_rng.uniform(0.004, 0.015))
+    rest = _backdrop(dice(4), ground, shape, below, light, far)
+    _add_distractors(dice(5), name, rest, own, light, far)
     move = np.array([[1, 0, -light[0] * drop], [0, 1, -light[1] * drop]], np.float32)
-    shadow = _blur(cv2.warpAffine(alpha, move, shape[::-1]), 0.35 * drop)
-    rest *= 1 - (shadow_rng.uniform(0.1, 0.35) if far else shadow_rng.uniform(0.35, 0.65)) * shadow[..., None]
-    thing = _contrast(shadow_rng, thing, rest, alpha)
-    lamp = _lamp(shadow_rng, shape)
+    rest *= 1 - shade * _blur(cv2.warpAffine(alpha, move, shape[::-1]), 0.35 * drop)[..., None]
+    thing = np.zeros_like(rest)
+    thing[window] = colour * _gain(dice(6), colour, rest[window], alpha[window])
+    lamp = _lamp(dice(7), shape)
     thing *= lamp
     rest *= lamp
 
-    front, front_alpha = _occluders(np.random.default_rng((seed, index, 7)), shape, below, light, alpha)
-    coverage = np.rint(whole * (1 - front_alpha)).astype(np.uint8)
-    outside = front_alpha + (1 - front_alpha) * (1 - alpha)
-    mixed = front * front_alpha[..., None] + rest * ((1 - front_alpha) * (1 - alpha))[..., None]
-    rest = np.where(outside[..., None] > 1 / 512, mixed / np.maximum(outside, 1 / 512)[..., None], rest)
-    return Layers(thing, np.asarray(rest, np.float32), coverage)
+    front = _occluder(dice(8), shape, below, light, whole)
+    if front is not None:
+        window, colour, cover = front
+        share = cover.astype(np.float32) / 255
+        seen, hidden = alpha[window], rest[window]
+        outside = share + (1 - share) * (1 - seen)
+        mixed = colour * share[..., None] + hidden * ((1 - share) * (1 - seen))[..., None]
+        np.copyto(hidden, mixed / np.maximum(outside, 1e-3)[..., None], where=outside[..., None] > 1e-3)
+        whole[window] = np.rint(whole[window] * (1 - share))
+    return Layers(thing, rest, whole)
 
 
-def _backdrop(rng: Generator, ground: str, shape: tuple[int, int], colours: Array, light: Array, far: bool) -> Array:
+def _backdrop(rng: Generator, ground: str, shape: tuple[int, int], colours: Array, light: Light, far: bool) -> Array:
+    """What is behind everything: float32, (H, W, 3)."""
     side = max(shape)
     tone, height = _ground(rng, ground, shape)
-    patches = 0.8 * _step(_noise(rng, shape, side / rng.uniform(3, 10), 0.6), 0.2, 1.2)
-    image = _shade(tone, height, colours, patches, light, 0.0)
+    patches = 0.6 * _step(_noise(rng, shape, side / rng.uniform(3, 10), 0.6), 0.0, 2.0)
+    if ground == "haze":
+        patches = _blur(patches, side / 50)
+    image = _shade(tone, height, colours, patches, light, 0.0, side)
     if ground not in ("haze", "leaves") and rng.random() < 0.4:  # seen at a slant
         h, w = shape
-        pinch = rng.uniform(0.1, 0.3) * w
+        pinch = rng.uniform(0.2, 0.6) * w
         corners = np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float32)
-        towards = np.array([[0, 0], [w, 0], [w + pinch * 2, h], [-pinch * 2, h]], np.float32)
-        image = cv2.warpPerspective(image, cv2.getPerspectiveTransform(corners, towards), (w, h), borderMode=cv2.BORDER_REFLECT)
+        towards = np.array([[0, 0], [w, 0], [w + pinch, h], [-pinch, h]], np.float32)
+        slant = cv2.getPerspectiveTransform(corners, towards)
+        image = cv2.warpPerspective(image, slant, (w, h), borderMode=cv2.BORDER_REFLECT)
     if far:
-        near, away = sorted(rng.uniform(1.2, 9, 2) * side / 1024)
-        fade = np.linspace(1, 0, shape[0], dtype=np.float32)[:, None] * np.ones((1, shape[1]), np.float32)
+        near, away = sorted(rng.uniform(1.5, 11, 2) * side / 1024)
+        fade = np.repeat(np.linspace(1, 0, shape[0], dtype=np.float32)[:, None], shape[1], axis=1)
         image = _over(_defocus(image, near), _defocus(image, away), fade)
-        image = image * (1 - 0.12 * fade[..., None]) + 0.12 * fade[..., None] * image.mean(axis=(0, 1))
-    return np.asarray(image, np.float32)
+        image = _over(image, image.mean(axis=(0, 1)), 0.12 * fade)
+    return image
 
 
-def _distractors(rng: Generator, name: str, rest: Array, colours: Array, light: Array, far: bool, alpha: Array) -> Array:
-    """More of the same kind behind the object, none of it to be segmented."""
-    shape = rest.shape[:2]
+def _add_distractors(rng: Generator, name: str, rest: Array, colours: Array, light: Light, far: bool) -> None:
+    """Up to three more of the same kind behind the object, none of it to be segmented, painted onto ``rest``."""
+    shape = (rest.shape[0], rest.shape[1])
     side = max(shape)
     for _ in range(int(rng.integers(0, 4))):
-        centre = rng.uniform(0, 1, 2) * shape[::-1]
-        parts = _place(SHAPES[name](rng), centre, rng.uniform(0.35, 0.9) * side, rng.uniform(0, TAU))
-        parts = _thick_enough(parts, side)
-        other = np.clip(colours + rng.normal(0, 0.05, 3), 0.02, 0.95) * rng.uniform(0.75, 1.2)
-        image = _painted(rng, parts, shape, LOOKS[name], other, light)
-        cover = _coverage(parts, shape).astype(np.float32) / 255
-        soft = rng.uniform(0.8, 5) * side / 1024 if far else rng.uniform(0, 1) * side / 1024
-        image, cover = _defocus(image * cover[..., None], soft), _defocus(cover, soft)
-        shade = _blur(cover, 0.006 * side) * rng.uniform(0.2, 0.5)
-        rest = rest * (1 - shade * (1 - cover))[..., None] * (1 - cover)[..., None] + image
-    return np.asarray(rest, np.float32)
+        parts = _place(SHAPES[name](rng), shape, rng.uniform(0, 1, 2), rng.uniform(0.35, 0.9), rng.uniform(0, TAU))
+        other = np.clip((colours + rng.normal(0, 0.05, 3)) * rng.uniform(0.75, 1.2), 0.02, 0.95)
+        soft = (rng.uniform(0.8, 5) if far else rng.uniform(0, 1)) * side / 1024
+        shade = rng.uniform(0.2, 0.5)
+        window, colour, cover = _sprite(rng, parts, shape, LOOKS[name], other, light, soft + 0.02 * side)
+        share = cover.astype(np.float32) / 255
+        colour, share = _defocus(colour * share[..., None], soft), _defocus(share, soft)
+        dark = 1 - shade * _blur(share, 0.006 * side)
+        rest[window] = rest[window] * (dark * (1 - share))[..., None] + colour
 
 
-def _contrast(rng: Generator, thing: Array, rest: Array, alpha: Array) -> Array:
-    """Brighten or darken the object until its mean differs from its surroundings by a drawn, mostly small amount."""
-    side = max(alpha.shape)
-    around = np.clip(_blur(alpha, side / 60) * 4, 0, 1) * (1 - alpha)
-    outside = float((rest.mean(axis=2) * around).sum() / max(float(around.sum()), 1))
-    inside = float((thing.mean(axis=2) * alpha).sum() / max(float(alpha.sum()), 1))
-    gap = rng.uniform(0.07, 0.24)
-    wanted = [level for level in (outside - gap, outside + gap) if 0.1 < level < 0.8] or [outside + gap]
-    nearest = min(wanted, key=lambda level: abs(level - inside))
-    if abs(inside - outside) > gap and 0.06 < inside < 0.85:
-        nearest = 0.5 * (nearest + inside)
-    return np.asarray(thing * (nearest / max(inside, 0.02)), np.float32)
+def _gain(rng: Generator, colour: Array, rest: Array, alpha: Array) -> float:
+    """Brightness factor that sets the object off from its surroundings by a drawn, mostly small amount.
+
+    The amount grows with the unrest of the surroundings, or the eye would not find the object either.
+    """
+    inside = float((colour.mean(axis=2) * alpha).sum() / max(float(alpha.sum()), 1))
+    around = np.clip(4 * _blur(alpha, max(alpha.shape) / 60), 0, 1) * (1 - alpha)
+    weight = max(float(around.sum()), 1)
+    grey = rest.mean(axis=2)
+    outside = float((grey * around).sum()) / weight
+    unrest = math.sqrt(float(((grey - outside) ** 2 * around).sum()) / weight)
+    gap = rng.uniform(0.08, 0.2) + 0.8 * unrest
+    levels = [level for level in (outside - gap, outside + gap) if 0.08 < level < 0.75]
+    wanted = min(levels or [outside + gap], key=lambda level: abs(level - inside))
+    if abs(inside - outside) > gap:
+        wanted = 0.5 * (wanted + inside)
+    return wanted / max(inside, 0.02)
 
 
 def _lamp(rng: Generator, shape: tuple[int, int]) -> Array:
     """Uneven light over the whole picture: float32, (H, W, 1). At times sun through leaves."""
     side = max(shape)
-    lamp = 1 + 0.1 * _noise(rng, shape, side / 2, 0.4, side / 16)
-    if rng.random() < 0.35:
-        spots = _step(_noise(rng, shape, side / rng.uniform(4, 9), 0.45, side / 60), -0.3, 0.5)
-        lamp *= 0.55 + 0.7 * spots
-    y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
-    return np.asarray(lamp * (1 - 0.12 * (x * x + y * y)), np.float32)[..., None]
+    lamp = 1 + 0.08 * _noise(rng, shape, side / 2, 0.4, side / 16)
+    if rng.random() < 0.25:
+        spots = _step(_noise(rng, shape, side / rng.uniform(3, 8), 0.35, side / 30), -0.9, 1.1)
+        lamp *= 0.65 + 0.5 * spots
+    y = np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, shape[1], dtype=np.float32)
+    return (lamp * (1 - 0.12 * (x * x + y * y)))[..., None]
 
 
-def _occluders(rng: Generator, shape: tuple[int, int], colours: Array, light: Array, alpha: Array) -> tuple[Array, Array]:
-    """At times something before the object, a little out of focus: its colour (H, W, 3) and its share (H, W)."""
-    side = max(shape)
-    nothing = np.zeros((*shape, 3), np.float32), np.zeros(shape, np.float32)
+def _occluder(rng: Generator, shape: tuple[int, int], colours: Array, light: Light, whole: Array) -> Sprite | None:
+    """At times something before the object, a little out of focus; never over more than a quarter of it."""
     if rng.random() < 0.6:
-        return nothing
+        return None
+    side = max(shape)
     parts: list[Part] = []
     if rng.random() < 0.5:  # blades of grass
         for _ in range(int(rng.integers(2, 8))):
@@ -1061,16 +1162,17 @@ def _occluders(rng: Generator, shape: tuple[int, int], colours: Array, light: Ar
             parts.append(_stroke(path, np.linspace(1, 0.15, 24) * rng.uniform(0.004, 0.012) * side, rng.random()))
     else:  # a twig with leaves that reaches in from one edge
         at = rng.uniform(0, TAU)
-        start = np.array(shape[::-1]) * (0.5 + 0.75 * np.array([math.cos(at), math.sin(at)]))
+        start = (0.5 + 0.6 * _polar(np.array(at), 1.0)) * shape[::-1]
         path = _wander(rng, start, at + math.pi + rng.normal(0, 0.3), rng.uniform(0.5, 0.9) * side, 0.12, 16)
         parts.append(_stroke(path, np.linspace(0.008, 0.003, 16) * side, 0.2))
         for k in range(3, 16):
-            parts += _blade(rng, path[k], at + math.pi + rng.choice([-1, 1]) * rng.uniform(0.3, 1.1), rng.uniform(0.05, 0.14) * side, rng.random())
-    front = _painted(rng, parts, shape, Look((), 0.05, 0.1, 0.03), colours, light)
-    cover = _coverage(parts, shape).astype(np.float32) / 255
-    if float((cover * alpha).sum()) > 0.25 * float(alpha.sum()):
-        return nothing
-    return front, _defocus(cover, rng.uniform(0, 2.5) * side / 1024)
+            angle = at + math.pi + float(rng.choice([-1, 1])) * rng.uniform(0.3, 1.1)
+            parts += _blade(rng, path[k], angle, rng.uniform(0.05, 0.14) * side, rng.random())
+    soft = rng.uniform(0, 2.5) * side / 1024
+    window, colour, cover = _sprite(rng, parts, shape, Look("", 0.05, 0.1, 0.03, 0), colours, light, 3 * soft)
+    cover = _defocus(cover, soft)
+    hidden = float((cover.astype(np.float32) * whole[window]).sum()) / 255
+    return Sprite(window, colour, cover) if hidden < 0.25 * float(whole.sum(dtype=np.float64)) else None
 
 
 def _develop(rng: Generator, light: Array) -> Array:
@@ -1094,12 +1196,10 @@ def draw(seed: int, index: int, size: int) -> tuple[Array, Array]:
     """
     thing, rest, coverage = layers(seed, index, size)
     light = _over(rest, thing, coverage.astype(np.float32) / 255)
-    return _develop(np.random.default_rng((seed, index, 8)), light), coverage
+    return _develop(np.random.default_rng((seed, index, 9)), light), coverage
 
 
-def write(
-    folder: Path, count: int, size: int, seed: int, progress: Callable[[int], object] | None = None
-) -> None:
+def write(folder: Path, count: int, size: int, seed: int, progress: Callable[[int], object] | None = None) -> None:
     """Write ``images/<id>.jpg``, ``masks/<id>.png`` and ``pairs.csv``; samples that are there already are kept.
 
     progress: called with the number of finished samples after each. Raises HrsegError when the folder holds a set

@@ -1,6 +1,6 @@
 """Datasets as folders: a list of light references first, pixels only when one object is asked for.
 
-    folder      images/ + masks/ matched by stem, several masks as STEM_0, STEM_1 ...; or a pairs.csv (image,mask[,kind])
+    folder      images/ + masks/ matched by stem, several masks as STEM_0, STEM_1; or a pairs.csv (image,mask[,kind])
     grabcut     data_GT/ + boundary_GT/          berkeley   images/ + masks/          davis   img/ + gt/
     procedural  drawn on demand, nothing on disk
 
@@ -49,7 +49,7 @@ PARTS = {
     "berkeley": ("images", "masks"),
     "folder": ("images", "masks"),
 }
-SUFFIXES = frozenset(".bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
+SUFFIXES = (".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 10**9
 
 Image.MAX_IMAGE_PIXELS = None  # gigapixel images are welcome here; _decode keeps a limit of its own
@@ -116,10 +116,8 @@ def open_dataset(
     known = _indexed_ids(folder, masks) if unread else {}
     found = list(islice(expand(masks, known), limit))
     if not found and limit != 0:
-        hint = (
-            "no mask holds an id besides 0 and void; leave --instances off" if unread else "put images and masks there"
-        )
-        raise HrsegError(f"dataset {spec}: no objects; {hint}")
+        fix = "no mask holds an id besides 0 and void; leave --instances off" if unread else "put images and masks in"
+        raise HrsegError(f"dataset {spec}: no objects; {fix}")
     return found
 
 
@@ -157,19 +155,18 @@ def _locate(spec: str, root: Path | None) -> tuple[str, Path, str]:
         folder = _find_folder(spec, root)
         # A layout typed as a name decides where its folders are there: data/berkeley is read as Berkeley is.
         layout = spec.lower() if _fits(folder, spec.lower()) else _detect(folder)
-        return folder.resolve().name, folder, layout
+        return Path(os.path.abspath(folder)).name, folder, layout
     if not name or not place or {"/", "\\"} & set(name):
         raise HrsegError(f"dataset {spec}: write NAME=FOLDER, where NAME has no slash")
     if _is_procedural(place):
         return name, Path(place), "procedural"
     folder = _find_folder(place, root)
-    if name.lower() not in PARTS:
+    layout = name.lower()
+    if layout not in PARTS:
         return name, folder, _detect(folder)
-    if not _fits(folder, name.lower()):
-        raise HrsegError(
-            f"{folder}: layout '{name.lower()}' wants {_wanted(name.lower())} there; give another NAME=FOLDER"
-        )
-    return name, folder, name.lower()
+    if not _fits(folder, layout):
+        raise HrsegError(f"{folder}: layout '{layout}' wants {_wanted(layout)} there; give another folder or NAME")
+    return name, folder, layout
 
 
 def _is_procedural(text: str) -> bool:
@@ -188,17 +185,14 @@ def _find_folder(text: str, root: Path | None) -> Path:
     if path.name != text:
         raise HrsegError(f"{path}: no such folder; give the folder of a dataset")
     below = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")] if root.is_dir() else []
-    raise UnknownName(
-        "dataset", text, {*catalog.LAYOUTS, *below}, f"Looked in {root}; a path or NAME=FOLDER works too."
-    )
+    hint = f"Looked in {root}; a path or NAME=FOLDER works too."
+    raise UnknownName("dataset", text, {*catalog.LAYOUTS, *below}, hint)
 
 
 def _fits(folder: Path, layout: str) -> bool:
-    if layout not in PARTS:
-        return False
-    return all((folder / part).is_dir() for part in PARTS[layout]) or (
-        layout == "folder" and (folder / PAIRS).is_file()
-    )
+    if layout == "folder" and (folder / PAIRS).is_file():
+        return True
+    return layout in PARTS and all((folder / part).is_dir() for part in PARTS[layout])
 
 
 def _wanted(layout: str) -> str:
@@ -484,11 +478,7 @@ def _grey(pixels: MaskPixels, rule: BinarizeRule) -> tuple[np.ndarray, BinarizeR
 def instance_ids(path: Path, read: Callable[[Path], MaskPixels] | None = None) -> list[int]:
     """Ids of the objects of an index mask, ascending. Raises HrsegError for a mask of colours. ``read``: as above."""
     ids = _ids(path, (read or read_mask)(path))
-    if ids.dtype == np.uint8:
-        values = np.flatnonzero(np.bincount(ids.ravel(), minlength=256))  # far quicker than sorting the pixels
-    else:
-        values = np.unique(ids)
-    return [int(value) for value in values if value not in (0, _void(ids))]
+    return [int(value) for value in np.unique(ids) if value not in (0, _void(ids))]
 
 
 def _ids(path: Path, pixels: MaskPixels) -> np.ndarray:
@@ -519,7 +509,7 @@ def read_mask(path: Path) -> MaskPixels:
     if picture.mode in ("P", "PA"):
         colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
         indices = np.array(picture if picture.mode == "P" else picture.getchannel(0))
-        used = indices.max(initial=0) + 1
+        used = int(indices.max(initial=0)) + 1
         return MaskPixels(indices, np.concatenate([colours, np.zeros((256, 3), np.uint8)])[:used])
     if picture.mode not in ("1", "L", "F", "RGB", "RGBA", "LA") and not picture.mode.startswith("I"):
         picture = picture.convert("RGB")
@@ -567,12 +557,16 @@ def _decode(path: Path) -> Image.Image:
 
 
 def fingerprint(folder: Path, masks: Iterable[Ref]) -> str:
-    """Hash of the names, sizes and times of all listed files. Raises OSError when one is gone."""
+    """Hash of the names, sizes and times of all listed files."""
     paths = sorted({path for ref in masks for path in (ref.image, ref.mask)})
     digest = hashlib.sha256()
     for path in paths:
-        stat = path.stat()
-        digest.update(f"{relative(path, folder)}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
+        try:
+            stat = path.stat()
+            state = (stat.st_size, stat.st_mtime_ns)
+        except OSError:  # a dead link: whoever reads it says so
+            state = (-1, -1)
+        digest.update(f"{relative(path, folder)}\t{state}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -588,9 +582,7 @@ def _indexed_ids(folder: Path, masks: list[Ref]) -> dict[Path, list[int]]:
         with (folder / INDEX).open(encoding="utf-8") as file:
             head = json.loads(next(file))
             if head["version"] != 1 or head["fingerprint"] != fingerprint(folder, masks):
-                log.warning(
-                    "%s: older than the files beside it, not used; 'hrseg prepare-data' renews it", folder / INDEX
-                )
+                log.warning("%s: not of the files beside it, unused; 'hrseg prepare-data' renews it", folder / INDEX)
                 return {}
             for line in file:
                 record = json.loads(line)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ def sniff(path: Path) -> str:
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise HrsegError(f"{path}: is a web page, the answer of a failed download; download the file itself again")
     if head.startswith(b"version https://git-lfs"):
-        raise HrsegError(f"{path}: is a Git LFS pointer, not the weights; run 'git lfs pull' or download the file itself")
+        raise HrsegError(
+            f"{path}: is a Git LFS pointer, not the weights; run 'git lfs pull' or download the file itself"
+        )
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return "torch"
     if head[8:9] == b"{":
@@ -120,14 +123,16 @@ def _read_own(path: Path) -> Loaded:
 
 def _read_ritm(path: Path) -> Loaded:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of (an odd pickle protocol) ends in one of the lines below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
         inside = f" ({found.group(1)})" if found else ""
         raise HrsegError(
             f"holds more than tensors{inside} and is not run; ask its author for a state_dict with its config"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError):
+    except Exception:  # a torn pickle can raise nearly anything
         raise HrsegError("is a damaged or truncated PyTorch file; download it again") from None
     if isinstance(content, list):
         raise HrsegError(f"is a list of {len(content)} stages (one model per click); save one of them by itself")
@@ -153,7 +158,9 @@ def _what_else(content: dict[Any, Any]) -> str:
     if "lora_" in joined:
         return "holds an adapter, not a whole model; give the base checkpoint it was made for"
     if any(key.startswith("feature_extractor.") for key in keys):
-        return "holds click-network weights without their 'config'; save {'state_dict': ..., 'config': ...} as RITM does"
+        return (
+            "holds click-network weights without their 'config'; save {'state_dict': ..., 'config': ...} as RITM does"
+        )
     if "incre_modules" in joined or ("stage4." in joined and "conv1.weight" in joined):
         return "is an ImageNet HRNet backbone, not a click model; it can start a training, not answer clicks"
     if "blocks.0.attn" in joined or "pos_embed" in joined:

@@ -150,7 +150,9 @@ def _in_processes(plan: Plan, refs: Sequence[Ref], workers: int) -> Iterator[tup
             "finished objects are kept"
         ) from None
     finally:
-        for process in list((pool._processes or {}).values()):  # a click in flight may take a minute: do not wait for it
+        for process in list(
+            (pool._processes or {}).values()
+        ):  # a click in flight may take a minute: do not wait for it
             process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -9,6 +9,8 @@ share of the work once.
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -92,7 +94,7 @@ class MeanBoundaryAccuracy:
 
 def band_width(height: int, width: int, ratio: float = 0.02) -> int:
     """Width in pixels of the Boundary IoU band of an image: a share of its diagonal, at least 1."""
-    return max(1, round(ratio * float(np.hypot(height, width))))
+    return max(1, round(ratio * math.sqrt(height**2 + width**2)))
 
 
 def boundary(mask: np.ndarray, width: int) -> np.ndarray:

@@ -24,7 +24,7 @@ class GrabCut(InteractiveModel):
 
     max_side: larger inputs are cut at this longer side (pixels) and the mask is resized back.
     radius: radius of a clicked disk that is held fixed, as a share of the shorter side.
-    reach: radius within which the first positive click expects the object, as a share of the shorter side.
+    reach, near: how far around a positive click the object is expected, at first and later, as shares of that side.
     iterations: rounds of graph cut and colour models.
     """
 
@@ -32,16 +32,24 @@ class GrabCut(InteractiveModel):
     mirror = False
 
     def __init__(
-        self, *, max_side: int = 640, radius: float = 0.01, reach: float = 0.2, iterations: int = 3
+        self,
+        *,
+        max_side: int = 640,
+        radius: float = 0.01,
+        reach: float = 0.2,
+        near: float = 0.05,
+        iterations: int = 1,
     ) -> None:
         self.config: dict[str, Any] = {
             "max_side": max_side,
             "radius": radius,
             "reach": reach,
+            "near": near,
             "iterations": iterations,
         }
         super().__init__()
-        self.max_side, self.radius, self.reach, self.iterations = max_side, radius, reach, iterations
+        self.max_side, self.radius, self.iterations = max_side, radius, iterations
+        self.reach, self.near = reach, near
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
         pictures = (image[:, :3].clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -71,20 +79,30 @@ class GrabCut(InteractiveModel):
         return mask > 0
 
     def seeds(self, previous: np.ndarray, points: np.ndarray, scale: float) -> np.ndarray:
-        """OpenCV's four labels, uint8 (H, W): the previous mask as a guess, the clicks as certain."""
-        height, width = previous.shape
-        short = min(height, width)
-        labels = np.where(previous, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-        clicks = [(p[:2] * scale, slot < len(points) // 2) for slot, p in enumerate(points) if max(p[0], p[1]) >= 0]
-        fixed, expected = max(2, round(self.radius * short)), max(3, round(self.reach * short))
-        for (row, col), positive in clicks:
-            if positive and not previous.any():
-                cv2.circle(labels, (round(col), round(row)), expected, cv2.GC_PR_FGD, -1)
-        for (row, col), positive in clicks:
-            around = 4 * fixed
-            guess = cv2.GC_PR_FGD if positive else cv2.GC_PR_BGD
-            if previous.any():
-                cv2.circle(labels, (round(col), round(row)), around, guess, -1)
-        for (row, col), positive in clicks:
-            cv2.circle(labels, (round(col), round(row)), fixed, cv2.GC_FGD if positive else cv2.GC_BGD, -1)
+        """OpenCV's four labels, uint8 (H, W): clicked disks are certain, the rest is a guess.
+
+        A pixel is guessed to be object where its nearest click is positive and it was object before, or is near that
+        click. So a negative click clears what lies around it, as far as the next positive one.
+        """
+        half, short = len(points) // 2, min(previous.shape)
+        to_object = nearest_click(points[:half, :2] * scale, previous.shape)
+        to_background = nearest_click(points[half:, :2] * scale, previous.shape)
+        reach = (self.near if previous.any() else self.reach) * short
+        guess = (to_object <= to_background) & (previous | (to_object <= reach))
+        labels = np.where(guess, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+        fixed = max(2.0, self.radius * short)
+        labels[to_object <= fixed] = cv2.GC_FGD
+        labels[(to_background <= fixed) & (to_background < to_object)] = cv2.GC_BGD
         return labels
+
+
+def nearest_click(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 (H, W): distance in pixels to the nearest of (N, 2) points inside the image; infinite without one."""
+    height, width = shape
+    rows, cols = np.floor(points + 0.5).astype(int).T
+    inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
+    if not inside.any():
+        return np.full(shape, np.inf, np.float32)
+    away = np.ones(shape, np.uint8)
+    away[rows[inside], cols[inside]] = 0
+    return np.asarray(cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))

@@ -285,9 +285,7 @@ def bridge(widths: list[int], source: int, target: int) -> nn.Module | None:
     if source == target:
         return None
     if source > target:
-        return nn.Sequential(
-            nn.Conv2d(widths[source], widths[target], 1, bias=False), nn.BatchNorm2d(widths[target])
-        )
+        return nn.Sequential(nn.Conv2d(widths[source], widths[target], 1, bias=False), nn.BatchNorm2d(widths[target]))
     steps = [conv_bn_relu(widths[source], widths[source], stride=2) for _ in range(target - source - 1)]
     last = nn.Sequential(conv3x3(widths[source], widths[target], 2), nn.BatchNorm2d(widths[target]))
     return nn.Sequential(*steps, last)

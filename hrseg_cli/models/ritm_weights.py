@@ -61,5 +61,7 @@ def options(config: Any) -> dict[str, Any]:
             if value is not None:
                 raise HrsegError("uses click groups, which hrseg does not support; choose a model without them")
         elif specified and key not in WITHOUT_EFFECT:
-            raise HrsegError(f"asks for the unknown option '{key}'; it comes from a fork of RITM that hrseg cannot read")
+            raise HrsegError(
+                f"asks for the unknown option '{key}'; it comes from a fork of RITM that hrseg cannot read"
+            )
     return chosen

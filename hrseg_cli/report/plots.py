@@ -8,16 +8,16 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Trace
-from hrseg_cli.metrics.noc import auc, mean_at, noc
-from hrseg_cli.report.table import METRIC_LABELS, RESAMPLES, Evaluation, datasets
-from hrseg_cli.runs import write_atomically
+from hrseg_cli.metrics.noc import auc, mean_at, noc, reached
+from hrseg_cli.report.table import METRIC_LABELS, Evaluation, datasets, summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DPI = 200
 LEVEL = 0.9
 SHOWN_CLICKS = (1, 3, 5, 10)
+LABEL = 24  # characters of a run's name beside its line
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; the pale yellow is left out.
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -34,14 +35,11 @@ POSITIVE, NEGATIVE = "#12B312", "#E8201C"
 MASK, TRUTH = (64, 140, 255), (255, 190, 40)
 
 
-def save(figure: Figure, path: Path, option: str) -> None:
-    """Write in the format of the file's suffix. Raises HrsegError naming ``option`` when it cannot be written."""
+def drawn(figure: Figure, path: Path) -> bytes:
+    """The file's content, in the format of the suffix of ``path``."""
     blob = io.BytesIO()
     figure.savefig(blob, format=path.suffix[1:].lower(), dpi=DPI)
-    try:
-        write_atomically(path, blob.getvalue())
-    except OSError as error:
-        raise HrsegError(f"{option} {path}: cannot write there ({error.strerror}); name another file") from None
+    return blob.getvalue()
 
 
 def check_suffix(path: Path, option: str) -> None:
@@ -56,7 +54,7 @@ def check_suffix(path: Path, option: str) -> None:
 # --- score by click -------------------------------------------------------------------------------------------------
 
 
-def curves(runs: Sequence[Evaluation], metrics: Sequence[str], seed: int = 0) -> Figure:
+def curves(runs: Sequence[Evaluation], metrics: Sequence[str]) -> Figure:
     """Mean score after each click: a panel per dataset (down) and metric (across), a line per run with its 95 % band.
 
     A trace that ended early keeps its last value.
@@ -65,124 +63,124 @@ def curves(runs: Sequence[Evaluation], metrics: Sequence[str], seed: int = 0) ->
     from matplotlib.figure import Figure
 
     names = datasets(runs)
-    with rc_context({"font.size": 8, "axes.titlesize": 8.5, "text.color": INK, "axes.edgecolor": QUIET}):
-        size = (0.9 + 2.9 * len(metrics) + 1.1, 0.75 + 2.3 * len(names))
-        figure = Figure(figsize=size, facecolor="white")
+    left, right, top, bottom = 0.6, 0.25 + 0.065 * max(len(_shortened(run.label, LABEL)) for run in runs), 0.3, 0.7
+    width, height = left + 2.9 * len(metrics) + right, top + 2.0 * len(names) + bottom
+    with rc_context({"font.size": 8, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": QUIET}):
+        figure = Figure(figsize=(width, height), facecolor="white")
         panels = figure.subplots(len(names), len(metrics), squeeze=False, sharex=True, sharey=True)
-        figure.subplots_adjust(
-            left=0.6 / size[0],
-            right=1 - 1.4 / size[0],
-            top=1 - 0.3 / size[1],
-            bottom=0.7 / size[1],
-            hspace=0.28,
-            wspace=0.1,
-        )
-        floor = 1.0
-        ends: dict[Axes, list[tuple[float, str, str]]] = {}
-        for row, dataset in enumerate(names):
-            for column, metric in enumerate(metrics):
-                axes = panels[row, column]
-                counts = []
-                for number, run in enumerate(runs):
-                    traces = [t for t in run.traces if t.dataset == dataset and metric in t.scores]
-                    if not traces:
-                        continue
-                    counts.append(len(traces))
-                    values = [[mean_at(t.scores[metric], k) for k in range(1, run.max_clicks + 1)] for t in traces]
-                    mean, low, high = _mean_with_band(np.array(values, dtype=float), seed)
-                    color = LINES[number % len(LINES)]
-                    clicks = np.arange(1, run.max_clicks + 1)
-                    axes.fill_between(clicks, low, high, color=color, alpha=0.16, linewidth=0)
-                    axes.plot(clicks, mean, color=color, linewidth=1.4, marker="o", markersize=2.2)
-                    floor = min(floor, float(low.min()))
-                    ends.setdefault(axes, []).append((float(mean[-1]), run.label, color))
-                n = " / ".join(dict.fromkeys(str(count) for count in counts)) or "none"
-                axes.set_title(f"{dataset} · {METRIC_LABELS.get(metric, metric)}  (n = {n})", loc="left", parse_math=False)
-                _frame(axes, max(run.max_clicks for run in runs), column == 0, row == len(names) - 1)
+        figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height, 0.1, 0.3)
+        _frame(panels, max(run.max_clicks for run in runs))
+        ends = {
+            axes: _draw_lines(axes, runs, name, metric)
+            for line, name in zip(panels, names, strict=True)
+            for axes, metric in zip(line, metrics, strict=True)
+        }
+        floor = min(axes.dataLim.y0 for axes in ends)
         panels[0, 0].set_ylim(max(0.0, np.floor(floor * 10) / 10), 1.0)
-        for axes, labels in ends.items():
-            # Lines are named once a row, beside its last panel; where a run lacks that metric, beside an earlier one.
-            if axes in panels[:, -1] or len(labels) > len(ends.get(_last_of_row(panels, axes), [])):
-                _name_lines(axes, labels)
-        figure.text(
-            0.6 / size[0],
-            0.1 / size[1],
-            "Mean over objects with its 95 % bootstrap band. An object that ended early keeps its last value.",
-            fontsize=6.5,
-            color=QUIET,
+        for line in panels:
+            named: set[str] = set()
+            for axes in line[::-1]:  # each line is named once, in the last panel that has it
+                _name_lines(axes, [end for end in ends[axes] if end.label not in named])
+                named |= {end.label for end in ends[axes]}
+        text = (
+            f"Mean over objects with its 95 % bootstrap band; dashed: {LEVEL:g}. "
+            "An object that ended early keeps its last value."
         )
+        figure.text(left / width, 0.1 / height, text, fontsize=6.5, color=QUIET)
     return figure
 
 
-def _last_of_row(panels: np.ndarray, axes: Axes) -> Axes:
-    row = int(np.argwhere(panels == axes)[0][0])
-    last: Axes = panels[row, -1]
-    return last
+class LineEnd(NamedTuple):
+    """Where a line arrives, for its label."""
+
+    score: float
+    label: str
+    colour: str
 
 
-def _mean_with_band(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, 2.5th and 97.5th percentile of the bootstrap mean of each column of ``values`` (objects, clicks)."""
-    n = len(values)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    low, high = np.percentile(draws @ values / n, [2.5, 97.5], axis=0)
-    return values.mean(axis=0), low, high
+def _draw_lines(axes: Axes, runs: Sequence[Evaluation], dataset: str, metric: str) -> list[LineEnd]:
+    ends, counts = [], []
+    for run, colour in zip(runs, cycle(LINES), strict=False):
+        clicks = range(1, run.max_clicks + 1)
+        rows = [row for row in summary(run, metric, clicks=clicks, dataset=dataset) if row.measure.startswith("mean@")]
+        if not rows:
+            continue
+        axes.fill_between(
+            clicks, [row.low for row in rows], [row.high for row in rows], color=colour, alpha=0.16, linewidth=0
+        )
+        axes.plot(clicks, [row.value for row in rows], color=colour, linewidth=1.4, marker="o", markersize=2.2)
+        ends.append(LineEnd(rows[-1].value, run.label, colour))
+        counts.append(str(rows[0].n))
+    count = f"n = {' / '.join(dict.fromkeys(counts))}" if counts else "not measured"
+    title = f"{_shortened(dataset, 28)} · {METRIC_LABELS.get(metric, metric)}  ({count})"
+    axes.set_title(title, loc="left", fontsize=8.5, parse_math=False)
+    return ends
 
 
-def _frame(axes: Axes, max_clicks: int, first: bool, bottom: bool) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(color=QUIET, labelcolor=INK, length=2.5)
-    axes.axhline(LEVEL, color=QUIET, linewidth=0.7, linestyle=(0, (4, 3)), zorder=0)
-    axes.set_xlim(0.5, max_clicks + 0.5)
-    axes.set_xticks([1, *range(5, max_clicks + 1, 5)] if max_clicks >= 5 else range(1, max_clicks + 1))
-    if first:
+def _frame(panels: np.ndarray, max_clicks: int) -> None:
+    """Axes of all panels: spines where there are ticks, names on the outer panels only."""
+    for axes in panels.flat:
+        axes.set_facecolor("none")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(color=QUIET, labelcolor=INK, length=2.5)
+        axes.axhline(LEVEL, color=QUIET, linewidth=0.7, linestyle=(0, (4, 3)), zorder=0)
+    panels[0, 0].set_xlim(0.5, max_clicks + 0.5)
+    panels[0, 0].set_xticks([1, *range(5, max_clicks + 1, 5)] if max_clicks >= 5 else range(1, max_clicks + 1))
+    for axes in panels[:, 0]:
         axes.set_ylabel("mean score")
-    if bottom:
+    for axes in panels[-1]:
         axes.set_xlabel("clicks")
 
 
-def _name_lines(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+def _name_lines(axes: Axes, ends: Sequence[LineEnd]) -> None:
     """Labels right of the lines' ends, moved apart where they would touch."""
     low, high = axes.get_ylim()
-    gap = 0.065 * (high - low)
-    places = spread([value for value, _, _ in ends], gap, low, high)
-    for (_, label, color), place in zip(ends, places, strict=True):
+    places = spread([end.score for end in ends], 0.065 * (high - low))
+    for end, place in zip(ends, places, strict=True):
         axes.annotate(
-            _shortened(label, 24),
+            _shortened(end.label, LABEL),
             (1.0, place),
             xycoords=("axes fraction", "data"),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
-            color=color,
+            color=end.colour,
             fontsize=7.5,
             parse_math=False,
         )
 
 
-def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places as near to ``values`` as ``gap`` between neighbours allows, in the same order, inside low..high if they fit."""
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Places near ``values``, in their order, ``gap`` apart: neighbours that are closer push each other away."""
     order = sorted(range(len(values)), key=lambda i: values[i])
-    places = [0.0] * len(values)
-    floor = low
-    for i in order:
-        places[i] = max(values[i], floor)
-        floor = places[i] + gap
-    ceiling = high
-    for i in reversed(order):
-        places[i] = min(places[i], ceiling)
-        ceiling = places[i] - gap
+    places = list(values)
+    for _ in range(200):
+        for below, above in pairwise(order):
+            push = max(0.0, gap - (places[above] - places[below])) / 2
+            places[below] -= push
+            places[above] += push
     return places
 
 
 # --- masks click by click -------------------------------------------------------------------------------------------
 
-CELL = 400  # pixels, the longer side of a panel
-GAP, HEAD, CAPTION, MARGIN = 14, 44, 56, 40
+# Pixels of the page: the longer side of a panel, between panels, above the first row, under a row, around all.
+CELL, GAP, HEAD, CAPTION, MARGIN = 400, 14, 80, 62, 40
 
 
-def pictures(
-    runs: Sequence[Evaluation], metrics: Sequence[str], count: int, complain: Callable[[str], None]
-) -> Figure:
+class Panel(NamedTuple):
+    """One picture of the page: pixels, uint8 (h, w, 3), of an image of ``size`` (height, width); text below it.
+
+    clicks: in pixels of the full image.
+    """
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+    clicks: Sequence[Click]
+    lines: tuple[str, ...]
+
+
+def pictures(runs: Sequence[Evaluation], metrics: Sequence[str], count: int, complain: Callable[[str], None]) -> Figure:
     """A page with a row per object and run: image, truth, and the mask after 1, 3, 5 and 10 clicks with those clicks.
 
     metrics: printed under each mask; the first one ranks the objects. count: objects, spread evenly from those that
@@ -192,85 +190,86 @@ def pictures(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    traces = [{(t.dataset, t.id): t for t in run.traces} for run in runs]
-    keys = set.intersection(*({_key(record) for record in _mask_records(run.folder)} & t.keys() for run, t in zip(runs, traces, strict=True)))
+    traces = [{_key_of(t): t for t in run.traces if metrics[0] in t.scores} for run in runs]
+    kept = [{_key(record) for record in _mask_records(run)} for run in runs]
+    keys = set(traces[0]).intersection(*traces, *kept)
     if not keys:
-        raise HrsegError("--pictures: no object has kept masks in every run; evaluate the same dataset with --keep-masks")
-    chosen = _ranked([traces[0][key] for key in keys], metrics[0], runs[0].max_clicks, count)
-    order = [_key_of(trace) for trace in chosen]
-    records = [{_key(r): r for r in _mask_records(run.folder) if _key(r) in order} for run in runs]
-    rows = [(run, traces[i][key], records[i][key]) for key in order for i, run in enumerate(runs)]
+        raise HrsegError("--pictures: no object has kept masks in every run; evaluate one dataset with --keep-masks")
+    order = [_key_of(t) for t in _ranked([traces[0][key] for key in keys], metrics[0], runs[0].max_clicks, count)]
+    records = [{_key(record): record for record in _mask_records(run) if _key(record) in order} for run in runs]
 
     clicks = [k for k in SHOWN_CLICKS if k <= max(run.max_clicks for run in runs)]
-    images = {key: _read_image(records[0][key], complain) for key in order}
-    boxes = [_fitted(images[_key_of(trace)].shape) for _, trace, _ in rows]
-    width = 2 * MARGIN + (2 + len(clicks)) * CELL + (1 + len(clicks)) * GAP
-    height = HEAD + MARGIN + sum(box[0] + CAPTION for box in boxes) + MARGIN
+    rows = []
+    for key in order:
+        image = _read_small(records[0][key], complain)
+        for run, of_run, masks in zip(runs, traces, records, strict=True):
+            name = f"{run.label}: {key[1]}" if len(runs) > 1 else key[1]
+            rows.append(_panels(name, of_run[key], masks[key], image, run.max_clicks, clicks, metrics))
+
+    width = 2 * MARGIN + len(rows[0]) * (CELL + GAP) - GAP
+    height = HEAD + sum(len(row[0].pixels) + CAPTION for row in rows) + MARGIN
     with rc_context({"font.size": 6.5, "text.color": INK}):
         figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
         heads = ["image", "truth", *(f"{k} click{'s' if k > 1 else ''}" for k in clicks)]
-        top = HEAD + MARGIN
         for i, head in enumerate(heads):
             x = MARGIN + i * (CELL + GAP) + CELL / 2
-            figure.text(x / width, 1 - (top - 18) / height, head, ha="center", fontsize=8, color=INK)
-        for (run, trace, record), box in zip(rows, boxes, strict=True):
-            _draw_row(figure, run, trace, record, images[_key_of(trace)], box, top, clicks, metrics, len(runs) > 1)
-            top += box[0] + CAPTION
-        figure.text(
-            MARGIN / width,
-            MARGIN / 2 / height,
-            f"From most to fewest clicks by {_noc_name(metrics[0])}"
-            + (f" of {runs[0].label}" if len(runs) > 1 else "")
-            + ". Clicks are numbered: green marks the object, red the background. Hatched pixels do not count.",
-            fontsize=6.5,
-            color=QUIET,
-            parse_math=False,
+            figure.text(x / width, 1 - (HEAD - 16) / height, head, ha="center", fontsize=8)
+        top = HEAD
+        for row in rows:
+            for i, panel in enumerate(row):
+                _place(figure, panel, MARGIN + i * (CELL + GAP), top)
+            top += len(row[0].pixels) + CAPTION
+        whose = f" of {runs[0].label}" if len(runs) > 1 else ""
+        text = (
+            f"From most to fewest clicks by {_noc_name(metrics[0])}{whose}. Clicks are numbered: "
+            "green marks the object, red the background. Hatched pixels do not count."
         )
+        figure.text(MARGIN / width, 24 / height, text, color=QUIET, parse_math=False)
     return figure
 
 
-def _draw_row(
-    figure: Figure,
-    run: Evaluation,
+def _panels(
+    name: str,
     trace: Trace,
     record: dict[str, Any],
     image: np.ndarray,
-    box: tuple[int, int],
-    top: int,
+    max_clicks: int,
     clicks: Sequence[int],
     metrics: Sequence[str],
-    named: bool,
-) -> None:
+) -> list[Panel]:
+    """One row of the page; ``image`` has the size of a panel."""
     truth, void = _decode(record, record["truth"]), _decode(record, record.get("void"))
-    needed = noc(trace.scores[metrics[0]], LEVEL, run.max_clicks)
-    reached = any(value >= LEVEL for value in trace.scores[metrics[0]])
-    name = f"{run.label}: {trace.id}" if named else trace.id
-    cells: list[tuple[np.ndarray | None, tuple[int, int, int], Sequence[Click], str]] = [
-        (None, TRUTH, (), f"{_shortened(name, 40)}\n{trace.size[1]} × {trace.size[0]}"),
-        (truth, TRUTH, (), f"{_noc_name(metrics[0])} {needed if reached else 'not reached'}"),
+    values = trace.scores[metrics[0]]
+    needed = str(noc(values, LEVEL, max_clicks)) if reached(values, LEVEL) else "not reached"
+    row = [
+        Panel(image, trace.size, (), (_shortened(name, 40), f"{trace.size[1]} × {trace.size[0]}")),
+        Panel(overlay(image, truth, void, TRUTH), trace.size, (), (f"{_noc_name(metrics[0])}: {needed}",)),
     ]
     for k in clicks:
         shown = min(k, len(trace.clicks))
-        text = "   ".join(f"{METRIC_LABELS.get(m, m)} {mean_at(trace.scores[m], k):.3f}" for m in metrics if m in trace.scores)
-        if shown < k:
-            text += f"\ndone at {shown}"
-        cells.append((_decode(record, record["masks"].get(str(shown))), MASK, trace.clicks[:shown], text))
-    small = _resized(image, box)
-    across, down = figure.get_size_inches() * figure.dpi
-    for i, (mask, colour, placed, text) in enumerate(cells):
-        left = MARGIN + i * (CELL + GAP) + (CELL - box[1]) // 2
-        axes = figure.add_axes((left / across, 1 - (top + box[0]) / down, box[1] / across, box[0] / down))
-        axes.axis("off")
-        height, width = trace.size
-        axes.imshow(
-            small if i == 0 else overlay(small, mask, void, colour),
-            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-            interpolation="nearest",
-            aspect="auto",
-        )
-        _draw_clicks(axes, placed)
-        x = MARGIN + i * (CELL + GAP) + CELL / 2
-        figure.text(x / across, 1 - (top + box[0] + 6) / down, text, ha="center", va="top", linespacing=1.25, parse_math=False)
+        mask = _decode(record, record["masks"].get(str(shown)))
+        scores = (f"{METRIC_LABELS.get(m, m)} {mean_at(trace.scores[m], k):.3f}" for m in metrics if m in trace.scores)
+        ended = (f"done at {shown}",) if shown < k else ()
+        pixels = overlay(image, mask, void, MASK)
+        row.append(Panel(pixels, trace.size, trace.clicks[:shown], ("   ".join(scores), *ended)))
+    return row
+
+
+def _place(figure: Figure, panel: Panel, left: int, top: int) -> None:
+    """Draw a panel, pixel by pixel, into the cell whose upper left corner is at (``left``, ``top``) on the page."""
+    across, down = figure.get_size_inches() * DPI
+    height, width = panel.pixels.shape[:2]
+    bottom = top + height
+    axes = figure.add_axes(
+        ((left + (CELL - width) // 2) / across, 1 - bottom / down, width / across, height / down), frame_on=False
+    )
+    axes.set_axis_off()
+    extent = (-0.5, panel.size[1] - 0.5, panel.size[0] - 0.5, -0.5)
+    axes.imshow(panel.pixels, extent=extent, interpolation="nearest", aspect="auto")
+    _draw_clicks(axes, panel.clicks)
+    for number, line in enumerate(panel.lines):
+        y = 1 - (bottom + 22 + 20 * number) / down
+        figure.text((left + CELL / 2) / across, y, line, ha="center", va="baseline", parse_math=False)
 
 
 def _draw_clicks(axes: Axes, clicks: Sequence[Click]) -> None:
@@ -309,7 +308,7 @@ def overlay(
     import cv2
 
     height, width = image.shape[:2]
-    out = image.astype(np.float32)
+    out: np.ndarray = image.astype(np.float32)
     if void is not None:
         row, col = np.indices((height, width))
         stripes = np.where((row + col) // 5 % 2, 90.0, 190.0)[..., None]
@@ -326,12 +325,10 @@ def overlay(
 
 
 def _ranked(traces: Sequence[Trace], metric: str, max_clicks: int, count: int) -> list[Trace]:
-    """``count`` traces at even distances in the order of clicks needed, most first; equal clicks by the area under the curve."""
+    """``count`` traces, evenly spread from most clicks needed to fewest; ties by the area under the curve."""
 
     def key(trace: Trace) -> tuple[float, float, str, str]:
-        values = trace.scores.get(metric, ())
-        if not values:
-            return (0.0, 0.0, trace.dataset, trace.id)
+        values = trace.scores[metric]
         return (-noc(values, LEVEL, max_clicks), auc(values, max_clicks), trace.dataset, trace.id)
 
     order = sorted(traces, key=key)
@@ -339,19 +336,24 @@ def _ranked(traces: Sequence[Trace], metric: str, max_clicks: int, count: int) -
     return [order[i] for i in dict.fromkeys(places.tolist())]
 
 
-def _mask_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """Lines of ``masks.jsonl``, one at a time: the file of a large dataset does not fit in memory twice."""
-    path = folder / "masks.jsonl"
-    if not path.is_file():
-        raise HrsegError(f"--pictures: {folder} holds no masks.jsonl; evaluate with --keep-masks")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-                record["dataset"], record["id"], record["size"], record["truth"], record["masks"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise HrsegError(f"{path}, line {number}: not a record of masks ({error}); evaluate again") from None
-            yield record
+def _mask_records(run: Evaluation) -> Iterator[dict[str, Any]]:
+    """Lines of ``masks.jsonl``, one at a time: those of a large dataset would fill the memory."""
+    paths = [run.folder / "masks.jsonl", *([run.folder / "masks.part.jsonl"] if run.status != "done" else [])]
+    if not any(path.is_file() for path in paths):
+        raise HrsegError(f"--pictures: {run.folder} holds no masks.jsonl; evaluate with --keep-masks")
+    for path in filter(Path.is_file, paths):
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    record = json.loads(line)
+                    record["dataset"], record["id"], record["image"], record["size"], record["truth"], record["masks"]
+                except (ValueError, KeyError, TypeError) as error:
+                    if not line.endswith("\n"):  # torn by an interrupt
+                        return
+                    raise HrsegError(
+                        f"{path}, line {number}: not a record of masks ({error}); evaluate again"
+                    ) from None
+                yield record
 
 
 def _key(record: dict[str, Any]) -> tuple[str, str]:
@@ -371,28 +373,24 @@ def _decode(record: dict[str, Any], counts: str | None) -> np.ndarray | None:
     return np.asarray(mask.decode({"size": list(record["size"]), "counts": counts.encode()}), dtype=bool)
 
 
-def _read_image(record: dict[str, Any], complain: Callable[[str], None]) -> np.ndarray:
-    """The image, or plain grey of its size when the file is gone or is another one now."""
+def _read_small(record: dict[str, Any], complain: Callable[[str], None]) -> np.ndarray:
+    """The image in the size of a panel; plain grey when the file is gone or is another one now."""
     from hrseg_cli.data.samples import read_image
 
     path, size = Path(record["image"]), tuple(record["size"])
+    scale = CELL / max(size)
+    small = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     problem = "no such file"
     if path.is_file():
         try:
             image = read_image(path)
             if image.shape[:2] == size:
-                return image
+                return _resized(image, small)
             problem = f"its size is now {image.shape[1]} x {image.shape[0]}"
         except HrsegError as error:
             problem = str(error)
     complain(f"{path}: image of {record['id']} not shown ({problem})")
-    return np.full((*size, 3), 200, np.uint8)
-
-
-def _fitted(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(height, width) of an image brought to the side of a panel."""
-    scale = CELL / max(shape[:2])
-    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+    return np.full((*small, 3), 200, np.uint8)
 
 
 def _resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

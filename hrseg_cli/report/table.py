@@ -5,6 +5,7 @@ Numbers are recomputed from ``traces.jsonl``, so that an old run answers for a m
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,10 @@ from typing import Any
 from hrseg_cli.catalog import METRICS
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Trace
-from hrseg_cli.metrics.noc import summarise
+from hrseg_cli.metrics.noc import Row, summarise
 from hrseg_cli.runs import read_run, read_traces
 
 DEFAULT_MEASURES = ("NoC@80", "NoC@85", "NoC@90", "NoF@90")
-RESAMPLES = 1000
 METRIC_LABELS = {"iou": "IoU", "biou": "bIoU", "mba": "mBA"}
 
 _MEASURE = re.compile(r"(?:NoC|NoF|>=\d+)@(?P<percent>\d+(?:\.\d+)?)|mean@(?P<click>\d+)|AUC|SPC")
@@ -27,21 +27,19 @@ _MEASURE = re.compile(r"(?:NoC|NoF|>=\d+)@(?P<percent>\d+(?:\.\d+)?)|mean@(?P<cl
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One run folder, read back. ``label`` is what the user calls it; ``protocol`` is the record of ``run.json``."""
+    """One run folder, read back.
+
+    label: what the user calls it. settings: what was asked, as ``run.json`` holds it. max_clicks: clicks an object got
+    before it counted as not reached. traces: in dataset order; of a run that is not done, what there is.
+    """
 
     label: str
     folder: Path
     status: str
-    model: str
-    protocol: dict[str, Any]
-    until: dict[str, float]
+    settings: dict[str, Any]
     commit: str
+    max_clicks: int
     traces: tuple[Trace, ...]
-
-    @property
-    def max_clicks(self) -> int:
-        """Clicks an object got before it counted as not reached."""
-        return int(self.protocol.get("max_clicks") or max(len(t.clicks) for t in self.traces))
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,9 @@ def read_evaluations(arguments: Iterable[str], partial: bool = False) -> list[Ev
     for argument in arguments:
         label, folder = _label_and_folder(argument)
         if label in runs:
-            raise HrsegError(f"{argument}: a run called '{label}' is already there; name this one, as in OTHER={folder}")
+            raise HrsegError(
+                f"{argument}: a run called '{label}' is already there; name this one, as in OTHER={folder}"
+            )
         runs[label] = _read_evaluation(label, folder, partial)
     return list(runs.values())
 
@@ -104,7 +104,9 @@ def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
     settings = record["asked"]["settings"]
     status = str(record.get("got", {}).get("status", "unknown"))
     if status != "done" and not partial:
-        raise HrsegError(f"{folder}: the run is '{status}', not done; repeat its command to finish it, or add --partial")
+        raise HrsegError(
+            f"{folder}: the run is '{status}', not done; repeat its command to finish it, or add --partial"
+        )
     # An unfinished run has only the second file; one that was resumed may have both.
     paths = [folder / name for name in ("traces.jsonl", "traces.part.jsonl") if partial or name == "traces.jsonl"]
     traces = {(t.dataset, t.id): t for path in paths if path.is_file() for t in read_traces(path)}
@@ -114,10 +116,9 @@ def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
         label=label,
         folder=folder,
         status=status,
-        model=str(settings.get("model", "unknown")),
-        protocol=dict(settings.get("protocol") or {}),
-        until=dict(settings.get("until") or {}),
+        settings=settings,
         commit=str(record.get("where", {}).get("commit") or "unknown"),
+        max_clicks=int(settings.get("max_clicks") or max(len(trace.clicks) for trace in traces.values())),
         traces=tuple(traces.values()),
     )
 
@@ -145,9 +146,7 @@ def check_measures(names: Iterable[str]) -> None:
             raise UnknownName("measure", name, known, "Other numbers after the @ work too, such as NoC@92.5.")
 
 
-def build(
-    runs: Sequence[Evaluation], metrics: Sequence[str] = (), measures: Sequence[str] = (), seed: int = 0
-) -> Table:
+def build(runs: Sequence[Evaluation], metrics: Sequence[str] = (), measures: Sequence[str] = ()) -> Table:
     """The table of ``runs``; without ``metrics`` all that were measured, without ``measures`` the default ones.
 
     A threshold above the one at which a run stopped clicking is unknown there. Raises HrsegError when a metric or
@@ -159,7 +158,7 @@ def build(
     metrics = measured(runs, metrics)
     for run in runs:
         for metric in metrics:
-            for entry in _entries(run, metric, asked, seed):
+            for entry in _entries(run, metric, asked):
                 found[entry.dataset, metric, entry.measure, run.label] = entry
     for name in measures:
         if not any(key[2] == name for key in found):
@@ -178,50 +177,53 @@ def build(
     )
 
 
-def _entries(run: Evaluation, metric: str, measures: Sequence[str], seed: int) -> list[Entry]:
+def summary(
+    run: Evaluation,
+    metric: str,
+    thresholds: Iterable[float] = (),
+    clicks: Iterable[int] = (),
+    dataset: str | None = None,
+) -> list[Row]:
+    """What :func:`hrseg_cli.metrics.noc.summarise` says of a run, with the run's own seed, so that intervals repeat."""
+    return summarise(
+        [t for t in run.traces if metric in t.scores and dataset in (None, t.dataset)],
+        metric,
+        thresholds=sorted(thresholds),
+        max_clicks=run.max_clicks,
+        ks=sorted(clicks),
+        seed=int(run.settings.get("seed", 0)),
+    )
+
+
+def _entries(run: Evaluation, metric: str, measures: Sequence[str]) -> list[Entry]:
     matches = [match for name in measures if (match := _MEASURE.fullmatch(name))]
     thresholds = {float(Decimal(m["percent"]) / 100) for m in matches if m["percent"]}  # exact, as 0.925 is typed
     clicks = {int(m["click"]) for m in matches if m["click"]}
+    model, protocol = _model_text(run), _protocol_text(run)
     return [
-        Entry(
-            run=run.label,
-            model=run.model,
-            protocol=_protocol_text(run),
-            commit=run.commit,
-            dataset=row.dataset,
-            metric=metric,
-            measure=row.measure,
-            value=row.value,
-            low=row.low,
-            high=row.high,
-            n=row.n,
-        )
-        for row in summarise(
-            [trace for trace in run.traces if metric in trace.scores],
-            metric,
-            thresholds=tuple(sorted(thresholds)),
-            max_clicks=run.max_clicks,
-            ks=tuple(sorted(clicks)),
-            seed=seed,
-            resamples=RESAMPLES,
-        )
+        Entry(run.label, model, protocol, run.commit, **vars(row))
+        for row in summary(run, metric, thresholds, clicks)
         if row.measure in measures
     ]
 
 
 def differences(runs: Sequence[Evaluation], measures: Iterable[str] = ()) -> list[str]:
-    """Why numbers of these runs do not compare: protocol, most clicks, objects, and, for means, where clicking ended."""
+    """Why these runs do not compare: protocol, band, most clicks, objects; for means also where clicking ended."""
     found = []
+    protocols = [run.settings.get("protocol") or {} for run in runs]
     differing = sorted(
         key
-        for key in {key for run in runs for key in run.protocol} - {"name", "version", "max_clicks"}
-        if any(run.protocol.get(key) != runs[0].protocol.get(key) for run in runs)
+        for key in set().union(*protocols) - {"name", "version", "max_clicks"}
+        if any(protocol.get(key) != protocols[0].get(key) for protocol in protocols)
     )
     if differing:
         names = _told({run.label: _protocol_text(run) for run in runs})
         found.append(f"protocols differ in {', '.join(differing)}: {names}")
     if len({run.max_clicks for run in runs}) > 1:
         found.append(f"most clicks differ: {_told({run.label: str(run.max_clicks) for run in runs})}")
+    bands = {run.label: json.dumps(run.settings.get("band")) for run in runs}
+    if len(set(bands.values())) > 1:
+        found.append(f"bands of Boundary IoU differ: {_told(bands)}")
     for name in datasets(runs):
         # The area tells apart objects of one name whose truth was read or drawn otherwise.
         objects = {r.label: frozenset((t.id, t.area) for t in r.traces if t.dataset == name) for r in runs}
@@ -254,18 +256,32 @@ def _notes(runs: Sequence[Evaluation]) -> list[str]:
     return notes
 
 
+def _model_text(run: Evaluation) -> str:
+    """``h18 (weights.pth)``, or the name alone where there are no weights."""
+    model = run.settings.get("model") or "unknown"
+    if not isinstance(model, dict):
+        return str(model)
+    return f"{model.get('name')} ({model['file']})" if "file" in model else str(model.get("name"))
+
+
 def _protocol_text(run: Evaluation) -> str:
-    name, version = run.protocol.get("name", "unknown"), run.protocol.get("version")
+    protocol = run.settings.get("protocol") or {}
+    name, version = protocol.get("name", "unknown"), protocol.get("version")
     return str(name) if version is None else f"{name} v{version}"
 
 
 def _until_text(run: Evaluation) -> str:
-    values = [f"{METRIC_LABELS.get(name, name)} {value:g}" for name, value in run.until.items()]
-    return " and ".join(values) or "the last click"
+    until = run.settings.get("until") or {}
+    if not until or max(until.values()) > 1:  # nothing scores above 1: every object got all its clicks
+        return "the last click"
+    return " and ".join(f"{METRIC_LABELS.get(name, name)} {value:g}" for name, value in until.items())
 
 
 def _told(values: Mapping[str, str]) -> str:
-    """The one value that all runs share, or each with its run: ``20 (a), 10 (b)``."""
-    if len(set(values.values())) == 1:
-        return next(iter(values.values()))
-    return ", ".join(f"{value} ({label})" for label, value in values.items())
+    """The one value that all runs share, or each with its runs: ``20 (a, c), 10 (b)``."""
+    labels: dict[str, list[str]] = {}
+    for label, value in values.items():
+        labels.setdefault(value, []).append(label)
+    if len(labels) == 1:
+        return next(iter(labels))
+    return ", ".join(f"{value} ({', '.join(those)})" for value, those in labels.items())

@@ -49,7 +49,9 @@ def markdown(table: Table) -> str:
         texts.append([label, *(" ".join(filter(None, [_strong(cell), cell.interval])) for cell in cells)])
     texts = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in texts]
     widths = [max(len(line[i]) for line in texts) for i in range(len(texts[0]))]
-    rows = [[t.ljust(w) if i == 0 else t.rjust(w) for i, (t, w) in enumerate(zip(r, widths, strict=True))] for r in texts]
+    rows = [
+        [t.ljust(w) if i == 0 else t.rjust(w) for i, (t, w) in enumerate(zip(r, widths, strict=True))] for r in texts
+    ]
     rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     body = "".join(f"| {' | '.join(line)} |\n" for line in [rows[0], rule, *rows[1:]])
     return body + "".join(f"\n{line}\n" for line in _footnotes(table))
@@ -135,7 +137,9 @@ def _higher_is_better(measure: str) -> bool:
 
 
 def _number(entry: Entry, number: float) -> str:
-    if entry.measure.startswith(("NoF", ">=")):
+    if entry.measure.startswith(">="):  # RITM's count of objects
+        return f"{number:.0f}"
+    if entry.measure.startswith("NoF"):
         return f"{100 * number:.1f}"
     if entry.measure.startswith("mean@"):
         return f"{100 * number:.2f}"
@@ -144,7 +148,7 @@ def _number(entry: Entry, number: float) -> str:
 
 def _with_unit(measure: str) -> str:
     """Shares are printed in percent, as the tables of this field do."""
-    if measure.startswith(("NoF", ">=", "mean@")):
+    if measure.startswith(("NoF", "mean@")):
         return f"{measure} (%)"
     return f"{measure} (s)" if measure == "SPC" else measure
 

@@ -133,9 +133,10 @@ def test_band_of_any_non_zero_value() -> None:
 
 
 def test_counts_are_exact_beyond_float32() -> None:
-    """The square around the middle holds 4099^2 object pixels, an odd number above 2^24: it must not be rounded."""
+    """The square around the middle holds 4099^2 - 1 object pixels, which float32 cannot tell from 4099^2."""
     mask = np.ones((4099, 4099), bool)
-    np.testing.assert_array_equal(np.argwhere(boundary(mask, 2049) == 0), [[2049, 2049]])
+    mask[1, 1] = False
+    assert boundary(mask, 2049)[2049, 2049] == 1
 
 
 @pytest.mark.parametrize(
@@ -148,9 +149,11 @@ def test_counts_are_exact_beyond_float32() -> None:
         (2048, 3072, 74),
         (4000, 6000, 144),
         (5, 5, 1),
+        (75, 100, 2),
     ],
 )
 def test_band_width(height: int, width: int, expected: int) -> None:
+    """At least 1; a half (2.5 at 75 x 100) is rounded to even, as in the reference."""
     assert band_width(height, width) == expected
 
 
@@ -194,6 +197,22 @@ def test_recorded_mba(name: str, mba_pairs: dict[str, tuple[np.ndarray, np.ndarr
 def test_recorded_mba_regions(name: str, mba_pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     rings = accuracy_rings(mba_pairs[name][1] == 1)
     assert [int(((rings > 0) & (rings <= i)).sum()) for i in range(1, 6)] == MBA[name]["region_sizes"]
+
+
+@given(judged())
+def test_mba_of_a_small_image_by_its_definition(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    """All radii are 1 there: what counts are the pixels on both sides of every edge between object and not object."""
+    prediction, truth = pair
+    mask = truth == 1
+    near = np.zeros_like(mask)
+    down, right = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
+    near[1:] |= down
+    near[:-1] |= down
+    near[:, 1:] |= right
+    near[:, :-1] |= right
+    counted = (near if near.any() else ~near) & (truth != -1)
+    expected = np.mean(prediction[counted] == mask[counted]) if counted.any() else 1
+    assert mba(prediction, truth) == pytest.approx(expected, abs=1e-12)
 
 
 def test_mba_regions_of_an_object_in_a_corner_of_a_large_image() -> None:

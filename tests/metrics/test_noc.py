@@ -64,7 +64,8 @@ def test_clicks_beyond_the_limit_do_not_count() -> None:
     values = [0.1, 0.2, 0.3, 0.95, 0.99]
     assert noc(values, 0.9, 3) == 3
     rows = numbers(summarise([trace(values)], "iou", thresholds=(0.9,), max_clicks=3))
-    assert rows["NoF@90"] == 1 and rows[">=3@90"] == 1
+    assert rows["NoF@90"] == 1
+    assert rows[">=3@90"] == 1
     assert rows["mean@3"] == 0.3
     assert "mean@5" not in rows
 

@@ -1,0 +1,185 @@
+"""Files a user may hold out: the right ones load, every other gives one line that says what it is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference import GOLDEN, deterministic_weights
+from safetensors.torch import save_file
+
+from hrseg_cli import catalog
+from hrseg_cli.engine.checkpoint import load_model, read_checkpoint, save_checkpoint
+from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.models.hrnet_ocr import ClickHRNet
+
+STATES = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def weights() -> State:
+    return deterministic_weights(ClickHRNet(width=18, ocr_width=48, small=True).state_dict())
+
+
+def ritm(state: State, size: str = "h18s", **changes: Any) -> dict[str, Any]:
+    """A checkpoint as RITM saves it, its configuration as RITM's code wrote it."""
+    config = json.loads(json.dumps(STATES[size]["config"]))
+    config["params"].update(changes)
+    return {"state_dict": state, "config": config}
+
+
+@pytest.mark.parametrize("size", ["h18s", "h18", "h32", "h18_baseline"])
+def test_public_configurations_are_read(size: str, tmp_path: Path) -> None:
+    """All four sizes through a real file; every weight arrives unchanged."""
+    state = deterministic_weights(catalog.resolve("model", size)().state_dict())
+    torch.save(ritm(state, size), tmp_path / "coco_lvis.pth")
+    model, provenance = read_checkpoint(tmp_path / "coco_lvis.pth")
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    expected = catalog.resolve("model", size)().config
+    assert {**model.config, "norm_mean_std": None} == {**expected, "norm_mean_std": None}
+    assert model.with_prev_mask is (size != "h18_baseline")
+    assert len(provenance["sha256"]) == 64
+
+
+def test_own_format_goes_round_and_is_reproducible(weights: State, tmp_path: Path) -> None:
+    model = catalog.resolve("model", "h18s")()
+    model.load_state_dict(weights)
+    for name in ("a", "b"):
+        save_checkpoint(model, tmp_path / f"{name}.safetensors", {"recipe": "test", "seed": 3})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    loaded, provenance = load_model(str(tmp_path / "a.safetensors"))
+    assert provenance["recipe"] == "test"
+    assert not loaded.training
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.state_dict().items())
+
+
+def test_half_precision_files_are_read_in_single(weights: State, tmp_path: Path) -> None:
+    half = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+    torch.save(ritm(half), tmp_path / "half.pth")
+    model, _ = read_checkpoint(tmp_path / "half.pth")
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+
+
+class Evil:
+    """Touches a file when unpickled."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.place),)
+
+
+def truncated(path: Path, content: Any) -> None:
+    torch.save(content, path)
+    path.write_bytes(path.read_bytes()[:-4000])
+
+
+def damaged_own(path: Path, state: State) -> None:
+    save_file(state, path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+WRONG = {
+    "empty": (lambda p, s: p.write_bytes(b""), "empty"),
+    "web page": (lambda p, s: p.write_text("\n<!DOCTYPE html><html>Not found"), "web page"),
+    "lfs pointer": (lambda p, s: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0"), "LFS"),
+    "text": (lambda p, s: p.write_text("hello, these are no weights"), "neither"),
+    "truncated": (lambda p, s: truncated(p, ritm(s)), "damaged or truncated PyTorch"),
+    "bare weights": (lambda p, s: torch.save(s, p), "without their 'config'"),
+    "stages": (lambda p, s: torch.save([ritm(s), ritm(s)], p), "list of 2 stages"),
+    "tensor": (lambda p, s: torch.save(torch.zeros(3), p), "holds a Tensor"),
+    "imagenet": (
+        lambda p, s: torch.save({k.removeprefix("feature_extractor."): v for k, v in s.items()}, p),
+        "ImageNet HRNet backbone",
+    ),
+    "mae": (lambda p, s: torch.save({"model": {"pos_embed": torch.zeros(1)}}, p), "plain ViT"),
+    "sam": (lambda p, s: torch.save({"image_encoder.pos_embed": torch.zeros(1)}, p), "SAM"),
+    "lightning": (lambda p, s: torch.save({"pytorch-lightning_version": "2", "state_dict": s}, p), "Lightning"),
+    "adapter": (lambda p, s: torch.save({"layer.lora_A": torch.zeros(1)}, p), "adapter"),
+    "trainer": (lambda p, s: torch.save({"model": s, "optimizer": {}}, p), "training checkpoint"),
+    "deeplab": (
+        lambda p, s: torch.save(
+            {"state_dict": s, "config": {"class": "isegm.model.is_deeplab_model.D", "params": {}}}, p
+        ),
+        "DeepLab",
+    ),
+    "simpleclick": (
+        lambda p, s: torch.save({"state_dict": s, "config": {"class": "x.is_plainvit_model.V", "params": {}}}, p),
+        "SimpleClick",
+    ),
+    "odd config": (lambda p, s: torch.save({"state_dict": s, "config": 3}, p), "not RITM's"),
+    "fork": (
+        lambda p, s: torch.save(ritm(s, extra_head={"type": "builtin", "value": 1, "specified": True}), p),
+        "unknown option 'extra_head'",
+    ),
+    "click groups": (
+        lambda p, s: torch.save(ritm(s, clicks_groups={"type": "builtin", "value": [1], "specified": True}), p),
+        "click groups",
+    ),
+    "missing keys": (lambda p, s: torch.save(ritm(dict(list(s.items())[5:])), p), "5 missing"),
+    "other size": (
+        lambda p, s: torch.save(ritm(s, ocr_width={"type": "builtin", "value": 64, "specified": True}), p),
+        "another size",
+    ),
+    "diverged": (
+        lambda p, s: torch.save(ritm({**s, "maps_transform.0.bias": torch.full((16,), float("nan"))}), p),
+        "NaN",
+    ),
+    "foreign safetensors": (lambda p, s: save_file(s, p), "another program"),
+    "torn safetensors": (damaged_own, "damaged or truncated safetensors"),
+    "own adapter": (
+        lambda p, s: save_file(
+            s, p, {"hrseg": json.dumps({"format": 1, "kind": "adapter", "name": "lora", "options": {}})}
+        ),
+        "not a whole model",
+    ),
+    "newer": (
+        lambda p, s: save_file(
+            s, p, {"hrseg": json.dumps({"format": 9, "kind": "model", "name": "hrnet_ocr", "options": {}})}
+        ),
+        "newer hrseg",
+    ),
+    "edited": (
+        lambda p, s: save_file(
+            s, p, {"hrseg": json.dumps({"format": 1, "kind": "model", "name": "hrnet_ocr", "options": {"wide": 1}})}
+        ),
+        "cannot be built",
+    ),
+    "code": (lambda p, s: torch.save({"state_dict": s, "config": Evil(p.parent / "owned")}, p), "more than tensors"),
+    "plain pickle with code": (lambda p, s: p.write_bytes(pickle.dumps(Evil(p.parent / "owned"))), "more than tensors"),
+    "plain pickle": (lambda p, s: p.write_bytes(pickle.dumps({"a": 1})[:-1]), "damaged|holds|more than"),
+}
+
+
+@pytest.mark.parametrize("what", sorted(WRONG))
+def test_a_wrong_file_says_what_it_is(what: str, weights: State, tmp_path: Path) -> None:
+    """One line, the file's name in it, and no code inside the file has run."""
+    write, message = WRONG[what]
+    path = tmp_path / "model.pth"
+    write(path, dict(weights))
+    with pytest.raises(HrsegError, match=message) as caught:
+        read_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message", "kind"),
+    [
+        ("missing.pth", "no such file", HrsegError),
+        ("h18s", "without weights", HrsegError),
+        ("grabcutt", "Did you mean 'grabcut'", UnknownName),
+    ],
+)
+def test_a_name_that_is_no_model(spec: str, message: str, kind: type[HrsegError]) -> None:
+    with pytest.raises(kind, match=message):
+        load_model(spec)

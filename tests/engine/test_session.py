@@ -1,0 +1,179 @@
+"""The click loop against RITM's recorded sequences, and what a session promises beyond them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from reference import GOLDEN, FakeNetwork, case
+
+from hrseg_cli.engine.session import Session, step
+from hrseg_cli.engine.simulate import Plan, simulate
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Click, Sample
+from hrseg_cli.metrics.noc import noc
+from hrseg_cli.recipe import load_protocol
+
+RECORDED = json.loads((GOLDEN / "noc_fixture.json").read_text())
+UNIT = json.loads((GOLDEN / "unit_fixture.json").read_text())
+MODES = {
+    "plain": ("plain", []),
+    "flip": ("plain", ["flip=true"]),
+    "zoom400": ("ritm", ["flip=false"]),
+    "cvpr_zoom400_flip": ("ritm", []),
+}
+
+
+@pytest.mark.parametrize("mode", sorted(RECORDED))
+def test_recorded_sequences_click_for_click(mode: str) -> None:
+    """Twelve objects through the whole loop: clicks exactly, IoU to 1e-4, crops exactly, the NoC table."""
+    name, _, target = mode.partition("@")
+    protocol = load_protocol(*MODES[name])
+    plan = Plan("fake", protocol, {"iou": float(target)}, max_clicks=20)
+    counts = []
+    for recorded in RECORDED[mode]["samples"]:
+        image, truth = case(recorded["case"])
+        trace, _ = simulate(Sample(str(recorded["case"]), "synthetic", image, truth), FakeNetwork(), plan)
+        assert [[c.row, c.col, int(c.positive)] for c in trace.clicks] == recorded["clicks"], recorded["case"]
+        np.testing.assert_allclose(trace.scores["iou"], recorded["ious"], atol=1e-4)
+        counts.append([noc(trace.scores["iou"], t, 20) for t in (0.8, 0.85, 0.9)])
+    assert np.mean(counts, axis=0).tolist() == pytest.approx(RECORDED[mode]["noc"][:3])
+
+
+@pytest.mark.parametrize("mode", ["zoom400@0.90", "cvpr_zoom400_flip@0.90"])
+def test_recorded_crops(mode: str) -> None:
+    recorded = RECORDED[mode]["samples"][7]  # the small object in a large image
+    image, _ = case(recorded["case"])
+    session = Session(FakeNetwork(), image, load_protocol(*MODES[mode.partition("@")[0]]))
+    boxes = []
+    for row, col, positive in recorded["clicks"]:
+        session.click(Click(row, col, bool(positive)))
+        boxes.append(list(session.state.box) if session.state.box else None)
+    assert boxes == recorded["rois"]
+
+
+class Blob(FakeNetwork):
+    """Answers one disk on a large input and nothing on a small one, so that the object vanishes when it is zoomed in."""
+
+    def forward(self, image: torch.Tensor, points: torch.Tensor) -> dict[str, torch.Tensor]:
+        height, width = image.shape[-2:]
+        self.seen = (height, width)
+        if height < 600:
+            return {"logits": torch.full((1, 1, height, width), -9.0)}
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        return {"logits": torch.where((y - 100) ** 2 + (x - 700) ** 2 <= 225, 9.0, -9.0)[None, None]}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_stale_crop_is_ritms_and_only_ritms(keep: bool) -> None:
+    """RITM squeezes a whole-image answer into the crop of an object that has vanished; others answer where they look."""
+    recorded = UNIT["zoom_stale_roi_bug"]
+    protocol = load_protocol("ritm", ["flip=false", f"keep_stale_roi={str(keep).lower()}"])
+    model = Blob()
+    session = Session(model, np.zeros((600, 800, 3), np.uint8), protocol)
+    for number, wanted in enumerate(recorded):
+        mask = session.click(Click(*wanted["click"], True))
+        assert list(model.seen) == wanted["net_input_hw"]
+        found = np.argwhere(mask)
+        box = [*found.min(0), *found.max(0)] if len(found) else None
+        if number < 2 or keep:
+            assert (list(session.state.box) if session.state.box else None) == wanted["roi"]
+            assert box == ([wanted["pred_bbox"][i] for i in (0, 2, 1, 3)] if wanted["pred_bbox"] else None)
+        else:
+            assert session.state.box is None
+            assert box == [85, 685, 115, 715]
+    assert session.state.stale == int(keep)
+
+
+def test_step_is_pure_and_undo_goes_back() -> None:
+    image, _ = case(0)
+    session = Session(FakeNetwork(), image, load_protocol("ritm"))
+    first = session.click(Click(120, 160, True))
+    state, bits = session.state, session.probability.copy()
+    second = session.click(Click(60, 150, True))
+    assert (first != second).any()
+    assert session.undo()
+    assert session.state is state
+    assert (session.probability == bits).all()
+    assert session.redo()
+    assert (session.mask == second).all()
+    assert session.undo()
+    assert session.undo()
+    assert not session.undo()
+    assert not session.mask.any()
+    session.click(Click(120, 160, True))
+    assert not session.redo()  # a new click ends the old future
+    assert (session.mask == first).all()
+
+
+def test_step_does_not_touch_its_inputs() -> None:
+    image, _ = case(0)
+    session = Session(FakeNetwork(), image, load_protocol("ritm"))
+    session.click(Click(120, 160, True))
+    before = session.state.probability.clone()
+    pixels = session._image.clone()
+    step(session.model, session._image, session.state, Click(60, 150, True), session.protocol)
+    assert torch.equal(session.state.probability, before)
+    assert torch.equal(session._image, pixels)
+
+
+def test_a_given_mask_is_where_the_session_starts() -> None:
+    image, truth = case(0)
+    protocol = load_protocol("ritm")
+    empty = Session(FakeNetwork(), image, protocol)
+    given = Session(FakeNetwork(), image, protocol, initial=(truth == 1).astype(np.float32))
+    assert (given.mask == (truth == 1)).all()
+    assert (given.click(Click(60, 152, True)) != empty.click(Click(60, 152, True))).any()
+    with pytest.raises(HrsegError, match="start from"):
+        Session(FakeNetwork(), image, protocol, initial=np.zeros((3, 3)))
+
+
+def test_network_clicks_limit_what_the_network_sees() -> None:
+    """RITM's --clicks-limit: the first N clicks reach the network, all of them steer the crop."""
+    image, _ = case(2)
+    few, all_ = (
+        Session(FakeNetwork(), image, load_protocol("plain", changes)) for changes in (["network_clicks=1"], [])
+    )
+    for session in (few, all_):
+        session.click(Click(70, 80, True))
+        session.click(Click(190, 210, True))
+    assert not few.mask[190, 210]
+    assert all_.mask[190, 210]
+
+
+@pytest.mark.parametrize(("row", "col"), [(-1, 5), (240, 5), (5, 320)])
+def test_a_click_outside_the_image_is_refused(row: int, col: int) -> None:
+    image, _ = case(0)
+    with pytest.raises(HrsegError, match="outside the image"):
+        Session(FakeNetwork(), image, load_protocol("plain")).click(Click(row, col, True))
+
+
+def test_both_metrics_must_be_content() -> None:
+    """A loop that stopped on IoU would leave NoC on Boundary IoU unknown."""
+    image, truth = case(0)
+    sample = Sample("0", "synthetic", image, truth)
+    alone, _ = simulate(sample, FakeNetwork(), Plan("fake", load_protocol("plain"), {"iou": 0.8}, 20))
+    both, _ = simulate(sample, FakeNetwork(), Plan("fake", load_protocol("plain"), {"iou": 0.8, "biou": 0.8}, 20))
+    assert alone.scores["iou"][-1] >= 0.8
+    assert both.scores["biou"][-1] >= 0.8
+    assert len(both.clicks) > len(alone.clicks)
+    assert both.clicks[: len(alone.clicks)] == alone.clicks
+
+
+def test_perfect_mask_without_the_quirk_ends_the_loop() -> None:
+    """With nothing left to correct, ritm clicks (0, 0) as RITM does; click_when_perfect=false ends there."""
+    truth = np.zeros((64, 64), np.int8)
+    truth[10:20, 10:20] = 1
+
+    class Perfect(FakeNetwork):
+        def forward(self, image: torch.Tensor, points: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": torch.from_numpy(np.where(truth == 1, 9.0, -9.0)).float()[None, None]}
+
+    sample = Sample("square", "synthetic", np.zeros((64, 64, 3), np.uint8), truth)
+    for changes, clicks in (([], 5), (["click_when_perfect=false"], 1)):
+        plan = Plan("fake", load_protocol("plain", changes), {"iou": 1.01}, 5)
+        trace, _ = simulate(sample, Perfect(), plan)
+        assert len(trace.clicks) == clicks
+    assert trace.clicks[0] == Click(14, 14, True)

@@ -1,0 +1,94 @@
+"""Geometry of zoom-in against RITM's recorded cases; tiles and flips against doing without."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import GOLDEN, FakeNetwork
+from torch import nn
+
+from hrseg_cli.engine import views
+from hrseg_cli.engine.views import Box
+from hrseg_cli.interaction import Click
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.recipe import Protocol, Tiles
+
+RECORDED = json.loads((GOLDEN / "unit_fixture.json").read_text())
+
+
+def test_expanding_and_clamping_boxes() -> None:
+    for case in RECORDED["expand_bbox"]:
+        grown = views.expand(Box(*case["bbox"]), case["expand"], case["min_crop"])
+        assert list(grown) == case["expanded"], case
+        assert list(views.clamp(grown, *case["hw"])) == case["clamped"], case
+
+
+def test_box_overlap() -> None:
+    for a, b, overlap in RECORDED["bbox_iou"]:
+        assert views.box_iou(Box(*a), Box(*b)) == pytest.approx(overlap)
+
+
+def test_crop_sizes() -> None:
+    for case in RECORDED["roi_sizes"]:
+        target = case["target"] if isinstance(case["target"], int) else tuple(case["target"])
+        assert list(views.crop_size(Box(*case["roi"]), target)) == case["out"], case
+
+
+def test_points_are_padded_to_equal_sides() -> None:
+    clicks = [Click(5, 6, True), Click(7, 8, False), Click(1, 2, False)]
+    expected = [[[5, 6, 0], [-1, -1, -1], [7, 8, 1], [1, 2, 2]]]
+    assert views.points_tensor(clicks).tolist() == expected
+
+
+class LocalNetwork(InteractiveModel):
+    """Sees a click's own column and the pixel itself: what any tile that holds both can answer alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, image: torch.Tensor, points: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.scale * (image[:, :1] - 2 * image[:, 3:4])}
+
+
+@given(
+    height=st.integers(40, 200),
+    width=st.integers(40, 200),
+    size=st.integers(64, 90),
+    overlap=st.integers(0, 30),
+)
+def test_tiles_of_a_local_network_equal_one_pass(height: int, width: int, size: int, overlap: int) -> None:
+    """Blending weights must sum to one everywhere and every pixel must be covered."""
+    x = torch.rand(1, 4, height, width)
+    whole = views.logits(LocalNetwork(), x, [], Protocol(name="one"))
+    tiled = views.logits(LocalNetwork(), x, [], Protocol(name="tiles", tiles=Tiles(size=size, overlap=overlap)))
+    torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
+
+
+def test_a_tile_sees_only_its_own_clicks() -> None:
+    """A click left of a tile has a negative column there; with a negative row it would even read as padding."""
+    seen: list[list[list[float]]] = []
+
+    class Spy(LocalNetwork):
+        def forward(self, image: torch.Tensor, points: torch.Tensor) -> dict[str, torch.Tensor]:
+            seen.append(points[0].tolist())
+            return super().forward(image, points)
+
+    protocol = Protocol(name="tiles", tiles=Tiles(size=64, overlap=0))
+    views.logits(Spy(), torch.rand(1, 4, 64, 128), [Click(10, 100, True)], protocol)
+    assert seen == [[[-1, -1, -1], [-1, -1, -1]], [[10, 36, 0], [-1, -1, -1]]]
+
+
+def test_flip_is_the_mean_over_both_sides() -> None:
+    x = torch.rand(1, 4, 30, 41)
+    click, mirrored = Click(10, 7, True), Click(10, 41 - 7 - 1, True)
+    model = FakeNetwork()
+    straight = views.logits(model, x, [click], Protocol(name="straight"))
+    turned = views.logits(model, x.flip(3), [mirrored], Protocol(name="straight")).flip(3)
+    assert not torch.allclose(straight, turned)  # or the test could not fail
+    both = views.logits(model, x, [click], Protocol(name="flip", flip=True))
+    torch.testing.assert_close(both, (straight + turned) / 2)
