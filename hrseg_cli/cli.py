@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -14,7 +13,7 @@ from hrseg_cli.commands.evaluate import evaluate
 from hrseg_cli.commands.prepare_data import prepare_data
 from hrseg_cli.commands.report import report
 from hrseg_cli.commands.simulate_clicks import simulate_clicks
-from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
 
 app = typer.Typer(
     name="hrseg",
@@ -45,15 +44,12 @@ def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 something to mend, 2 wrong usage, 130 interrupted."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        app(arguments, standalone_mode=True)
-    except KeyboardInterrupt:
+        app(arguments)
+    except Interrupted:
         _complain("interrupted; what was finished is kept, the same command goes on from there")
         sys.exit(130)
-    except BrokenPipeError:  # the reader, say head, has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except HrsegError as error:
         if debug:
             raise
@@ -64,6 +60,14 @@ def main() -> None:
             raise
         _complain(f"a defect of hrseg: {type(error).__name__}: {error}; --debug shows where, please report it")
         sys.exit(1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the tidying up short
+    raise Interrupted
 
 
 def _complain(line: str) -> None:

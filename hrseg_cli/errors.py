@@ -2,6 +2,7 @@
 
     HrsegError           exit 1: one line that names the file or option and the fix
     └── UnknownName      exit 2: a name that is not in the catalog, with the nearest known one
+    Interrupted          exit 130: Ctrl-C or SIGTERM
 
 Anything else that reaches the command line is a defect and shows its traceback under ``--debug``.
 """
@@ -14,6 +15,10 @@ from collections.abc import Iterable
 
 class HrsegError(Exception):
     """Something the user can mend; the message is one line and says how."""
+
+
+class Interrupted(BaseException):
+    """The user or the system asked to stop. Not a KeyboardInterrupt, for Typer would answer that one by itself."""
 
 
 class UnknownName(HrsegError):

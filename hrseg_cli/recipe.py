@@ -162,8 +162,9 @@ def _explain(error: ValidationError) -> str:
     if first["type"] != "extra_forbidden":
         return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"
     model: type[BaseModel] = Protocol
+    inner: dict[str, type[BaseModel]] = {"zoom": ZoomIn, "tiles": Tiles}
     for part in first["loc"][:-1]:
-        model = {"zoom": ZoomIn, "tiles": Tiles}.get(str(part), model)
+        model = inner.get(str(part), model)
     guess = nearest(str(first["loc"][-1]), model.model_fields)
     return f"unknown key '{place}'" + (
         f"; did you mean '{guess}'?" if guess else f"; known: {', '.join(model.model_fields)}"

@@ -121,7 +121,7 @@ class Run:
         if kind is None:
             got["status"] = "done"
         else:
-            got["status"] = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
+            got["status"] = "failed" if issubclass(kind, Exception) else "interrupted"
             got["error"] = str(error)
         self._save()
 

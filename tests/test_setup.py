@@ -129,6 +129,7 @@ STAND_IN = """#!/bin/sh
 echo "$*" >>"{log}"
 case "$*" in
 *"pip install"*) exit ${{PIP_STATUS:-0}} ;;
+*"-m venv"*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
 *"import cv2"*) [ -z "${{CV2_ERROR:-}}" ] || {{ echo "$CV2_ERROR" >&2; exit 1; }} ;;
 esac
 """
@@ -194,6 +195,16 @@ def test_run_does_an_interrupted_installation_again(sandbox: Sandbox) -> None:
     assert broken.returncode == 1
     assert not (sandbox.venv / ".ready").exists()
     assert sandbox.run("true").returncode == 0
+    assert sandbox.installations() == 2
+
+
+def test_run_makes_the_venv_anew_after_a_move(sandbox: Sandbox) -> None:
+    """Scripts in .venv/bin begin with the path of their Python: a copied folder would run the old one."""
+    sandbox.run("true")
+    sandbox.script(sandbox.bin / "python-of-the-system", STAND_IN.format(log=sandbox.log))
+    sandbox.home = sandbox.home.rename(sandbox.home.with_name("moved"))
+    assert sandbox.run("true", PYTHON="python-of-the-system").returncode == 0
+    assert f"-m venv --clear {sandbox.home}/.venv" in sandbox.log.read_text(encoding="utf-8")
     assert sandbox.installations() == 2
 
 

@@ -33,11 +33,11 @@ def next_click(truth: np.ndarray, prediction: np.ndarray, used: Iterable[Click] 
 
 
 def deepest(region: np.ndarray, excluded: Iterable[tuple[int, int]] = ()) -> tuple[int, int, int] | None:
-    """(squared depth, row, col) of the deepest pixel of a bool region (H, W) that is not excluded; None if there is none.
+    """(squared depth, row, col) of the deepest pixel of a bool region (H, W) that is not excluded; None without one.
 
-    Distances are taken in the region's bounding box with one ring of zeros, which gives what the whole image gives: the
-    nearest zero of a pixel is never beyond that ring. They are compared as exact squared integers, because the last bit
-    of OpenCV's float distances depends on its version and threads.
+    Distances are taken in the region's bounding box with one ring of zeros, which gives what the whole image gives:
+    the nearest zero of a pixel is never beyond that ring. They are compared as exact squared integers, because the
+    last bit of OpenCV's float distances depends on its version and threads.
     """
     rows = np.flatnonzero(region.any(axis=1))
     if rows.size == 0:

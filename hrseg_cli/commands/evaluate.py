@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,7 @@ def evaluate(
         bool, typer.Option("--keep-masks", help="Also keep the masks after 1, 3, 5, 10 and the last click.")
     ] = False,
     band: options.Band = "0.02",
+    binarize: options.Binarize = None,
     instances: options.Instances = False,
     root: options.Root = None,
     device: options.Device = "cpu",
@@ -48,7 +50,7 @@ def evaluate(
     Writes a run folder (traces, a CSV per dataset, noc.csv) and prints one JSON row per dataset and metric. The same
     command goes on where an interrupted one stopped.
     """
-    chosen = options.protocol_of(protocol, set_)
+    chosen = options.protocol_of(protocol, set_, binarize)
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     width = options.band_of(band)
     options.device_of(device)
@@ -80,6 +82,7 @@ def evaluate(
         "model": provenance,
         "datasets": names,
         "objects": len(refs),
+        "objects_sha256": sha256("\n".join(f"{ref.dataset}/{ref.id}" for ref in refs).encode()).hexdigest(),
         "metrics": list(targets),
         "until": targets,
         "max_clicks": plan.max_clicks,

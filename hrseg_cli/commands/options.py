@@ -6,13 +6,13 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from hrseg_cli import catalog
 from hrseg_cli.errors import HrsegError, UnknownName
-from hrseg_cli.recipe import Protocol, load_protocol
+from hrseg_cli.recipe import BinarizeRule, Protocol, load_protocol
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -51,12 +51,27 @@ Workers = Annotated[
 ]
 Root = Annotated[Path | None, typer.Option("--root", help="Where named datasets lie [$HRSEG_DATA or ./data].")]
 Instances = Annotated[bool, typer.Option("--instances", help="Masks hold one object per grey value or palette index.")]
+Binarize = Annotated[
+    str | None,
+    typer.Option(
+        "--binarize", help="How grey values become truth: auto, nonzero, gt128, void128, grabcut [protocol's]."
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda[:N].")]
 Band = Annotated[str, typer.Option("--band", help="Width of Boundary IoU's band: 0.02 of the diagonal, or e.g. 5px.")]
 
 
-def protocol_of(name: str, changes: list[str]) -> Protocol:
-    return load_protocol(name, changes)
+def protocol_of(name: str, changes: list[str], binarize: str | None) -> Protocol:
+    """The protocol with all that was changed on the command line, in its name too."""
+    binarize_of(binarize)
+    return load_protocol(name, [*changes, *([f"binarize={binarize}"] if binarize else [])])
+
+
+def binarize_of(text: str | None) -> BinarizeRule:
+    rules = get_args(BinarizeRule)
+    if text is not None and text not in rules:
+        raise UnknownName("label rule", text, rules)
+    return cast(BinarizeRule, text or "auto")
 
 
 def until_of(texts: list[str], metrics: list[str]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import typer
 
 from hrseg_cli.commands import options
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.recipe import BinarizeRule
 
 
 def prepare_data(
@@ -22,6 +23,7 @@ def prepare_data(
         Path | None,
         typer.Option("--out", "-o", help="procedural: the folder [ROOT/procedural]; otherwise the index file."),
     ] = None,
+    binarize: options.Binarize = None,
     instances: options.Instances = False,
     root: options.Root = None,
 ) -> None:
@@ -33,7 +35,7 @@ def prepare_data(
     if what == "procedural":
         _draw(out or _root(root) / "procedural", count, size, seed)
     else:
-        _index(what, out, instances, root)
+        _index(what, out, instances, options.binarize_of(binarize), root)
 
 
 def _root(root: Path | None) -> Path:
@@ -51,7 +53,7 @@ def _draw(folder: Path, count: int, size: int, seed: int) -> None:
     )
 
 
-def _index(spec: str, out: Path | None, instances: bool, root: Path | None) -> None:
+def _index(spec: str, out: Path | None, instances: bool, binarize: BinarizeRule, root: Path | None) -> None:
     from hrseg_cli.data.index import build_index
 
     with options.progress() as bar:
@@ -60,6 +62,7 @@ def _index(spec: str, out: Path | None, instances: bool, root: Path | None) -> N
             spec,
             root=root,
             instances=instances,
+            binarize=binarize,
             out=out,
             progress=lambda done, all_: bar.update(task, completed=done, total=all_),
         )

@@ -10,9 +10,7 @@ import typer
 
 
 def report(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run folders; LABEL=FOLDER gives one another name.")
-    ],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders; LABEL=FOLDER gives one another name.")],
     format_: Annotated[str, typer.Option("--format", help="md, tex, csv or json.")] = "md",
     metric: Annotated[list[str] | None, typer.Option(help="Only this metric. May be repeated.")] = None,
     measure: Annotated[
@@ -80,7 +78,7 @@ def _check(text: str, path: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise HrsegError(f"--check {path}: cannot be read ({reason}); write it first with --out {path}") from None
-    if stored == text:
+    if stored.strip() != text:
         return
     lines = difflib.unified_diff(stored.splitlines(), text.splitlines(), str(path), "these runs", lineterm="")
     _complain("\n".join(lines) or f"{path}: differs in line ends only")

@@ -30,6 +30,7 @@ def simulate_clicks(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the traces here instead of stdout.")] = None,
     band: options.Band = "0.02",
+    binarize: options.Binarize = None,
     instances: options.Instances = False,
     root: options.Root = None,
     device: options.Device = "cpu",
@@ -39,7 +40,7 @@ def simulate_clicks(
     With --replay the clicks come from an earlier run, so that two models answer the same clicks; objects without a
     trace in that file are left out.
     """
-    chosen = options.protocol_of(protocol, set_)
+    chosen = options.protocol_of(protocol, set_, binarize)
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     width = options.band_of(band)
     options.device_of(device)

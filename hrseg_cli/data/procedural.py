@@ -69,7 +69,8 @@ def _curve(points: Array, count: int) -> Array:
     k = t.astype(int)
     u = (t - k)[:, None]
     a, b, c, d = p[k], p[k + 1], p[k + 2], p[k + 3]
-    return 0.5 * (2 * b + (c - a) * u + (2 * a - 5 * b + 4 * c - d) * u**2 + (3 * b - a - 3 * c + d) * u**3)
+    curve: Array = 0.5 * (2 * b + (c - a) * u + (2 * a - 5 * b + 4 * c - d) * u**2 + (3 * b - a - 3 * c + d) * u**3)
+    return curve
 
 
 def _polar(angle: Array, radius: float | Array) -> Array:
@@ -77,7 +78,7 @@ def _polar(angle: Array, radius: float | Array) -> Array:
 
 
 def _circle(radius: float, centre: tuple[float, float] = (0.0, 0.0), count: int = 120) -> Array:
-    return _polar(np.linspace(0, TAU, count), radius) + np.array(centre)
+    return np.asarray(_polar(np.linspace(0, TAU, count), radius) + centre)
 
 
 def _blob(rng: Generator, radius: float, rough: float = 0.2, count: int = 40) -> Array:
@@ -99,7 +100,7 @@ def _points(parts: list[Part]) -> Array:
 
 
 def _moved(parts: list[Part], points: Array, scale: float | Array = 1.0) -> list[Part]:
-    """The parts with their points, in order, at new places, and with widths multiplied by ``scale``, one or per point."""
+    """The parts with their points, in order, at new places, and their widths times ``scale``, one or per point."""
     factor = np.broadcast_to(scale, len(points))
     moved, start = [], 0
     for part in parts:
@@ -126,7 +127,8 @@ def _tilted(rng: Generator, parts: list[Part], strength: float) -> list[Part]:
     squeeze = rng.uniform(1 - 0.6 * strength, 1)
     turn = rng.uniform(0, TAU)
     points = _points(parts)
-    depth = 1 + points @ (rng.uniform(-0.3, 0.3, 2) * strength)
+    kx, ky = rng.uniform(-0.3, 0.3, 2) * strength
+    depth = 1 + kx * points[:, 0] + ky * points[:, 1]
     slanted = _turned(_turned(points, -turn) * (1, squeeze), turn) / depth[:, None]
     return _moved(parts, slanted, math.sqrt(squeeze) / depth)
 
@@ -174,41 +176,47 @@ def _branch(rng: Generator) -> list[Part]:
     return limbs + leaves
 
 
-def _wire(rng: Generator) -> list[Part]:
-    style = rng.integers(3)
-    if style == 0:  # one long cable in loops, with a plug
-        points = rng.uniform(-1, 1, (int(rng.integers(8, 13)), 2))
-        radius = rng.uniform(0.007, 0.016)
-        path = _curve(points, 420)
-        jacket = [_stroke(path[k : k + 22], radius, 0.5, lift=0.02 * math.sin(k / 31)) for k in range(0, 399, 21)]
-        end, before = path[-1], path[-8]
-        heading = math.atan2(end[1] - before[1], end[0] - before[0])
-        body = np.array([[0, -2], [1, -2.6], [7, -2.6], [8, -2], [8, 2], [7, 2.6], [1, 2.6], [0, 2]]) * radius
-        pins = [np.array([[7.0, y], [12.0, y]]) * radius for y in (-1.2, 1.2)]
-        plug = [_stroke(end + _turned(pin, heading), 0.5 * radius, 0.95) for pin in pins]
-        sleeve = end + _turned(np.array([[-5.0, 0], [1, 0]]) * radius, heading)
-        plug.append(_stroke(sleeve, np.array([1.1, 1.9]) * radius, 0.4))
-        return [*jacket, *plug, Part((end + _turned(body, heading),), None, 0.35, bevel=radius, lift=0.03)]
-    if style == 1:  # a harness: wires tied together that fan out at both ends
-        spine = rng.uniform(-1, 1, (5, 2)) * (0.6, 1)
-        spine = spine[np.argsort(spine[:, 1])] * (1, 1.3)
-        count, thick = int(rng.integers(5, 11)), rng.uniform(0.006, 0.011)
-        offsets = np.linspace(-1, 1, count) * thick * count * 0.8
-        tie = sorted(rng.integers(70, 230, 3))
-        t = np.arange(300)
-        apart = np.clip(np.abs(t - 150) / 150 - 0.45, 0, 1)[:, None]
-        wires = []
-        for offset in rng.permutation(offsets):
-            wave = rng.normal(0, 0.9 * thick, (9, 2))
-            loose = rng.normal(0, 0.9, (7, 2))
-            path = _curve(spine, 300) + _curve(wave, 300) + apart * _curve(loose, 300)
-            path[:, 0] += offset
-            wires.append(_stroke(path, thick, rng.random(), lift=rng.uniform(0, 0.02)))
-        middle = _curve(spine, 300)
-        half = thick * count * 1.05
-        ties = [_stroke(middle[k] + np.array([[-half, 0.004], [half, -0.004]]), 0.009, 0.05, lift=0.05) for k in tie]
-        return wires + ties
-    turns = int(rng.integers(9, 22))  # a coiled cord: near halves painted over far halves
+def _cable(rng: Generator) -> list[Part]:
+    """One long cable in loops, with a plug."""
+    points = rng.uniform(-1, 1, (int(rng.integers(8, 13)), 2))
+    radius = rng.uniform(0.007, 0.016)
+    path = _curve(points, 420)
+    jacket = [_stroke(path[k : k + 22], radius, 0.5, lift=0.02 * math.sin(k / 31)) for k in range(0, 399, 21)]
+    end, before = path[-1], path[-8]
+    heading = math.atan2(end[1] - before[1], end[0] - before[0])
+    body = np.array([[0, -2], [1, -2.6], [7, -2.6], [8, -2], [8, 2], [7, 2.6], [1, 2.6], [0, 2]]) * radius
+    pins = [np.array([[7.0, y], [12.0, y]]) * radius for y in (-1.2, 1.2)]
+    plug = [_stroke(end + _turned(pin, heading), 0.5 * radius, 0.95) for pin in pins]
+    sleeve = end + _turned(np.array([[-5.0, 0], [1, 0]]) * radius, heading)
+    plug.append(_stroke(sleeve, np.array([1.1, 1.9]) * radius, 0.4))
+    return [*jacket, *plug, Part((end + _turned(body, heading),), None, 0.35, bevel=radius, lift=0.03)]
+
+
+def _harness(rng: Generator) -> list[Part]:
+    """Wires tied together that fan out at both ends."""
+    spine = rng.uniform(-1, 1, (5, 2)) * (0.6, 1)
+    spine = spine[np.argsort(spine[:, 1])] * (1, 1.3)
+    count, thick = int(rng.integers(5, 11)), rng.uniform(0.006, 0.011)
+    offsets = np.linspace(-1, 1, count) * thick * count * 0.8
+    tie = sorted(rng.integers(70, 230, 3))
+    t = np.arange(300)
+    apart = np.clip(np.abs(t - 150) / 150 - 0.45, 0, 1)[:, None]
+    wires = []
+    for offset in rng.permutation(offsets):
+        wave = rng.normal(0, 0.9 * thick, (9, 2))
+        loose = rng.normal(0, 0.9, (7, 2))
+        path = _curve(spine, 300) + _curve(wave, 300) + apart * _curve(loose, 300)
+        path[:, 0] += offset
+        wires.append(_stroke(path, thick, rng.random(), lift=rng.uniform(0, 0.02)))
+    middle = _curve(spine, 300)
+    half = thick * count * 1.05
+    ties = [_stroke(middle[k] + np.array([[-half, 0.004], [half, -0.004]]), 0.009, 0.05, lift=0.05) for k in tie]
+    return wires + ties
+
+
+def _coil(rng: Generator) -> list[Part]:
+    """A coiled cord: near halves painted over far halves."""
+    turns = int(rng.integers(9, 22))
     spine = _curve(np.array([[-1.2, 0], [-0.4, rng.normal(0, 0.4)], [0.4, rng.normal(0, 0.4)], [1.2, 0]]), 40 * turns)
     phase = np.linspace(0, TAU * turns, 40 * turns)
     inside = np.sin(math.pi * np.linspace(0, 1, 40 * turns)) ** 0.25
@@ -225,38 +233,44 @@ def _spiral(radius: float, turns: float, hand: int) -> Array:
     return _polar(hand * angle, radius * np.linspace(1, 0.12, len(angle)))
 
 
-def _lattice(rng: Generator) -> list[Part]:
-    style = rng.integers(3)
-    if style == 0:  # wrought-iron fence
-        count, height = int(rng.integers(7, 14)), rng.uniform(0.55, 0.8)
-        x = np.linspace(-1, 1, count)
-        bar = rng.uniform(0.008, 0.014)
-        parts = [_stroke(np.array([[-1, y], [1, y]]), bar * 1.3, 0.4) for y in (-0.75 * height, 0.8 * height)]
-        for k, left in enumerate(x):
-            parts.append(_stroke(np.array([[left, -height], [left, height]]), bar, 0.5, lift=0.01))
-            tip = np.array([[-1.7, 0], [-2.4, -2.5], [0, -8], [2.4, -2.5], [1.7, 0]]) * bar + (left, -height)
-            parts.append(Part((tip,), None, 0.6, bevel=bar))
-            if k + 1 < count:
-                gap, centre = x[1] - x[0], left + 0.5 * (x[1] - x[0])
-                for y, hand in ((-0.35 * height, 1), (0.35 * height, -1)):
-                    scroll = _spiral(0.46 * gap, 1.8, hand) + (centre, y)
-                    parts.append(_stroke(scroll, bar * 0.6, 0.55, lift=0.005))
-                parts.append(_stroke(_circle(0.2 * gap, (centre, -0.88 * height), 40), bar * 0.55, 0.5))
-        return _tilted(rng, parts, 0.7)
-    if style == 1:  # chain link in a frame: zigzags, each hooked into the one before
-        count = int(rng.integers(9, 17))
-        wire, frame = rng.uniform(0.0035, 0.006), rng.uniform(0.018, 0.03)
-        cell = 2 / count
-        parts = []
-        for k in range(count):
-            y = np.linspace(-1, 1, 2 * count + 1)
-            x = -1 + cell * (k + 0.5) + 0.55 * cell * np.where((np.arange(2 * count + 1) + k) % 2, 1, -1)
-            zigzag = np.stack([np.clip(x, -1, 1), y], 1) + rng.normal(0, 0.04 * cell, (2 * count + 1, 2))
-            parts.append(_stroke(_curve(zigzag, 10 * count), wire, rng.uniform(0.3, 0.8), lift=0.004 * (k % 2)))
-        corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]], float)
-        parts += [_stroke(corners[k : k + 2], frame, 0.45, lift=0.02) for k in range(4)]
-        return _tilted(rng, parts, 1.0)
-    count = int(rng.integers(13, 22))  # spider's web
+def _fence(rng: Generator) -> list[Part]:
+    """Wrought iron: bars, rails, scrolls."""
+    count, height = int(rng.integers(7, 14)), rng.uniform(0.55, 0.8)
+    x = np.linspace(-1, 1, count)
+    bar = rng.uniform(0.008, 0.014)
+    parts = [_stroke(np.array([[-1, y], [1, y]]), bar * 1.3, 0.4) for y in (-0.75 * height, 0.8 * height)]
+    for k, left in enumerate(x):
+        parts.append(_stroke(np.array([[left, -height], [left, height]]), bar, 0.5, lift=0.01))
+        tip = np.array([[-1.7, 0], [-2.4, -2.5], [0, -8], [2.4, -2.5], [1.7, 0]]) * bar + (left, -height)
+        parts.append(Part((tip,), None, 0.6, bevel=bar))
+        if k + 1 < count:
+            gap, centre = x[1] - x[0], left + 0.5 * (x[1] - x[0])
+            for y, hand in ((-0.35 * height, 1), (0.35 * height, -1)):
+                scroll = _spiral(0.46 * gap, 1.8, hand) + np.array([centre, y])
+                parts.append(_stroke(scroll, bar * 0.6, 0.55, lift=0.005))
+            parts.append(_stroke(_circle(0.2 * gap, (centre, -0.88 * height), 40), bar * 0.55, 0.5))
+    return _tilted(rng, parts, 0.7)
+
+
+def _mesh(rng: Generator) -> list[Part]:
+    """Chain link in a frame: zigzags, each hooked into the one before."""
+    count = int(rng.integers(9, 17))
+    wire, frame = rng.uniform(0.0035, 0.006), rng.uniform(0.018, 0.03)
+    cell = 2 / count
+    parts = []
+    for k in range(count):
+        y = np.linspace(-1, 1, 2 * count + 1)
+        x = -1 + cell * (k + 0.5) + 0.55 * cell * np.where((np.arange(2 * count + 1) + k) % 2, 1, -1)
+        zigzag = np.stack([np.clip(x, -1, 1), y], 1) + rng.normal(0, 0.04 * cell, (2 * count + 1, 2))
+        parts.append(_stroke(_curve(zigzag, 10 * count), wire, rng.uniform(0.3, 0.8), lift=0.004 * (k % 2)))
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]], float)
+    parts += [_stroke(corners[k : k + 2], frame, 0.45, lift=0.02) for k in range(4)]
+    return _tilted(rng, parts, 1.0)
+
+
+def _web(rng: Generator) -> list[Part]:
+    """A spider's: spokes, and threads that sag between them."""
+    count = int(rng.integers(13, 22))
     angle = np.sort(np.linspace(0, TAU, count, endpoint=False) + rng.normal(0, 0.06, count))
     reach = rng.uniform(0.75, 1.1, count)
     thread = rng.uniform(0.0022, 0.0034)
@@ -268,9 +282,9 @@ def _lattice(rng: Generator) -> list[Part]:
         for k in range(count):
             a, b = angle[k], angle[(k + 1) % count] + (TAU if k + 1 == count else 0)
             t = np.linspace(0, 1, 7)
-            r = ring * (reach[k] * (1 - t) + reach[(k + 1) % count] * t) * (1 - 0.45 * (b - a) * t * (1 - t) * 2)
+            bow = ring * (reach[k] * (1 - t) + reach[(k + 1) % count] * t) * (1 - 0.45 * (b - a) * t * (1 - t) * 2)
             if rng.random() > 0.04:
-                parts.append(_stroke(_polar(a + (b - a) * t, r), thread, 0.7))
+                parts.append(_stroke(_polar(a + (b - a) * t, bow), thread, 0.7))
     return _tilted(rng, parts, 0.7)
 
 
@@ -299,31 +313,34 @@ def _gear(rng: Generator) -> list[Part]:
     return _tilted(rng, parts, 0.8)
 
 
+def _fern(rng: Generator) -> list[Part]:
+    """Leaflets along leaflets."""
+    parts: list[Part] = []
+    spine = _wander(rng, np.zeros(2), -math.pi / 2, 2.0, 0.03, 60)
+    parts.append(_stroke(spine, np.linspace(0.012, 0.003, 60), 0.3, lift=0.02))
+    for k in range(6, 59, 2):
+        t = k / 59
+        heading = math.atan2(*(spine[k] - spine[k - 1])[::-1])
+        reach = 0.75 * math.sin(math.pi * min(t * 0.8 + 0.22, 1)) ** 1.2 + 0.03
+        for side in (-1, 1):
+            if rng.random() < 0.04:
+                continue
+            rib = _wander(rng, spine[k], heading + side * (1.25 - 0.4 * t), reach * rng.uniform(0.85, 1), 0.05, 14)
+            tone = rng.uniform(0.15, 0.85)
+            parts.append(_stroke(rib, np.linspace(0.004, 0.0015, 14), tone))
+            ahead = np.arctan2(*np.diff(rib, axis=0).T[::-1])
+            size = 0.085 * reach * (1 - 0.75 * np.arange(1, 14) / 14) + 0.006
+            width = np.array([0.8, 1, 0.15]) * 0.013 * (0.4 + 0.6 * reach)
+            for hand in (-1, 1):
+                reachings = _polar(ahead + hand, size)
+                leaflets = rib[1:, None] + reachings[:, None] * np.array([0, 0.5, 1])[:, None]
+                parts += [Part((leaflet,), width, tone) for leaflet in leaflets]
+    return parts
+
+
 def _leaf(rng: Generator) -> list[Part]:
-    style = rng.integers(3)
-    if style == 2:  # a fern: leaflets along leaflets
-        parts: list[Part] = []
-        spine = _wander(rng, np.zeros(2), -math.pi / 2, 2.0, 0.03, 60)
-        parts.append(_stroke(spine, np.linspace(0.012, 0.003, 60), 0.3, lift=0.02))
-        for k in range(6, 59, 2):
-            t = k / 59
-            heading = math.atan2(*(spine[k] - spine[k - 1])[::-1])
-            reach = 0.75 * math.sin(math.pi * min(t * 0.8 + 0.22, 1)) ** 1.2 + 0.03
-            for side in (-1, 1):
-                if rng.random() < 0.04:
-                    continue
-                rib = _wander(rng, spine[k], heading + side * (1.25 - 0.4 * t), reach * rng.uniform(0.85, 1), 0.05, 14)
-                tone = rng.uniform(0.15, 0.85)
-                parts.append(_stroke(rib, np.linspace(0.004, 0.0015, 14), tone))
-                ahead = np.arctan2(*np.diff(rib, axis=0).T[::-1])
-                size = 0.085 * reach * (1 - 0.75 * np.arange(1, 14) / 14) + 0.006
-                width = np.array([0.8, 1, 0.15]) * 0.013 * (0.4 + 0.6 * reach)
-                for hand in (-1, 1):
-                    reachings = _polar(ahead + hand, size)
-                    leaflets = rib[1:, None] + reachings[:, None] * np.array([0, 0.5, 1])[:, None]
-                    parts += [Part((leaflet,), width, tone) for leaflet in leaflets]
-        return parts
-    lobes = int(rng.choice([5, 7])) if style == 1 else 0
+    """One leaf, long or lobed, with a sawn margin, veins, blotches and holes."""
+    lobes = int(rng.choice([0, 5, 7]))
     teeth = int(rng.integers(60, 110))
     u = np.linspace(0, 1, 721)
     saw = (u * teeth) % 1
@@ -340,19 +357,20 @@ def _leaf(rng: Generator) -> list[Part]:
         wide = rng.uniform(0.3, 0.5)
         bend = rng.uniform(-0.25, 0.25)
         t = 1 - np.abs(2 * u - 1)
-        side = np.where(u < 0.5, 1, -1)
-        half = wide * np.sin(math.pi * t ** rng.uniform(0.7, 1.0)) ** 0.8 * (1 + 0.09 * saw + 0.035 * fine)
-        outline = np.stack([side * half + bend * np.sin(math.pi * t), 1 - 2 * t], 1)
+        hands = np.where(u < 0.5, 1, -1)
+        widths = wide * np.sin(math.pi * t ** rng.uniform(0.7, 1.0)) ** 0.8 * (1 + 0.09 * saw + 0.035 * fine)
+        outline = np.stack([hands * widths + bend * np.sin(math.pi * t), 1 - 2 * t], 1)
         s = np.linspace(0, 0.98, 40)
         middle = np.stack([bend * np.sin(math.pi * s), 1 - 2 * s], 1)
         ribs = [middle]
         for k in range(3, 36, 2):
-            reach = wide * math.sin(math.pi * s[k] ** 0.85) ** 0.8 * 0.93
+            long = wide * math.sin(math.pi * s[k] ** 0.85) ** 0.8 * 0.93
             for hand in (-1, 1):
-                end = middle[k] + np.array([hand * reach, -0.55 * reach])
-                sag = 0.5 * (middle[k] + end) + (0, 0.06 * reach)
+                end = middle[k] + np.array([hand * long, -0.55 * long])
+                sag = 0.5 * (middle[k] + end) + (0, 0.06 * long)
                 ribs.append(_curve(np.stack([middle[k], sag, end]), 12))
-    stalk = _wander(rng, outline[0], math.pi / 2 + rng.normal(0, 0.2), rng.uniform(0.4, 0.7), 0.06, 12)
+    base = np.zeros(2) if lobes else outline[0]
+    stalk = _wander(rng, base, math.pi / 2 + rng.normal(0, 0.2), rng.uniform(0.4, 0.7) + 0.4 * bool(lobes), 0.04, 12)
     parts = [_stroke(stalk, np.linspace(0.016, 0.02, 12), 0.7), Part((outline,), None, 0.45, bevel=0.5)]
     for rib in ribs:
         parts.append(_stroke(rib, np.linspace(0.009, 0.002, len(rib)), 0.85, role="paint", lift=0.006))
@@ -360,47 +378,53 @@ def _leaf(rng: Generator) -> list[Part]:
         spot = _blob(rng, rng.uniform(0.008, 0.04)) + rng.uniform(-0.6, 0.6, 2)
         parts.append(Part((spot,), None, rng.choice([0.05, 1.0]), role="paint"))
     for _ in range(int(rng.integers(3, 26))):  # eaten by insects, from the margin and inside
-        at = (
-            outline[rng.integers(len(outline))]
-            if rng.random() < 0.45
-            else outline[rng.integers(len(outline))] * rng.uniform(0.2, 0.9)
-        )
-        parts.append(Part((_blob(rng, rng.uniform(0.012, 0.075), 0.45) + at,), None, role="cut"))
+        depth = 1.0 if rng.random() < 0.45 else rng.uniform(0.2, 0.9)
+        at = outline[rng.integers(len(outline))] * depth
+        if math.dist(at, base) > 0.15:  # the stalk must hold
+            parts.append(Part((_blob(rng, rng.uniform(0.012, 0.075), 0.45) + at,), None, role="cut"))
     return parts
 
 
-def _strands(rng: Generator) -> list[Part]:
-    style = rng.integers(3)
+def _tuft(rng: Generator) -> list[Part]:
+    """Hair bound at its neck: brush, broom, lock."""
     thin = rng.uniform(0.0022, 0.0034)
     parts: list[Part] = []
-    if style == 0:  # a tuft bound at its neck: brush, broom, lock of hair
-        neck, spread = rng.uniform(0.05, 0.12), rng.uniform(0.25, 0.8)
-        handle = _wander(rng, np.array([0.0, 0.1]), math.pi / 2, 0.8, 0.02, 10)
-        parts.append(_stroke(handle, np.linspace(neck * 0.9, neck * 0.6, 10), 0.25))
-        for _ in range(int(rng.integers(220, 380))):
-            off = rng.normal(0, 0.42)
-            root = np.array([np.clip(off, -1, 1) * neck, 0.12])
-            hair = _wander(rng, root, -math.pi / 2 + off * spread, rng.uniform(0.8, 1.35), 0.05, 16)
-            parts.append(
-                _stroke(hair, np.linspace(2.2 * thin, 0.6 * thin, 16), rng.random(), lift=rng.uniform(0, 0.03))
-            )
-        parts += [_stroke(np.array([[-neck, y], [neck, y]]), 0.014, 0.9, lift=0.06) for y in (0.1, 0.14, 0.2)]
-        return parts
-    if style == 1:  # a seed head or thistle: bristles all round a body
-        body = rng.uniform(0.1, 0.28)
-        stem = _wander(rng, np.array([0.0, 0.0]), math.pi / 2, 1.3, 0.03, 14)
-        parts.append(_stroke(stem, np.linspace(0.022, 0.018, 14), 0.3))
-        for _ in range(int(rng.integers(160, 280))):
-            angle = rng.uniform(0, TAU)
-            hair = _wander(rng, _polar(np.array(angle), 0.8 * body), angle, rng.uniform(0.35, 0.75), 0.03, 9)
-            parts.append(_stroke(hair, np.linspace(1.6 * thin, 0.8 * thin, 9), rng.random(), lift=rng.uniform(0, 0.03)))
-            if body < 0.18:
-                for turn in rng.uniform(-1.1, 1.1, 4):
-                    plume = _wander(rng, hair[-1], angle + turn, 0.07, 0.1, 4)
-                    parts.append(_stroke(plume, 0.6 * thin, 0.9))
-        return [*parts, Part((_blob(rng, body, 0.05),), None, 0.3, bevel=body)]
+    neck, spread = rng.uniform(0.05, 0.12), rng.uniform(0.25, 0.8)
+    handle = _wander(rng, np.array([0.0, 0.1]), math.pi / 2, 0.8, 0.02, 10)
+    parts.append(_stroke(handle, np.linspace(neck * 0.9, neck * 0.6, 10), 0.25))
+    for _ in range(int(rng.integers(220, 380))):
+        off = rng.normal(0, 0.42)
+        root = np.array([np.clip(off, -1, 1) * neck, 0.12])
+        hair = _wander(rng, root, -math.pi / 2 + off * spread, rng.uniform(0.8, 1.35), 0.05, 16)
+        parts.append(_stroke(hair, np.linspace(2.2 * thin, 0.6 * thin, 16), rng.random(), lift=rng.uniform(0, 0.03)))
+    parts += [_stroke(np.array([[-neck, y], [neck, y]]), 0.014, 0.9, lift=0.06) for y in (0.1, 0.14, 0.2)]
+    return parts
+
+
+def _thistle(rng: Generator) -> list[Part]:
+    """Bristles all round a body on a stem."""
+    thin = rng.uniform(0.0022, 0.0034)
+    parts: list[Part] = []
+    body = rng.uniform(0.1, 0.28)
+    stem = _wander(rng, np.array([0.0, 0.0]), math.pi / 2, 1.3, 0.03, 14)
+    parts.append(_stroke(stem, np.linspace(0.022, 0.018, 14), 0.3))
+    for _ in range(int(rng.integers(160, 280))):
+        angle = rng.uniform(0, TAU)
+        hair = _wander(rng, _polar(np.array(angle), 0.8 * body), angle, rng.uniform(0.35, 0.75), 0.03, 9)
+        parts.append(_stroke(hair, np.linspace(1.6 * thin, 0.8 * thin, 9), rng.random(), lift=rng.uniform(0, 0.03)))
+        if body < 0.18:
+            for turn in rng.uniform(-1.1, 1.1, 4):
+                plume = _wander(rng, hair[-1], angle + turn, 0.07, 0.1, 4)
+                parts.append(_stroke(plume, 0.6 * thin, 0.9))
+    return [*parts, Part((_blob(rng, body, 0.05),), None, 0.3, bevel=body)]
+
+
+def _fur(rng: Generator) -> list[Part]:
+    """A furry body."""
+    thin = rng.uniform(0.0022, 0.0034)
+    parts: list[Part] = []
     spine = _curve(np.array([[-0.9, 0.2], [-0.3, rng.normal(0, 0.2)], [0.4, rng.normal(0, 0.2)], [0.95, -0.1]]), 60)
-    girth = 0.2 * np.sin(math.pi * np.linspace(0.08, 0.97, 60)) ** 0.6  # a furry body
+    girth = 0.2 * np.sin(math.pi * np.linspace(0.08, 0.97, 60)) ** 0.6
     parts.append(_stroke(spine, girth, 0.3))
     for _ in range(int(rng.integers(500, 750))):
         k = int(rng.integers(1, 60))
@@ -439,7 +463,7 @@ def _glyph(rng: Generator) -> list[Part]:
         for stroke in LETTERS[str(rng.choice(list(LETTERS)))].split(" / "):
             points = np.array([point.split(",") for point in stroke.split()], float) / 100
             points = (points + rng.normal(0, 0.03, points.shape)) @ np.array([[1, 0], [-slant, 1]])
-            path = _curve(points + (across, 0), 22 * len(points))
+            path = _curve(points + np.array([across, 0]), 22 * len(points))
             paths.append(path)
             for end, inner in ((path[-1], path[-5]), (path[0], path[4])):
                 if rng.random() < 0.45:
@@ -554,20 +578,25 @@ def _coral(rng: Generator) -> list[Part]:
     return [*parts, _stroke(np.array([[0, 0], [0.0, 0.14]]), np.array([1.0, 1.6]) * radius[0], 0.4)]
 
 
-SHAPES: dict[str, Callable[[Generator], list[Part]]] = {
-    "branch": _branch,
-    "wire": _wire,
-    "lattice": _lattice,
-    "gear": _gear,
-    "leaf": _leaf,
-    "strands": _strands,
-    "glyph": _glyph,
-    "wheel": _wheel,
-    "feather": _feather,
-    "coral": _coral,
+SHAPES: dict[str, tuple[Callable[[Generator], list[Part]], ...]] = {
+    "branch": (_branch,),
+    "wire": (_cable, _harness, _coil),
+    "lattice": (_fence, _mesh, _web),
+    "gear": (_gear,),
+    "leaf": (_leaf, _leaf, _fern),
+    "strands": (_tuft, _thistle, _fur),
+    "glyph": (_glyph,),
+    "wheel": (_wheel,),
+    "feather": (_feather,),
+    "coral": (_coral,),
 }
 KINDS = tuple(SHAPES)
 UPRIGHT = ("branch", "lattice", "coral", "glyph")
+
+
+def _shape(rng: Generator, name: str) -> list[Part]:
+    styles = SHAPES[name]
+    return styles[rng.integers(len(styles))](rng)
 
 
 # --- From shapes to pixels --------------------------------------------------------------------------------------------
@@ -668,13 +697,13 @@ def _coverage(parts: list[Part], shape: tuple[int, int]) -> Array:
 
 def _surface(parts: list[Part], shape: tuple[int, int], fine: int = 2) -> tuple[Array, Array]:
     """Tone in [0, 1] and height in pixels of what one sees from above, both float32, (H, W); continued past the rim."""
-    canvas = np.zeros((shape[0] * fine, shape[1] * fine, 2), np.int16)  # height in eighths of a pixel, 1 + tone * 126
+    canvas = np.zeros((shape[0] * fine, shape[1] * fine, 2), np.int16)  # height in eighths, 1 + tone * 1000
     fill = _filler(parts, fine)
     boxes = np.clip(_boxes(parts), 0, [shape[1], shape[0], shape[1], shape[0]]).tolist()
     for k, (part, (left, top, right, bottom)) in enumerate(zip(parts, boxes, strict=True)):
         if part.role == "cut" or left == right or top == bottom:
             continue
-        tone = 1 + round(part.tone * 126)
+        tone = 1 + round(part.tone * 1000)
         if part.role == "solid" and part.radius is not None:
             radius = float(part.radius.max())
             shares = (1.0,) if radius * fine < 1.5 else (1.0, 0.6) if radius * fine < 5 else (1.0, 0.88, 0.7, 0.45, 0.2)
@@ -694,15 +723,15 @@ def _surface(parts: list[Part], shape: tuple[int, int], fine: int = 2) -> tuple[
             continue
         inwards = np.minimum(cv2.distanceTransform(mask, cv2.DIST_L2, 3) / (fine * part.bevel), 1)
         rise = 8 * (part.lift + 0.6 * part.bevel * inwards * (1 - 0.5 * inwards))
-        np.copyto(
-            window, np.stack([rise, np.full_like(rise, tone)], axis=2).astype(np.int16), where=mask[..., None] > 0
-        )
-    share = cv2.resize((canvas[..., 1] > 0).astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
-    both = cv2.resize(canvas.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
+        both = np.stack([rise, np.full_like(rise, tone)], axis=2).astype(np.int16)
+        np.copyto(window, both, where=mask[..., None] > 0)
+    seen = (canvas[..., 1] > 0).view(np.uint8) * 255
+    cover = np.asarray(cv2.resize(seen, shape[::-1], interpolation=cv2.INTER_AREA), np.float32) / 255
+    mean = np.asarray(cv2.resize(canvas, shape[::-1], interpolation=cv2.INTER_AREA), np.float32)
     if fine > 1:
-        share, both = cv2.blur(share, (3, 3)), cv2.blur(both, (3, 3))
-    share += 1e-6
-    return np.clip((both[..., 1] / share - 1) / 126, 0, 1), both[..., 0] / share / 8
+        cover, mean = np.asarray(cv2.blur(cover, (3, 3))), np.asarray(cv2.blur(mean, (3, 3)))
+    cover += 1e-6
+    return np.clip((mean[..., 1] / cover - 1) / 1000, 0, 1), mean[..., 0] / cover / 8
 
 
 def _noise(
@@ -714,13 +743,13 @@ def _noise(
     """
     rows, cols = cell if isinstance(cell, tuple) else (cell, cell)
     grid = [math.ceil(shape[0] / rows) + 2, math.ceil(shape[1] / cols) + 2]
-    field = rng.standard_normal(grid, np.float32)
+    field: Array = rng.standard_normal(grid, np.float32)
     weight = 1.0
     while min(rows, cols) > finest and max(rows, cols) > 2 * finest:
         rows, cols, weight = max(rows / 2, 1.0), max(cols / 2, 1.0), weight * rough
         grid = [math.ceil(shape[0] / rows) + 2, math.ceil(shape[1] / cols) + 2]
-        field = cv2.resize(field, grid[::-1], interpolation=cv2.INTER_CUBIC)
-        field += weight * rng.standard_normal(grid, np.float32)
+        grown: Array = cv2.resize(field, grid[::-1], interpolation=cv2.INTER_CUBIC)
+        field = grown + weight * rng.standard_normal(grid, np.float32)
     if tuple(grid) != shape:
         field = cv2.resize(field, shape[::-1], interpolation=cv2.INTER_CUBIC)
     return np.asarray((field - field.mean()) / (field.std() + 1e-6), np.float32)
@@ -789,9 +818,9 @@ COLOURS = {  # of things out of doors and on workbenches; RGB in [0, 1]
 class Look(NamedTuple):
     """What an object may be made of.
 
-    pairs: names of colours for tone 0 and tone 1; bump: height of its grain over the grain's size; gloss: share of mirrored
-    light; grain: size of the largest grain, in units of the longer side;
-    far: how often it stands before its background rather than lies on it.
+    pairs: names of colours for tone 0 and tone 1; bump: height of its grain over the grain's size; gloss: share of
+    mirrored light; grain: size of the largest grain, in units of the longer side; far: how often it stands before its
+    background rather than lies on it.
     """
 
     pairs: str
@@ -916,7 +945,7 @@ def _litter(rng: Generator, name: str, shape: tuple[int, int]) -> list[Part]:
     """What lies about on the ground, in pixels; many sizes, the later ones on top."""
     side = max(shape)
     scale = {"leaves": 0.06, "gravel": 0.03, "twigs": 0.16}[name] * rng.uniform(0.6, 1.7) * side
-    count = min(int({"leaves": 6, "gravel": 5, "twigs": 9}[name] * shape[0] * shape[1] / scale**2) + 30, 2200)
+    count = min(int({"leaves": 6, "gravel": 5, "twigs": 9}[name] * shape[0] * shape[1] / scale**2) + 30, 1800)
     parts: list[Part] = []
     for _ in range(count):
         at = rng.uniform(-0.05, 1.05, 2) * shape[::-1]
@@ -938,7 +967,7 @@ def _litter(rng: Generator, name: str, shape: tuple[int, int]) -> list[Part]:
             stone = _turned(_blob(rng, 0.5 * size, 0.12, 18) * (1, rng.uniform(0.6, 1)), angle)
             parts += [
                 Part((at + stone * part,), None, tone, lift=0.3 * (lift + size * math.sqrt(1.02 - part**2)))
-                for part in (1, 0.97, 0.92, 0.85, 0.75, 0.63, 0.49, 0.33, 0.15)
+                for part in (1, 0.95, 0.87, 0.75, 0.57, 0.33)
             ]
     return parts
 
@@ -967,8 +996,8 @@ def kind(seed: int, index: int) -> str:
 def _check(seed: int, index: int, size: int = 1024) -> None:
     if seed < 0 or index < 0:
         raise HrsegError(f"procedural set: seed {seed}, index {index}: both must be 0 or more")
-    if not 64 <= size <= 8192:
-        raise HrsegError(f"procedural set: size {size}: the longer side must have 64 to 8192 pixels")
+    if not 64 <= size <= 4096:
+        raise HrsegError(f"procedural set: size {size}: the longer side must have 64 to 4096 pixels")
 
 
 def _object(seed: int, index: int, shape: tuple[int, int]) -> list[Part]:
@@ -978,7 +1007,7 @@ def _object(seed: int, index: int, shape: tuple[int, int]) -> list[Part]:
     tries = []
     for attempt in range(6):
         rng = np.random.default_rng((seed, index, 1, attempt))
-        parts = SHAPES[name](rng)
+        parts = _shape(rng, name)
         angle = rng.normal(0, 0.25) if name in UPRIGHT else rng.uniform(0, TAU)
         pose = 0.5 + rng.normal(0, 0.03, 2), rng.uniform(0.78, 1.05), angle
         share = float(_coverage(_place(parts, small, *pose), small).mean()) / 255
@@ -1033,7 +1062,7 @@ def _sprite(
 
 
 def layers(seed: int, index: int, size: int) -> Layers:
-    """The scene of :func:`draw` before lens and sensor. Raises HrsegError on a negative seed or index, or a wild size."""
+    """The scene of :func:`draw` before lens and sensor. Raises what that raises."""
     _check(seed, index, size)
 
     def dice(stage: int) -> Generator:
@@ -1079,8 +1108,9 @@ def layers(seed: int, index: int, size: int) -> Layers:
     return Layers(thing, rest, whole)
 
 
-def _backdrop(rng: Generator, ground: str, shape: tuple[int, int], colours: Array, light: Light, far: bool) -> Array:
+def _backdrop(rng: Generator, ground: str, full: tuple[int, int], colours: Array, light: Light, far: bool) -> Array:
     """What is behind everything: float32, (H, W, 3)."""
+    shape = (-(-full[0] // 2), -(-full[1] // 2)) if far else full  # half the pixels hold all that a blur leaves
     side = max(shape)
     tone, height = _ground(rng, ground, shape)
     patches = 0.6 * _step(_noise(rng, shape, side / rng.uniform(3, 10), 0.6), 0.0, 2.0)
@@ -1094,12 +1124,13 @@ def _backdrop(rng: Generator, ground: str, shape: tuple[int, int], colours: Arra
         towards = np.array([[0, 0], [w, 0], [w + pinch, h], [-pinch, h]], np.float32)
         slant = cv2.getPerspectiveTransform(corners, towards)
         image = cv2.warpPerspective(image, slant, (w, h), borderMode=cv2.BORDER_REFLECT)
-    if far:
-        near, away = sorted(rng.uniform(1.5, 11, 2) * side / 1024)
-        fade = np.repeat(np.linspace(1, 0, shape[0], dtype=np.float32)[:, None], shape[1], axis=1)
-        image = _over(_defocus(image, near), _defocus(image, away), fade)
-        image = _over(image, image.mean(axis=(0, 1)), 0.12 * fade)
-    return image
+    if not far:
+        return image
+    near, away = sorted(rng.uniform(1.5, 11, 2) * side / 1024)
+    fade = np.repeat(np.linspace(1, 0, shape[0], dtype=np.float32)[:, None], shape[1], axis=1)
+    image = _over(_defocus(image, near), _defocus(image, away), fade)
+    image = _over(image, image.mean(axis=(0, 1)), 0.12 * fade)  # the air between
+    return np.asarray(cv2.resize(image, full[::-1], interpolation=cv2.INTER_LINEAR))
 
 
 def _add_distractors(rng: Generator, name: str, rest: Array, colours: Array, light: Light, far: bool) -> None:
@@ -1107,7 +1138,7 @@ def _add_distractors(rng: Generator, name: str, rest: Array, colours: Array, lig
     shape = (rest.shape[0], rest.shape[1])
     side = max(shape)
     for _ in range(int(rng.integers(0, 4))):
-        parts = _place(SHAPES[name](rng), shape, rng.uniform(0, 1, 2), rng.uniform(0.35, 0.9), rng.uniform(0, TAU))
+        parts = _place(_shape(rng, name), shape, rng.uniform(0, 1, 2), rng.uniform(0.35, 0.9), rng.uniform(0, TAU))
         other = np.clip((colours + rng.normal(0, 0.05, 3)) * rng.uniform(0.75, 1.2), 0.02, 0.95)
         soft = (rng.uniform(0.8, 5) if far else rng.uniform(0, 1)) * side / 1024
         shade = rng.uniform(0.2, 0.5)
@@ -1180,19 +1211,19 @@ def _develop(rng: Generator, light: Array) -> Array:
     height, width = light.shape[:2]
     strength = rng.uniform(0.004, 0.02)
     image = np.clip(light, 0, 1.2)
-    grain = strength * rng.standard_normal((height, width), np.float32)
-    colour = 0.6 * strength * rng.standard_normal(((height + 1) // 2, (width + 1) // 2, 3), np.float32)
-    grain = grain[..., None] + cv2.resize(colour, (width, height), interpolation=cv2.INTER_LINEAR)
-    image = image + grain * np.sqrt(image + 0.05)
-    image = _blur(image, rng.uniform(0.4, 0.65))
-    image = image / (1 + 0.18 * image * image) * 1.12  # bright parts roll off as on film
-    return np.asarray(np.rint(np.clip(image, 0, 1) * 255), np.uint8)
+    colour = rng.standard_normal(((height + 1) // 2, (width + 1) // 2, 3), np.float32)
+    noise: Array = cv2.resize(0.6 * strength * colour, (width, height), interpolation=cv2.INTER_LINEAR)
+    noise += strength * rng.standard_normal((height, width, 1), np.float32)
+    noise *= np.sqrt(image + 0.05)
+    image = _blur(image + noise, rng.uniform(0.4, 0.65))
+    image *= 1.12 * 255 / (1 + 0.18 * image * image)  # bright parts roll off as on film
+    return np.asarray(np.rint(np.clip(image, 0, 255)), np.uint8)
 
 
 def draw(seed: int, index: int, size: int) -> tuple[Array, Array]:
-    """One sample: image uint8, (H, W, 3), RGB, and coverage uint8, (H, W): share of a pixel the object covers, 255 = all.
+    """One sample: image uint8, (H, W, 3), RGB, and coverage uint8, (H, W): share of a pixel covered, 255 = all.
 
-    size: pixels of the longer side. Raises HrsegError on a negative seed or index, or a size outside 64 to 8192.
+    size: pixels of the longer side. Raises HrsegError on a negative seed or index, or a size outside 64 to 4096.
     """
     thing, rest, coverage = layers(seed, index, size)
     light = _over(rest, thing, coverage.astype(np.float32) / 255)

@@ -74,7 +74,7 @@ def save_checkpoint(model: InteractiveModel, path: Path, provenance: dict[str, A
 
 
 def sniff(path: Path) -> str:
-    """``torch`` or ``safetensors`` by the first bytes. Raises HrsegError for anything else, saying what it seems to be."""
+    """``torch`` or ``safetensors`` by the first bytes; for anything else HrsegError says what it seems to be."""
     try:
         with path.open("rb") as file:
             head = file.read(512)

@@ -22,11 +22,11 @@ import torch
 from pycocotools import mask as coco
 
 from hrseg_cli import catalog
+from hrseg_cli.clicks.annotator import next_click
 from hrseg_cli.data.samples import Ref, load_with_rule
 from hrseg_cli.engine.checkpoint import load_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.clicks.annotator import next_click
 from hrseg_cli.interaction import Click, Sample, Trace
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
@@ -38,7 +38,7 @@ Metric = Callable[[np.ndarray], float]
 class Plan:
     """All that decides the traces of an object; travels to worker processes.
 
-    until: asked metric -> value that satisfies it; an object ends when every asked metric is satisfied (above 1: never).
+    until: asked metric -> value that satisfies it (above 1: never); an object ends when all are satisfied.
     band: options of Boundary IoU. keep_masks: clicks after which the mask is kept, besides the last.
     replay: ``dataset/id`` -> clicks to be repeated instead of simulated ones.
     """

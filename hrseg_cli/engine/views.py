@@ -53,14 +53,15 @@ def _flipped(model: InteractiveModel, x: Tensor, clicks: Sequence[Click], flip: 
         x = x[:, :3]
     points = points_tensor(clicks, x.device)
     if not (flip and model.mirror):
-        return model(x, points)["logits"]
+        straight: Tensor = model(x, points)["logits"]
+        return straight
     mirrored = [Click(c.row, x.shape[-1] - c.col - 1, c.positive) for c in clicks]
-    both = model(torch.cat([x, x.flip(3)]), torch.cat([points, points_tensor(mirrored, x.device)]))["logits"]
+    both: Tensor = model(torch.cat([x, x.flip(3)]), torch.cat([points, points_tensor(mirrored, x.device)]))["logits"]
     return 0.5 * (both[:1] + both[1:].flip(3))
 
 
 def _tiled(model: InteractiveModel, x: Tensor, clicks: Sequence[Click], flip: bool, tiles: Tiles) -> Tensor:
-    """Overlapping tiles, blended by weights that fall off linearly inside the overlap. Each tile gets its own clicks."""
+    """Overlapping tiles, blended by weights that fall off linearly in the overlap. Each tile gets its own clicks."""
     height, width = x.shape[-2:]
     total, weight = x.new_zeros(1, 1, height, width), x.new_zeros(1, 1, height, width)
     for top in _starts(height, tiles):
@@ -98,7 +99,7 @@ def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
 
 
 def object_box(mask: np.ndarray, clicks: Sequence[Click], zoom: ZoomIn) -> Box | None:
-    """The crop for a bool mask (H, W) and its positive clicks: their common box, expanded and clamped; None if empty."""
+    """The crop for a bool mask (H, W) and the positive clicks: their common box, expanded, clamped; None if empty."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return None

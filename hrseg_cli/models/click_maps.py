@@ -1,8 +1,8 @@
 """Clicks as two image-sized maps, positive and negative, for a network to read.
 
-points: (B, 2N, 3), rows are (row, col, order) in pixels of the map, the first N slots positive, the last N negative.
-A slot whose row and col are both negative is padding; fractional coordinates are used as they are.
-Sofiiuk et al. 2021, section 3.2 (disks of radius 5 against distance maps). Memory does not grow with the number of clicks.
+points: (B, 2N, 3), rows are (row, col, order) in pixels of the map; the first N slots are positive, the last N
+negative. A slot whose row and col are both negative is padding; fractional coordinates are used as they are.
+Sofiiuk et al. 2021, section 3.2 (disks of radius 5 against distance maps). Memory does not grow with the clicks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def valid_slots(points: Tensor) -> Tensor:
-    """Bool (B, 2N): slots that hold a click. One negative coordinate alone is a click outside the image, not padding."""
+    """Bool (B, 2N): slots that hold a click. With one negative coordinate it is a click outside, not padding."""
     return points[..., :2].amax(dim=-1) >= 0
 
 
@@ -46,7 +46,7 @@ def disk_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:
 
 
 def distance_maps(points: Tensor, height: int, width: int, norm_radius: float) -> Tensor:
-    """(B, 2, H, W) float32: tanh(2 d / norm_radius), d the distance in pixels to the nearest click; 1 without clicks."""
+    """(B, 2, H, W) float32: tanh(2 d / norm_radius), d the distance in pixels to the nearest click; 1 without."""
     batch, slots, _ = points.shape
     rows = torch.arange(height, dtype=torch.float64, device=points.device)
     cols = torch.arange(width, dtype=torch.float64, device=points.device)

@@ -72,11 +72,10 @@ class GrabCut(InteractiveModel):
         if known & background and known & foreground:
             cv2.setRNGSeed(0)  # the colour models start from k-means
             models = np.zeros((1, 65)), np.zeros((1, 65))
-            labels, _, _ = cv2.grabCut(picture, labels, None, *models, self.iterations, cv2.GC_INIT_WITH_MASK)
-        mask = np.isin(labels, list(foreground)).astype(np.uint8)
-        if scale < 1:
-            mask = cv2.resize(mask * 255, (width, height), interpolation=cv2.INTER_LINEAR) // 128
-        return mask > 0
+            # The labels are updated in place. OpenCV reads no rectangle when it starts from a mask.
+            cv2.grabCut(picture, labels, (0, 0, 1, 1), *models, self.iterations, cv2.GC_INIT_WITH_MASK)
+        mask = np.isin(labels, list(foreground)).astype(np.uint8) * 255
+        return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR) > 127)
 
     def seeds(self, previous: np.ndarray, points: np.ndarray, scale: float) -> np.ndarray:
         """OpenCV's four labels, uint8 (H, W): clicked disks are certain, the rest is a guess.

@@ -1,7 +1,8 @@
 """RITM's click network: HRNetV2 with an object-contextual head, clicks and previous mask fused in the stem.
 
-Sofiiuk et al. 2021, "Reviving Iterative Training with Mask Guidance for Interactive Segmentation" (fusion: section 3.1);
-Wang et al. 2019, "Deep High-Resolution Representation Learning"; Yuan et al. 2020, "Object-Contextual Representations".
+Sofiiuk et al. 2021, "Reviving Iterative Training with Mask Guidance for Interactive Segmentation" (fusion: 3.1);
+Wang et al. 2019, "Deep High-Resolution Representation Learning"; Yuan et al. 2020, "Object-Contextual
+Representations".
 Module names follow the public checkpoints, so their state dicts load as they are.
 Shapes: B batch, H and W input size, w width of the finest branch, C = 15 w channels of the four branches together.
 """
@@ -83,6 +84,8 @@ class ClickHRNet(InteractiveModel):
         self.use_disks = use_disks
         self.norm_radius = norm_radius
         # The public checkpoints do not hold these two, so neither does the state dict.
+        self._mean: Tensor
+        self._std: Tensor
         self.register_buffer("_mean", torch.tensor(norm_mean_std[0]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(norm_mean_std[1]).view(1, 3, 1, 1), persistent=False)
 
@@ -139,7 +142,7 @@ class Scale(nn.Module):
 
 
 class HRNetOCR(nn.Module):
-    """(B, 3, H, W) image and (B, 64, H/2, W/2) extra stem features -> main and auxiliary logits at a quarter of H, W."""
+    """(B, 3, H, W) image and (B, 64, H/2, W/2) extra stem features -> main and auxiliary logits, (B, 1, H/4, W/4)."""
 
     def __init__(self, width: int, ocr_width: int, small: bool) -> None:
         super().__init__()
@@ -181,6 +184,7 @@ class HRNetOCR(nn.Module):
             )
 
     def forward(self, x: Tensor, extra: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Main and auxiliary logits (no auxiliary ones without OCR)."""
         features = self.backbone(x, extra)
         if not self.has_ocr:
             return self.cls_head(features), None
@@ -213,7 +217,8 @@ def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 def new_branch(widths: list[int]) -> nn.ModuleList:
     """The coarser branch that a stage adds; the gaps keep the public checkpoints' numbering."""
     added = nn.Sequential(conv_bn_relu(widths[-2], widths[-1], stride=2))
-    return nn.ModuleList([*[None] * (len(widths) - 1), added])
+    gaps: list[nn.Module] = [None] * (len(widths) - 1)  # type: ignore[list-item]  # torch allows None
+    return nn.ModuleList([*gaps, added])
 
 
 def stage(modules: int, widths: list[int], blocks: int) -> nn.Sequential:
@@ -262,12 +267,14 @@ class Exchange(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(nn.Sequential(*(BasicBlock(width) for _ in range(blocks))) for width in widths)
         count = range(len(widths))
-        self.fuse_layers = nn.ModuleList(nn.ModuleList(bridge(widths, j, i) for j in count) for i in count)
+        bridges = [[bridge(widths, j, i) for j in count] for i in count]
+        self.fuse_layers = nn.ModuleList(nn.ModuleList(row) for row in bridges)  # type: ignore[arg-type]  # with gaps
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
         xs = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
         outputs = []
         for i, bridges in enumerate(self.fuse_layers):
+            assert isinstance(bridges, nn.ModuleList)
             total: Tensor | None = None
             for j, x in enumerate(xs):
                 if j != i:
@@ -319,7 +326,8 @@ class ObjectContext(nn.Module):
         if self.training:  # batch statistics count every pixel, as in the reference
             context = context.expand(-1, -1, *features.shape[-2:])
         context = self.object_context_block["f_up"](context).expand_as(features)
-        return self.conv_bn_dropout(torch.cat([context, features], 1))
+        out: Tensor = self.conv_bn_dropout(torch.cat([context, features], 1))
+        return out
 
 
 def _projections(inputs: int, outputs: int, count: int) -> nn.Sequential:

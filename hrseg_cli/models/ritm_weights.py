@@ -1,6 +1,7 @@
 """The configuration inside RITM's public checkpoints, read as ours.
 
-Such a file is ``{"state_dict": ..., "config": {"class": dotted name, "params": {name: {"type", "value", "specified"}}}}``.
+Such a file is ``{"state_dict": ..., "config": {"class": dotted name, "params": {name: entry}}}`` with entries of the
+form ``{"type", "value", "specified"}``.
 """
 
 from __future__ import annotations

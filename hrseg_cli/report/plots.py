@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 DPI = 200
 LEVEL = 0.9
 SHOWN_CLICKS = (1, 3, 5, 10)
@@ -43,12 +45,9 @@ def drawn(figure: Figure, path: Path) -> bytes:
 
 
 def check_suffix(path: Path, option: str) -> None:
-    """Raises HrsegError unless matplotlib can write a file of this name."""
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    known = sorted(FigureCanvasBase.get_supported_filetypes())
-    if path.suffix[1:].lower() not in known:
-        raise HrsegError(f"{option} {path}: cannot draw that kind of file; end its name in one of .{', .'.join(known)}")
+    """Raises HrsegError unless the name ends as one of :data:`SUFFIXES`."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise HrsegError(f"{option} {path}: cannot draw that kind of file; end its name in {', '.join(SUFFIXES)}")
 
 
 # --- score by click -------------------------------------------------------------------------------------------------
@@ -63,7 +62,7 @@ def curves(runs: Sequence[Evaluation], metrics: Sequence[str]) -> Figure:
     from matplotlib.figure import Figure
 
     names = datasets(runs)
-    left, right, top, bottom = 0.6, 0.25 + 0.065 * max(len(_shortened(run.label, LABEL)) for run in runs), 0.3, 0.7
+    left, right, top, bottom = 0.6, 0.25 + 0.065 * max(len(_shortened(run.label, LABEL)) for run in runs), 0.3, 0.8
     width, height = left + 2.9 * len(metrics) + right, top + 2.0 * len(names) + bottom
     with rc_context({"font.size": 8, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": QUIET}):
         figure = Figure(figsize=(width, height), facecolor="white")
@@ -83,7 +82,7 @@ def curves(runs: Sequence[Evaluation], metrics: Sequence[str]) -> Figure:
                 _name_lines(axes, [end for end in ends[axes] if end.label not in named])
                 named |= {end.label for end in ends[axes]}
         text = (
-            f"Mean over objects with its 95 % bootstrap band; dashed: {LEVEL:g}. "
+            f"Mean over objects with its 95 % bootstrap band; dashed: {LEVEL:g}.\n"
             "An object that ended early keeps its last value."
         )
         figure.text(left / width, 0.1 / height, text, fontsize=6.5, color=QUIET)
@@ -124,7 +123,7 @@ def _frame(panels: np.ndarray, max_clicks: int) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(color=QUIET, labelcolor=INK, length=2.5)
         axes.axhline(LEVEL, color=QUIET, linewidth=0.7, linestyle=(0, (4, 3)), zorder=0)
-    panels[0, 0].set_xlim(0.5, max_clicks + 0.5)
+    panels[0, 0].set_xlim(1 - max_clicks / 40, max_clicks * 41 / 40)
     panels[0, 0].set_xticks([1, *range(5, max_clicks + 1, 5)] if max_clicks >= 5 else range(1, max_clicks + 1))
     for axes in panels[:, 0]:
         axes.set_ylabel("mean score")
@@ -207,7 +206,7 @@ def pictures(runs: Sequence[Evaluation], metrics: Sequence[str], count: int, com
             rows.append(_panels(name, of_run[key], masks[key], image, run.max_clicks, clicks, metrics))
 
     width = 2 * MARGIN + len(rows[0]) * (CELL + GAP) - GAP
-    height = HEAD + sum(len(row[0].pixels) + CAPTION for row in rows) + MARGIN
+    height = HEAD + sum(len(row[0].pixels) + CAPTION for row in rows) + MARGIN + 20
     with rc_context({"font.size": 6.5, "text.color": INK}):
         figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
         heads = ["image", "truth", *(f"{k} click{'s' if k > 1 else ''}" for k in clicks)]
@@ -221,7 +220,7 @@ def pictures(runs: Sequence[Evaluation], metrics: Sequence[str], count: int, com
             top += len(row[0].pixels) + CAPTION
         whose = f" of {runs[0].label}" if len(runs) > 1 else ""
         text = (
-            f"From most to fewest clicks by {_noc_name(metrics[0])}{whose}. Clicks are numbered: "
+            f"From most to fewest clicks by {_noc_name(metrics[0])}{whose}.\nClicks are numbered: "
             "green marks the object, red the background. Hatched pixels do not count."
         )
         figure.text(MARGIN / width, 24 / height, text, color=QUIET, parse_math=False)
@@ -370,7 +369,9 @@ def _decode(record: dict[str, Any], counts: str | None) -> np.ndarray | None:
 
     if counts is None:
         return None
-    return np.asarray(mask.decode({"size": list(record["size"]), "counts": counts.encode()}), dtype=bool)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools still speaks NumPy 1's array protocol
+        return np.asarray(mask.decode({"size": list(record["size"]), "counts": counts.encode()}), dtype=bool)
 
 
 def _read_small(record: dict[str, Any], complain: Callable[[str], None]) -> np.ndarray:

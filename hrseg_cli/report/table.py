@@ -23,6 +23,7 @@ DEFAULT_MEASURES = ("NoC@80", "NoC@85", "NoC@90", "NoF@90")
 METRIC_LABELS = {"iou": "IoU", "biou": "bIoU", "mba": "mBA"}
 
 _MEASURE = re.compile(r"(?:NoC|NoF|>=\d+)@(?P<percent>\d+(?:\.\d+)?)|mean@(?P<click>\d+)|AUC|SPC")
+_NEEDED = {"model", "metrics", "until", "max_clicks", "protocol", "seed"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Evaluation:
     """One run folder, read back.
 
     label: what the user calls it. settings: what was asked, as ``run.json`` holds it. max_clicks: clicks an object got
-    before it counted as not reached. traces: in dataset order; of a run that is not done, what there is.
+    before it counted as not reached. traces: in dataset order; those there are, when the run is not done.
     """
 
     label: str
@@ -102,6 +103,11 @@ def _label_and_folder(argument: str) -> tuple[str, Path]:
 def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
     record = read_run(folder)
     settings = record["asked"]["settings"]
+    if missing := _NEEDED - settings.keys():
+        raise HrsegError(
+            f"{folder}: its run.json does not say {', '.join(sorted(missing))}; "
+            "give a folder written by 'hrseg evaluate --out'"
+        )
     status = str(record.get("got", {}).get("status", "unknown"))
     if status != "done" and not partial:
         raise HrsegError(
@@ -118,19 +124,22 @@ def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
         status=status,
         settings=settings,
         commit=str(record.get("where", {}).get("commit") or "unknown"),
-        max_clicks=int(settings.get("max_clicks") or max(len(trace.clicks) for trace in traces.values())),
+        max_clicks=settings["max_clicks"],
         traces=tuple(traces.values()),
     )
 
 
 def measured(runs: Sequence[Evaluation], asked: Sequence[str] = ()) -> list[str]:
-    """The asked metrics, or all that any run measured in the order of the catalog. Raises HrsegError for one absent."""
+    """The asked metrics, or those that the runs were asked for. Raises HrsegError for one that no run measured."""
     present = {name for run in runs for trace in run.traces for name in trace.scores}
     for name in asked:
         if name not in present:
             raise HrsegError(f"--metric {name}: none of the runs measured it; evaluate with --metric {name}")
-    known = [name for name in METRICS if name in present]
-    return list(dict.fromkeys(asked)) or known + sorted(present.difference(known))
+    wanted = present & {name for run in runs for name in run.settings["metrics"]}
+    found = list(dict.fromkeys(asked)) or [name for name in METRICS if name in (wanted or present)]
+    if not found:
+        raise HrsegError(f"{runs[0].folder}: its traces hold no scores; give a folder written by 'hrseg evaluate'")
+    return found
 
 
 def datasets(runs: Iterable[Evaluation]) -> list[str]:
@@ -147,7 +156,7 @@ def check_measures(names: Iterable[str]) -> None:
 
 
 def build(runs: Sequence[Evaluation], metrics: Sequence[str] = (), measures: Sequence[str] = ()) -> Table:
-    """The table of ``runs``; without ``metrics`` all that were measured, without ``measures`` the default ones.
+    """The table of ``runs``; without ``metrics`` those the runs were asked for; NoC and NoF by default.
 
     A threshold above the one at which a run stopped clicking is unknown there. Raises HrsegError when a metric or
     measure that was asked for is known in no run, UnknownName for a measure nobody knows.
@@ -173,7 +182,7 @@ def build(runs: Sequence[Evaluation], metrics: Sequence[str] = (), measures: Seq
         runs=tuple(run.label for run in runs),
         rows=tuple(found[key] for key in order if key in found),
         notes=tuple(_notes(runs)),
-        differences=tuple(differences(runs, asked)),
+        differences=tuple(differences(runs, metrics, asked)),
     )
 
 
@@ -191,7 +200,7 @@ def summary(
         thresholds=sorted(thresholds),
         max_clicks=run.max_clicks,
         ks=sorted(clicks),
-        seed=int(run.settings.get("seed", 0)),
+        seed=run.settings["seed"],
     )
 
 
@@ -207,10 +216,13 @@ def _entries(run: Evaluation, metric: str, measures: Sequence[str]) -> list[Entr
     ]
 
 
-def differences(runs: Sequence[Evaluation], measures: Iterable[str] = ()) -> list[str]:
-    """Why these runs do not compare: protocol, band, most clicks, objects; for means also where clicking ended."""
+def differences(runs: Sequence[Evaluation], metrics: Iterable[str], measures: Iterable[str]) -> list[str]:
+    """Why these metrics and measures of these runs do not compare, a reason each; empty where they do.
+
+    Reasons: protocol, most clicks, objects, the band of Boundary IoU, and, for averages, where clicking ended.
+    """
     found = []
-    protocols = [run.settings.get("protocol") or {} for run in runs]
+    protocols = [run.settings["protocol"] for run in runs]
     differing = sorted(
         key
         for key in set().union(*protocols) - {"name", "version", "max_clicks"}
@@ -222,7 +234,7 @@ def differences(runs: Sequence[Evaluation], measures: Iterable[str] = ()) -> lis
     if len({run.max_clicks for run in runs}) > 1:
         found.append(f"most clicks differ: {_told({run.label: str(run.max_clicks) for run in runs})}")
     bands = {run.label: json.dumps(run.settings.get("band")) for run in runs}
-    if len(set(bands.values())) > 1:
+    if "biou" in metrics and len(set(bands.values())) > 1:
         found.append(f"bands of Boundary IoU differ: {_told(bands)}")
     for name in datasets(runs):
         # The area tells apart objects of one name whose truth was read or drawn otherwise.
@@ -258,20 +270,17 @@ def _notes(runs: Sequence[Evaluation]) -> list[str]:
 
 def _model_text(run: Evaluation) -> str:
     """``h18 (weights.pth)``, or the name alone where there are no weights."""
-    model = run.settings.get("model") or "unknown"
-    if not isinstance(model, dict):
-        return str(model)
-    return f"{model.get('name')} ({model['file']})" if "file" in model else str(model.get("name"))
+    model = run.settings["model"]
+    return f"{model['name']} ({model['file']})" if "file" in model else str(model["name"])
 
 
 def _protocol_text(run: Evaluation) -> str:
-    protocol = run.settings.get("protocol") or {}
-    name, version = protocol.get("name", "unknown"), protocol.get("version")
-    return str(name) if version is None else f"{name} v{version}"
+    protocol = run.settings["protocol"]
+    return f"{protocol.get('name', 'unnamed')} v{protocol.get('version', 1)}"
 
 
 def _until_text(run: Evaluation) -> str:
-    until = run.settings.get("until") or {}
+    until = run.settings["until"]
     if not until or max(until.values()) > 1:  # nothing scores above 1: every object got all its clicks
         return "the last click"
     return " and ".join(f"{METRIC_LABELS.get(name, name)} {value:g}" for name, value in until.items())

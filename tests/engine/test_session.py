@@ -55,7 +55,7 @@ def test_recorded_crops(mode: str) -> None:
 
 
 class Blob(FakeNetwork):
-    """Answers one disk on a large input and nothing on a small one, so that the object vanishes when it is zoomed in."""
+    """Answers one disk on a large input and nothing on a small one: the object vanishes when it is zoomed in."""
 
     def forward(self, image: torch.Tensor, points: torch.Tensor) -> dict[str, torch.Tensor]:
         height, width = image.shape[-2:]
@@ -68,7 +68,7 @@ class Blob(FakeNetwork):
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_stale_crop_is_ritms_and_only_ritms(keep: bool) -> None:
-    """RITM squeezes a whole-image answer into the crop of an object that has vanished; others answer where they look."""
+    """RITM squeezes a whole-image answer into the crop of an object that vanished; others answer where they look."""
     recorded = UNIT["zoom_stale_roi_bug"]
     protocol = load_protocol("ritm", ["flip=false", f"keep_stale_roi={str(keep).lower()}"])
     model = Blob()

@@ -1,0 +1,338 @@
+"""What a dataset is: where it comes from, under which terms, what its archives hold and how many objects it counts.
+
+One YAML file a dataset in ``data_manifests``. A dataset either has ``splits`` of its own, or is composed of ``parts`` of
+others, written ``name/split``. All paths are relative to the data root; archives that several datasets share are listed
+by each of them in the same words, and are fetched once.
+
+``images`` and ``masks`` of a split are patterns: ``*`` stands for one part of a name, and what the stars cover is the
+stem that an image and its mask have in common. A pattern that ends in ``.*`` takes any kind of picture.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hrseg_cli.errors import HrsegError, UnknownName, nearest
+from hrseg_cli.recipe import BinarizeRule, data_folder
+
+Layout = Literal["grabcut", "berkeley", "davis", "davis585", "sbd", "pascalvoc", "coco_lvis", "pairs"]
+State = Literal["absent", "partial", "ready"]
+
+# Elsewhere one mask file may hold several objects, so masks are counted against images there.
+ONE_OBJECT_A_MASK = ("grabcut", "berkeley", "davis", "davis585", "pairs")
+ABOUT = 0.01  # a published "99k" may be so far off
+PICTURE = r"\.(?:bmp|gif|jpe?g|png|tiff?|webp)"
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in path:
+        raise ValueError("must be a relative path without '..'")
+    return path
+
+
+Relative = Annotated[str, AfterValidator(_inside)]
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ArchiveFile(_Frozen):
+    """One file to fetch.
+
+    urls: addresses of the same bytes, the best one first; none where a person has to get it.
+    size: bytes; None where nobody publishes it. sha256: None means pinned at the first verified download.
+    unpack: "none" puts the file itself into the folder.
+    into: folder below the data root. A folder that is alone in the archive is left out, again and again.
+    inside: folder of the archive that is taken instead of the whole.
+    splits: what it is needed for; empty means everything.
+    how: one line for a person, where there is no stable link.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]
+    urls: tuple[Annotated[str, Field(pattern="^https?://")], ...] = ()
+    size: Count | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    unpack: Literal["zip", "tar", "none"]
+    into: Relative
+    inside: Relative = ""
+    splits: tuple[str, ...] = ()
+    how: str | None = None
+
+    @model_validator(mode="after")
+    def _reachable(self) -> ArchiveFile:
+        if not self.urls and not self.how:
+            raise ValueError("needs urls, or how a person gets it")
+        return self
+
+
+class Split(_Frozen):
+    """Images and masks of one part of a dataset.
+
+    folder: below the data root. images, masks: patterns below it. listing: text file below it, one stem a line, where
+        the folders hold more than the split.
+    count_images: image files, at least so many. count_objects: exactly so many. None: published nowhere.
+    about: the counts are published as rounded numbers, or differ between readers.
+    binarize: label rule of the mask files; "instance" for ids. ignore: stored value that counts for nothing.
+    """
+
+    folder: Relative
+    layout: Layout
+    images: Relative
+    masks: Relative
+    listing: Relative | None = None
+    count_images: Count | None
+    count_objects: Count | None
+    about: bool = False
+    binarize: BinarizeRule | Literal["instance"]
+    ignore: int | None = None
+
+
+class Manifest(_Frozen):
+    """A dataset. ``totals`` are the objects a composed one must add up to, per split."""
+
+    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+    version: Count
+    title: Text
+    licence: Text
+    terms: Text
+    citation: Text
+    sources: Annotated[tuple[str, ...], Field(min_length=1)]
+    files: tuple[ArchiveFile, ...] = ()
+    splits: dict[str, Split] = {}
+    parts: dict[str, tuple[str, ...]] = {}
+    totals: dict[str, Count] = {}
+    protocol: Text = "ritm"
+    notes: str = ""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Manifest:
+        if bool(self.splits) == bool(self.parts):
+            raise ValueError("needs either splits or parts")
+        if self.parts.keys() != self.totals.keys():
+            raise ValueError("totals must name the same splits as parts")
+        if self.splits and not self.files:
+            raise ValueError("splits need files")
+        for file in self.files:
+            unknown = set(file.splits) - self.splits.keys()
+            if unknown:
+                raise ValueError(f"file {file.name} is for splits that do not exist: {', '.join(sorted(unknown))}")
+        return self
+
+    def split_names(self) -> tuple[str, ...]:
+        """In the order of the file."""
+        return tuple(self.splits or self.parts)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies on disk of one split, counted by file names."""
+
+    images: int
+    masks: int
+    state: State
+
+
+@dataclass(frozen=True)
+class Status:
+    """``splits``: ``name/split`` -> what was found of it."""
+
+    state: State
+    splits: dict[str, Found]
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def manifest_names(folder: Path | None = None) -> list[str]:
+    """Names of the datasets that hrseg knows. ``folder``: other manifests than those that come with hrseg."""
+    return sorted(path.stem for path in (folder or data_folder("data_manifests")).glob("*.yaml"))
+
+
+def load_manifest(name: str, folder: Path | None = None) -> Manifest:
+    """A manifest by name. Raises UnknownName, or HrsegError naming the file, the key and what is wrong with it."""
+    path = (folder or data_folder("data_manifests")) / f"{name}.yaml"
+    if name not in manifest_names(folder):
+        raise UnknownName("dataset", name, manifest_names(folder))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise HrsegError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}); correct the file") from None
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        raise HrsegError(f"{path}: {_explain(error)}") from None
+    if manifest.name != name:
+        raise HrsegError(f"{path}: says name '{manifest.name}'; file and name must agree")
+    return manifest
+
+
+def resolve_parts(manifest: Manifest, split: str, folder: Path | None = None) -> list[tuple[Manifest, str]]:
+    """(manifest, split) of every piece of a split, in order; the split itself where it is composed of nothing.
+
+    Raises UnknownName for a split or a part that nobody knows, HrsegError where parts go round in a circle or do not
+    add up to the manifest's total.
+    """
+    return list(_resolve(manifest, split, folder, ()))
+
+
+def _resolve(manifest: Manifest, split: str, folder: Path | None, above: tuple[str, ...]) -> Iterator[Any]:
+    here = f"{manifest.name}/{split}"
+    if here in above:
+        raise HrsegError(f"{manifest.name}.yaml: parts go round in a circle ({' > '.join((*above, here))}); remove one")
+    if split not in manifest.split_names():
+        raise UnknownName(f"split of {manifest.name}", split, manifest.split_names())
+    if manifest.splits:
+        yield manifest, split
+        return
+    pieces = []
+    for part in manifest.parts[split]:
+        name, _, part_split = part.partition("/")
+        pieces += _resolve(load_manifest(name, folder), part_split, folder, (*above, here))
+    added = sum(piece.splits[name].count_objects or 0 for piece, name in pieces)
+    if added != manifest.totals[split]:
+        raise HrsegError(f"{manifest.name}.yaml: parts of '{split}' add up to {added}, totals says so: "
+                         f"{manifest.totals[split]}; correct one of them")
+    yield from pieces
+
+
+def files_for(manifest: Manifest, splits: Iterable[str] = (), folder: Path | None = None) -> list[ArchiveFile]:
+    """The archives that the splits (none: all of them) need, each once, though several parts may lie in it."""
+    needed: dict[tuple[str, str], ArchiveFile] = {}
+    for split in tuple(splits) or manifest.split_names():
+        for piece, name in resolve_parts(manifest, split, folder):
+            for file in piece.files:
+                if not file.splits or name in file.splits:
+                    needed.setdefault((file.into, file.name), file)
+    return list(needed.values())
+
+
+def _explain(error: ValidationError) -> str:
+    """The first complaint of pydantic in one line, with the nearest known key for a misspelt one."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = {*Manifest.model_fields, *ArchiveFile.model_fields, *Split.model_fields}
+        guess = nearest(str(first["loc"][-1]), known)
+        return f"unknown key '{place}'; " + (f"did you mean '{guess}'?" if guess else "remove it")
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place + ': ' if place else ''}{message[0].lower()}{message[1:]}"
+
+
+# ---- what lies on disk -----------------------------------------------------------------------------------------------
+
+
+def match_files(folder: Path, pattern: str) -> dict[str, Path]:
+    """Stem -> file, sorted by stem, of what a pattern such as ``im/*.jpg`` or ``*_gt.png`` finds below a folder.
+
+    Several stars give a stem with slashes. Letter case of suffixes is free; hidden files do not exist. A folder that
+    is not there holds nothing. Raises HrsegError where one cannot be read, or two files have one stem.
+    """
+    places = [("", folder)]
+    *steps, last = pattern.split("/")
+    for step in steps:
+        if "*" not in step:
+            places = [(stem, place / step) for stem, place in places]
+            continue
+        places = [
+            (f"{stem}{found}/", entry)
+            for stem, place in places
+            for found, entry in _matches(place, step)
+            if entry.is_dir()
+        ]
+    files: dict[str, Path] = {}
+    for stem, place in places:
+        for found, entry in _matches(place, last):
+            other = files.setdefault(stem + found, entry)
+            if other != entry:
+                raise HrsegError(f"{min(other, entry)} and {max(other, entry)}: the same name twice; remove one of them")
+    return dict(sorted(files.items()))
+
+
+def _matches(place: Path, step: str) -> Iterator[tuple[str, Path]]:
+    body, any_picture = (step[:-2], PICTURE) if step.endswith(".*") else (step, "")
+    name = re.compile("(.+)".join(map(re.escape, body.split("*"))) + any_picture, re.IGNORECASE)
+    try:
+        entries = [entry.name for entry in os.scandir(place) if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise HrsegError(f"{place}: cannot be read ({error.strerror}); mend its permissions") from None
+    for entry in entries:
+        if match := name.fullmatch(entry):
+            yield "/".join(match.groups()), place / entry
+
+
+def read_listing(path: Path) -> list[str]:
+    """Stems of a listing, one a line; of several columns the first. Raises HrsegError where it cannot be read."""
+    try:
+        return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise HrsegError(f"{path}: cannot be read ({reason}); unpack the dataset again") from None
+
+
+def present(manifest: Manifest, root: Path, folder: Path | None = None) -> Status:
+    """Counts of images and masks below the data root, by name: nothing is opened."""
+    found: dict[str, Found] = {}
+    for split in manifest.split_names():
+        for piece, name in resolve_parts(manifest, split, folder):
+            found[f"{piece.name}/{name}"] = _find(piece.splits[name], root)
+    states = {one.state for one in found.values()}
+    return Status(states.pop() if len(states) == 1 else "partial", found)
+
+
+def _find(split: Split, root: Path) -> Found:
+    here = root / split.folder
+    if split.images == split.masks:
+        raise HrsegError(f"{here}: images and masks have the same pattern; give them different ones")
+    images, masks = match_files(here, split.images).keys(), match_files(here, split.masks).keys()
+    if split.listing is not None and (images or masks):
+        listed = set(read_listing(here / split.listing)) if (here / split.listing).is_file() else set()
+        images, masks = images & listed, masks & listed
+    want_masks = split.count_objects if split.layout in ONE_OBJECT_A_MASK else split.count_images
+    enough = all(
+        count >= (1 if want is None else want * (1 - ABOUT if split.about else 1))
+        for count, want in ((len(images), split.count_images), (len(masks), want_masks))
+    )
+    return Found(len(images), len(masks), "ready" if enough else "partial" if images or masks else "absent")
+
+
+def overview(root: Path, folder: Path | None = None) -> list[dict[str, Any]]:
+    """One record a dataset for a table: what it is and what of it lies below ``root``.
+
+    Keys: name, title, splits (name -> objects, or None where unknown), about (counts are rounded), bytes (of all
+    archives; None where one is unknown), licence, state, found (name/split -> images on disk), manual (archives
+    without a link).
+    """
+    records = []
+    for name in manifest_names(folder):
+        manifest = load_manifest(name, folder)
+        status = present(manifest, root, folder)
+        files = files_for(manifest, folder=folder)
+        sizes = [file.size for file in files]
+        records.append(
+            {
+                "name": name,
+                "title": manifest.title,
+                "splits": {key: split.count_objects for key, split in manifest.splits.items()} or dict(manifest.totals),
+                "about": any(split.about for split in manifest.splits.values()),
+                "bytes": None if None in sizes else sum(size for size in sizes if size),
+                "licence": manifest.licence,
+                "state": status.state,
+                "found": {key: one.images for key, one in status.splits.items()},
+                "manual": [file.name for file in files if not file.urls],
+            }
+        )
+    return records

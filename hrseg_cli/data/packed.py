@@ -1,0 +1,87 @@
+"""Masks that are no pictures: the MATLAB files of SBD and the pickles of RITM's COCO+LVIS.
+
+A pickle is a program. The loader here runs none of it: it knows no class but three stand-ins of its own, in which the
+bytes of a numpy array are kept, and refuses every other name.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hrseg_cli.errors import HrsegError
+
+
+class PackedArray:
+    """Stands in for a numpy array of bytes; ``data`` is its content."""
+
+    def __init__(self, *_: object) -> None:
+        self.data = b""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, _, dtype, _, raw = state
+        if not isinstance(dtype, _Dtype) or dtype.code != "u1" or not isinstance(raw, bytes):
+            raise pickle.UnpicklingError("an array of something else than bytes")
+        self.data = raw
+
+
+class _Dtype:
+    """Stands in for ``numpy.dtype``."""
+
+    def __init__(self, code: object = "", *_: object) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        """Byte order and alignment, which bytes do not have."""
+
+
+class _Unpickler(pickle.Unpickler):
+    _KNOWN = {
+        ("numpy.core.multiarray", "_reconstruct"): PackedArray,  # numpy 1
+        ("numpy._core.multiarray", "_reconstruct"): PackedArray,  # numpy 2
+        ("numpy", "ndarray"): PackedArray,
+        ("numpy", "dtype"): _Dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._KNOWN:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no dataset needs")
+        return self._KNOWN[module, name]
+
+
+def load_pickle(path: Path) -> Any:
+    """The lists, tuples, dicts, numbers, texts and :class:`PackedArray` of a pickle. Raises HrsegError.
+
+    Safe with files of strangers: nothing outside this module is looked up or called.
+    """
+    try:
+        return _Unpickler(io.BytesIO(path.read_bytes())).load()
+    except FileNotFoundError:
+        raise HrsegError(f"{path}: no such file; put it back or remove its partner") from None
+    except Exception as error:  # a broken pickle can raise nearly anything
+        raise HrsegError(f"{path}: cannot be read as a pickle of COCO+LVIS ({_why(path, error)}); replace it") from None
+
+
+def read_mat(path: Path) -> np.ndarray:
+    """int32, (H, W): ``GTinst.Segmentation`` of a MATLAB file of SBD, 0 background, 1..n objects. Raises HrsegError."""
+    from scipy.io import loadmat
+
+    try:
+        found = loadmat(path, appendmat=False, variable_names=["GTinst"])["GTinst"]["Segmentation"][0, 0]
+    except FileNotFoundError:
+        raise HrsegError(f"{path}: no such file; put it back or remove its partner") from None
+    except Exception as error:  # as above
+        raise HrsegError(f"{path}: cannot be read as a mask of SBD ({_why(path, error)}); replace it") from None
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "iu":
+        raise HrsegError(f"{path}: GTinst.Segmentation is not a plane of whole numbers; replace it")
+    return found.astype(np.int32)
+
+
+def _why(path: Path, error: Exception) -> str:
+    if path.is_file() and path.stat().st_size == 0:
+        return "an empty file"
+    return " ".join(str(error).replace(str(path), "it").split()) or type(error).__name__

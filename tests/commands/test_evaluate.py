@@ -1,0 +1,265 @@
+"""hrseg evaluate and simulate-clicks, from the command line to the files they leave."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from reference import GOLDEN, case, deterministic_weights
+
+from hrseg_cli.models.hrnet_ocr import h18s
+
+Command = Callable[..., Any]
+STATES = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three synthetic objects as a user's folder: images and masks matched by stem, 128 where nothing is known."""
+    home = tmp_path_factory.mktemp("photos")
+    for part in ("images", "masks"):
+        (home / part).mkdir()
+    for number in (8, 0, 10):
+        image, truth = case(number)
+        half = (slice(None, None, 2), slice(None, None, 2))
+        cv2.imwrite(str(home / "images" / f"case_{chr(97 + number)}.png"), image[half][..., ::-1])
+        grey = np.select([truth == 1, truth == -1], [255, 128], 0).astype(np.uint8)
+        cv2.imwrite(str(home / "masks" / f"case_{chr(97 + number)}.png"), grey[half])
+    return home
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """h18s in RITM's public format; the bias makes the untrained answers cover something."""
+    path = tmp_path_factory.mktemp("weights") / "coco_lvis_h18s_itermask.pth"
+    state = deterministic_weights(h18s().state_dict())
+    state["feature_extractor.cls_head.bias"] += 0.5
+    torch.save({"state_dict": state, "config": STATES["h18s"]["config"]}, path)
+    return path
+
+
+def traces(path: Path) -> list[dict[str, Any]]:
+    """Lines of a traces file without what differs from run to run."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def test_a_run_folder_and_rows_for_a_pipeline(hrseg: Command, folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = hrseg(
+        "evaluate", "--model", "grabcut", "--dataset", f"mine={folder}", "--metric", "iou", "--metric", "biou",
+        "--max-clicks", 4, "--workers", 1, "--keep-masks", "--out", run,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [(row["dataset"], row["metric"], row["n"]) for row in rows] == [("mine", "iou", 3), ("mine", "biou", 3)]
+    assert {"NoC@80", "NoC@90", "NoF@90", "mean@1", "AUC", "SPC", "NoC@90 95%"} <= rows[0].keys()
+
+    lines = traces(run / "traces.jsonl")
+    assert [line["id"] for line in lines] == ["case_a", "case_i", "case_k"]
+    for line in lines:
+        assert {"id", "dataset", "clicks", "iou", "biou", "until"} <= line.keys()
+        assert len(line["clicks"]) == len(line["iou"]) == len(line["biou"]) <= 4
+        assert line["until"] == {"iou": 0.9, "biou": 0.9}
+        assert line["rule"] == "void128"
+    with (run / "mine.csv").open() as file:
+        objects = list(csv.DictReader(file))
+    assert [row["id"] for row in objects] == ["case_a", "case_i", "case_k"]
+    assert float(objects[0]["iou_final"]) == lines[0]["iou"][-1]
+    counts = [int(row["iou_noc@90"]) for row in objects]
+    assert rows[0]["NoC@90"] == pytest.approx(np.mean(counts), abs=1e-4)
+    with (run / "noc.csv").open() as file:
+        table = {(row["metric"], row["measure"]): float(row["value"]) for row in csv.DictReader(file)}
+    assert table["iou", "NoC@90"] == pytest.approx(np.mean(counts))
+
+    record = json.loads((run / "run.json").read_text())
+    assert record["got"]["status"] == "done"
+    assert record["got"]["summary"]["binarize"] == {"void128": 3}
+    assert record["asked"]["settings"]["protocol"]["name"] == "ritm"
+    assert {"python", "torch", "opencv-python"} <= record["where"]["versions"].keys()
+    masks = [json.loads(line) for line in (run / "masks.jsonl").read_text().splitlines()]
+    assert [sorted(one["masks"], key=int)[-1] for one in masks] == [str(len(line["clicks"])) for line in lines]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "masks.jsonl", "mine.csv", "noc.csv", "run.json", "traces.jsonl",
+    ]  # fmt: skip
+
+
+def test_the_number_of_workers_and_the_day_do_not_matter(
+    hrseg: Command, folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """A real network from a RITM file: twice with one worker and once with two, identical traces but for seconds."""
+    found = []
+    for name, workers in (("one", 1), ("again", 1), ("two", 2)):
+        done = hrseg(
+            "evaluate", "-m", checkpoint, "-d", folder, "--max-clicks", 3, "--workers", workers, "-o", tmp_path / name
+        )
+        assert done.code == 0, done.err
+        found.append(traces(tmp_path / name / "traces.jsonl"))
+    assert found[0] == found[1] == found[2]
+    assert all(np.isfinite(line["iou"]).all() for line in found[0])
+    assert {len(line["clicks"]) for line in found[0]} == {3}
+    assert any(value > 0 for line in found[0] for value in line["iou"])
+
+
+def test_until_above_one_never_stops_early(hrseg: Command, folder: Path, tmp_path: Path) -> None:
+    words = ["-m", "grabcut", "-d", folder, "--max-clicks", 6, "--workers", 1]
+    for until, counts in ((1.01, {6}), (0.01, {1})):
+        done = hrseg("evaluate", *words, "--until", until, "-o", tmp_path / str(until))
+        assert done.code == 0, done.err
+        assert {len(line["clicks"]) for line in traces(tmp_path / str(until) / "traces.jsonl")} == counts
+
+
+def test_an_interrupted_run_goes_on_to_the_same_traces(folder: Path, tmp_path: Path, hrseg: Command) -> None:
+    """Ctrl-C after the first object: exit 130, one line, what is finished stays; the same command ends the same."""
+    words = ["-m", "grabcut", "-d", str(folder), "--max-clicks", "8", "--until", "1.01", "--keep-masks"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert hrseg("evaluate", *words, "--workers", 1, "-o", whole).code == 0
+    command = [sys.executable, "-m", "hrseg_cli.cli", "evaluate", *words, "--workers", "2", "-o", str(broken)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    part = broken / "traces.part.jsonl"
+    deadline = time.monotonic() + 120
+    while not (part.exists() and part.read_text().count("\n")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert json.loads((broken / "run.json").read_text())["got"]["status"] == "interrupted"
+    kept = part.read_text().count("\n")
+    with part.open("a") as file:
+        file.write('{"id":"torn')  # what a kill in the middle of a line leaves
+    done = hrseg("evaluate", *words, "--workers", 1, "-o", broken)
+    assert done.code == 0, done.err
+    assert traces(broken / "traces.jsonl") == traces(whole / "traces.jsonl")
+    assert (broken / "masks.jsonl").read_text() == (whole / "masks.jsonl").read_text()
+    assert kept >= 1
+    assert not part.exists()
+
+
+def test_a_folder_of_another_run_is_refused(hrseg: Command, folder: Path, tmp_path: Path) -> None:
+    words = ["evaluate", "-m", "grabcut", "-d", folder, "--workers", 1, "--limit", 1, "-o", tmp_path / "run"]
+    assert hrseg(*words, "--max-clicks", 2).code == 0
+    before = (tmp_path / "run" / "traces.jsonl").read_bytes()
+    done = hrseg(*words, "--max-clicks", 3)
+    assert done.code == 1
+    assert "max_clicks = 2, now asked with 3" in done.err
+    assert (tmp_path / "run" / "traces.jsonl").read_bytes() == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    done = hrseg("evaluate", "-m", "grabcut", "-d", folder, "-o", tmp_path / "full")
+    assert (done.code, "not a run folder" in done.err) == (1, True)
+
+
+def test_simulated_clicks_replay_on_another_model(
+    hrseg: Command, folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Traces go to stdout in dataset order; replayed, the clicks are the same and only the answers differ."""
+    words = ["-d", f"mine={folder}", "--workers", 1, "--metric", "iou", "--metric", "biou"]
+    first = hrseg("simulate-clicks", "-m", "grabcut", *words, "--max-clicks", 3)
+    assert first.code == 0, first.err
+    stored = tmp_path / "first.jsonl"
+    stored.write_text(first.out)
+    again = hrseg("simulate-clicks", "-m", "grabcut", *words, "--replay", stored, "--out", tmp_path / "again.jsonl")
+    assert again.code == 0, again.err
+    assert again.out == ""
+    assert traces(tmp_path / "again.jsonl") == traces(stored)
+    other = hrseg("simulate-clicks", "-m", checkpoint, *words, "--replay", stored)
+    assert other.code == 0, other.err
+    a, b = ([json.loads(line) for line in text.splitlines()] for text in (first.out, other.out))
+    assert [line["clicks"] for line in a] == [line["clicks"] for line in b]
+    assert [line["iou"] for line in a] != [line["iou"] for line in b]
+
+
+def test_a_fixed_width_band_changes_boundary_iou(hrseg: Command, folder: Path) -> None:
+    words = ["simulate-clicks", "-m", "grabcut", "-d", folder, "--workers", 1, "--max-clicks", 1, "--metric", "biou"]
+    wide, thin = (hrseg(*words, "--band", band).out.splitlines() for band in ("0.02", "1px"))
+    assert [json.loads(line)["iou"] for line in wide] == [json.loads(line)["iou"] for line in thin]
+    assert [json.loads(line)["biou"] for line in wide] != [json.loads(line)["biou"] for line in thin]
+
+
+def test_a_broken_file_stops_with_its_name_and_keeps_the_rest(hrseg: Command, folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    last = copy / "images" / "case_k.png"
+    last.write_bytes(last.read_bytes()[:-300])
+    words = ["evaluate", "-m", "grabcut", "-d", copy, "--max-clicks", 2, "--workers", 1, "-o", tmp_path / "run"]
+    done = hrseg(*words)
+    assert done.code == 1
+    assert "case_k.png" in done.err
+    assert len(traces(tmp_path / "run" / "traces.part.jsonl")) == 2
+    shutil.copy(folder / "images" / "case_k.png", last)
+    assert hrseg(*words).code == 0
+    assert len(traces(tmp_path / "run" / "traces.jsonl")) == 3
+
+
+WRONG = [
+    (["--model", "grabcut", "--dataset", "nowhere"], 2, "nowhere"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--metric", "bio"], 2, "Did you mean 'biou'"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--protocol", "rtm"], 2, "Did you mean 'ritm'"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--set", "zoom.targt=3"], 1, "did you mean 'target'"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--set", "flip"], 1, "key=value"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--set", "flip=maybe"], 1, "valid boolean"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--until", "often"], 1, "0.90"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--until", "biou=0.9"], 1, "add --metric biou"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--band", "wide"], 1, "5px"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--binarize", "gt12"], 2, "gt128"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--device", "gpu"], 1, "cpu or cuda"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--max-clicks", "0"], 2, "max-clicks"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--dataset", "{folder}"], 1, "same name"),
+    (["--model", "grabcut", "--datset", "{folder}"], 2, "--dataset"),
+    (["--model", "grabcut"], 2, "--dataset"),
+    (["--model", "missing.pth", "--dataset", "{folder}"], 1, "no such file"),
+    (["--model", "h18s", "--dataset", "{folder}"], 1, "without weights"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--out", "/dev/null/run"], 1, "cannot write"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "message"), WRONG, ids=[" ".join(words[3:]) for words, _, _ in WRONG])
+def test_what_a_user_can_mend_is_one_line(
+    words: list[str], code: int, message: str, hrseg: Command, folder: Path, tmp_path: Path
+) -> None:
+    out = [] if "--out" in words else ["--out", tmp_path / "run"]
+    done = hrseg("evaluate", *(word.format(folder=folder) for word in words), *out)
+    assert done.code == code, done.err
+    assert message in done.err
+    assert "Traceback" not in done.err
+    if done.err.startswith("hrseg: "):
+        assert done.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_shows_the_traceback(hrseg: Command, folder: Path) -> None:
+    from hrseg_cli.errors import HrsegError
+
+    with pytest.raises(HrsegError, match="no such file"):
+        hrseg("evaluate", "--model", "missing.pth", "--dataset", folder, "--debug")
+
+
+def test_a_closed_pipe_ends_quietly(folder: Path) -> None:
+    """hrseg ... | head -1"""
+    command = [sys.executable, "-m", "hrseg_cli.cli", "simulate-clicks", "-m", "grabcut", "-d", str(folder)]
+    process = subprocess.Popen(
+        [*command, "--max-clicks", "1", "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    process.wait(timeout=60)

@@ -1,0 +1,52 @@
+"""hrseg prepare-data: what it draws can be evaluated, what it checks is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+Command = Callable[..., Any]
+
+
+def test_drawn_set_is_a_dataset(hrseg: Command, tmp_path: Path) -> None:
+    done = hrseg("prepare-data", "procedural", "--count", 2, "--size", 128, "--seed", 3, "--out", tmp_path / "set")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["objects"] == 2
+    done = hrseg(
+        "evaluate", "-m", "grabcut", "-d", f"drawn={tmp_path / 'set'}", "--max-clicks", 1, "-o", tmp_path / "run"
+    )
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["n"] == 2
+
+
+def test_drawn_sets_are_found_by_name_below_the_root(hrseg: Command, tmp_path: Path) -> None:
+    assert hrseg("prepare-data", "procedural", "--count", 1, "--size", 128, "--root", tmp_path).code == 0
+    assert (tmp_path / "procedural" / "pairs.csv").exists()
+
+
+def test_a_folder_is_checked_and_indexed(hrseg: Command, tmp_path: Path) -> None:
+    """Good objects are written down, each broken file is one line, and the exit code tells."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for name in ("good", "torn", "small"):
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), np.full((20, 30, 3), 90, np.uint8))
+        mask = np.zeros((20, 30) if name != "small" else (10, 30), np.uint8)
+        mask[4:8, 5:9] = 1
+        cv2.imwrite(str(tmp_path / "masks" / f"{name}.png"), mask)
+    torn = tmp_path / "masks" / "torn.png"
+    torn.write_bytes(torn.read_bytes()[:40])
+    done = hrseg("prepare-data", tmp_path)
+    assert done.code == 1
+    for name in ("torn.png", "small.png"):
+        assert sum(name in line for line in done.err.splitlines()) == 1
+    assert json.loads(done.out) | {"index": ""} == {
+        "dataset": str(tmp_path), "index": "", "images": 1, "objects": 1, "rules": {"nonzero": 1}, "problems": 2,
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
+    assert lines[1]["id"] == "good"
+    assert lines[1]["area"] == 16

@@ -1,0 +1,235 @@
+"""Run folders -> Table, and the command around it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from hrseg_cli.commands.report import report
+from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.interaction import Click, Trace
+from hrseg_cli.metrics.noc import summarise
+from hrseg_cli.report.table import build, check_measures, measured, read_evaluations
+from hrseg_cli.runs import Run
+
+
+def trace(name: str, *iou: float, until: float = 0.9, area: int = 100, **more: tuple[float, ...]) -> Trace:
+    return Trace(
+        id=name,
+        dataset="pets",
+        clicks=tuple(Click(1, 2, True) for _ in iou),
+        scores={"iou": iou, **more},
+        seconds=tuple(0.5 for _ in iou),
+        until={"iou": until},
+        size=(20, 30),
+        area=area,
+    )
+
+
+# With at most 4 clicks, 0.9 comes after 1, 3 and never: NoC@90 = (1 + 3 + 4) / 3, NoF@90 = 1 / 3.
+THREE = (trace("cat", 0.95), trace("dog", 0.5, 0.85, 0.9), trace("hen", 0.1, 0.2, 0.3, 0.4))
+
+
+def run_folder(folder: Path, traces: tuple[Trace, ...] = THREE, **settings: Any) -> Path:
+    asked = {
+        "model": {"name": "grabcut"},
+        "metrics": ["iou"],
+        "until": {"iou": 0.9},
+        "max_clicks": 4,
+        "band": {"ratio": 0.02},
+        "protocol": {"name": "plain", "version": 1, "flip": False, "max_clicks": 20},
+        "seed": 0,
+    }
+    with Run(folder, "evaluate", asked | settings) as run:
+        run.finish([t.id for t in traces], {t.id: t for t in traces}, keep_masks=False)
+    return folder
+
+
+def stopped_folder(folder: Path) -> Path:
+    """A run that was interrupted while it wrote its third trace."""
+    with suppress(KeyboardInterrupt), Run(run_folder(folder), "evaluate", settings_of(folder)) as run:
+        (folder / "traces.jsonl").unlink()
+        run.part.write_text(THREE[0].to_json() + "\n" + THREE[1].to_json() + "\n" + THREE[2].to_json()[:40])
+        raise KeyboardInterrupt
+    return folder
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    return read_evaluations([str(folder)])[0].settings
+
+
+def invoke(*arguments: object) -> Result:
+    app = typer.Typer()
+    app.command()(report)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_numbers_by_hand(tmp_path: Path) -> None:
+    table = build(
+        read_evaluations([str(run_folder(tmp_path / "a"))]), measures=["NoC@90", "NoF@90", ">=4@90", "mean@2"]
+    )
+    assert [(e.measure, e.n) for e in table.rows] == [("NoC@90", 3), ("NoF@90", 3), (">=4@90", 3), ("mean@2", 3)]
+    assert [e.value for e in table.rows] == pytest.approx([8 / 3, 1 / 3, 1, (0.95 + 0.85 + 0.2) / 3])
+    first = table.rows[0]
+    assert (first.run, first.model, first.protocol, first.dataset) == ("a", "grabcut", "plain v1", "pets")
+    assert first.low < first.value < first.high
+
+
+def test_intervals_are_those_that_evaluate_wrote(tmp_path: Path) -> None:
+    """Same objects, same seed: a report never disagrees with the run's own noc.csv."""
+    folder = run_folder(tmp_path / "a", seed=7)
+    written = {row.measure: (row.low, row.high) for row in summarise(THREE, "iou", max_clicks=4, seed=7)}
+    for entry in build(read_evaluations([str(folder)])).rows:
+        assert (entry.low, entry.high) == written[entry.measure]
+
+
+def test_default_measures_leave_out_what_the_run_cannot_answer(tmp_path: Path) -> None:
+    """Clicking ended at 0.82: nobody knows when 0.9 would have come."""
+    folder = run_folder(tmp_path / "a", (trace("cat", 0.7, 0.82, until=0.82),), until={"iou": 0.82})
+    assert [e.measure for e in build(read_evaluations([str(folder)])).rows] == ["NoC@80"]
+
+
+def test_asked_measure_nobody_can_answer_is_an_error_with_the_fix(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a")
+    with pytest.raises(HrsegError, match=r"--measure NoC@95: .*IoU 0\.9.*higher --until"):
+        build(read_evaluations([str(folder)]), measures=["NoC@95"])
+
+
+def test_thresholds_between_whole_percents(tmp_path: Path) -> None:
+    """0.925 from its text: the score 0.925 reaches NoC@92.5."""
+    folder = run_folder(tmp_path / "a", (trace("cat", 0.5, 0.925),))
+    assert [e.value for e in build(read_evaluations([str(folder)]), measures=["NoC@92.5"]).rows] == [2]
+
+
+def test_misspelt_measure_gets_the_nearest_name() -> None:
+    with pytest.raises(UnknownName, match=r"Did you mean 'NoC@90'"):
+        check_measures(["NoC90"])
+
+
+def test_labels(tmp_path: Path) -> None:
+    """LABEL=FOLDER renames; a folder whose own name holds a '=' is still found."""
+    plain, odd = run_folder(tmp_path / "a"), run_folder(tmp_path / "lr=3")
+    assert [run.label for run in read_evaluations([f"base={plain}", str(odd)])] == ["base", "lr=3"]
+    with pytest.raises(HrsegError, match="a run called 'a' is already there"):
+        read_evaluations([str(plain), f"a={odd}"])
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(HrsegError, match=r"no run\.json"):
+        read_evaluations([str(tmp_path)])
+    with Run(tmp_path / "fit", "train", {"steps": 5}):
+        pass
+    with pytest.raises(HrsegError, match=r"does not say max_clicks, .*'hrseg evaluate --out'"):
+        read_evaluations([str(tmp_path / "fit")])
+
+
+def test_unfinished_run_needs_partial(tmp_path: Path) -> None:
+    folder = stopped_folder(tmp_path / "a")
+    with pytest.raises(HrsegError, match=r"'interrupted', not done; .*--partial"):
+        read_evaluations([str(folder)])
+    table = build(read_evaluations([str(folder)], partial=True), measures=["NoC@90"])
+    assert [(e.value, e.n) for e in table.rows] == [(2.0, 2)]
+    assert "Not finished: a (interrupted)." in table.notes
+
+
+def test_metrics_are_those_asked_for(tmp_path: Path) -> None:
+    """IoU is measured along with everything; a run asked for Boundary IoU reports that."""
+    folder = run_folder(tmp_path / "a", (trace("cat", 0.95, biou=(0.9,)),), metrics=["biou"], until={"biou": 0.9})
+    runs = read_evaluations([str(folder)])
+    assert measured(runs) == ["biou"]
+    assert measured(runs, ["iou"]) == ["iou"]
+    with pytest.raises(HrsegError, match="--metric mba: none of the runs measured it"):
+        measured(runs, ["mba"])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"protocol": {"name": "ritm", "version": 1, "flip": True}},
+            "protocols differ in flip: plain v1 (a), ritm v1 (b)",
+        ),
+        ({"max_clicks": 3}, "most clicks differ: 4 (a), 3 (b)"),
+        ({"traces": THREE[:2]}, "objects of pets differ: 3 (a), 2 (b), 2 in common"),
+        ({"traces": (*THREE[:2], trace("hen", 0.1, 0.2, 0.3, 0.4, area=99))}, "objects of pets differ: 3, 2 in common"),
+    ],
+)
+def test_runs_that_do_not_compare(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    runs = read_evaluations([str(run_folder(tmp_path / "a")), str(run_folder(tmp_path / "b", **change))])
+    assert list(build(runs).differences) == [reason]
+
+
+def test_runs_that_compare(tmp_path: Path) -> None:
+    """Another model, seed or band without Boundary IoU changes nothing about what IoU means."""
+    other = run_folder(tmp_path / "b", model={"name": "h18", "file": "w.pth"}, seed=1, band={"width": 5})
+    runs = read_evaluations([str(run_folder(tmp_path / "a")), str(other)])
+    assert build(runs).differences == ()
+    assert {e.model for e in build(runs).rows} == {"grabcut", "h18 (w.pth)"}
+
+
+def test_where_clicking_ended_matters_for_means_only(tmp_path: Path) -> None:
+    runs = read_evaluations([str(run_folder(tmp_path / "a")), str(run_folder(tmp_path / "b", until={"iou": 2}))])
+    assert build(runs, measures=["NoC@90"]).differences == ()
+    (reason,) = build(runs, measures=["mean@1"]).differences
+    assert reason.endswith("IoU 0.9 (a), the last click (b)")
+
+
+def test_command_prints_data_to_stdout_and_complaints_to_stderr(tmp_path: Path) -> None:
+    result = invoke(run_folder(tmp_path / "a"), run_folder(tmp_path / "b", max_clicks=3), "--format", "csv")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("run,model,protocol,commit,dataset,metric,measure,value,low,high,n\n")
+    assert result.stderr == "warning: the numbers do not compare: most clicks differ: 4 (a), 3 (b)\n"
+
+
+def test_check_against_a_written_table(tmp_path: Path) -> None:
+    """Equal: silent, 0. Different: a diff on stderr, 1. Missing: one line that says how to make it."""
+    folder, file = run_folder(tmp_path / "a"), tmp_path / "table.md"
+    with pytest.raises(HrsegError, match=r"--check .*write it first with --out"):
+        raise_of(invoke(folder, "--check", file))
+    assert invoke(folder, "--out", file).stdout == ""
+    same = invoke(folder, "--check", file)
+    assert (same.exit_code, same.output) == (0, "")
+    file.write_text(file.read_text().replace("2.67", "2.66"))
+    other = invoke(folder, "--check", file)
+    assert (other.exit_code, other.stdout) == (1, "")
+    minus, plus = [line for line in other.stderr.splitlines() if line.startswith(("-|", "+|"))]
+    assert "2.66" in minus
+    assert "2.67" in plus
+
+
+def test_seconds_stay_out_of_a_table_unless_asked_for(tmp_path: Path) -> None:
+    """They differ from run to run, so a checked table would never be equal."""
+    folder = run_folder(tmp_path / "a")
+    assert "SPC" not in invoke(folder, "--format", "csv").stdout
+    assert ",SPC,0.5,0.5,0.5,3" in invoke(folder, "--format", "csv", "--measure", "SPC").stdout
+
+
+def test_check_and_out_exclude_each_other(tmp_path: Path) -> None:
+    result = invoke(run_folder(tmp_path / "a"), "--check", tmp_path / "x", "--out", tmp_path / "x")
+    assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("option", ["--format", "--metric", "--measure"])
+def test_unknown_names(tmp_path: Path, option: str) -> None:
+    with pytest.raises(UnknownName):
+        raise_of(invoke(run_folder(tmp_path / "a"), option, "nonsense"))
+
+
+def raise_of(result: Result) -> None:
+    """The error that ``hrseg_cli.cli.main`` would turn into one line."""
+    assert result.exception is not None
+    raise result.exception
+
+
+def test_reports_never_import_torch() -> None:
+    """A report must not take the seconds that torch takes to load."""
+    modules = "hrseg_cli.report.plots, hrseg_cli.report.table, hrseg_cli.report.write, hrseg_cli.commands.report"
+    code = f"import sys, {modules}; assert not {{'torch', 'matplotlib', 'pandas'}} & sys.modules.keys()"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
