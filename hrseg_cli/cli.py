@@ -20,6 +20,7 @@ app = typer.Typer(
     help="High-resolution interactive image segmentation, counted in clicks.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich takes longer to import than all the rest
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -34,10 +35,10 @@ def options(
         raise typer.Exit
 
 
-app.command("prepare-data")(prepare_data)
-app.command("simulate-clicks")(simulate_clicks)
-app.command("evaluate")(evaluate)
-app.command("report")(report)
+app.command("prepare-data", short_help="Draw, check and index datasets.")(prepare_data)
+app.command("simulate-clicks", short_help="Click on objects; traces as JSON lines.")(simulate_clicks)
+app.command("evaluate", short_help="Count the clicks a model needs (NoC).")(evaluate)
+app.command("report", short_help="Tables, curves and pictures of runs.")(report)
 
 
 def main() -> None:

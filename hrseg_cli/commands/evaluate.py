@@ -33,7 +33,8 @@ def evaluate(
     limit: options.Limit = None,
     workers: options.Workers = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run folder [runs/evaluate-MODEL-DATASETS-PROTOCOL].")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Run folder [runs/evaluate-MODEL-DATASETS-PROTOCOL]."),
     ] = None,
     keep_masks: Annotated[
         bool, typer.Option("--keep-masks", help="Also keep the masks after 1, 3, 5, 10 and the last click.")
@@ -43,7 +44,7 @@ def evaluate(
     instances: options.Instances = False,
     root: options.Root = None,
     device: options.Device = "cpu",
-    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap intervals.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the bootstrap intervals.")] = 0,
 ) -> None:
     """Simulate clicks on every object and count how many it takes (NoC), by IoU or Boundary IoU.
 

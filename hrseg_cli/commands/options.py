@@ -12,26 +12,32 @@ import typer
 
 from hrseg_cli import catalog
 from hrseg_cli.errors import HrsegError, UnknownName
-from hrseg_cli.recipe import BinarizeRule, Protocol, load_protocol
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # pydantic and rich take longer to import than the help to print
     from rich.progress import Progress
 
+    from hrseg_cli.recipe import BinarizeRule, Protocol
+
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="A checkpoint (.pth of RITM, .safetensors of hrseg), or 'grabcut'.")
+    str,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="A checkpoint (.pth of RITM, .safetensors of hrseg), or 'grabcut'."
+    ),
 ]
 Datasets = Annotated[
     list[str],
     typer.Option(
         "--dataset",
         "-d",
+        metavar="DATASET",
         help="A folder, NAME=FOLDER (a layout's name forces that layout), a name under the data root, or 'procedural'. "
         "Repeatable.",
     ),
 ]
-Metrics = Annotated[list[str], typer.Option("--metric", help="iou, biou or mba; repeatable.")]
+Metrics = Annotated[list[str], typer.Option("--metric", metavar="METRIC", help="iou, biou or mba; repeatable.")]
 ProtocolName = Annotated[
-    str, typer.Option("--protocol", help="ritm, ritm-davis, fixed, plain, or the path of a YAML file.")
+    str,
+    typer.Option("--protocol", metavar="PROTOCOL", help="ritm, ritm-davis, fixed, plain, or the path of a YAML file."),
 ]
 Changes = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change the protocol, e.g. zoom.target=600. Repeatable.")
@@ -40,34 +46,55 @@ Until = Annotated[
     list[str],
     typer.Option(
         "--until",
+        metavar="VALUE",
         help="Stop an object when every metric has reached this: 0.90, or METRIC=VALUE, repeatable. Above 1: never.",
     ),
 ]
-MaxClicks = Annotated[int | None, typer.Option("--max-clicks", min=1, help="Clicks per object [protocol's].")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N objects of each dataset.")]
+MaxClicks = Annotated[
+    int | None, typer.Option("--max-clicks", metavar="N", min=1, help="Clicks per object [protocol's].")
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N objects of each dataset.")
+]
 Workers = Annotated[
     int,
-    typer.Option("--workers", min=0, help="Processes, one thread each; 0: one per core. Results do not depend on it."),
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=0,
+        help="Processes, one thread each; 0: one per core. Results do not depend on it.",
+    ),
 ]
-Root = Annotated[Path | None, typer.Option("--root", help="Where named datasets lie [$HRSEG_DATA or ./data].")]
+Root = Annotated[
+    Path | None, typer.Option("--root", metavar="FOLDER", help="Where named datasets lie [$HRSEG_DATA or ./data].")
+]
 Instances = Annotated[bool, typer.Option("--instances", help="Masks hold one object per grey value or palette index.")]
 Binarize = Annotated[
     str | None,
     typer.Option(
-        "--binarize", help="How grey values become truth: auto, nonzero, gt128, void128, grabcut [protocol's]."
+        "--binarize",
+        metavar="RULE",
+        help="How grey values become truth: auto, nonzero, gt128, void128, grabcut [protocol's].",
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu or cuda[:N].")]
-Band = Annotated[str, typer.Option("--band", help="Width of Boundary IoU's band: 0.02 of the diagonal, or e.g. 5px.")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu or cuda[:N].")]
+Band = Annotated[
+    str,
+    typer.Option("--band", metavar="WIDTH", help="Width of Boundary IoU's band: 0.02 of the diagonal, or e.g. 5px."),
+]
 
 
 def protocol_of(name: str, changes: list[str], binarize: str | None) -> Protocol:
     """The protocol with all that was changed on the command line, in its name too."""
+    from hrseg_cli.recipe import load_protocol
+
     binarize_of(binarize)
     return load_protocol(name, [*changes, *([f"binarize={binarize}"] if binarize else [])])
 
 
 def binarize_of(text: str | None) -> BinarizeRule:
+    from hrseg_cli.recipe import BinarizeRule
+
     rules = get_args(BinarizeRule)
     if text is not None and text not in rules:
         raise UnknownName("label rule", text, rules)

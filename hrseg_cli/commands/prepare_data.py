@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hrseg_cli.commands import options
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.recipe import BinarizeRule
+
+if TYPE_CHECKING:
+    from hrseg_cli.recipe import BinarizeRule
 
 
 def prepare_data(
     what: Annotated[str, typer.Argument(help="'procedural' to draw a set, or a folder to check and index.")],
-    count: Annotated[int, typer.Option("--count", min=1, help="procedural: how many objects.")] = 20,
-    size: Annotated[int, typer.Option("--size", min=64, help="procedural: longer side in pixels.")] = 1024,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="procedural: same seed, same pictures.")] = 0,
+    count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="procedural: how many objects.")] = 20,
+    size: Annotated[
+        int, typer.Option("--size", metavar="PIXELS", min=64, help="procedural: longer side in pixels.")
+    ] = 1024,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="procedural: same seed, same pictures.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="procedural: the folder [ROOT/procedural]; otherwise the index file."),

@@ -78,7 +78,7 @@ def _check(text: str, path: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise HrsegError(f"--check {path}: cannot be read ({reason}); write it first with --out {path}") from None
-    if stored.strip() != text:
+    if stored == text:
         return
     lines = difflib.unified_diff(stored.splitlines(), text.splitlines(), str(path), "these runs", lineterm="")
     _complain("\n".join(lines) or f"{path}: differs in line ends only")

@@ -26,9 +26,13 @@ def simulate_clicks(
     workers: options.Workers = 0,
     replay: Annotated[
         Path | None,
-        typer.Option("--replay", help="Repeat the clicks of this traces file instead of simulating new ones."),
+        typer.Option(
+            "--replay", metavar="FILE", help="Repeat the clicks of this traces file instead of simulating new ones."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the traces here instead of stdout.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the traces here instead of stdout.")
+    ] = None,
     band: options.Band = "0.02",
     binarize: options.Binarize = None,
     instances: options.Instances = False,

@@ -295,10 +295,9 @@ def present(manifest: Manifest, root: Path, folder: Path | None = None) -> Statu
 
 def _find(split: Split, root: Path) -> Found:
     here = root / split.folder
-    if split.images == split.masks:
-        raise HrsegError(f"{here}: images and masks have the same pattern; give them different ones")
-    images, masks = match_files(here, split.images).keys(), match_files(here, split.masks).keys()
-    if split.listing is not None and (images or masks):
+    images, masks = set(match_files(here, split.images)), set(match_files(here, split.masks))
+    some = bool(images or masks)
+    if split.listing is not None and some:
         listed = set(read_listing(here / split.listing)) if (here / split.listing).is_file() else set()
         images, masks = images & listed, masks & listed
     want_masks = split.count_objects if split.layout in ONE_OBJECT_A_MASK else split.count_images
@@ -306,7 +305,7 @@ def _find(split: Split, root: Path) -> Found:
         count >= (1 if want is None else want * (1 - ABOUT if split.about else 1))
         for count, want in ((len(images), split.count_images), (len(masks), want_masks))
     )
-    return Found(len(images), len(masks), "ready" if enough else "partial" if images or masks else "absent")
+    return Found(len(images), len(masks), "ready" if enough else "partial" if some else "absent")
 
 
 def overview(root: Path, folder: Path | None = None) -> list[dict[str, Any]]:

@@ -150,6 +150,8 @@ def test_an_object_that_ended_early_repeats_its_last_mask(tmp_path: Path) -> Non
     assert texts(figure).count("done at 4") == 2  # below 5 and 10 clicks
     assert "IoU NoC@90: 4" in texts(figure)
     assert texts(figure).count("IoU 0.930") == 2
+    numbers = [[text.get_text() for text in axes.texts] for axes in figure.axes[2:]]
+    assert numbers == [["1"], ["1", "2", "3"], ["1", "2", "3", "4"], ["1", "2", "3", "4"]]
     three, five, ten = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[-3:])
     assert (three == five).all()
     assert (five == ten).all()
