@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -165,6 +166,11 @@ def load_manifest(name: str, folder: Path | None = None) -> Manifest:
     path = (folder or data_folder("data_manifests")) / f"{name}.yaml"
     if name not in manifest_names(folder):
         raise UnknownName("dataset", name, manifest_names(folder))
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _read(path: Path, _changed: int) -> Manifest:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -173,7 +179,7 @@ def load_manifest(name: str, folder: Path | None = None) -> Manifest:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         raise HrsegError(f"{path}: {_explain(error)}") from None
-    if manifest.name != name:
+    if manifest.name != path.stem:
         raise HrsegError(f"{path}: says name '{manifest.name}'; file and name must agree")
     return manifest
 
@@ -202,8 +208,10 @@ def _resolve(manifest: Manifest, split: str, folder: Path | None, above: tuple[s
         pieces += _resolve(load_manifest(name, folder), part_split, folder, (*above, here))
     added = sum(piece.splits[name].count_objects or 0 for piece, name in pieces)
     if added != manifest.totals[split]:
-        raise HrsegError(f"{manifest.name}.yaml: parts of '{split}' add up to {added}, totals says so: "
-                         f"{manifest.totals[split]}; correct one of them")
+        raise HrsegError(
+            f"{manifest.name}.yaml: parts of '{split}' add up to {added}, totals says so: "
+            f"{manifest.totals[split]}; correct one of them"
+        )
     yield from pieces
 
 
@@ -256,7 +264,9 @@ def match_files(folder: Path, pattern: str) -> dict[str, Path]:
         for found, entry in _matches(place, last):
             other = files.setdefault(stem + found, entry)
             if other != entry:
-                raise HrsegError(f"{min(other, entry)} and {max(other, entry)}: the same name twice; remove one of them")
+                raise HrsegError(
+                    f"{min(other, entry)} and {max(other, entry)}: the same name twice; remove one of them"
+                )
     return dict(sorted(files.items()))
 
 

@@ -188,6 +188,7 @@ def _work(plan: Plan, model: InteractiveModel, ref: Ref) -> Outcome:
         "id": ref.id,
         "dataset": ref.dataset,
         "image": str(ref.image),
+        "draw": ref.draw,
         "size": list(sample.truth.shape),
         "truth": _encode(sample.truth == 1),
         "void": _encode(void) if void.any() else None,

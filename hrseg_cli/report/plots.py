@@ -382,6 +382,10 @@ def _read_small(record: dict[str, Any], complain: Callable[[str], None]) -> np.n
     scale = CELL / max(size)
     small = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     problem = "no such file"
+    if record.get("draw"):  # of the procedural set, which has no files
+        from hrseg_cli.data import procedural
+
+        return _resized(procedural.draw(*record["draw"])[0], small)
     if path.is_file():
         try:
             image = read_image(path)
