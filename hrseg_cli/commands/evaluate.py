@@ -157,11 +157,13 @@ def _write_results(
         header, rows = per_object_rows(own, max_clicks=max_clicks)
         write_csv(f"{name}.csv", [header, *rows])
         for metric in targets:
+            intervals: dict[str, list[float]] = {}
             record: dict[str, Any] = {"dataset": name, "metric": metric, "n": len(own)}
             for row in summarise(own, metric, max_clicks=max_clicks, seed=seed):
                 table.append([row.dataset, row.metric, row.measure, row.value, row.low, row.high, row.n])
                 record[row.measure] = round(row.value, 4)
-                record[f"{row.measure} 95%"] = [round(row.low, 4), round(row.high, 4)]
+                intervals[row.measure] = [round(row.low, 4), round(row.high, 4)]
+            record["95%"] = intervals
             typer.echo(json.dumps(record, ensure_ascii=False))
             summary["rows"].append(record)
     write_csv("noc.csv", table)
