@@ -30,6 +30,9 @@ class UnknownName(HrsegError):
         guess = f" Did you mean '{near}'?" if near else ""
         super().__init__(f"unknown {kind} '{name}'.{guess} Known: {', '.join(names)}.{' ' + hint if hint else ''}")
 
+    def __reduce__(self) -> tuple[type[HrsegError], tuple[str]]:
+        return HrsegError, (str(self),)  # from a worker process, where only the line matters
+
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name closest to what was typed, if any is close."""

@@ -13,7 +13,7 @@ from hrseg_cli.engine.session import Session, step
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Sample
-from hrseg_cli.metrics.noc import noc
+from hrseg_cli.metrics.noc import ge_max, noc
 from hrseg_cli.recipe import load_protocol
 
 RECORDED = json.loads((GOLDEN / "noc_fixture.json").read_text())
@@ -40,6 +40,26 @@ def test_recorded_sequences_click_for_click(mode: str) -> None:
         np.testing.assert_allclose(trace.scores["iou"], recorded["ious"], atol=1e-4)
         counts.append([noc(trace.scores["iou"], t, 20) for t in (0.8, 0.85, 0.9)])
     assert np.mean(counts, axis=0).tolist() == pytest.approx(RECORDED[mode]["noc"][:3])
+
+
+# RITM's evaluator on the same twelve objects in further modes: mean clicks to .80, .85, .90, and how many needed all 20.
+FURTHER_MODES = {
+    "600-pixel crops": ("ritm-davis", [], (5.667, 6.083, 7.333), (0, 0, 0)),
+    "everything at 400x400": ("fixed", [], (6.417, 7.0, 8.167), (0, 0, 0)),
+    "zoomed first click": ("ritm", ["zoom.skip_clicks=0"], (6.0, 6.583, 7.917), (0, 0, 0)),
+    "five clicks seen": ("ritm", ["network_clicks=5"], (8.0, 10.75, 13.417), (3, 5, 7)),
+}
+
+
+@pytest.mark.parametrize("mode", sorted(FURTHER_MODES))
+def test_recorded_tables_of_further_modes(mode: str) -> None:
+    name, changes, means, used_up = FURTHER_MODES[mode]
+    plan = Plan("fake", load_protocol(name, changes), {"iou": 0.9}, max_clicks=20)
+    samples = [Sample(str(number), "synthetic", *case(number)) for number in range(12)]
+    scores = [simulate(sample, FakeNetwork(), plan)[0].scores["iou"] for sample in samples]
+    for threshold, mean, failed in zip((0.8, 0.85, 0.9), means, used_up, strict=True):
+        assert np.mean([noc(values, threshold, 20) for values in scores]) == pytest.approx(mean, abs=5e-4)
+        assert sum(ge_max(values, threshold, 20) for values in scores) == failed
 
 
 @pytest.mark.parametrize("mode", ["zoom400@0.90", "cvpr_zoom400_flip@0.90"])
