@@ -17,11 +17,17 @@ MODELS = {
 }
 
 LAYOUTS = {
-    "folder": "hrseg_cli.data.samples:list_folder",
-    "grabcut": "hrseg_cli.data.samples:list_grabcut",
-    "berkeley": "hrseg_cli.data.samples:list_berkeley",
-    "davis": "hrseg_cli.data.samples:list_davis",
-    "procedural": "hrseg_cli.data.samples:list_procedural",
+    "folder": "hrseg_cli.data.folders:list_folder",
+    "pairs": "hrseg_cli.data.folders:list_pairs",
+    "grabcut": "hrseg_cli.data.folders:list_grabcut",
+    "berkeley": "hrseg_cli.data.folders:list_berkeley",
+    "davis": "hrseg_cli.data.folders:list_davis",
+    "davis585": "hrseg_cli.data.folders:list_davis585",
+    "sbd": "hrseg_cli.data.listed:list_sbd",
+    "pascalvoc": "hrseg_cli.data.listed:list_pascalvoc",
+    "coco_lvis": "hrseg_cli.data.listed:list_coco_lvis",
+    "coco": "hrseg_cli.data.coco:list_coco",
+    "procedural": "hrseg_cli.data.listed:list_procedural",
 }
 
 METRICS = {

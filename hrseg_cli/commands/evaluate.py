@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hrseg_cli.commands import options
-from hrseg_cli.errors import HrsegError
 
 if TYPE_CHECKING:
     from hrseg_cli.data.samples import Ref
@@ -26,7 +26,7 @@ def evaluate(
     model: options.Model,
     dataset: options.Datasets,
     metric: options.Metrics = ["iou"],  # noqa: B006 - Typer copies it
-    protocol: options.ProtocolName = "ritm",
+    protocol: options.ProtocolName = None,
     set_: options.Changes = [],  # noqa: B006
     until: options.Until = [],  # noqa: B006
     max_clicks: options.MaxClicks = None,
@@ -51,25 +51,18 @@ def evaluate(
     Writes a run folder (traces, a CSV per dataset, noc.csv) and prints one JSON row per dataset and metric. The same
     command goes on where an interrupted one stopped.
     """
-    chosen = options.protocol_of(protocol, set_, binarize)
+    chosen = options.protocol_of(protocol, dataset, set_, binarize)
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     width = options.band_of(band)
     options.device_of(device)
 
-    from hrseg_cli.data.samples import open_dataset
     from hrseg_cli.engine.checkpoint import load_model
     from hrseg_cli.engine.simulate import Plan
     from hrseg_cli.runs import Run
 
     _, provenance = load_model(model)
-    refs = [
-        ref
-        for spec in dataset
-        for ref in open_dataset(spec, root=root, instances=instances, binarize=chosen.binarize, limit=limit)
-    ]
+    refs, composed = options.open_datasets(dataset, root, instances, chosen.binarize, limit)
     names = list(dict.fromkeys(ref.dataset for ref in refs))
-    if len(names) < len(dataset):
-        raise HrsegError("--dataset: two datasets have the same name; tell them apart with NAME=FOLDER")
     plan = Plan(
         model=model,
         protocol=chosen,
@@ -82,6 +75,7 @@ def evaluate(
     settings = {
         "model": provenance,
         "datasets": names,
+        "composed": composed,
         "objects": len(refs),
         "objects_sha256": sha256("\n".join(f"{ref.dataset}/{ref.id}" for ref in refs).encode()).hexdigest(),
         "metrics": list(targets),
@@ -97,7 +91,7 @@ def evaluate(
     folder = out or _default_folder(model, names, chosen.name)
     with Run(folder, "evaluate", settings) as run:
         traces = _simulate(plan, refs, run, options.workers_of(workers, device))
-        run.summary = _write_results(run, traces, names, targets, plan.max_clicks, seed)
+        run.summary = _write_results(run, plan, traces, names, composed, seed)
         run.summary["binarize"] = dict(Counter(trace.rule for trace in traces))
         run.summary["notes"] = dict(sum((Counter(trace.notes) for trace in traces), Counter()))
 
@@ -136,9 +130,12 @@ def _simulate(plan: Plan, refs: list[Ref], run: Run, workers: int) -> list[Trace
 
 
 def _write_results(
-    run: Run, traces: list[Trace], datasets: list[str], targets: dict[str, float], max_clicks: int, seed: int
+    run: Run, plan: Plan, traces: list[Trace], datasets: list[str], composed: dict[str, list[str]], seed: int
 ) -> dict[str, Any]:
-    """CSVs into the folder, one JSON row per (dataset, metric) to stdout; the summary for ``run.json``."""
+    """CSVs into the folder, one JSON row per (dataset, metric) to stdout; the summary for ``run.json``.
+
+    A composed dataset gets rows of its own after those of its parts, over all their objects.
+    """
     import csv
     import io
 
@@ -153,13 +150,14 @@ def _write_results(
     table: list[list[Any]] = [["dataset", "metric", "measure", "value", "low", "high", "n"]]
     summary: dict[str, Any] = {"rows": []}
     for name in datasets:
-        own = [trace for trace in traces if trace.dataset == name]
-        header, rows = per_object_rows(own, max_clicks=max_clicks)
+        header, rows = per_object_rows([trace for trace in traces if trace.dataset == name], max_clicks=plan.max_clicks)
         write_csv(f"{name}.csv", [header, *rows])
-        for metric in targets:
+    for name, parts in {**{name: [name] for name in datasets}, **composed}.items():
+        own = [replace(trace, dataset=name) for trace in traces if trace.dataset in parts]
+        for metric in plan.until:
             intervals: dict[str, list[float]] = {}
             record: dict[str, Any] = {"dataset": name, "metric": metric, "n": len(own)}
-            for row in summarise(own, metric, max_clicks=max_clicks, seed=seed):
+            for row in summarise(own, metric, max_clicks=plan.max_clicks, seed=seed):
                 table.append([row.dataset, row.metric, row.measure, row.value, row.low, row.high, row.n])
                 record[row.measure] = round(row.value, 4)
                 intervals[row.measure] = [round(row.low, 4), round(row.high, 4)]

@@ -16,6 +16,7 @@ from hrseg_cli.errors import HrsegError, UnknownName
 if TYPE_CHECKING:  # pydantic and rich take longer to import than the help to print
     from rich.progress import Progress
 
+    from hrseg_cli.data.samples import Ref
     from hrseg_cli.recipe import BinarizeRule, Protocol
 
 Model = Annotated[
@@ -36,8 +37,12 @@ Datasets = Annotated[
 ]
 Metrics = Annotated[list[str], typer.Option("--metric", metavar="METRIC", help="iou, biou or mba; repeatable.")]
 ProtocolName = Annotated[
-    str,
-    typer.Option("--protocol", metavar="PROTOCOL", help="ritm, ritm-davis, fixed, plain, or the path of a YAML file."),
+    str | None,
+    typer.Option(
+        "--protocol",
+        metavar="PROTOCOL",
+        help="ritm, ritm-davis, fixed, plain, or a YAML file [the known dataset's, else ritm].",
+    ),
 ]
 Changes = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change the protocol, e.g. zoom.target=600. Repeatable.")
@@ -84,11 +89,21 @@ Band = Annotated[
 ]
 
 
-def protocol_of(name: str, changes: list[str], binarize: str | None) -> Protocol:
-    """The protocol with all that was changed on the command line, in its name too."""
+def protocol_of(name: str | None, datasets: list[str], changes: list[str], binarize: str | None) -> Protocol:
+    """The protocol with all that was changed on the command line, in its name too.
+
+    Without a name it is the one that the manifests of the typed datasets agree on, and ritm where there are none.
+    """
+    from hrseg_cli.data.manifest import load_manifest, manifest_names
     from hrseg_cli.recipe import load_protocol
 
     binarize_of(binarize)
+    if name is None:
+        known = [spec.partition(":")[0] for spec in datasets]
+        wishes = {load_manifest(spec).protocol if spec in manifest_names() else "ritm" for spec in known}
+        if len(wishes) > 1:
+            raise HrsegError(f"--protocol: these datasets are judged by {' and '.join(sorted(wishes))}; choose one")
+        name = wishes.pop()
     return load_protocol(name, [*changes, *([f"binarize={binarize}"] if binarize else [])])
 
 
@@ -160,17 +175,56 @@ def device_of(text: str) -> str:
     return text
 
 
-def progress() -> Progress:
-    """A progress bar with the time left, on stderr; gone when finished."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def data_root(root: Path | None) -> Path:
+    """Where named datasets lie."""
+    return root or Path(os.environ.get("HRSEG_DATA") or "data")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+
+def open_datasets(
+    specs: list[str], root: Path | None, instances: bool, binarize: BinarizeRule, limit: int | None
+) -> tuple[list[Ref], dict[str, list[str]]]:
+    """The objects of all typed datasets, and for each composed one its name -> the names of its parts.
+
+    A name with a manifest means what the manifest says, unless a folder of that name lies here. Raises HrsegError where
+    two datasets would get the same name.
+    """
+    from hrseg_cli.data.manifest import manifest_names
+    from hrseg_cli.data.parts import list_parts
+    from hrseg_cli.data.samples import open_dataset, open_listing
+
+    refs: list[Ref] = []
+    composed: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for spec in specs:
+        name, _, split = spec.partition(":split=")
+        if name in manifest_names() and not Path(name).is_dir():
+            listings = list_parts(name, split=split or "val", root=root, binarize=binarize)
+            parts = [open_listing(listing, limit) for listing in listings]
+        else:
+            parts = [open_dataset(spec, root=root, instances=instances, binarize=binarize, limit=limit)]
+        names = [part[0].dataset for part in parts]
+        if twice := seen.intersection(names):
+            raise HrsegError(f"--dataset: '{twice.pop()}' is there twice; tell them apart with NAME=FOLDER")
+        seen.update(names)
+        if len(names) > 1:
+            composed[name] = names
+        refs += [ref for part in parts for ref in part]
+    return refs, composed
+
+
+def progress(of_bytes: bool = False) -> Progress:
+    """A progress bar with the time left, on stderr; gone when finished."""
+    from rich import progress as rich
+    from rich.console import Console
+
+    done = (rich.DownloadColumn(), rich.TransferSpeedColumn()) if of_bytes else (rich.MofNCompleteColumn(),)
+    return rich.Progress(
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        *done,
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

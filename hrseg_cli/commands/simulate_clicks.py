@@ -18,7 +18,7 @@ def simulate_clicks(
     model: options.Model,
     dataset: options.Datasets,
     metric: options.Metrics = ["iou"],  # noqa: B006 - Typer copies it
-    protocol: options.ProtocolName = "ritm",
+    protocol: options.ProtocolName = None,
     set_: options.Changes = [],  # noqa: B006
     until: options.Until = [],  # noqa: B006
     max_clicks: options.MaxClicks = None,
@@ -44,20 +44,15 @@ def simulate_clicks(
     With --replay the clicks come from an earlier run, so that two models answer the same clicks; objects without a
     trace in that file are left out.
     """
-    chosen = options.protocol_of(protocol, set_, binarize)
+    chosen = options.protocol_of(protocol, dataset, set_, binarize)
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     width = options.band_of(band)
     options.device_of(device)
 
-    from hrseg_cli.data.samples import open_dataset
     from hrseg_cli.engine.simulate import Plan, run
     from hrseg_cli.runs import write_atomically
 
-    refs = [
-        ref
-        for spec in dataset
-        for ref in open_dataset(spec, root=root, instances=instances, binarize=chosen.binarize, limit=limit)
-    ]
+    refs, _ = options.open_datasets(dataset, root, instances, chosen.binarize, limit)
     given = _read_clicks(replay) if replay else None
     if given is not None:
         refs = [ref for ref in refs if f"{ref.dataset}/{ref.id}" in given]

@@ -1,35 +1,36 @@
 """Read every file of a dataset once: what is broken is named, what is good is written down.
 
-``index.jsonl``: a first line with the settings and a fingerprint of all files, then one line per good object. While the
-fingerprint holds, ``open_dataset`` takes the ids of index masks from it instead of opening every mask. It never changes
-which objects a dataset has.
+``index.jsonl``: a first line with the settings and a fingerprint of all files, then one line per good object, with
+paths relative to the dataset's folder. While the fingerprint holds, ``open_dataset`` takes the ids of index masks from
+it instead of opening every mask. It never changes which objects a dataset has.
+
+``index.lines.npy``: where each line begins, so that :class:`Index` opens millions of them without reading one.
+``index.jsonl.part``: what an interrupted build has done; the next one goes on behind it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import mmap
 import os
+import re
+from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, overload
 
-from hrseg_cli.data.samples import (
-    INDEX,
-    Ref,
-    expand,
-    fingerprint,
-    instance_ids,
-    list_masks,
-    read_image,
-    read_mask,
-    relative,
-    truth_of,
-)
+import numpy as np
+
+from hrseg_cli.data.pixels import read_image, read_mask
+from hrseg_cli.data.samples import Listing, Ref, expand, fingerprint, instance_ids, list_masks, relative, truth_of
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule
 from hrseg_cli.runs import write_atomically
@@ -50,8 +51,11 @@ class Summary:
     problems: list[str]
 
 
+# ---- building --------------------------------------------------------------------------------------------------------
+
+
 def build_index(
-    spec: str | Path,
+    spec: str | Path | Listing,
     *,
     root: Path | None = None,
     instances: bool = False,
@@ -62,7 +66,9 @@ def build_index(
 ) -> Summary:
     """Decode all images and masks of a dataset and write its index.
 
-    spec, root, instances, binarize: as for ``open_dataset``.
+    Killed at any moment and called again, it goes on where it was, and writes the same bytes.
+
+    spec, root, instances, binarize: as for ``open_dataset``; or what ``list_split`` returned.
     out: the file to write, for datasets in folders that cannot be written; ``index.jsonl`` in the dataset otherwise.
     workers: threads (decoding runs outside Python's lock); None: one per core.
     progress: called with (images done, images in all).
@@ -70,40 +76,137 @@ def build_index(
     Raises HrsegError where the dataset cannot be listed or the index not be written; broken files are not raised but
     returned as ``problems``.
     """
-    folder, masks = list_masks(str(spec), root=root, instances=instances, binarize=binarize)
-    if any(ref.draw for ref in masks):
+    if isinstance(spec, Listing):
+        found = spec
+    else:
+        found = list_masks(str(spec), root=root, instances=instances, binarize=binarize)
+    if any(ref.draw for ref in found.masks):
         raise HrsegError(f"{spec}: drawn on demand, so there is nothing to index; give a folder")
-    print_of_files = fingerprint(folder, masks)
-    groups = [list(group) for _, group in groupby(masks, key=lambda ref: ref.image)]
-    records: list[dict[str, Any]] = []
-    problems: list[str] = []
-    incomplete: set[str] = set()
-    seen: set[str] = set()
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for done, (good, bad) in enumerate(pool.map(lambda group: _check_image(folder, group), groups), 1):
-            for record in good:
-                if record["id"] in seen:
-                    problems.append(f"{record['mask']}: object '{record['id']}' is there twice; rename one file")
-                seen.add(record["id"])
-            records += good
-            problems += dict.fromkeys(problem for _, problem in bad)
-            incomplete |= {relative(mask, folder) for mask, _ in bad}
-            if progress:
-                progress(done, len(groups))
-    head = {
-        "version": 1,
-        "fingerprint": print_of_files,
-        "instances": instances,
-        "binarize": binarize,
-        "incomplete": sorted(incomplete),
-    }
-    path = out or folder / INDEX
+    head = {"version": 1, "instances": instances, "binarize": binarize, "name": found.name, **_state(found)}
+    path = out or found.index_file
+    part = path.with_name(f"{path.name}.part")
+    groups = [list(group) for _, group in groupby(found.masks, key=lambda ref: ref.image)]
     try:
-        write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [head, *records]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done = _resume(part, head)
+        with part.open("ab") as file, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            checked = pool.map(lambda group: _check_image(found.folder, group), groups[done:])
+            for number, (good, bad) in enumerate(checked, done + 1):
+                lines = [_line(record) for record in good]
+                lines.append(
+                    _line({"done": number, "problems": [[relative(m, found.folder), text] for m, text in bad]})
+                )
+                file.write(b"".join(lines))
+                file.flush()
+                if progress:
+                    progress(number, len(groups))
+        return _finish(part, path, head, len(groups))
     except OSError as error:
         raise HrsegError(f"{path}: cannot be written ({error.strerror}); name another file with --out") from None
-    images = len({record["image"] for record in records})
-    return Summary(path, images, len(records), dict(Counter(record["rule"] for record in records)), problems)
+
+
+def is_fresh(found: Listing) -> bool:
+    """Its index is of these very files and found nothing wrong with them."""
+    try:
+        with found.index_file.open(encoding="utf-8") as file:
+            head = json.loads(file.readline())
+        return bool(head["version"] == 1 and not head["incomplete"] and head.items() >= _state(found).items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _state(found: Listing) -> dict[str, Any]:
+    """Of the files, and of how they are read: the same files may be listed in several ways."""
+    return {"fingerprint": fingerprint(found.folder, found.masks), "listing": _hash(found.masks)}
+
+
+def _hash(masks: list[Ref]) -> str:
+    digest = hashlib.sha256()
+    for ref in masks:
+        initial = ref.initial.name if ref.initial else ""
+        digest.update(
+            f"{ref.id}\t{ref.rule}\t{ref.instance}\t{ref.stuff}\t{initial}\n".encode(errors="surrogateescape")
+        )
+    return digest.hexdigest()
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def _resume(part: Path, head: dict[str, Any]) -> int:
+    """Images that the file of an interrupted build holds; what stands behind the last of them is cut off."""
+    done = kept = 0
+    if part.exists():
+        with part.open("rb") as file:
+            for position, record in _records(file):
+                if position == 0 and record != head:
+                    break
+                if position == 0 or "done" in record:
+                    done, kept = record.get("done", 0), file.tell()
+    if kept:
+        os.truncate(part, kept)
+    else:
+        part.write_bytes(_line(head))
+    return done
+
+
+def _records(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(position, record) of each line up to the first that is torn."""
+    while True:
+        position = file.tell()
+        line = file.readline()
+        try:
+            record = json.loads(line)
+        except ValueError:
+            return
+        if not line.endswith(b"\n") or not isinstance(record, dict):
+            return
+        yield position, record
+
+
+def _finish(part: Path, path: Path, head: dict[str, Any], groups: int) -> Summary:
+    """The file of a build that did all ``groups`` becomes the index. Good lines are copied as they are."""
+    rules: Counter[str] = Counter()
+    seen: set[str] = set()
+    problems: list[str] = []
+    incomplete: set[str] = set()
+    images = done = 0
+    starts = array("q")  # (first byte of a line, number of its image), two by two
+    new = path.with_name(f".{path.name}.new")
+    with part.open("rb") as file:
+        good_in_image = False
+        for position, record in _records(file):
+            if position == 0:
+                continue
+            if "done" in record:
+                done = record["done"]
+                problems += dict.fromkeys(text for _, text in record["problems"])
+                incomplete |= {mask for mask, _ in record["problems"]}
+                images += good_in_image
+                good_in_image = False
+                continue
+            good_in_image = True
+            starts.extend((position, images))
+            rules[record["rule"]] += 1
+            if record["id"] in seen:
+                problems.append(f"{record['mask']}: object '{record['id']}' is there twice; rename one file")
+            seen.add(record["id"])
+        if done != groups:
+            raise HrsegError(f"{part}: changed while it was written; delete it and run the same command again")
+        table = np.array(starts, np.int64).reshape(-1, 2)
+        with new.open("wb") as out:
+            out.write(_line({**head, "incomplete": sorted(incomplete)}))
+            for k in range(len(table)):
+                file.seek(table[k, 0])
+                table[k, 0] = out.tell()
+                out.write(file.readline())
+            _write_table(path, np.append(table, [[out.tell(), images]], axis=0))
+            out.flush()
+            os.fsync(out.fileno())
+    os.replace(new, path)
+    part.unlink()
+    return Summary(path, images, len(table), dict(rules), problems)
 
 
 def _check_image(folder: Path, masks: list[Ref]) -> tuple[list[dict[str, Any]], list[tuple[Path, str]]]:
@@ -117,7 +220,7 @@ def _check_image(folder: Path, masks: list[Ref]) -> tuple[list[dict[str, Any]], 
         return [], [(ref.mask, str(error)) for ref in masks]
     for mask in masks:
         try:
-            known = {mask.mask: instance_ids(mask.mask, read)} if mask.rule == "instance" else {}
+            known = {mask.mask: instance_ids(mask.mask, read, mask.rule)} if mask.unread else {}
             objects = list(expand([mask], known))
         except HrsegError as error:
             problems.append((mask.mask, str(error)))
@@ -128,17 +231,140 @@ def _check_image(folder: Path, masks: list[Ref]) -> tuple[list[dict[str, Any]], 
             except HrsegError as error:
                 problems.append((mask.mask, str(error)))
                 continue
-            records.append(
-                {
-                    "id": ref.id,
-                    "image": relative(ref.image, folder),
-                    "mask": relative(ref.mask, folder),
-                    "instance": ref.instance,
-                    "height": size[0],
-                    "width": size[1],
-                    "area": int((truth == 1).sum()),
-                    "void": int((truth == -1).sum()),
-                    "rule": used,
-                }
-            )
+            records.append(_record(ref, folder, truth, used))
     return records, problems
+
+
+def _record(ref: Ref, folder: Path, truth: np.ndarray, used: str) -> dict[str, Any]:
+    record = {
+        "id": ref.id,
+        "image": relative(ref.image, folder),
+        "mask": relative(ref.mask, folder),
+        "instance": ref.instance,
+        "height": truth.shape[0],
+        "width": truth.shape[1],
+        "area": int((truth == 1).sum()),
+        "void": int((truth == -1).sum()),
+        "rule": used,
+    }
+    rare = {
+        "asked": ref.rule if ref.rule != used else None,
+        "others": [relative(path, folder) for path in ref.others] or None,
+        "initial": relative(ref.initial, folder) if ref.initial else None,
+        "parent": ref.parent,
+        "stuff": ref.stuff,
+    }
+    return record | {key: value for key, value in rare.items() if value is not None}
+
+
+# ---- opening ---------------------------------------------------------------------------------------------------------
+
+
+class Index(Sequence[Ref]):
+    """The objects of an ``index.jsonl``, read one by one when asked for.
+
+    Opening takes no longer for a million objects than for ten, and compares nothing with the files beside it: a file
+    that has changed since is noticed when it is loaded. Paths lie relative to ``folder``, the folder of the index where
+    it is not given, so that a dataset may move. Travels to worker processes as a path.
+
+    Raises HrsegError when the file is not an index.
+    """
+
+    def __init__(self, path: Path, *, folder: Path | None = None, name: str | None = None) -> None:
+        self.path, self.folder, self._name = path, folder or path.parent, name
+        try:
+            with path.open("rb") as file:
+                first = file.readline()
+                self.head: dict[str, Any] = json.loads(first)
+                self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if self.head["version"] != 1:
+                raise ValueError("another version")
+            self._table = _read_table(path, self._text, len(first))
+        except FileNotFoundError:
+            raise HrsegError(f"{path}: no such index; 'hrseg prepare-data' makes one") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HrsegError(
+                f"{path}: not an index ({error}); delete it, 'hrseg prepare-data' makes it again"
+            ) from None
+        self.name: str = name or str(self.head.get("name") or self.folder.resolve().name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self.folder, self._name)
+
+    def __len__(self) -> int:
+        return len(self._table) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Ref: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Ref]: ...
+    def __getitem__(self, index: int | slice) -> Ref | list[Ref]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(len(self))[index]]
+        record = self.record(index)
+        return Ref(
+            id=record["id"],
+            dataset=self.name,
+            image=self.folder / record["image"],
+            mask=self.folder / record["mask"],
+            rule=record.get("asked", record["rule"]),
+            instance=record["instance"],
+            others=tuple(self.folder / path for path in record.get("others", ())),
+            initial=self.folder / record["initial"] if "initial" in record else None,
+            parent=record.get("parent"),
+            stuff=record.get("stuff"),
+        )
+
+    def record(self, index: int) -> dict[str, Any]:
+        """The line of an object: its paths, ``height``, ``width``, ``area`` and ``void`` in pixels, ``rule``."""
+        k = range(len(self))[index]
+        try:
+            return dict(json.loads(self._text[self._table[k, 0] : self._table[k + 1, 0]]))
+        except ValueError:
+            raise HrsegError(
+                f"{self.path}, object {k}: not a line of an index; run 'hrseg prepare-data' again"
+            ) from None
+
+    def image_starts(self) -> np.ndarray:
+        """int64, (images + 1,): the first object of each image, and the number of objects."""
+        images = self._table[:, 1]
+        return np.append(0, np.flatnonzero(np.diff(images)) + 1) if len(self) else np.zeros(1, np.int64)
+
+
+def _reopen(path: Path, folder: Path, name: str | None) -> Index:
+    return Index(path, folder=folder, name=name)
+
+
+def _table_path(path: Path) -> Path:
+    return path.with_suffix(".lines.npy")
+
+
+def _write_table(path: Path, table: np.ndarray) -> None:
+    file = io.BytesIO()
+    np.save(file, table)
+    write_atomically(_table_path(path), file.getvalue())
+
+
+def _read_table(path: Path, text: mmap.mmap, first: int) -> np.ndarray:
+    """int64, (objects + 1, 2): the first byte of each line and the number of its image; last the bytes and images in
+    all. Made anew where it is missing or does not fit ``text``, in which ``first`` bytes are the first line."""
+    size = len(text)
+    try:
+        table: np.ndarray = np.load(_table_path(path), mmap_mode="r")
+        sound = table.dtype == np.int64 and table.shape[1:] == (2,) and len(table) > 0
+        if sound and (table[0, 0], table[-1, 0]) == (first, size):
+            return table
+    except (OSError, ValueError, EOFError):
+        pass
+    starts = array("q")
+    image, last = -1, None
+    if text[size - 1] != 10:
+        raise ValueError("a torn line")
+    for line in re.finditer(rb'\n.*?"image": "([^"]*)', text):  # ten times as fast as reading JSON
+        image += line[1] != last
+        last = line[1]
+        starts.extend((line.start() + 1, image))
+    table = np.append(np.array(starts, np.int64).reshape(-1, 2), [[size, image + 1]], axis=0)
+    with suppress(OSError):  # a folder that cannot be written: it is made again next time
+        _write_table(path, table)
+    return table

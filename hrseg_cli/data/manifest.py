@@ -1,8 +1,8 @@
 """What a dataset is: where it comes from, under which terms, what its archives hold and how many objects it counts.
 
-One YAML file a dataset in ``data_manifests``. A dataset either has ``splits`` of its own, or is composed of ``parts`` of
-others, written ``name/split``. All paths are relative to the data root; archives that several datasets share are listed
-by each of them in the same words, and are fetched once.
+One YAML file a dataset in ``data_manifests``. A dataset either has ``splits`` of its own, or is composed of ``parts``
+of others, written ``name/split``. All paths are relative to the data root; archives that several datasets share are
+listed by each of them in the same words, and are fetched once.
 
 ``images`` and ``masks`` of a split are patterns: ``*`` stands for one part of a name, and what the stars cover is the
 stem that an image and its mask have in common. A pattern that ends in ``.*`` takes any kind of picture.
@@ -54,7 +54,6 @@ class ArchiveFile(_Frozen):
 
     urls: addresses of the same bytes, the best one first; none where a person has to get it.
     size: bytes; None where nobody publishes it. sha256: None means pinned at the first verified download.
-    unpack: "none" puts the file itself into the folder.
     into: folder below the data root. A folder that is alone in the archive is left out, again and again.
     inside: folder of the archive that is taken instead of the whole.
     splits: what it is needed for; empty means everything.
@@ -65,7 +64,7 @@ class ArchiveFile(_Frozen):
     urls: tuple[Annotated[str, Field(pattern="^https?://")], ...] = ()
     size: Count | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    unpack: Literal["zip", "tar", "none"]
+    unpack: Literal["zip", "tar"]
     into: Relative
     inside: Relative = ""
     splits: tuple[str, ...] = ()
@@ -193,7 +192,9 @@ def resolve_parts(manifest: Manifest, split: str, folder: Path | None = None) ->
     return list(_resolve(manifest, split, folder, ()))
 
 
-def _resolve(manifest: Manifest, split: str, folder: Path | None, above: tuple[str, ...]) -> Iterator[Any]:
+def _resolve(
+    manifest: Manifest, split: str, folder: Path | None, above: tuple[str, ...]
+) -> Iterator[tuple[Manifest, str]]:
     here = f"{manifest.name}/{split}"
     if here in above:
         raise HrsegError(f"{manifest.name}.yaml: parts go round in a circle ({' > '.join((*above, here))}); remove one")
@@ -202,15 +203,15 @@ def _resolve(manifest: Manifest, split: str, folder: Path | None, above: tuple[s
     if manifest.splits:
         yield manifest, split
         return
-    pieces = []
+    pieces: list[tuple[Manifest, str]] = []
     for part in manifest.parts[split]:
         name, _, part_split = part.partition("/")
         pieces += _resolve(load_manifest(name, folder), part_split, folder, (*above, here))
     added = sum(piece.splits[name].count_objects or 0 for piece, name in pieces)
     if added != manifest.totals[split]:
         raise HrsegError(
-            f"{manifest.name}.yaml: parts of '{split}' add up to {added}, totals says so: "
-            f"{manifest.totals[split]}; correct one of them"
+            f"{manifest.name}.yaml: parts of '{split}' add up to {added}, totals says {manifest.totals[split]}; "
+            "correct one of them"
         )
     yield from pieces
 

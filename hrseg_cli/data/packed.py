@@ -39,18 +39,19 @@ class _Dtype:
         """Byte order and alignment, which bytes do not have."""
 
 
-class _Unpickler(pickle.Unpickler):
-    _KNOWN = {
-        ("numpy.core.multiarray", "_reconstruct"): PackedArray,  # numpy 1
-        ("numpy._core.multiarray", "_reconstruct"): PackedArray,  # numpy 2
-        ("numpy", "ndarray"): PackedArray,
-        ("numpy", "dtype"): _Dtype,
-    }
+_STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): PackedArray,  # numpy 1
+    ("numpy._core.multiarray", "_reconstruct"): PackedArray,  # numpy 2
+    ("numpy", "ndarray"): PackedArray,
+    ("numpy", "dtype"): _Dtype,
+}
 
+
+class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._KNOWN:
+        if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no dataset needs")
-        return self._KNOWN[module, name]
+        return _STAND_INS[module, name]
 
 
 def load_pickle(path: Path) -> Any:

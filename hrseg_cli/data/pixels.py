@@ -34,13 +34,13 @@ class MaskPixels(NamedTuple):
     values: (H, W), bool, uint8 or a wider integer: grey values, or the palette's indices. Of a pickle of COCO+LVIS
         uint8 (H, W, layers).
     palette: uint8, (n, 3), the colours of the indices; None where the file has no palette.
-    coloured: the file has colour channels that differ; ``values`` is their maximum.
+    colours: (H, W, 3) where the file has colour channels that differ; ``values`` is their maximum.
     objects: where object k is in the layers: (layer, value) each; empty for everything else.
     """
 
     values: np.ndarray
     palette: np.ndarray | None = None
-    coloured: bool = False
+    colours: np.ndarray | None = None
     objects: tuple[tuple[int, int], ...] = ()
 
 
@@ -76,6 +76,7 @@ def grey_values(pixels: MaskPixels, rule: BinarizeRule) -> tuple[np.ndarray, Bin
     grey = (pixels.palette == pixels.palette[:, :1]).all() and pixels.palette[0].any()
     values = pixels.palette[:, 0][pixels.values] if grey else pixels.values
     return values, "nonzero" if rule == "auto" else rule
+
 
 def read_image(path: Path) -> np.ndarray:
     """uint8, (H, W, 3), RGB, as OpenCV reads it: EXIF turned, alpha dropped, the upper 8 of 16 bits."""
@@ -123,7 +124,22 @@ def read_mask(path: Path) -> MaskPixels:
             return MaskPixels(alpha)
         values = colours
     grey = values.max(axis=2)
-    return MaskPixels(grey, coloured=bool((values != grey[:, :, None]).any()))
+    return MaskPixels(grey, colours=values if (values != grey[:, :, None]).any() else None)
+
+
+def voc_indices(colours: np.ndarray) -> np.ndarray | None:
+    """uint8 (H, W): the indices in VOC's palette of colours (H, W, 3); None when one of them is not in it.
+
+    Tools that know no palettes save VOC's masks in colours. Bit k of an index is bit 7 - k // 3 of channel k % 3.
+    """
+    index = np.arange(256)
+    known = np.zeros(256, np.int64)
+    for k in range(8):
+        known |= ((index >> k) & 1) << (8 * (2 - k % 3) + 7 - k // 3)
+    order = np.argsort(known)
+    codes = colours.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    found = order[np.searchsorted(known[order], codes).clip(max=255)]
+    return found.astype(np.uint8) if np.array_equal(known[found], codes) else None
 
 
 def _read_layers(path: Path) -> MaskPixels:
@@ -148,9 +164,12 @@ def _decode(path: Path, data: bytes | None = None) -> Image.Image:
     data: its bytes, where they lie inside of ``path``.
     """
     try:
-        with Image.open(path if data is None else io.BytesIO(data)) as picture:
+        with _opened(path, data) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise HrsegError(f"{path}: {picture.width}x{picture.height} is more than 1 gigapixel; make it smaller")
+            if picture.format == "PNG":  # pixels that are damaged inside of the file are decoded without complaint
+                picture.verify()
+        with _opened(path, data) as picture:
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
             return picture
@@ -163,3 +182,7 @@ def _decode(path: Path, data: bytes | None = None) -> Image.Image:
         reason = "an empty file" if empty else getattr(error, "strerror", None) or str(error).split("\n")[0]
         reason = reason.replace(repr(str(path)), "it").replace(str(path), "it")
         raise HrsegError(f"{path}: cannot be read as an image ({reason}); replace the file") from None
+
+
+def _opened(path: Path, data: bytes | None) -> Image.Image:
+    return Image.open(path if data is None else io.BytesIO(data))

@@ -2,69 +2,80 @@
 
     folder      images/ + masks/ matched by stem, several masks as STEM_0, STEM_1; or a pairs.csv (image,mask[,kind])
     grabcut     data_GT/ + boundary_GT/          berkeley   images/ + masks/          davis   img/ + gt/
-    procedural  drawn on demand, nothing on disk
+    davis585    one folder a sequence; object masks and masks to start from           (:init=stm or sp)
+    sbd         img/ + inst/*.mat + val.txt, train.txt                                (:split=train)
+    pascalvoc   JPEGImages/ + SegmentationObject/ + ImageSets/Segmentation/*.txt      (:split=train)
+    coco_lvis   {train,val}/ with images/, masks/*.pickle, hannotation.pickle         (:split=train,stuff=1)
+    pairs       two patterns: what the star stands for makes the pair                 (:images=im/*.jpg,masks=gt/*.png)
+    coco        a JSON file in the format of COCO, as CVAT and Label Studio write it
+    procedural  drawn on demand, nothing on disk                                      (:count=20,size=1024,seed=0)
 
-Grey values become truth by one of these rules, logged with every number, for they move boundaries by a pixel:
+Grey values become truth by one of the rules of :mod:`hrseg_cli.data.pixels`. Where a file holds several objects:
 
-    nonzero   > 0 is object (DAVIS; SegNext)
-    gt128     > 128 is object (HQ-SAM)
-    void128   > 128 is object, 128 is ignored (RITM's folder reader)
-    grabcut   as void128, and the value 1 is object too (RITM's GrabCut and Berkeley reader)
-    auto      chosen per mask, see :func:`binarize`
-
-Beside them stands ``instance``: the mask holds ids, each id > 0 is one object, the highest value of the depth is void.
+    instance   each id > 0 is one object, the highest value of the depth is void; ids are palette indices where there is
+               a palette, or where all colours are of VOC's
+    solid      as instance, less the objects that fill under 8 % of their box (RITM's SBD reader for training)
+    layers     the pickles of COCO+LVIS
+    coco       the annotations of a JSON file; what is marked as crowd is void
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import inspect
 import json
 import logging
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from hrseg_cli import catalog
+from hrseg_cli.data.manifest import manifest_names
+from hrseg_cli.data.pixels import MaskPixels, binarize, grey_values, read_mask, voc_indices
+from hrseg_cli.data.pixels import read_image as read_image  # report/ knows it from here
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Sample
 from hrseg_cli.recipe import BinarizeRule
 
-Rule = BinarizeRule | Literal["instance"]
+Rule = BinarizeRule | Literal["instance", "solid", "layers", "coco"]
 
 INDEX = "index.jsonl"
 PAIRS = "pairs.csv"
-PARTS = {
+MARKS = {  # what tells a layout from the others
+    "folder": ("images", "masks"),
     "grabcut": ("data_GT", "boundary_GT"),
     "davis": ("img", "gt"),
     "berkeley": ("images", "masks"),
-    "folder": ("images", "masks"),
+    "sbd": ("img", "inst"),
+    "pascalvoc": ("JPEGImages", "SegmentationObject"),
+    "coco_lvis": ("*/hannotation.pickle",),
+    "davis585": ("*/object*_*.png",),
 }
-SUFFIXES = (".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 10**9
-
-Image.MAX_IMAGE_PIXELS = None  # gigapixel images are welcome here; _decode keeps a limit of its own
+SOLID = 0.08
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Ref:
-    """One object of one image; nothing is loaded. An index mask whose ids are not read yet has ``instance`` None.
+    """One object of one image; nothing is loaded. A mask of several objects whose ids are not read yet has
+    ``instance`` None.
 
     id: unique in the dataset, holds the image's stem (with its sub-folders, separated by "/").
-    instance: the id of the object where ``rule`` is "instance".
+    instance: which object of ``mask``, where ``rule`` is "instance", "solid", "layers" or "coco".
     others: further masks of the image, read by the same rule; their ignored pixels are ignored for this object too.
     draw: (seed, index, size) of a procedural object, which has no files.
+    initial: a mask to start from.
+    parent: COCO+LVIS: the ``instance`` this object is a part of.
+    stuff: COCO+LVIS: the first id of ``mask`` that is stuff, on references to stuff; None on all others.
     """
 
     id: str
@@ -75,19 +86,27 @@ class Ref:
     instance: int | None = None
     others: tuple[Path, ...] = ()
     draw: tuple[int, int, int] | None = None
+    initial: Path | None = None
+    parent: int | None = None
+    stuff: int | None = None
+
+    @property
+    def unread(self) -> bool:
+        """The mask must be opened to know its objects."""
+        return self.instance is None and self.rule in ("instance", "solid", "layers")
 
 
-class MaskPixels(NamedTuple):
-    """A mask file as stored.
+class Listing(NamedTuple):
+    """A dataset before any mask is opened.
 
-    values: (H, W), bool, uint8 or a wider integer: grey values, or the palette's indices.
-    palette: uint8, (n, 3), the colours of the indices; None where the file has no palette.
-    coloured: the file has colour channels that differ; ``values`` is their maximum.
+    folder: what paths in an index are relative to. masks: one reference per mask, or per object where a list names
+    them. index_file: where its index lies, if there is one.
     """
 
-    values: np.ndarray
-    palette: np.ndarray | None = None
-    coloured: bool = False
+    name: str
+    folder: Path
+    masks: list[Ref]
+    index_file: Path
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
@@ -103,40 +122,106 @@ def open_dataset(
 ) -> list[Ref]:
     """The objects of a dataset, in an order that is the same on every machine.
 
-    spec: a folder; the name of a folder below ``root`` (else $HRSEG_DATA, else ./data); ``NAME=FOLDER``, where a layout
-        as NAME also decides the layout; ``procedural`` or ``procedural:count=20,size=1024,seed=0``.
+    spec: a folder; the name of a folder below ``root`` (else $HRSEG_DATA, else ./data); a JSON file of COCO;
+        ``NAME=FOLDER``, where a layout as NAME also decides the layout; ``procedural``. Options of the layout follow
+        after a colon: ``sbd:split=train``, ``procedural:count=20,size=1024,seed=0``.
     instances: masks hold ids rather than one object (a ``kind`` in pairs.csv is stronger).
     binarize: label rule; "auto" leaves the choice to the layout, then to each mask.
     limit: the first so many objects; masks behind them are not opened.
 
     Raises UnknownName for a name nobody knows, HrsegError for a folder that cannot be read as a dataset.
     """
-    folder, masks = list_masks(spec, root=root, instances=instances, binarize=binarize)
-    unread = any(ref.rule == "instance" for ref in masks)
-    known = _indexed_ids(folder, masks) if unread else {}
-    found = list(islice(expand(masks, known), limit))
-    if not found and limit != 0:
-        fix = "no mask holds an id besides 0 and void; leave --instances off" if unread else "put images and masks in"
-        raise HrsegError(f"dataset {spec}: no objects; {fix}")
-    return found
+    return open_listing(list_masks(spec, root=root, instances=instances, binarize=binarize), limit)
+
+
+def open_split(
+    folder: Path,
+    name: str,
+    layout: str,
+    *,
+    instances: bool = False,
+    binarize: BinarizeRule = "auto",
+    limit: int | None = None,
+    **options: str,
+) -> list[Ref]:
+    """As :func:`open_dataset` for a folder whose layout and options are known, as a manifest knows them.
+
+    options: of the layout, e.g. ``images="DIS-VD/im", masks="DIS-VD/gt"`` for "pairs", ``split="val"`` for "sbd".
+    """
+    found = list_split(folder, name, layout, instances=instances, binarize=binarize, **options)
+    return open_listing(found, limit)
 
 
 def list_masks(
     spec: str, *, root: Path | None = None, instances: bool = False, binarize: BinarizeRule = "auto"
-) -> tuple[Path, list[Ref]]:
-    """(folder, one reference per mask): as :func:`open_dataset`, but index masks are not opened for their ids."""
-    name, folder, layout = _locate(spec, root)
-    masks: list[Ref] = catalog.resolve("layout", layout)(folder, name, instances=instances, binarize=binarize)
-    return folder, masks
+) -> Listing:
+    """As :func:`open_dataset`, but no mask is opened for its ids."""
+    with _readable(spec):
+        place = _locate(spec, root)
+    return _list(place, instances, binarize)
+
+
+def list_split(
+    folder: Path,
+    name: str,
+    layout: str,
+    *,
+    instances: bool = False,
+    binarize: BinarizeRule = "auto",
+    **options: str,
+) -> Listing:
+    """As :func:`open_split`, but no mask is opened for its ids."""
+    return _list(_Place(name, folder, layout, options), instances, binarize)
+
+
+def _list(place: _Place, instances: bool, binarize: BinarizeRule) -> Listing:
+    name, folder, layout, options = place
+    read = catalog.resolve("layout", layout)
+    usual = {"folder", "name", "instances", "binarize"}
+    known = {key: value for key, value in inspect.signature(read).parameters.items() if key not in usual}
+    for key in options:
+        if not known:
+            raise HrsegError(f"{folder}: layout '{layout}' has no option '{key}'; leave it out")
+        if key not in known:
+            raise UnknownName(f"option of {layout}", key, known)
+    missing = [key for key, value in known.items() if value.default is value.empty and key not in options]
+    if missing:
+        raise HrsegError(f"{folder}: layout '{layout}' wants '{missing[0]}' too; write {missing[0]}=VALUE")
+    with _readable(str(folder)):
+        masks: list[Ref] = read(folder, name, instances=instances, binarize=binarize, **options)
+    values = [value if key == "split" else f"{key}-{value}" for key, value in options.items()]
+    index = "-".join(["index", *(re.sub(r"\W+", "-", value).strip("-") for value in values)]) + ".jsonl"
+    if layout == "coco":
+        return Listing(name, folder.parent, masks, folder.with_suffix(f".{index}"))
+    return Listing(name, folder, masks, folder / index)
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HrsegError(f"{error.filename or what}: cannot be read ({error.strerror}); mend its rights") from None
+
+
+def open_listing(found: Listing, limit: int | None = None) -> list[Ref]:
+    """The objects of what was listed: opens the masks whose ids no fresh index knows. As :func:`open_dataset`."""
+    unread = any(ref.unread for ref in found.masks)
+    objects = list(islice(expand(found.masks, _indexed_ids(found) if unread else {}), limit))
+    if not objects and limit != 0:
+        fix = "no mask holds an id besides 0 and void; leave --instances off" if unread else "put images and masks in"
+        raise HrsegError(f"dataset {found.folder}: no objects; {fix}")
+    return objects
 
 
 def expand(masks: Iterable[Ref], known: dict[Path, list[int]]) -> Iterator[Ref]:
-    """One reference per object, lazily: opens each index mask when its turn comes, unless its ids are ``known``."""
+    """One reference per object, lazily: opens each mask of several objects when its turn comes, unless its ids are
+    ``known``."""
     seen: dict[str, Ref] = {}
     for ref in masks:
-        if ref.rule == "instance":
-            ids = known[ref.mask] if ref.mask in known else instance_ids(ref.mask)
-            objects = [replace(ref, id=f"{ref.id}#{value}", instance=value) for value in ids]
+        if ref.unread:
+            ids = known[ref.mask] if ref.mask in known else instance_ids(ref.mask, rule=ref.rule)
+            objects = [replace(ref, id=f"{ref.id}#{k}", instance=k) for k in ids if k >= (ref.stuff or 0)]
         else:
             objects = [ref]
         for one in objects:
@@ -146,233 +231,93 @@ def expand(masks: Iterable[Ref], known: dict[Path, list[int]]) -> Iterator[Ref]:
             yield one
 
 
-def _locate(spec: str, root: Path | None) -> tuple[str, Path, str]:
-    """(name, folder, layout) behind a typed dataset."""
-    if _is_procedural(spec):
-        return "procedural", Path(spec), "procedural"
-    name, equals, place = spec.partition("=")
-    if not equals or Path(spec).is_dir():
-        folder = _find_folder(spec, root)
-        # A layout typed as a name decides where its folders are there: data/berkeley is read as Berkeley is.
-        layout = spec.lower() if _fits(folder, spec.lower()) else _detect(folder)
-        return Path(os.path.abspath(folder)).name, folder, layout
-    if not name or not place or {"/", "\\"} & set(name):
+class _Place(NamedTuple):
+    name: str
+    folder: Path
+    layout: str
+    options: dict[str, str]
+
+
+def _locate(spec: str, root: Path | None) -> _Place:
+    """Name, folder, layout and options behind a typed dataset."""
+    text, options = (spec, {}) if os.path.isdir(spec) else _split_options(spec)
+    if text == "procedural":
+        return _Place(text, Path(text), text, options)
+    name, equals, place = text.partition("=")
+    if not equals or os.path.isdir(text):
+        name, place = "", text
+    elif not name or not place or {"/", "\\"} & set(name):
         raise HrsegError(f"dataset {spec}: write NAME=FOLDER, where NAME has no slash")
-    if _is_procedural(place):
-        return name, Path(place), "procedural"
-    folder = _find_folder(place, root)
-    layout = name.lower()
-    if layout not in PARTS:
-        return name, folder, _detect(folder)
-    if not _fits(folder, layout):
+    elif place == "procedural":
+        return _Place(name, Path(place), place, options)
+    folder = _find(place, root)
+    own_name = name or Path(os.path.abspath(folder)).name
+    if folder.is_file():
+        return _Place(name or folder.stem, folder, "coco", options)
+    if {"images", "masks"} & options.keys():
+        return _Place(own_name, folder, "pairs", options)
+    # A layout typed as a name decides where its folders are there: data/berkeley is read as Berkeley is.
+    layout = (name or place).lower()
+    if name and layout in MARKS and not _fits(folder, layout):
         raise HrsegError(f"{folder}: layout '{layout}' wants {_wanted(layout)} there; give another folder or NAME")
-    return name, folder, layout
+    return _Place(own_name, folder, layout if _fits(folder, layout) else _detect(folder), options)
 
 
-def _is_procedural(text: str) -> bool:
-    return text.partition(":")[0] == "procedural"
+def _split_options(spec: str) -> tuple[str, dict[str, str]]:
+    """``sbd:split=train`` -> ("sbd", {"split": "train"}). A colon inside of a path is left alone."""
+    text, _, tail = spec.rpartition(":")
+    ours = text == "procedural" or text.endswith("=procedural")
+    if not text or not (ours or re.match(r"\w+=", tail)):
+        return spec, {}
+    options: dict[str, str] = {}
+    for part in filter(None, tail.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not value:
+            raise HrsegError(f"dataset {spec}: write '{key}=VALUE' after the colon")
+        options[key] = value
+    return text, options
 
 
-def _find_folder(text: str, root: Path | None) -> Path:
+def _find(text: str, root: Path | None) -> Path:
+    """The folder, or JSON file, that was typed: as it stands, else below the root."""
     path = Path(text).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise HrsegError(f"{path}: a dataset is a folder; give the folder that holds the images and masks")
     root = root or Path(os.environ.get("HRSEG_DATA") or "data")
-    if (root / path).is_dir():
-        return root / path
+    for place in (path, root / path):
+        if os.path.isdir(place) or (place.suffix.lower() == ".json" and os.path.isfile(place)):
+            return place
+    if os.path.exists(path):
+        raise HrsegError(f"{path}: a dataset is a folder or a .json; give the folder that holds the images and masks")
+    if path.suffix.lower() == ".json":
+        raise HrsegError(f"{path}: no such file; give a JSON file in the format of COCO")
     if path.name != text:
         raise HrsegError(f"{path}: no such folder; give the folder of a dataset")
     below = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")] if root.is_dir() else []
     hint = f"Looked in {root}; a path or NAME=FOLDER works too."
-    raise UnknownName("dataset", text, {*catalog.LAYOUTS, *below}, hint)
+    raise UnknownName("dataset", text, {"procedural", *manifest_names(), *below}, hint)
 
 
 def _fits(folder: Path, layout: str) -> bool:
     if layout == "folder" and (folder / PAIRS).is_file():
         return True
-    return layout in PARTS and all((folder / part).is_dir() for part in PARTS[layout])
+    return layout in MARKS and all(
+        any(folder.glob(mark)) if "*" in mark else (folder / mark).is_dir() for mark in MARKS[layout]
+    )
 
 
 def _wanted(layout: str) -> str:
-    return " and ".join(f"{part}/" for part in PARTS[layout]) + (f", or {PAIRS}" if layout == "folder" else "")
+    marks = " and ".join(mark if "*" in mark else f"{mark}/" for mark in MARKS[layout])
+    return marks + (f", or {PAIRS}" if layout == "folder" else "")
 
 
 def _detect(folder: Path) -> str:
-    for layout in ("grabcut", "davis", "folder"):
+    layouts = [layout for layout in MARKS if layout != "berkeley"]  # which looks like "folder"
+    for layout in ("grabcut", "davis", *layouts):
         if _fits(folder, layout):
             return layout
-    looked = "; ".join(_wanted(layout) for layout in ("folder", "grabcut", "davis"))
-    raise HrsegError(f"{folder}: not a dataset; looked for {looked}")
+    raise HrsegError(f"{folder}: not a dataset; looked for {'; '.join(map(_wanted, layouts))}")
 
 
-# ---- layouts ---------------------------------------------------------------------------------------------------------
-
-
-def list_folder(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
-    """``pairs.csv`` where there is one, otherwise images/ and masks/."""
-    if (folder / PAIRS).is_file():
-        return _list_pairs(folder, name, instances, binarize)
-    return _list_matched(folder, name, "folder", "instance" if instances else binarize)
-
-
-def list_grabcut(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
-    """GrabCut as RITM packs it: data_GT/, boundary_GT/, label rule "grabcut"."""
-    return _list_matched(folder, name, "grabcut", _rule(instances, binarize, "grabcut"))
-
-
-def list_berkeley(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
-    """Berkeley as RITM packs it: images/, masks/, label rule "grabcut"."""
-    return _list_matched(folder, name, "berkeley", _rule(instances, binarize, "grabcut"))
-
-
-def list_davis(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
-    """The 345 DAVIS frames (and COCO_MVal) as RITM packs them: img/, gt/, label rule "nonzero"."""
-    return _list_matched(folder, name, "davis", _rule(instances, binarize, "nonzero"))
-
-
-def list_procedural(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
-    """The embedded set. ``folder`` is no folder but the typed text, e.g. ``procedural:count=40,size=2048,seed=3``.
-
-    One object an image, so ``instances`` changes nothing.
-    """
-    from hrseg_cli.data import procedural
-
-    options = {"count": 20, "size": 1024, "seed": 0}
-    for part in filter(None, str(folder).partition(":")[2].split(",")):
-        key, _, value = part.partition("=")
-        if key not in options:
-            raise UnknownName("option of procedural", key, options)
-        if not re.fullmatch("[0-9]{1,9}", value) or (key != "seed" and int(value) == 0):
-            raise HrsegError(f"dataset {folder}: {key} wants a whole number, for example {key}={options[key]}")
-        options[key] = int(value)
-    seed, size = options["seed"], options["size"]
-    rule: Rule = "gt128" if binarize == "auto" else binarize
-    nowhere = Path("procedural")
-    return [
-        Ref(f"{i:05d}_{procedural.kind(seed, i)}", name, nowhere, nowhere, rule, draw=(seed, i, size))
-        for i in range(options["count"])
-    ]
-
-
-def _rule(instances: bool, asked: BinarizeRule, own: BinarizeRule) -> Rule:
-    if instances:
-        return "instance"
-    return own if asked == "auto" else asked
-
-
-def _list_matched(folder: Path, name: str, layout: str, rule: Rule) -> list[Ref]:
-    """Masks of one folder matched to the images of another: STEM first, then STEM_<digits>."""
-    images_in, masks_in = (folder / part for part in PARTS[layout])
-    images, not_images = _by_stem(images_in)
-    masks, not_masks = _by_stem(masks_in)
-    found: dict[str, list[tuple[str, Path, Rule]]] = defaultdict(list)
-    orphans = []
-    for stem, mask in masks.items():
-        base = re.sub("_[0-9]+$", "", stem)
-        owner = stem if stem in images else base if base in images else None
-        if owner is None:
-            orphans.append(mask)
-        else:
-            found[owner].append((stem, mask, rule))
-    if orphans:
-        ignored = not_images + not_masks
-        note = f" (files that are no images were ignored: {_some(ignored)})" if ignored else ""
-        raise HrsegError(
-            f"{masks_in}: no image of that stem in {images_in.name}/ for {_some(orphans)}{note}; "
-            "add the images or remove the masks"
-        )
-    bare = [path for stem, path in images.items() if stem not in found]
-    if bare:
-        log.warning("%s: skipped what has no mask in %s/: %s", images_in, masks_in.name, _some(bare))
-    return _refs(name, images, found)
-
-
-def _by_stem(folder: Path) -> tuple[dict[str, Path], list[Path]]:
-    """(relative path without suffix -> file of each image below ``folder``, the files that are no images)."""
-    files: dict[str, Path] = {}
-    ignored = []
-    for place, _, names in os.walk(folder, followlinks=True):
-        for path in (Path(place, name) for name in names if not name.startswith(".")):
-            if path.suffix.lower() not in SUFFIXES:
-                ignored.append(path)
-                continue
-            stem = _stem(path.relative_to(folder))
-            if stem in files:
-                raise _same_stem(files[stem], path)
-            files[stem] = path
-    return files, ignored
-
-
-def _stem(relative: Path) -> str:
-    # NFC: a Mac may store the accents of an image and of its mask in different ways.
-    return unicodedata.normalize("NFC", relative.with_suffix("").as_posix())
-
-
-def _same_stem(one: Path, other: Path) -> HrsegError:
-    first, second = sorted((one, other))
-    return HrsegError(f"{first} and {second}: the same name twice; rename or remove one of them")
-
-
-def _some(paths: list[Path]) -> str:
-    names = ", ".join(sorted(path.name for path in paths)[:3])
-    return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
-
-
-def _list_pairs(folder: Path, name: str, instances: bool, binarize: BinarizeRule) -> list[Ref]:
-    """Rows of pairs.csv; a ``kind`` of "instance" or "binary" decides for its row, an empty one leaves it open."""
-    table = folder / PAIRS
-    rules: dict[str, Rule] = {"": "instance" if instances else binarize, "binary": binarize, "instance": "instance"}
-    images: dict[str, Path] = {}
-    found: dict[str, list[tuple[str, Path, Rule]]] = defaultdict(list)
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if not {"image", "mask"} <= set(reader.fieldnames or ()):
-                raise HrsegError(f"{table}: the first line must name the columns image,mask (and kind, if any)")
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise HrsegError(f"{table}: cannot be read ({error}); save it as UTF-8 text with commas") from None
-    for line, row in rows:
-        image, mask = folder / (row["image"] or ""), folder / (row["mask"] or "")
-        kind = (row.get("kind") or "").strip()
-        for path in (image, mask):
-            if not path.is_file():
-                raise HrsegError(f"{table}, line {line}: no file {path}; correct the line or add the file")
-        if kind not in rules:
-            raise HrsegError(f"{table}, line {line}: kind '{kind}' is not known; write binary, instance or nothing")
-        stem, mask_stem = _pair_stem(image, folder, "images"), _pair_stem(mask, folder, "masks")
-        if images.setdefault(stem, image) != image:
-            raise _same_stem(images[stem], image)
-        if mask in (earlier for _, earlier, _ in found[stem]):
-            raise HrsegError(f"{table}, line {line}: {row['mask']} is listed twice for its image; remove one line")
-        found[stem].append((mask_stem if stem in mask_stem else f"{stem}:{mask_stem}", mask, rules[kind]))
-    return _refs(name, images, found)
-
-
-def _pair_stem(path: Path, folder: Path, usual: str) -> str:
-    base = folder / usual if path.is_relative_to(folder / usual) else folder
-    return _stem(path.relative_to(base) if path.is_relative_to(base) else Path(path.name))
-
-
-def _refs(name: str, images: dict[str, Path], found: dict[str, list[tuple[str, Path, Rule]]]) -> list[Ref]:
-    """Sorted by image, then by mask with STEM_2 before STEM_10."""
-    refs = []
-    for stem in sorted(found):
-        masks = sorted(found[stem], key=lambda mask: (_natural(mask[0]), mask[0]))
-        for mask_stem, path, rule in masks:
-            own_id = stem if len(masks) == 1 else mask_stem
-            others = [p for _, p, r in masks if p != path and r == rule and r not in ("nonzero", "gt128")]
-            refs.append(Ref(own_id, name, images[stem], path, rule, others=tuple(others)))
-    return refs
-
-
-def _natural(text: str) -> list[str | int]:
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", text))]
-
-
-# ---- pixels ----------------------------------------------------------------------------------------------------------
+# ---- truth -----------------------------------------------------------------------------------------------------------
 
 
 def load(ref: Ref) -> Sample:
@@ -381,16 +326,21 @@ def load(ref: Ref) -> Sample:
 
 
 def load_with_rule(ref: Ref) -> tuple[Sample, str]:
-    """As :func:`load`, with the label rule that was used: what "auto" came to, or "instance"."""
+    """As :func:`load`, with the label rule that was used: what "auto" came to, or how objects were told apart."""
     if ref.draw:
         from hrseg_cli.data import procedural
 
         image, coverage = procedural.draw(*ref.draw)
         truth, used = _label(ref, ref.mask, MaskPixels(coverage), image.shape[:2])
-    else:
-        image = read_image(ref.image)
-        truth, used = truth_of(ref, image.shape[:2])
-    return Sample(ref.id, ref.dataset, image, truth), used
+        return Sample(ref.id, ref.dataset, image, truth), used
+    image = read_image(ref.image)
+    truth, used = truth_of(ref, image.shape[:2])
+    initial = None
+    if ref.initial is not None:
+        pixels = read_mask(ref.initial)
+        _check_size(ref, ref.initial, pixels, image.shape[:2])
+        initial = (binarize(grey_values(pixels, "gt128")[0], "gt128")[0] == 1).astype(np.float32)
+    return Sample(ref.id, ref.dataset, image, truth, initial), used
 
 
 def truth_of(
@@ -400,6 +350,10 @@ def truth_of(
 
     read: stands in for :func:`read_mask`, for callers that keep decoded masks.
     """
+    if ref.rule == "coco":
+        from hrseg_cli.data import coco
+
+        return coco.truth(ref, (size[0], size[1])), "coco"
     read = read or read_mask
     pixels = read(ref.mask)
     truth, used = _label(ref, ref.mask, pixels, size)
@@ -412,18 +366,30 @@ def truth_of(
 
 
 def _label(ref: Ref, path: Path, pixels: MaskPixels, size: tuple[int, ...]) -> tuple[np.ndarray, str]:
-    height, width = pixels.values.shape
+    _check_size(ref, path, pixels, size)
+    match ref.rule:
+        case "instance" | "solid":
+            ids = _ids(path, pixels)
+            truth = (ids == ref.instance).astype(np.int8)
+            truth[ids == _void(ids)] = -1
+            return truth, ref.rule
+        case "layers" | "coco":
+            k = ref.instance or 0
+            if k >= len(pixels.objects):
+                raise HrsegError(f"{path}: holds {len(pixels.objects)} objects, not number {k}; replace the file")
+            layer, value = pixels.objects[k]
+            return (pixels.values[:, :, layer] == value).astype(np.int8), ref.rule
+        case rule:
+            return binarize(*grey_values(pixels, rule))
+
+
+def _check_size(ref: Ref, path: Path, pixels: MaskPixels, size: tuple[int, ...]) -> None:
+    height, width = pixels.values.shape[:2]
     if (height, width) != size:
         turned = " (turned by its EXIF tag?)" if (width, height) == size else ""
         raise HrsegError(
             f"{path}: {width}x{height} pixels, but {ref.image} has {size[1]}x{size[0]}{turned}; save both at one size"
         )
-    if ref.rule != "instance":
-        return binarize(*_grey(pixels, ref.rule))
-    ids = _ids(path, pixels)
-    truth = (ids == ref.instance).astype(np.int8)
-    truth[ids == _void(ids)] = -1
-    return truth, "instance"
 
 
 def _no_object(ref: Ref, pixels: MaskPixels, used: str) -> HrsegError:
@@ -441,116 +407,32 @@ def _no_object(ref: Ref, pixels: MaskPixels, used: str) -> HrsegError:
     return HrsegError(f"{ref.mask}: no object pixel by {what}; values seen: {seen}; {fix}")
 
 
-def binarize(grey: np.ndarray, rule: BinarizeRule) -> tuple[np.ndarray, str]:
-    """Grey values (H, W), bool, 8 or 16 bit -> (truth int8 (H, W): 1 object, 0 background, -1 ignored; rule used).
-
-    auto: only 0 and 1 -> nonzero; at most 8 distinct values, as drawn labels have -> void128; more, as an
-    anti-aliased edge has -> gt128. 16-bit values that exceed 255 are brought to 0..255 first (65535 -> 255).
-    """
-    if grey.dtype == bool:
-        grey = grey.astype(np.uint8)
-    elif grey.dtype != np.uint8:
-        grey = (grey if grey.max(initial=0) <= 255 else np.rint(grey / 257)).astype(np.uint8)
-    used: str = rule
-    if rule == "auto":
-        counts = np.bincount(grey.ravel(), minlength=256)
-        used = "nonzero" if not counts[2:].any() else "void128" if np.count_nonzero(counts) <= 8 else "gt128"
-    if used not in get_args(BinarizeRule):
-        raise UnknownName("label rule", used, get_args(BinarizeRule))
-    truth = (grey > (0 if used == "nonzero" else 128)).astype(np.int8)
-    if used in ("void128", "grabcut"):
-        truth[grey == 128] = -1
-    if used == "grabcut":
-        truth[grey == 1] = 1
-    return truth, used
+def instance_ids(path: Path, read: Callable[[Path], MaskPixels] | None = None, rule: str = "instance") -> list[int]:
+    """Ids of the objects of a mask, ascending. Raises HrsegError for a mask of colours. ``read``: as above."""
+    pixels = (read or read_mask)(path)
+    if rule == "layers":
+        return list(range(len(pixels.objects)))
+    ids = _ids(path, pixels)
+    found = [int(value) for value in np.unique(ids) if value not in (0, _void(ids))]
+    return [value for value in found if rule != "solid" or _fill(ids == value) >= SOLID]
 
 
-def _grey(pixels: MaskPixels, rule: BinarizeRule) -> tuple[np.ndarray, BinarizeRule]:
-    """Values and rule to binarise by. Indices of a palette are labels, so "auto" is "nonzero" there."""
-    if pixels.palette is None:
-        return pixels.values, rule
-    # A grey picture that a PNG optimiser turned into a palette may number white before black.
-    grey = (pixels.palette == pixels.palette[:, :1]).all() and pixels.palette[0].any()
-    values = pixels.palette[:, 0][pixels.values] if grey else pixels.values
-    return values, "nonzero" if rule == "auto" else rule
-
-
-def instance_ids(path: Path, read: Callable[[Path], MaskPixels] | None = None) -> list[int]:
-    """Ids of the objects of an index mask, ascending. Raises HrsegError for a mask of colours. ``read``: as above."""
-    ids = _ids(path, (read or read_mask)(path))
-    return [int(value) for value in np.unique(ids) if value not in (0, _void(ids))]
+def _fill(mask: np.ndarray) -> float:
+    """Share of its box that a bool mask (H, W) fills."""
+    rows, cols = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return float(mask.sum() / ((rows[-1] - rows[0] + 1) * (cols[-1] - cols[0] + 1)))
 
 
 def _ids(path: Path, pixels: MaskPixels) -> np.ndarray:
-    if pixels.coloured:
+    ids = pixels.values if pixels.colours is None else voc_indices(pixels.colours)
+    if ids is None:
         raise HrsegError(f"{path}: colours, not ids; save it as a palette or grey PNG, or leave --instances off")
-    return pixels.values
+    return ids
 
 
 def _void(ids: np.ndarray) -> int:
-    """255 as in VOC, 65535 in a 16-bit mask; nothing in a 1-bit mask."""
-    return -1 if ids.dtype == bool else 255 if ids.dtype == np.uint8 else 65535
-
-
-def read_image(path: Path) -> np.ndarray:
-    """uint8, (H, W, 3), RGB, as OpenCV reads it: EXIF turned, alpha dropped, the upper 8 of 16 bits."""
-    picture = _decode(path)
-    if picture.mode == "F":
-        raise HrsegError(f"{path}: floating-point pixels; save the image with 8 or 16 bits a channel")
-    if picture.mode.startswith("I"):
-        grey = (np.asarray(picture) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.array(picture.convert("RGB"))
-
-
-def read_mask(path: Path) -> MaskPixels:
-    """A mask as stored, turned by its EXIF tag. Of colours the maximum; a cut-out of one colour gives its alpha."""
-    picture = _decode(path)
-    if picture.mode in ("P", "PA"):
-        colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        indices = np.array(picture if picture.mode == "P" else picture.getchannel(0))
-        used = int(indices.max(initial=0)) + 1
-        return MaskPixels(indices, np.concatenate([colours, np.zeros((256, 3), np.uint8)])[:used])
-    if picture.mode not in ("1", "L", "F", "RGB", "RGBA", "LA") and not picture.mode.startswith("I"):
-        picture = picture.convert("RGB")
-    values = np.array(picture)
-    if values.dtype.kind == "f":
-        if not np.array_equal(values, np.rint(values)):
-            raise HrsegError(f"{path}: floating-point pixels; save the mask as an 8-bit PNG")
-        values = values.astype(np.int32)
-    if values.dtype.kind in "iu" and values.dtype != np.uint8:
-        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-            raise HrsegError(f"{path}: values outside 0..65535; save the mask as an 8- or 16-bit PNG")
-        values = values.astype(np.uint16)
-    if values.ndim == 2:
-        return MaskPixels(values)
-    if values.shape[2] in (2, 4):
-        colours, alpha = values[:, :, :-1], values[:, :, -1]
-        visible = colours[alpha > 0]
-        if alpha.min(initial=255) < alpha.max(initial=0) and (visible == visible[0]).all():
-            return MaskPixels(alpha)
-        values = colours
-    grey = values.max(axis=2)
-    return MaskPixels(grey, coloured=bool((values != grey[:, :, None]).any()))
-
-
-def _decode(path: Path) -> Image.Image:
-    """A picture with all its pixels, upright. PIL, for it notices truncated files and keeps palettes."""
-    try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise HrsegError(f"{path}: {picture.width}x{picture.height} is more than 1 gigapixel; make it smaller")
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)
-            return picture
-    except (HrsegError, MemoryError):
-        raise
-    except FileNotFoundError:
-        raise HrsegError(f"{path}: no such file; put it back or remove its partner") from None
-    except Exception as error:  # a broken file can raise nearly anything inside a decoder
-        reason = "an empty file" if path.is_file() and path.stat().st_size == 0 else str(error).split("\n")[0]
-        reason = reason.replace(repr(str(path)), "it").replace(str(path), "it")
-        raise HrsegError(f"{path}: cannot be read as an image ({reason}); replace the file") from None
+    """255 as in VOC, 65535 in a 16-bit mask; nothing in a 1-bit mask and in SBD."""
+    return {"uint8": 255, "uint16": 65535}.get(ids.dtype.name, -1)
 
 
 # ---- the index, where prepare-data left a fresh one ------------------------------------------------------------------
@@ -572,17 +454,19 @@ def fingerprint(folder: Path, masks: Iterable[Ref]) -> str:
 
 def relative(path: Path, folder: Path) -> str:
     """``path`` as seen from ``folder``, with "/"."""
-    return Path(os.path.relpath(path, folder)).as_posix()
+    text, base = str(path), f"{folder}{os.sep}"
+    inside = text[len(base) :] if text.startswith(base) else os.path.relpath(path, folder)
+    return inside.replace(os.sep, "/")
 
 
-def _indexed_ids(folder: Path, masks: list[Ref]) -> dict[Path, list[int]]:
-    """Ids of the index masks that a fresh index lists; nothing from a stale, foreign or broken one."""
+def _indexed_ids(found: Listing) -> dict[Path, list[int]]:
+    """Ids of the masks that a fresh index lists; nothing from a stale, foreign or broken one."""
     ids: dict[str, list[int]] = defaultdict(list)
     try:
-        with (folder / INDEX).open(encoding="utf-8") as file:
+        with found.index_file.open(encoding="utf-8") as file:
             head = json.loads(next(file))
-            if head["version"] != 1 or head["fingerprint"] != fingerprint(folder, masks):
-                log.warning("%s: not of the files beside it, unused; 'hrseg prepare-data' renews it", folder / INDEX)
+            if head["version"] != 1 or head["fingerprint"] != fingerprint(found.folder, found.masks):
+                log.warning("%s: not of the files beside it, unused; 'hrseg prepare-data' renews it", found.index_file)
                 return {}
             for line in file:
                 record = json.loads(line)
@@ -590,4 +474,4 @@ def _indexed_ids(folder: Path, masks: list[Ref]) -> dict[Path, list[int]]:
                     ids[record["mask"]].append(int(record["instance"]))
     except (OSError, StopIteration, ValueError, KeyError, TypeError):
         return {}
-    return {folder / mask: sorted(values) for mask, values in ids.items() if mask not in head["incomplete"]}
+    return {found.folder / mask: sorted(values) for mask, values in ids.items() if mask not in head["incomplete"]}

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import unicodedata
 import zipfile
@@ -21,16 +22,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
+from typing import Literal
 
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.runs import write_atomically
 
-Kind = Literal["zip", "tar", "none"]
+Kind = Literal["zip", "tar"]
 Progress = Callable[[int, int | None], None]
 
 STAMP = ".hrseg-unpacked.json"
 CHUNK = 1 << 20
+FOLDER_BYTES = 4096  # an empty folder takes about as much of a disk
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGED = (
     zipfile.BadZipFile,
@@ -40,6 +41,8 @@ DAMAGED = (
     lzma.LZMAError,
     EOFError,
     NotImplementedError,  # a compression that Python lacks
+    ValueError,  # names that are no text
+    struct.error,
 )
 
 
@@ -53,8 +56,12 @@ class Limits:
 
     ratio: int = 50
     floor: int = 256 << 20
-    file_bytes: int = 64
+    file_bytes: int = 256
     files: int = 10_000
+
+    def bytes(self, archive: Path) -> int:
+        """Bytes that may come out of it."""
+        return max(self.floor, self.ratio * archive.stat().st_size)
 
 
 def unpack(
@@ -69,7 +76,7 @@ def unpack(
 ) -> int:
     """Unpack an archive into a folder and return the number of files.
 
-    kind: "zip", "tar" (plain, or compressed in any way Python knows), or "none" to put the file itself there.
+    kind: "zip", or "tar", plain or compressed in any way Python knows.
     inside: the folder of the archive that is meant. Without it, a folder that is alone on its floor is left out:
         ``Set/images/1.jpg`` and ``Set/masks/1.png`` come to lie as images/ and masks/.
     name: what the stamp calls the archive [its file name].
@@ -77,24 +84,25 @@ def unpack(
     limits: against archives made to fill a disk.
 
     What the folder holds already stays, but for files of the same name. Raises HrsegError, which names the archive and
-    the entry at fault, and leaves the folder as it was; only a full disk while adding to a folder leaves it part-filled,
-    without a stamp.
+    the entry at fault, and leaves the folder as it was.
     """
-    name = name or archive.name
+    name, limits = name or archive.name, limits or Limits()
+    into = into.resolve()  # a link to another disk: the temporary folder belongs there too
     temporary = into.parent / f".{into.name}.unpacking"
     with _errors_named(archive, into):
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        require_space(into.parent, min(_size_said(archive, kind), limits.bytes(archive)))
         temporary.mkdir(parents=True)
         try:
-            count = _fill(temporary, archive, kind, inside, progress, limits or Limits())
+            count = _fill(temporary, archive, kind, inside, progress, limits)
             source = _base(temporary, inside, archive)
             stamps = {**_stamps(into), name: {"bytes": archive.stat().st_size, "files": count}}
-            if not into.exists():
-                write_atomically(source / STAMP, json.dumps(stamps) + "\n")
-                os.replace(source, into)
-            else:
+            new = not into.exists()
+            if not new:
                 _merge(source, into)
-                write_atomically(into / STAMP, json.dumps(stamps) + "\n")
+            stamp = (source if new else temporary) / STAMP
+            stamp.write_text(json.dumps(stamps) + "\n", encoding="utf-8")
+            os.replace(*(source, into) if new else (stamp, into / STAMP))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return count
@@ -117,9 +125,7 @@ def looks_like(head: bytes, kind: Kind) -> bool:
     """Whether the first bytes (512 or more, unless the file is shorter) can begin an archive of that kind."""
     if kind == "zip":
         return head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
-    if kind == "tar":
-        return head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")) or head[257:262] == b"ustar"
-    return True
+    return head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")) or head[257:262] == b"ustar"
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -154,17 +160,16 @@ class _Allowance:
     """Counts what comes out, for what an archive says of itself need not be true."""
 
     def __init__(self, archive: Path, limits: Limits) -> None:
-        size = archive.stat().st_size
         self._name = archive.name
-        self._bytes = max(limits.floor, limits.ratio * size)
-        self._files = max(limits.files, size // limits.file_bytes)
+        self._bytes = limits.bytes(archive)
+        self._files = max(limits.files, archive.stat().st_size // limits.file_bytes)
         self._seen: set[str] = set()
 
     def file(self, path: PurePosixPath) -> None:
         # Two names that differ in case are one file on a Mac or on Windows.
         key = unicodedata.normalize("NFC", str(path)).casefold()
         if key in self._seen:
-            raise HrsegError(f"{self._name}: holds '{path}' twice, give or take letter case; get a sound archive")
+            raise HrsegError(f"{self._name}: holds {str(path)!r} twice, give or take letter case; get a sound archive")
         self._seen.add(key)
         if len(self._seen) > self._files:
             raise HrsegError(f"{self._name}: holds more than {self._files} files, too many for its size; not unpacked")
@@ -181,20 +186,16 @@ def _entries(
     """(path, read) of every file and (path, None) of every folder of an archive, all of them safe to write."""
     allowance = _Allowance(archive, limits)
     prefix = PurePosixPath(inside).parts
-    for path, read, size in (_zip_entries if kind == "zip" else _tar_entries)(archive, prefix, progress):
+    for path, read in (_zip_entries if kind == "zip" else _tar_entries)(archive, prefix, progress):
         if read is None:
+            allowance.spend(FOLDER_BYTES)
             yield path, None
             continue
         allowance.file(path)
-        left = size
 
-        def counted(count: int, read: Read = read, path: PurePosixPath = path) -> bytes:
-            nonlocal left
+        def counted(count: int, read: Read = read) -> bytes:
             data = read(count)
             allowance.spend(len(data))
-            left -= len(data)
-            if not data and left > 0:
-                raise EOFError(f"'{path}' ends too early")
             return data
 
         yield path, counted
@@ -202,7 +203,7 @@ def _entries(
 
 def _zip_entries(
     archive: Path, prefix: tuple[str, ...], progress: Progress | None
-) -> Iterator[tuple[PurePosixPath, Read | None, int]]:
+) -> Iterator[tuple[PurePosixPath, Read | None]]:
     done = 0
     with zipfile.ZipFile(archive) as file:
         total = sum(info.file_size for info in file.infolist())
@@ -212,14 +213,14 @@ def _zip_entries(
                 continue
             mode = info.external_attr >> 16
             if info.is_dir():
-                yield path, None, 0
+                yield path, None
                 continue
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
                 raise _refused(archive, info.filename, "a link or device")
             if info.flag_bits & 1:
                 raise HrsegError(f"{archive}: is encrypted; unpack it with its password, then give the folder")
             with file.open(info) as stream:
-                yield path, stream.read, info.file_size
+                yield path, stream.read
             done += info.file_size
             if progress:
                 progress(done, total)
@@ -227,23 +228,28 @@ def _zip_entries(
 
 def _tar_entries(
     archive: Path, prefix: tuple[str, ...], progress: Progress | None
-) -> Iterator[tuple[PurePosixPath, Read | None, int]]:
+) -> Iterator[tuple[PurePosixPath, Read | None]]:
     total = archive.stat().st_size
     with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as file:
         for info in file:
-            file.members = []  # tarfile would keep every header
             path = _safe(archive, info.name, prefix)
             if path is None:
                 continue
             if info.isdir():
-                yield path, None, 0
+                yield path, None
                 continue
             stream = file.extractfile(info) if info.isreg() else None
             if stream is None:
                 raise _refused(archive, info.name, "a link or device")
-            yield path, stream.read, info.size
+            yield path, stream.read
             if progress:
                 progress(raw.tell(), total)
+        # tarfile takes a missing end for the end, and stops before the check sum of a gzip file.
+        assert file.fileobj is not None
+        if not file.fileobj.read(tarfile.BLOCKSIZE):
+            raise EOFError("it ends too early")
+        while file.fileobj.read(CHUNK):
+            pass
 
 
 def _safe(archive: Path, name: str, prefix: tuple[str, ...]) -> PurePosixPath | None:
@@ -266,13 +272,14 @@ def _refused(archive: Path, name: str, what: str) -> HrsegError:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
+def _size_said(archive: Path, kind: Kind) -> int:
+    if kind == "tar":
+        return archive.stat().st_size
+    with zipfile.ZipFile(archive) as file:
+        return sum(info.file_size for info in file.infolist())
+
+
 def _fill(folder: Path, archive: Path, kind: Kind, inside: str, progress: Progress | None, limits: Limits) -> int:
-    if kind == "none":
-        try:
-            os.link(archive, folder / archive.name)
-        except OSError:  # another disk
-            shutil.copyfile(archive, folder / archive.name)
-        return 1
     count = 0
     for path, read in _entries(archive, kind, inside, progress, limits):
         target = folder / path
@@ -338,4 +345,4 @@ def _errors_named(archive: Path, into: Path) -> Iterator[None]:
 
 def _damaged(archive: Path, error: Exception) -> HrsegError:
     reason = str(error).split("\n")[0] or type(error).__name__
-    return HrsegError(f"{archive}: not a sound archive ({reason}); delete it and fetch it again")
+    return HrsegError(f"{archive}: not a sound archive ({reason}); get it again")

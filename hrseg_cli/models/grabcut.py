@@ -24,7 +24,7 @@ class GrabCut(InteractiveModel):
 
     max_side: larger inputs are cut at this longer side (pixels) and the mask is resized back.
     radius: radius of a clicked disk that is held fixed, as a share of the shorter side.
-    reach, near: how far around a positive click the object is expected, at first and later, as shares of that side.
+    reach: how far around a positive click the object is expected, as a share of the shorter side.
     iterations: rounds of graph cut and colour models.
     """
 
@@ -37,19 +37,16 @@ class GrabCut(InteractiveModel):
         max_side: int = 640,
         radius: float = 0.01,
         reach: float = 0.2,
-        near: float = 0.05,
         iterations: int = 1,
     ) -> None:
         self.config: dict[str, Any] = {
             "max_side": max_side,
             "radius": radius,
             "reach": reach,
-            "near": near,
             "iterations": iterations,
         }
         super().__init__()
-        self.max_side, self.radius, self.iterations = max_side, radius, iterations
-        self.reach, self.near = reach, near
+        self.max_side, self.radius, self.reach, self.iterations = max_side, radius, reach, iterations
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
         pictures = (image[:, :3].clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -86,8 +83,7 @@ class GrabCut(InteractiveModel):
         half, short = len(points) // 2, min(previous.shape)
         to_object = nearest_click(points[:half, :2] * scale, previous.shape)
         to_background = nearest_click(points[half:, :2] * scale, previous.shape)
-        reach = (self.near if previous.any() else self.reach) * short
-        guess = (to_object <= to_background) & (previous | (to_object <= reach))
+        guess = (to_object <= to_background) & (previous | (to_object <= self.reach * short))
         labels = np.where(guess, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
         fixed = max(2.0, self.radius * short)
         labels[to_object <= fixed] = cv2.GC_FGD

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,14 @@ class Evaluation:
     commit: str
     max_clicks: int
     traces: tuple[Trace, ...]
+
+    def counted(self) -> list[Trace]:
+        """All traces, and those of composed datasets (HQSeg-44K has four parts) once more under the whole's name."""
+        composed: dict[str, list[str]] = self.settings.get("composed", {})
+        once_more = [
+            replace(t, dataset=name) for name, parts in composed.items() for t in self.traces if t.dataset in parts
+        ]
+        return [*self.traces, *once_more]
 
 
 @dataclass(frozen=True)
@@ -143,8 +151,8 @@ def measured(runs: Sequence[Evaluation], asked: Sequence[str] = ()) -> list[str]
 
 
 def datasets(runs: Iterable[Evaluation]) -> list[str]:
-    """Names of the datasets in order of appearance."""
-    return list(dict.fromkeys(trace.dataset for run in runs for trace in run.traces))
+    """Names of the datasets in order of appearance, composed ones after their parts."""
+    return list(dict.fromkeys(trace.dataset for run in runs for trace in run.counted()))
 
 
 def check_measures(names: Iterable[str]) -> None:
@@ -195,7 +203,7 @@ def summary(
 ) -> list[Row]:
     """What :func:`hrseg_cli.metrics.noc.summarise` says of a run, with the run's own seed, so that intervals repeat."""
     return summarise(
-        [t for t in run.traces if metric in t.scores and dataset in (None, t.dataset)],
+        [t for t in run.counted() if metric in t.scores and dataset in (None, t.dataset)],
         metric,
         thresholds=sorted(thresholds),
         max_clicks=run.max_clicks,
@@ -254,7 +262,7 @@ def differences(runs: Sequence[Evaluation], metrics: Iterable[str], measures: It
 def _notes(runs: Sequence[Evaluation]) -> list[str]:
     counts = []
     for name in datasets(runs):
-        sizes = {run.label: sum(t.dataset == name for t in run.traces) for run in runs}
+        sizes = {run.label: sum(t.dataset == name for t in run.counted()) for run in runs}
         counts.append(f"{name} n = {_told({label: str(n) for label, n in sizes.items() if n})}")
     notes = [
         f"{', '.join(counts)}; protocol {_told({run.label: _protocol_text(run) for run in runs})}; "

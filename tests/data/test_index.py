@@ -2,6 +2,11 @@
 
 import json
 import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +14,11 @@ import pytest
 from PIL import Image
 
 from hrseg_cli.data import samples
-from hrseg_cli.data.index import build_index
-from hrseg_cli.data.samples import open_dataset
+from hrseg_cli.data.index import Index, build_index, is_fresh
+from hrseg_cli.data.samples import list_masks, load, load_with_rule, open_dataset
 from hrseg_cli.errors import HrsegError
+
+MINI = Path(__file__).parent.parent / "golden" / "mini"
 
 
 @pytest.fixture
@@ -137,3 +144,234 @@ def test_a_folder_that_cannot_be_written_is_indexed_elsewhere(folder: Path, tmp_
 def test_the_embedded_set_has_nothing_to_index() -> None:
     with pytest.raises(HrsegError, match="nothing to index"):
         build_index("procedural:count=1")
+
+
+# ---- read lazily ----
+
+
+def test_an_index_is_the_dataset(folder: Path) -> None:
+    index = Index(build_index(folder, instances=True).path, folder=folder)
+    refs = open_dataset(str(folder), instances=True)
+    assert len(index) == 3
+    assert [index[k] for k in range(3)] == refs == index[:] == list(index)
+    assert index[-1] == refs[-1]
+    assert index[1:2] == refs[1:2]
+    assert index.record(1)["area"] == 12
+    with pytest.raises(IndexError):
+        index[3]
+    assert index.image_starts().tolist() == [0, 2, 3]
+    assert list(pickle.loads(pickle.dumps(index))) == refs
+
+
+def test_an_index_moves_with_its_dataset(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    build_index(folder, instances=True)
+    moved = tmp_path_factory.mktemp("root") / "elsewhere"
+    shutil.copytree(folder, moved)
+    index = Index(moved / "index.jsonl", name="moved")
+    assert {ref.dataset for ref in index} == {"moved"}
+    assert all(ref.image.is_relative_to(moved) and load(ref).truth.any() for ref in index)
+
+
+@pytest.mark.parametrize("spec", ["GrabCut", "SBD:split=train", "VOC", "LVIS:split=train,stuff=1", "dir"])
+def test_what_an_index_gives_back_is_what_was_listed(spec: str, tmp_path: Path) -> None:
+    """Hierarchy, stuff, void of neighbours and the label rule survive; grey values read the same."""
+    listing = list_masks(spec, root=MINI)
+    refs = open_dataset(spec, root=MINI)
+    index = Index(build_index(spec, root=MINI, out=tmp_path / "i.jsonl").path, folder=listing.folder)
+    assert list(index) == refs
+    for ref, own in zip(index, refs, strict=True):
+        (sample, used), (expected, rule) = load_with_rule(ref), load_with_rule(own)
+        assert used == rule
+        assert np.array_equal(sample.truth, expected.truth)
+
+
+def test_splits_and_options_have_an_index_of_their_own() -> None:
+    names = [list_masks(spec, root=MINI).index_file.name for spec in ("SBD", "SBD:split=train", "LVIS:split=train")]
+    names.append(list_masks("LVIS:split=train,stuff=1", root=MINI).index_file.name)
+    assert names == ["index.jsonl", "index-train.jsonl", "index-train.jsonl", "index-train-stuff-1.jsonl"]
+
+
+def test_an_index_is_fresh_until_something_changes(folder: Path) -> None:
+    listing = list_masks(str(folder), instances=True)
+    assert not is_fresh(listing)
+    build_index(listing)
+    assert is_fresh(listing)
+    assert not is_fresh(list_masks(str(folder)))  # the same files, read in another way
+    os.utime(folder / "masks/a.png", ns=(1, 1))
+    assert not is_fresh(listing)
+    (folder / "masks/a.png").write_bytes(b"")
+    assert build_index(listing).problems
+    assert not is_fresh(listing)  # there is something to tell
+    (folder / "index.jsonl").write_text("[]\n")
+    assert not is_fresh(listing)
+
+
+@pytest.mark.parametrize("damage", ["missing", "of another index", "torn", "no array"])
+def test_the_table_of_lines_is_made_again(folder: Path, damage: str) -> None:
+    path = build_index(folder, instances=True).path
+    table = folder / "index.lines.npy"
+    whole = table.read_bytes()
+    if damage == "missing":
+        table.unlink()
+    elif damage == "of another index":
+        np.save(table, np.load(table) + 1)
+    else:
+        table.write_bytes(whole[:-20] if damage == "torn" else b"no array")
+    index = Index(path)
+    assert list(index) == open_dataset(str(folder), instances=True)
+    assert table.read_bytes() == whole
+    assert index.image_starts().tolist() == [0, 2, 3]
+
+
+@pytest.mark.parametrize("content", ["", "{}\n", "[1]\n", '{"version": 2}\n', "not json\n", '{"version": 1}\n{"id"'])
+def test_what_is_no_index_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "index.jsonl").write_text(content)
+    with pytest.raises(HrsegError, match=r"index\.jsonl: not an index"):
+        Index(tmp_path / "index.jsonl")
+    with pytest.raises(HrsegError, match=r"gone\.jsonl: no such index"):
+        Index(tmp_path / "gone.jsonl")
+
+
+def test_a_broken_line_is_named_when_it_is_read(folder: Path) -> None:
+    path = build_index(folder, instances=True).path
+    path.write_bytes(path.read_bytes().replace(b'"width": 16', b'"width"  16'))
+    with pytest.raises(HrsegError, match=r"index\.jsonl, object 0: not a line"):
+        Index(path)[0]
+
+
+def test_an_empty_index_is_a_dataset_of_nothing(folder: Path) -> None:
+    for stem in "ab":
+        (folder / f"images/{stem}.jpg").unlink()
+        (folder / f"masks/{stem}.png").unlink()
+    index = Index(build_index(folder, instances=True).path)
+    assert list(index) == []
+    assert index.image_starts().tolist() == [0]
+
+
+# ---- interrupted ----
+
+
+@pytest.mark.parametrize(("torn", "left"), [(lambda c: c + b'{"id": "b', 2), (lambda c: c[:-1], 1), (lambda c: c, 2)])
+def test_a_build_goes_on_where_it_was(folder: Path, tmp_path: Path, torn: Callable[[bytes], bytes], left: int) -> None:
+    """What was done is not decoded again; an image whose last line is torn is."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, _: int) -> None:
+        if done == left:
+            raise Stop
+
+    whole = build_index(folder, instances=True, out=tmp_path / "whole/i.jsonl").path.read_bytes()
+    with pytest.raises(Stop):
+        build_index(folder, instances=True, out=tmp_path / "i.jsonl", progress=stop)
+    part = tmp_path / "i.jsonl.part"
+    kept = part.read_bytes()
+    part.write_bytes(torn(kept))
+    seen: list[int] = []
+    path = build_index(
+        folder, instances=True, out=tmp_path / "i.jsonl", progress=lambda done, _: seen.append(done)
+    ).path
+    assert seen[0] == (left if len(torn(kept)) < len(kept) else left + 1)
+    assert path.read_bytes() == whole
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("last", ["_write_table", "os.replace"])
+def test_stopped_while_the_index_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    whole = build_index(folder, instances=True, out=tmp_path / "whole/i.jsonl").path
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"hrseg_cli.data.index.{last}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(folder, instances=True, out=tmp_path / "half/i.jsonl")
+    assert not (tmp_path / "half/i.jsonl").exists()
+    build_index(folder, instances=True, out=tmp_path / "half/i.jsonl")
+    for path in whole.parent.iterdir():
+        assert (tmp_path / "half" / path.name).read_bytes() == path.read_bytes()
+    assert len(list((tmp_path / "half").iterdir())) == 2
+
+
+def test_two_objects_of_one_id_are_named(folder: Path) -> None:
+    """The object 3 of image 'a' and the image 'a#3' would share one line of the traces."""
+    shutil.copy(folder / "images/b.jpg", folder / "images/a#3.jpg")
+    shutil.copy(folder / "masks/b.png", folder / "masks/a#3.png")
+    (folder / "pairs.csv").write_text(
+        "image,mask,kind\nimages/a.jpg,masks/a.png,instance\nimages/a#3.jpg,masks/a#3.png,\n"
+    )
+    (problem,) = build_index(folder, binarize="gt128").problems
+    assert problem == "masks/a#3.png: object 'a#3' is there twice; rename one file"
+
+
+@pytest.mark.parametrize("change", ["options", "files", "damage"])
+def test_what_was_done_for_something_else_is_done_again(folder: Path, tmp_path: Path, change: str) -> None:
+    def stop(done: int, _: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_index(folder, instances=True, out=tmp_path / "i.jsonl", progress=stop)
+    options = {"instances": change != "options"}
+    if change == "files":
+        os.utime(folder / "images/a.jpg", ns=(1, 1))
+    elif change == "damage":
+        (tmp_path / "i.jsonl.part").write_bytes(b"\0\0\0\n")
+    seen: list[int] = []
+    build_index(folder, **options, out=tmp_path / "i.jsonl", progress=lambda done, _: seen.append(done))
+    assert seen[0] == 1
+    assert seen[-1] == 3
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+from hrseg_cli.data.index import build_index
+folder, chance, out = Path(sys.argv[1]), random.Random(3), Path(sys.argv[2])
+killed, reached = 0, set()
+for attempt in range(200):
+    seen, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        def progress(done, total):
+            os.write(tell, bytes([done]))
+            time.sleep(0.001)
+        build_index(folder, instances=True, out=out, workers=1, progress=progress)
+        os._exit(0)
+    os.close(tell)
+    first = os.read(seen, 1)  # from now on it works
+    time.sleep(chance.random() * 0.01)
+    os.kill(child, signal.SIGKILL)
+    killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+    reached.update(first)
+    os.close(seen)
+    if killed == 20:
+        break
+print(killed, len(reached))
+"""
+
+
+def test_killed_twenty_times_the_index_has_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    for k in range(60):
+        for part, suffix in (("images", "jpg"), ("masks", "png")):
+            shutil.copy(folder / part / f"{'ab'[k % 2]}.{suffix}", folder / part / f"n{k}.{suffix}")
+    (folder / "masks/n7.png").write_bytes(b"")
+    whole = build_index(folder, instances=True, out=tmp_path / "whole/i.jsonl")
+    out = tmp_path / "killed/i.jsonl"
+    done = subprocess.run([sys.executable, "-c", KILLED, folder, out], capture_output=True, text=True, check=True)
+    killed, places = map(int, done.stdout.split())
+    assert killed == 20, done.stderr
+    assert places > 5  # each went on somewhere else
+    again = build_index(folder, instances=True, out=out)
+    assert (again.images, again.objects, again.rules, again.problems) == (
+        whole.images,
+        whole.objects,
+        whole.rules,
+        whole.problems,
+    )
+    assert sorted(p.name for p in out.parent.iterdir()) == ["i.jsonl", "i.lines.npy"]
+    for name in ("i.jsonl", "i.lines.npy"):
+        assert (out.parent / name).read_bytes() == (whole.path.parent / name).read_bytes()

@@ -42,7 +42,7 @@ def test_recorded_sequences_click_for_click(mode: str) -> None:
     assert np.mean(counts, axis=0).tolist() == pytest.approx(RECORDED[mode]["noc"][:3])
 
 
-# RITM's evaluator on the same twelve objects in further modes: mean clicks to .80, .85, .90, and how many needed all 20.
+# RITM's evaluator on the same objects in further modes: mean clicks to .80, .85, .90, and how many needed all 20.
 FURTHER_MODES = {
     "600-pixel crops": ("ritm-davis", [], (5.667, 6.083, 7.333), (0, 0, 0)),
     "everything at 400x400": ("fixed", [], (6.417, 7.0, 8.167), (0, 0, 0)),

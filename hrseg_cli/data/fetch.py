@@ -1,0 +1,406 @@
+"""Archives from their addresses, to the last byte, whatever servers and networks do.
+
+First decide (there and right, begun, absent; is there room), then act: the bytes go to ``NAME.part``, and only what has
+the right SHA-256 takes the name. An interrupted download goes on where it stopped; notes beside it keep bytes of a file
+that has changed meanwhile from being glued on. A file whose sum nobody publishes is read through once, then its sum is
+pinned: from then on no other one is taken for it.
+
+Only the standard library: pooch hashes but does not resume, and clients that resume do not hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from hrseg_cli import __version__
+from hrseg_cli.data.manifest import ArchiveFile
+from hrseg_cli.data.unpack import NO_ROOM, check_archive, looks_like, require_space, size_text
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.runs import write_atomically
+
+Progress = Callable[[int, int | None], None]
+
+CHUNK = 1 << 18
+AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers that another try may change
+LONGEST_WAIT = 60.0
+
+
+class Fetched(NamedTuple):
+    """An archive that is right. ``pinned``: its SHA-256 was unknown and has been written down now."""
+
+    path: Path
+    sha256: str
+    pinned: bool
+
+
+class _Interrupted(Exception):
+    """The next try may go better; ``pause``: the server said after how many seconds."""
+
+    def __init__(self, reason: str, pause: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+class _Useless(Exception):
+    """This address will not give the file."""
+
+
+class _Job(NamedTuple):
+    """A download: what, where to, and how patiently; as for :func:`fetch`."""
+
+    file: ArchiveFile
+    part: Path
+    known: str | None
+    progress: Progress | None
+    timeout: float
+    retries: int
+    wait: float
+
+
+def archive_path(file: ArchiveFile, root: Path) -> Path:
+    """Where :func:`fetch` keeps an archive."""
+    return root / ".hrseg" / "archives" / file.name
+
+
+def fetch(
+    file: ArchiveFile,
+    root: Path,
+    *,
+    progress: Progress | None = None,
+    from_path: Path | None = None,
+    timeout: float = 30.0,
+    retries: int = 4,
+    wait: float = 1.0,
+) -> Fetched:
+    """The archive, verified: the one that is there already, the user's own, or a download.
+
+    root: the data root; downloads and pinned sums lie in its folder ``.hrseg``.
+    progress: called with (bytes, bytes in all or None); starts again where bytes have to.
+    from_path: the archive, or a folder that holds one of its name. It is read in place and never changed.
+    timeout: seconds of silence after which a server counts as stalled. retries: tries in a row that bring nothing new.
+    wait: seconds before the first of them, doubled each time.
+
+    Raises HrsegError, one line with the file, what happened and what to do. What was downloaded before an interruption
+    stays for the next run; what turned out wrong is deleted, but for the user's own file.
+    """
+    known = file.sha256 or pins(root).get(file.name)
+    target = archive_path(file, root)
+    if from_path is not None:
+        path = _given(file, from_path)
+        sum_ = _verify(file, path, known, progress, "it was left as it is")
+    else:
+        path = target
+        job = _Job(file, target.with_name(target.name + ".part"), known, progress, timeout, retries, wait)
+        sum_ = _kept(file, target, known, progress) or _download(job, target)
+    if known is None:
+        _pin(root, file.name, sum_)
+    return Fetched(path, sum_, pinned=known is None)
+
+
+def pins(root: Path) -> dict[str, str]:
+    """Archive name -> SHA-256 of those that were pinned below this data root."""
+    path = root / ".hrseg" / "pins.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, TypeError):
+        raise HrsegError(f"{path}: cannot be read; delete it, and what is fetched next is trusted anew") from None
+
+
+def _pin(root: Path, name: str, sum_: str) -> None:
+    text = json.dumps({**pins(root), name: sum_}, indent=2, sort_keys=True) + "\n"
+    try:
+        write_atomically(root / ".hrseg" / "pins.json", text)
+    except OSError as error:
+        raise HrsegError(f"{root / '.hrseg'}: cannot be written ({error.strerror}); name another --root") from None
+
+
+# ---- what is there already -------------------------------------------------------------------------------------------
+
+
+def _kept(file: ArchiveFile, target: Path, known: str | None, progress: Progress | None) -> str | None:
+    """SHA-256 of an archive of an earlier run, if it is right."""
+    if not target.is_file():
+        return None
+    try:
+        return _verify(file, target, known, progress, "")
+    except HrsegError:
+        return None
+
+
+def _given(file: ArchiveFile, path: Path) -> Path:
+    path = path.expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise HrsegError(
+            f"--from {path}: no such file or folder; give the archive {file.name}, or the folder it lies in"
+        )
+    if (path / file.name).is_file():
+        return path / file.name
+    raise HrsegError(f"--from {path}: holds no {file.name}; {file.how or 'give the folder it lies in'}")
+
+
+def _verify(file: ArchiveFile, path: Path, known: str | None, progress: Progress | None, done: str) -> str:
+    """SHA-256 of a file that is what it should be. Raises HrsegError otherwise."""
+    try:
+        sum_ = _sha256(path, progress)
+    except OSError as error:
+        raise HrsegError(f"{path}: cannot be read ({error.strerror}); mend that, then run again") from None
+    if known is None:
+        check_archive(path, file.unpack)
+    elif sum_ != known:
+        raise HrsegError(_mismatch(file, path, known, sum_, done))
+    return sum_
+
+
+def _mismatch(file: ArchiveFile, place: str | Path, known: str, got: str, done: str) -> str:
+    source = "the manifest's" if file.sha256 else "the one pinned in .hrseg/pins.json"
+    return (
+        f"{place}: expected SHA-256 {known[:16]}… ({source}), got {got[:16]}…; {done}. Either it was damaged on its "
+        "way (run again) or it is another version of the file (see the dataset's home page)"
+    )
+
+
+def _sha256(path: Path, progress: Progress | None) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        _feed(digest, stream, path.stat().st_size, progress)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, stream: IO[bytes], total: int | None, progress: Progress | None) -> int:
+    done = 0
+    while chunk := stream.read(CHUNK):
+        digest.update(chunk)
+        done += len(chunk)
+        if progress:
+            progress(done, total)
+    return done
+
+
+# ---- the network -----------------------------------------------------------------------------------------------------
+
+
+def _download(job: _Job, target: Path) -> str:
+    """Try the addresses in order until one gives the file; returns its SHA-256."""
+    file, part = job.file, job.part
+    if not file.urls:
+        raise HrsegError(f"{file.name}: has no public link; {file.how}; then run again with --from")
+    reasons = []
+    try:
+        target.unlink(missing_ok=True)  # it was wrong
+        part.parent.mkdir(parents=True, exist_ok=True)
+        if file.size:
+            require_space(part.parent, file.size - _size(part))
+        for url in file.urls:
+            try:
+                sum_ = _from_url(job, url)
+            except (_Useless, _Interrupted) as reason:
+                reasons.append(f"{url.split('/')[2]}: {reason}")
+                continue
+            os.replace(part, target)
+            _notes(part).unlink(missing_ok=True)
+            return sum_
+        if not _size(part):
+            _drop(part)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise HrsegError(f"{part}: the disk is full; make room, then run again to go on") from None
+        raise HrsegError(f"{part}: {error.strerror}; mend that, or name another --root") from None
+    kept = f"{size_text(_size(part))} are kept, run again to go on; or " if _size(part) else ""
+    how = f" ({file.how})" if file.how else ""
+    raise HrsegError(f"{file.name}: not fetched: {'; '.join(reasons)}. {kept}give the archive with --from{how}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _from_url(job: _Job, url: str) -> str:
+    """All bytes of one address in ``job.part``; returns their SHA-256.
+
+    Raises _Useless or _Interrupted for the network, OSError for the disk.
+    """
+    idle, fresh = 0, 0
+    while True:
+        before = _size(job.part)
+        try:
+            sum_ = _one_try(job, url)
+        except _Interrupted as reason:
+            idle = 0 if _size(job.part) > before else idle + 1
+            if idle > job.retries:
+                raise
+            time.sleep(min(reason.pause or job.wait * 2.0 ** (idle - 1), LONGEST_WAIT))
+            continue
+        wrong = _what_is_wrong(job, sum_)
+        if wrong is None:
+            return sum_
+        # Pieces of several tries may not fit together, and a server that tells no length may have stopped early:
+        # once more, in one go.
+        again = before > 0 or _read_notes(job.part, url).get("total") is None
+        _drop(job.part)
+        fresh += 1
+        if fresh > 1 or not again:
+            raise _Useless(wrong)
+
+
+def _what_is_wrong(job: _Job, sum_: str) -> str | None:
+    if job.known is not None:
+        done = "the download was deleted"
+        return None if sum_ == job.known else _mismatch(job.file, job.file.name, job.known, sum_, done)
+    try:
+        check_archive(job.part, job.file.unpack)
+    except HrsegError as error:
+        return str(error).replace(f"{job.part}: ", "what came was deleted: ")
+    return None
+
+
+def _one_try(job: _Job, url: str) -> str:
+    """One request; appends to the part where the server lets it. Returns the SHA-256 of a download that is whole."""
+    file, part = job.file, job.part
+    notes = _read_notes(part, url)
+    if not notes:
+        _drop(part)
+    have, digest = _size(part), hashlib.sha256()
+    if have:
+        with part.open("rb") as stream:
+            _feed(digest, stream, notes["total"], job.progress)
+        if have == notes["total"]:  # stopped between the last byte and the check
+            return digest.hexdigest()
+    with _ask(url, have, notes, job) as response:
+        start, total = _extent(response)
+        if start != have or (have and total != notes["total"]) or _changed(response, notes):
+            _drop(part)
+            if start:
+                raise _Interrupted("the file has changed on the server")
+            have, digest = 0, hashlib.sha256()
+        if file.size and total and total != file.size:
+            _drop(part)
+            raise _Useless(f"has {total} bytes, {file.size} were expected")
+        if total:
+            require_space(part.parent, total - have)
+        if have == 0:
+            _write_notes(part, url, response, total)
+        done = _receive(job, response, have, total or file.size, digest)
+    if done < (total or file.size or 0):
+        raise _Interrupted(f"stopped after {size_text(done)} of {size_text(total or file.size or 0)}")
+    return str(digest.hexdigest())
+
+
+def _ask(url: str, have: int, notes: dict[str, Any], job: _Job) -> http.client.HTTPResponse:
+    headers = {"User-Agent": f"hrseg/{__version__}", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if notes["validator"]:
+            headers["If-Range"] = notes["validator"]
+    try:
+        return cast(
+            http.client.HTTPResponse,
+            urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=job.timeout),
+        )
+    except urllib.error.HTTPError as error:
+        with error:
+            answer = f"answers {error.code} {str(error.reason).splitlines()[0]}"
+            if error.code == 416 and have:
+                _drop(job.part)
+                raise _Interrupted(answer) from None
+            if error.code in AGAIN:
+                raise _Interrupted(answer, _seconds(error.headers.get("Retry-After"))) from None
+            raise _Useless(answer) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(_reason(error)) from None
+
+
+def _receive(job: _Job, response: http.client.HTTPResponse, have: int, total: int | None, digest: Any) -> int:
+    """Bytes in the part when the server has nothing more to say."""
+    with job.part.open("ab") as out:
+        while True:
+            try:
+                chunk = response.read1(CHUNK)
+                while have == 0 and 0 < len(chunk) < 512 and (more := response.read1(CHUNK)):
+                    chunk += more
+            except (OSError, http.client.HTTPException) as error:
+                raise _Interrupted(f"{_reason(error)} after {size_text(have)}") from None
+            if not chunk:
+                return have
+            if have == 0 and not looks_like(chunk, job.file.unpack):
+                kind = response.headers.get_content_type()
+                raise _Useless(f"gives no archive but {kind}" + (", a web page" if kind == "text/html" else ""))
+            out.write(chunk)
+            digest.update(chunk)
+            have += len(chunk)
+            if job.progress:
+                job.progress(have, total)
+
+
+def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
+    """(first byte that comes, bytes of the whole file or None) of an answer."""
+    if response.status == 206:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if not found:
+            return -1, None
+        return int(found[1]), None if found[2] == "*" else int(found[2])
+    length = response.headers.get("Content-Length")
+    return 0, int(length) if length and length.isdigit() else None
+
+
+def _reason(error: Exception) -> str:
+    inner = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(inner, TimeoutError):
+        return "stalled"
+    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text and text.isdigit() else None
+
+
+# ---- notes beside a partial download ---------------------------------------------------------------------------------
+
+
+def _drop(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _notes(part).unlink(missing_ok=True)
+
+
+def _notes(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _read_notes(part: Path, url: str) -> dict[str, Any]:
+    """Notes of the same address under which the download can go on; empty where it has to start again."""
+    try:
+        notes = json.loads(_notes(part).read_text(encoding="utf-8"))
+        usable = notes["url"] == url and (notes["validator"] or notes["total"]) is not None
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return dict(notes) if usable else {}
+
+
+def _write_notes(part: Path, url: str, response: http.client.HTTPResponse, total: int | None) -> None:
+    write_atomically(_notes(part), json.dumps({"url": url, "total": total, "validator": _validator(response)}) + "\n")
+
+
+def _validator(response: http.client.HTTPResponse) -> str | None:
+    """What names this version of the file; a weak ETag does not name its bytes."""
+    tag: str | None = response.headers.get("ETag")
+    date: str | None = response.headers.get("Last-Modified")
+    return tag if tag and not tag.startswith("W/") else date
+
+
+def _changed(response: http.client.HTTPResponse, notes: dict[str, Any]) -> bool:
+    """Whether an answer to a range is of another version than the notes: some servers do not heed If-Range."""
+    now = _validator(response)
+    return bool(notes and response.status == 206 and now and now != notes["validator"])

@@ -1,0 +1,224 @@
+"""Layouts that are told by file names: masks matched to images by stem, by pattern, or by a table of pairs."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection
+from pathlib import Path
+
+from hrseg_cli.data.manifest import match_files
+from hrseg_cli.data.pixels import SUFFIXES
+from hrseg_cli.data.samples import MARKS, PAIRS, Ref, Rule
+from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.recipe import BinarizeRule
+
+log = logging.getLogger(__name__)
+
+
+def list_folder(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
+    """``pairs.csv`` where there is one, otherwise images/ and masks/."""
+    if (folder / PAIRS).is_file():
+        return _list_table(folder, name, instances, binarize)
+    return _list_matched(folder, name, "folder", "instance" if instances else binarize)
+
+
+def list_grabcut(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
+    """GrabCut as RITM packs it: data_GT/, boundary_GT/, label rule "grabcut"."""
+    return _list_matched(folder, name, "grabcut", _rule(instances, binarize, "grabcut"))
+
+
+def list_berkeley(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
+    """Berkeley as RITM packs it: images/, masks/, label rule "grabcut"."""
+    return _list_matched(folder, name, "berkeley", _rule(instances, binarize, "grabcut"))
+
+
+def list_davis(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
+    """The 345 DAVIS frames (and COCO_MVal) as RITM packs them: img/, gt/, label rule "nonzero"."""
+    return _list_matched(folder, name, "davis", _rule(instances, binarize, "nonzero"))
+
+
+def list_davis585(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, init: str = "none") -> list[Ref]:
+    """DAVIS-585 (FocalClick, section 4): in the folder of a sequence 00009.jpg, object1_00009.png and masks to start
+    from, init_stm_object1_00009.png and init_sp_object1_00009.png. Label rule "gt128".
+
+    init: "stm" (from video segmentation), "sp" (from super-pixels) or "none".
+    """
+    if init not in ("none", "stm", "sp"):
+        raise UnknownName("initial mask", init, ("none", "stm", "sp"))
+    files, _ = by_stem(folder, (".png",))
+    images, _ = by_stem(folder, (".jpg", ".jpeg"))
+    rule = _rule(instances, binarize, "gt128")
+    refs = []
+    for stem, mask in sorted(files.items(), key=lambda item: _natural(item[0])):
+        if mask.name.startswith("init_"):
+            continue
+        image = images.get(str(Path(stem).with_name(Path(stem).name.rpartition("_")[2])))
+        if image is None:
+            raise HrsegError(f"{mask}: no image {mask.stem.rpartition('_')[2]}.jpg beside it; add it")
+        start = None
+        if init != "none":
+            start = files.get(str(Path(stem).with_name(f"init_{init}_{Path(stem).name}")))
+            if start is None:
+                raise HrsegError(f"{mask}: no init_{init}_{mask.name} beside it; add it or leave init={init} out")
+        refs.append(Ref(stem, name, image, mask, rule, initial=start))
+    return refs
+
+
+def list_pairs(
+    folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, images: str, masks: str
+) -> list[Ref]:
+    """Two patterns below ``folder``: an image and a mask for which the stars stand for the same text are a pair. What
+    has no partner is left out with a warning. "im" is short for "im/*.*".
+
+    HQSeg-44K: ``images="im/*.jpg", masks="gt/*.png"``, or ``images="*.jpg", masks="*.png"`` for both in one folder.
+    BIG: ``*_im.jpg`` and ``*_gt.png``.
+    """
+    found, targets = (
+        {_text(stem, path): path for stem, path in match_files(folder, pattern).items()}
+        for pattern in (text if "*" in text else f"{text}/*.*" for text in (images, masks))
+    )
+    alone = [path for stem, path in (found | targets).items() if not (stem in found and stem in targets)]
+    if alone:
+        log.warning("%s: left out what has no partner: %s", folder, _some(alone))
+    rule: Rule = "instance" if instances else binarize
+    return [Ref(stem, name, found[stem], targets[stem], rule) for stem in sorted(found.keys() & targets.keys())]
+
+
+def _rule(instances: bool, asked: BinarizeRule, own: BinarizeRule) -> Rule:
+    if instances:
+        return "instance"
+    return own if asked == "auto" else asked
+
+
+def _list_matched(folder: Path, name: str, layout: str, rule: Rule) -> list[Ref]:
+    """Masks of one folder matched to the images of another: STEM first, then STEM_<digits>."""
+    images_in, masks_in = (folder / part for part in MARKS[layout])
+    images, not_images = by_stem(images_in)
+    masks, not_masks = by_stem(masks_in)
+    found: dict[str, list[tuple[str, Path, Rule]]] = defaultdict(list)
+    orphans = []
+    for stem, mask in masks.items():
+        base = re.sub("_[0-9]+$", "", stem)
+        owner = stem if stem in images else base if base in images else None
+        if owner is None:
+            orphans.append(mask)
+        else:
+            found[owner].append((stem, mask, rule))
+    if orphans:
+        ignored = not_images + not_masks
+        note = f" (files that are no images were ignored: {_some(ignored)})" if ignored else ""
+        raise HrsegError(
+            f"{masks_in}: no image of that stem in {images_in.name}/ for {_some(orphans)}{note}; "
+            "add the images or remove the masks"
+        )
+    bare = [path for stem, path in images.items() if stem not in found]
+    if bare:
+        log.warning("%s: skipped what has no mask in %s/: %s", images_in, masks_in.name, _some(bare))
+    return _refs(name, images, found)
+
+
+def by_stem(folder: Path, suffixes: Collection[str] = SUFFIXES) -> tuple[dict[str, Path], list[Path]]:
+    """(relative path without suffix -> file of each image below ``folder``, the files with other suffixes)."""
+    files: dict[str, Path] = {}
+    ignored = []
+    for path in _walk(folder):
+        if path.suffix.lower() not in suffixes:
+            ignored.append(path)
+            continue
+        stem = _text(path.relative_to(folder).with_suffix("").as_posix(), path)
+        if stem in files:
+            raise _same_stem(files[stem], path)
+        files[stem] = path
+    return files, ignored
+
+
+def _walk(folder: Path) -> list[Path]:
+    """All files below ``folder`` but hidden ones; links are followed. Raises OSError for what cannot be listed."""
+
+    def complain(error: OSError) -> None:
+        raise error
+
+    files: list[Path] = []
+    seen: set[str] = set()
+    for place, _, names in os.walk(folder, followlinks=True, onerror=complain):
+        real = os.path.realpath(place)
+        if real in seen:
+            raise HrsegError(f"{place}: a link to a folder that is read anyway; remove the link")
+        seen.add(real)
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    return files
+
+
+def _text(stem: str, path: Path) -> str:
+    """A stem that can be compared and written. NFC: a Mac may store the accents of image and mask in different ways."""
+    if not stem.isascii() and stem.encode(errors="replace").decode() != stem:
+        raise HrsegError(f"{str(path)!a}: a name that is not UTF-8; rename the file")
+    return unicodedata.normalize("NFC", stem)
+
+
+def _same_stem(one: Path, other: Path) -> HrsegError:
+    first, second = sorted((one, other))
+    return HrsegError(f"{first} and {second}: the same name twice; rename or remove one of them")
+
+
+def _some(paths: list[Path]) -> str:
+    names = ", ".join(sorted(path.name for path in paths)[:3])
+    return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
+
+
+def _list_table(folder: Path, name: str, instances: bool, binarize: BinarizeRule) -> list[Ref]:
+    """Rows of pairs.csv; a ``kind`` of "instance" or "binary" decides for its row, an empty one leaves it open."""
+    table = folder / PAIRS
+    rules: dict[str, Rule] = {"": "instance" if instances else binarize, "binary": binarize, "instance": "instance"}
+    images: dict[str, Path] = {}
+    found: dict[str, list[tuple[str, Path, Rule]]] = defaultdict(list)
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            if not {"image", "mask"} <= set(reader.fieldnames or ()):
+                raise HrsegError(f"{table}: the first line must name the columns image,mask (and kind, if any)")
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise HrsegError(f"{table}: cannot be read ({error}); save it as UTF-8 text with commas") from None
+    for line, row in rows:
+        image, mask = folder / (row["image"] or ""), folder / (row["mask"] or "")
+        kind = (row.get("kind") or "").strip()
+        for path in (image, mask):
+            if not path.is_file():
+                raise HrsegError(f"{table}, line {line}: no file {path}; correct the line or add the file")
+        if kind not in rules:
+            raise HrsegError(f"{table}, line {line}: kind '{kind}' is not known; write binary, instance or nothing")
+        stem, mask_stem = _pair_stem(image, folder, "images"), _pair_stem(mask, folder, "masks")
+        if images.setdefault(stem, image) != image:
+            raise _same_stem(images[stem], image)
+        if mask in (earlier for _, earlier, _ in found[stem]):
+            raise HrsegError(f"{table}, line {line}: {row['mask']} is listed twice for its image; remove one line")
+        found[stem].append((mask_stem if stem in mask_stem else f"{stem}:{mask_stem}", mask, rules[kind]))
+    return _refs(name, images, found)
+
+
+def _pair_stem(path: Path, folder: Path, usual: str) -> str:
+    base = folder / usual if path.is_relative_to(folder / usual) else folder
+    relative = path.relative_to(base) if path.is_relative_to(base) else Path(path.name)
+    return _text(relative.with_suffix("").as_posix(), path)
+
+
+def _refs(name: str, images: dict[str, Path], found: dict[str, list[tuple[str, Path, Rule]]]) -> list[Ref]:
+    """Sorted by image, then by mask with STEM_2 before STEM_10."""
+    refs = []
+    for stem in sorted(found):
+        masks = sorted(found[stem], key=lambda mask: (_natural(mask[0]), mask[0]))
+        for mask_stem, path, rule in masks:
+            own_id = stem if len(masks) == 1 else mask_stem
+            others = [p for _, p, r in masks if p != path and r == rule and r not in ("nonzero", "gt128")]
+            refs.append(Ref(own_id, name, images[stem], path, rule, others=tuple(others)))
+    return refs
+
+
+def _natural(text: str) -> list[str | int]:
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", text))]

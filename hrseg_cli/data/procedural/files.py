@@ -1,0 +1,42 @@
+"""The drawn set as a folder of pictures and masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+
+from hrseg_cli.data.procedural.scene import check, draw, kind
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.runs import write_atomically
+
+VERSION = 1  # raise when the same arguments begin to give other pixels
+
+
+def write(folder: Path, count: int, size: int, seed: int, progress: Callable[[int], object] | None = None) -> None:
+    """Write ``images/<id>.jpg``, ``masks/<id>.png`` and ``pairs.csv``; samples that are there already are kept.
+
+    progress: called with the number of finished samples after each. Raises HrsegError when the folder holds a set
+    drawn with another seed or size.
+    """
+    check(seed, 0, size)
+    settings = {"seed": seed, "size": size, "version": VERSION}
+    note = folder / "procedural.json"
+    if note.exists() and (old := json.loads(note.read_text(encoding="utf-8"))) != settings:
+        raise HrsegError(f"{folder}: holds a procedural set with {old}, now asked with {settings}; name another folder")
+    write_atomically(note, json.dumps(settings) + "\n")
+    rows = ["image,mask"]
+    for index in range(count):
+        stem = f"{index:05d}_{kind(seed, index)}"
+        image_path, mask_path = folder / "images" / f"{stem}.jpg", folder / "masks" / f"{stem}.png"
+        if not (image_path.exists() and mask_path.exists()):
+            image, coverage = draw(seed, index, size)
+            jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+            write_atomically(image_path, jpeg.tobytes())
+            write_atomically(mask_path, cv2.imencode(".png", coverage)[1].tobytes())
+        rows.append(f"images/{stem}.jpg,masks/{stem}.png")
+        if progress:
+            progress(index + 1)
+    write_atomically(folder / "pairs.csv", "\n".join(rows) + "\n")

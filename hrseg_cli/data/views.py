@@ -1,0 +1,248 @@
+"""What training sees of a dataset: images with their objects, in an order and in windows that depend on nothing but a
+seed, whatever the number of workers; and smaller copies of large originals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from hrseg_cli.data.index import Index
+from hrseg_cli.data.pixels import read_image, read_mask
+from hrseg_cli.data.samples import PAIRS, Ref, fingerprint, load, truth_of
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.runs import write_atomically
+
+STAMP = "cache.json"
+
+log = logging.getLogger(__name__)
+
+
+# ---- images with their objects ---------------------------------------------------------------------------------------
+
+
+class Images:
+    """The images of a dataset by number, each as the references to its objects; nothing is loaded.
+
+    refs: an :class:`Index`, or a list as ``open_dataset`` makes it; the objects of an image stand side by side.
+    """
+
+    def __init__(self, refs: Sequence[Ref]) -> None:
+        self._refs = refs
+        if isinstance(refs, Index):
+            self._starts = refs.image_starts()
+        else:
+            new = [k for k, ref in enumerate(refs) if k == 0 or _image(ref) != _image(refs[k - 1])]
+            self._starts = np.array([*new, len(refs)], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> tuple[Ref, ...]:
+        k = range(len(self))[index]
+        return tuple(self._refs[int(self._starts[k]) : int(self._starts[k + 1])])
+
+
+def _image(ref: Ref) -> object:
+    return ref.draw or ref.image
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image and its objects.
+
+    image: uint8, (H, W, 3), RGB.
+    truths: int8, (objects, H, W): 1 object, 0 background, -1 ignored; in the order of ``refs``.
+    """
+
+    refs: tuple[Ref, ...]
+    image: np.ndarray
+    truths: np.ndarray
+
+
+def load_scene(refs: Sequence[Ref]) -> Scene:
+    """The pixels of one image and of its objects; each file is decoded once. Raises HrsegError naming a broken file."""
+    first = refs[0]
+    if first.draw:
+        sample = load(first)
+        return Scene((first,), sample.image, sample.truth[None])
+    image = read_image(first.image)
+    read = cache(read_mask)
+    return Scene(tuple(refs), image, np.stack([truth_of(ref, image.shape[:2], read)[0] for ref in refs]))
+
+
+# ---- order and windows -----------------------------------------------------------------------------------------------
+
+
+def epoch_order(
+    sizes: Sequence[int], count: int, *, seed: int, epoch: int, weights: Sequence[float] | None = None
+) -> np.ndarray:
+    """int64, (count, 2): (part, image in it) of each step of an epoch.
+
+    sizes: images in each part. weights: how often a part is drawn, relative to the others; its size by default. Each
+    part gets its share exactly, and none of its images comes again before all have come once.
+
+    A pure function: every worker may compute it and take its own rows. Raises HrsegError when nothing can be drawn.
+    """
+    shares = np.asarray(sizes if weights is None else weights, np.float64)
+    if len(shares) != len(sizes) or not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() == 0:
+        raise HrsegError(f"weights {list(shares)}: give one number >= 0 for each of the {len(sizes)} parts, not all 0")
+    if any(share and not size for share, size in zip(shares, sizes, strict=True)):
+        raise HrsegError("a part to be drawn from has no images; leave it out or give it weight 0")
+    rng = np.random.default_rng((seed, epoch))
+    exact = count * shares / shares.sum()
+    draws = np.floor(exact).astype(int)
+    draws[np.argsort(draws - exact, kind="stable")[: count - draws.sum()]] += 1  # to the largest remainders
+    rows = []
+    for part, (size, number) in enumerate(zip(sizes, draws, strict=True)):
+        passes = [rng.permutation(size) for _ in range(math.ceil(number / size) if number else 0)]
+        chosen = np.concatenate([*passes, np.zeros(0, np.int64)])[:number]
+        rows.append(np.stack([np.full(number, part), chosen], axis=1))
+    return rng.permutation(np.concatenate(rows).astype(np.int64))
+
+
+class Window(NamedTuple):
+    """Rows ``top`` to ``top + height`` and columns ``left`` to ``left + width`` of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """To index (H, W, ...) with."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+def crop_window(
+    seed: int,
+    epoch: int,
+    step: int,
+    size: tuple[int, int],
+    crop: tuple[int, int],
+    *,
+    scale: tuple[float, float] = (1.0, 1.0),
+    around: tuple[int, int] | None = None,
+) -> Window:
+    """The window that step ``step`` of an epoch cuts out of an image of ``size`` (H, W).
+
+    crop: (height, width) that training wants; the window is that over a factor drawn from ``scale``, and no larger
+        than the image.
+    around: (row, col) of a pixel that must lie in it.
+
+    A pure function of its arguments, so that crops do not depend on who makes them.
+    """
+    rng = np.random.default_rng((seed, epoch, step))
+    factor = rng.uniform(*scale)
+    spots = rng.random(2)
+    sides, starts = [], []
+    for axis in (0, 1):
+        side = min(size[axis], max(1, round(crop[axis] / factor)))
+        low, high = 0, size[axis] - side
+        if around is not None:
+            low, high = max(low, around[axis] - side + 1), min(high, around[axis])
+        sides.append(side)
+        starts.append(low + int(spots[axis] * (high - low + 1)))
+    return Window(starts[0], starts[1], sides[0], sides[1])
+
+
+# ---- smaller copies --------------------------------------------------------------------------------------------------
+
+
+def cache_longest(
+    refs: Sequence[Ref],
+    folder: Path,
+    longest: int,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Copies of a dataset in ``folder`` with sides of at most ``longest`` pixels, as a dataset of its own with the same
+    ids: images/ (area average, JPEG 95; small originals as they are), masks/ (nearest; 255 object, 128 ignored) and
+    pairs.csv, which comes last. Returns ``folder``.
+
+    Interrupted, it goes on where it was; made of other files or another ``longest``, it is made anew.
+    Raises HrsegError naming a broken file, or a folder that holds something else or cannot be written.
+    """
+    stamp = json.dumps({"longest": longest, "fingerprint": fingerprint(folder, refs)}) + "\n"
+    images = Images(refs)
+    try:
+        fresh = (folder / STAMP).is_file() and (folder / STAMP).read_text(encoding="utf-8") == stamp
+        if not fresh:
+            _clear(folder)
+            write_atomically(folder / STAMP, stamp)
+        rows: list[tuple[str, str]] = []
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            made = pool.map(lambda k: _shrink(images[k], folder, longest), range(len(images)))
+            for done, pairs in enumerate(made, 1):
+                rows += pairs
+                if progress:
+                    progress(done, len(images))
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows([("image", "mask"), *rows])
+        write_atomically(folder / PAIRS, table.getvalue())
+    except OSError as error:
+        raise HrsegError(f"{folder}: cannot be written ({error.strerror}); name another folder") from None
+    return folder
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier call left, and only that."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / STAMP).is_file():
+        raise HrsegError(f"{folder}: holds something else than a cache; name another folder")
+    (folder / PAIRS).unlink(missing_ok=True)
+    for name in ("images", "masks"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _shrink(refs: tuple[Ref, ...], folder: Path, longest: int) -> list[tuple[str, str]]:
+    """Write one image and its masks, unless they are there; (image, mask) of each object as pairs.csv names them."""
+    # pairs.csv takes a mask's name as the id where it holds the image's, or where the image has one object.
+    stem = refs[0].id if len(refs) == 1 else (Path(refs[0].id).parent / refs[0].image.stem).as_posix()
+    masks = [f"masks/{ref.id}.png" for ref in refs]
+    names = [f"images/{stem}{suffix}" for suffix in (".jpg", refs[0].image.suffix)]
+    name = next((name for name in names if (folder / name).is_file()), None)  # written last: the masks are there too
+    if name is None:
+        name = _write_small(load_scene(refs), longest, folder, names, masks)
+    return [(name, mask) for mask in masks if (folder / mask).is_file()]
+
+
+def _write_small(scene: Scene, longest: int, folder: Path, names: list[str], masks: list[str]) -> str:
+    """The name of the image: the first of ``names`` for a smaller copy, the second for the file as it is."""
+    height, width = scene.image.shape[:2]
+    factor = min(1.0, longest / max(height, width))
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    for mask, ref, truth in zip(masks, scene.refs, scene.truths, strict=True):
+        small = cv2.resize(truth, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        if not (small == 1).any():
+            log.warning("%s: object '%s' is lost at %d pixels, left out", ref.mask, ref.id, longest)
+            continue
+        write_atomically(folder / mask, _encoded(np.array([0, 255, 128], np.uint8)[small], "PNG"))
+    source = scene.refs[0].image
+    if factor == 1 and source.is_file():
+        write_atomically(folder / names[1], source.read_bytes())
+        return names[1]
+    image = cv2.resize(scene.image, size, interpolation=cv2.INTER_AREA)
+    write_atomically(folder / names[0], _encoded(image, "JPEG", quality=95, subsampling=0))
+    return names[0]
+
+
+def _encoded(pixels: np.ndarray, kind: str, **options: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()

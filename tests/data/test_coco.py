@@ -1,0 +1,155 @@
+"""COCO files: pycocotools has the last word on masks, and exports of CVAT and Label Studio open as they come."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as pycoco
+
+from hrseg_cli.data import coco
+from hrseg_cli.data.samples import load_with_rule, open_dataset
+from hrseg_cli.errors import HrsegError
+
+SIZE = (12, 20)
+SQUARE = [[3, 2, 11, 2, 11, 7, 3, 7]]
+
+
+def picture(path: Path, size: tuple[int, int] = SIZE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(path)
+
+
+def annotation(key: int, segmentation: Any, **more: Any) -> dict[str, Any]:
+    return {"id": key, "image_id": 1, "category_id": 1, "segmentation": segmentation, "iscrowd": 0, **more}
+
+
+def put(path: Path, annotations: list[dict[str, Any]], file_name: str = "x.jpg", **image: Any) -> Path:
+    images = [{"id": 1, "file_name": file_name, "height": SIZE[0], "width": SIZE[1], **image}]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
+    return path
+
+
+def truths(path: Path) -> dict[str, np.ndarray]:
+    loaded = [load_with_rule(ref) for ref in open_dataset(f"mine={path}")]
+    assert {used for _, used in loaded} <= {"coco"}
+    return {sample.id: sample.truth for sample, _ in loaded}
+
+
+def disc(radius: float) -> np.ndarray:
+    return np.hypot(*(np.mgrid[0:12, 0:20] - np.array([[[5]], [[9]]]))) < radius
+
+
+def test_polygons_and_both_kinds_of_runs_are_one_object_each(tmp_path: Path) -> None:
+    picture(tmp_path / "x.jpg")
+    packed = pycoco.encode(np.asfortranarray(disc(3.3), np.uint8))
+    flat = np.flatnonzero(np.diff(np.r_[0, disc(4.4).T.ravel(), 0])).tolist()
+    runs = np.diff([0, *flat, 12 * 20]).tolist()
+    ring = [[2, 2, 9, 2, 9, 9, 2, 9], [12, 3, 18, 3, 15, 10]]
+    path = put(
+        tmp_path / "set.json",
+        [
+            annotation(7, ring),
+            annotation(30, {"size": list(SIZE), "counts": packed["counts"].decode()}),
+            annotation(4, {"size": list(SIZE), "counts": runs}),
+            annotation(9, SQUARE[0]),  # one ring that is not in a list
+        ],
+    )
+    found = truths(path)
+    assert list(found) == ["x#4", "x#7", "x#9", "x#30"]
+    with warnings.catch_warnings(action="ignore"):  # pycocotools 2.0.11 calls numpy in a way that it outgrew
+        expected = pycoco.decode(pycoco.merge(pycoco.frPyObjects(ring, *SIZE)))
+    assert np.array_equal(found["x#7"], expected)
+    assert found["x#9"].sum() == 8 * 5
+    assert np.array_equal(found["x#30"] == 1, disc(3.3))
+    assert np.array_equal(found["x#4"] == 1, disc(4.4))
+    assert found["x#4"].dtype == np.int8
+
+
+@given(st.data())
+def test_runs_are_unpacked_as_pycocotools_packs_them(data: st.DataObject) -> None:
+    """Any mask up to 40 x 40, with long and short runs, through COCO's text and back."""
+    height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    cuts = data.draw(st.lists(st.integers(0, height * width), max_size=30))
+    flat = np.zeros(height * width, bool)
+    for cut in cuts:
+        flat[cut:] ^= True
+    mask = flat.reshape(width, height).T
+    text = pycoco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
+    assert np.array_equal(coco._runs({"size": [height, width], "counts": text}, (height, width)), mask)
+
+
+def test_runs_longer_than_16_bits_are_unpacked() -> None:
+    mask = np.zeros((600, 700), bool)
+    mask[:, 300:303] = mask[100, :] = True
+    text = pycoco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
+    assert np.array_equal(coco._runs({"size": [600, 700], "counts": text}, (600, 700)), mask)
+
+
+def test_crowd_is_void_for_the_objects_of_its_image(tmp_path: Path) -> None:
+    picture(tmp_path / "x.jpg")
+    crowd = np.zeros(SIZE, np.uint8)
+    crowd[:, 8:] = 1
+    runs = pycoco.encode(np.asfortranarray(crowd))["counts"].decode()
+    path = put(
+        tmp_path / "set.json",
+        [annotation(1, SQUARE), annotation(2, {"size": list(SIZE), "counts": runs}, iscrowd=1)],
+    )
+    (truth,) = truths(path).values()
+    assert (truth == 1).sum() == 40  # the object keeps its own pixels
+    assert np.array_equal(truth == -1, (crowd == 1) & (truth != 1))
+
+
+def test_boxes_without_a_mask_are_left_out_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(tmp_path / "x.jpg")
+    bare = annotation(2, [], bbox=[1, 1, 5, 5])
+    path = put(tmp_path / "set.json", [annotation(1, SQUARE), bare, {**bare, "id": 3}])
+    with caplog.at_level(logging.WARNING):
+        assert list(truths(path)) == ["x#1"]
+    assert "left out 2 annotations" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "image", "file_name"),
+    [
+        ("set.json", "x.jpg", "x.jpg"),
+        ("set.json", "images/x.jpg", "x.jpg"),
+        ("annotations/instances_default.json", "images/a b/x.jpg", "a b/x.jpg"),  # CVAT
+        ("annotations/instances_train.json", "images/train/x.jpg", "x.jpg"),  # CVAT, a project with subsets
+        ("annotations/instances_val2017.json", "val2017/x.jpg", "x.jpg"),  # COCO itself
+        ("result.json", "images/0a1b-x.jpg", "images/0a1b-x.jpg"),  # Label Studio
+        ("result.json", "images/0a1b-x.jpg", "images\\0a1b-x.jpg"),  # Label Studio on Windows
+        ("result.json", "images/0a1b-x.jpg", "..\\..\\label-studio\\media\\upload\\4\\0a1b-x.jpg"),  # 1.16 with images
+    ],
+)
+def test_images_are_found_where_the_tools_put_them(tmp_path: Path, file: str, image: str, file_name: str) -> None:
+    picture(tmp_path / image)
+    path = put(tmp_path / file, [annotation(0, SQUARE, attributes={"occluded": False})], file_name, license=0)
+    (found,) = truths(path).values()
+    assert found.sum() == 40
+
+
+def test_a_name_below_the_root_opens_too_and_names_itself(tmp_path: Path) -> None:
+    picture(tmp_path / "x.jpg")
+    put(tmp_path / "set.json", [annotation(1, SQUARE)])
+    (ref,) = open_dataset("set.json", root=tmp_path)
+    assert (ref.dataset, ref.id) == ("set", "x#1")
+    with pytest.raises(HrsegError, match=r"gone\.json: no such file"):
+        open_dataset("gone.json", root=tmp_path)
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    picture(tmp_path / "x.jpg")
+    path = put(tmp_path / "set.json", [annotation(1, SQUARE)])
+    (ref,) = open_dataset(str(path))
+    put(path, [annotation(12, SQUARE)])
+    assert [ref.id for ref in open_dataset(str(path))] == ["x#12"]
+    with pytest.raises(HrsegError, match="has no annotation 1 any more"):
+        load_with_rule(ref)

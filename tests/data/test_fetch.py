@@ -1,0 +1,372 @@
+"""Downloads from a server that truncates, corrupts, redirects, stalls, refuses and changes its mind."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import tarfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from http_server import Server, misbehaving_server
+
+from hrseg_cli.data.fetch import Fetched, archive_path, fetch, pins
+from hrseg_cli.data.manifest import ArchiveFile, files_for, load_manifest, present, resolve_parts
+from hrseg_cli.data.unpack import unpack
+from hrseg_cli.errors import HrsegError
+
+
+def zip_of(seed: int, size: int) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("images/1.jpg", random.Random(seed).randbytes(size))
+    return buffer.getvalue()
+
+
+DATA = zip_of(0, 300_000)
+OTHER = zip_of(1, 300_000)
+SUM = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with misbehaving_server({"/a.zip": DATA, "/b.zip": DATA, "/other.zip": OTHER}) as server:
+        yield server
+
+
+def entry(server: Server | None, *paths: str, **changes: Any) -> ArchiveFile:
+    urls = tuple(server.url(path) for path in paths) if server else ()
+    return ArchiveFile(**{"name": "a.zip", "urls": urls, "sha256": SUM, "unpack": "zip", "into": "a", **changes})
+
+
+def get(file: ArchiveFile, root: Path, **options: Any) -> Fetched:
+    return fetch(file, root, **{"timeout": 0.4, "retries": 2, "wait": 0.01, **options})
+
+
+def leftovers(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / ".hrseg" / "archives").iterdir())
+
+
+def begun(root: Path, server: Server, data: bytes = DATA[:100_000], **notes: Any) -> None:
+    """A download that an earlier run has left behind."""
+    part = archive_path(entry(server, "/a.zip"), root).with_name("a.zip.part")
+    part.parent.mkdir(parents=True)
+    part.write_bytes(data)
+    tag = f'"{hashlib.md5(DATA).hexdigest()}"'
+    record = {"url": server.url("/a.zip"), "total": len(DATA), "validator": tag, **notes}
+    part.with_name("a.zip.part.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+# ---- what ends well --------------------------------------------------------------------------------------------------
+
+# What the server does, answer by answer -> the statuses of the answers that were needed.
+MENDED: dict[str, tuple[list[str], list[int]]] = {
+    "well": (["ok"], [200]),
+    "cut short, then resumed": (["truncate", "ok"], [200, 206]),
+    "cut short many times": (["truncate"] * 8 + ["ok"], [200] + [206] * 8),
+    "stalls": (["stall", "ok"], [200, 206]),
+    "stalls, then does not resume": (["stall", "no_ranges"], [200, 200]),
+    "cut short, then refuses ranges": (["truncate", "refuse_range", "ok"], [200, 416, 200]),
+    "overloaded": (["503", "500", "ok"], [503, 500, 200]),
+    "tells no length": (["no_length"], [200]),
+    "tells no length and stops": (["cut_no_length", "ok"], [200, 200]),
+    "corrupt after a resume": (["truncate", "corrupt", "ok"], [200, 206, 200]),
+}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known sum", "unknown sum"])
+@pytest.mark.parametrize("case", MENDED)
+def test_the_file_arrives(tmp_path: Path, server: Server, case: str, known: bool) -> None:
+    script, statuses = MENDED[case]
+    server.script("/a.zip", *script)
+    seen: list[tuple[int, int | None]] = []
+    file = entry(server, "/a.zip", sha256=SUM if known else None)
+    path, sum_, pinned = get(file, tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert path.read_bytes() == DATA
+    assert (sum_, pinned) == (SUM, not known)
+    assert server.statuses == statuses
+    assert leftovers(tmp_path) == ["a.zip"]
+    assert seen[-1] == (len(DATA), None if script[-1] == "no_length" else len(DATA))
+
+
+def test_redirects_are_followed_also_when_resuming(tmp_path: Path, server: Server) -> None:
+    server.script("/old.zip", "redirect:/a.zip")
+    server.script("/a.zip", "truncate", "ok")
+    assert get(entry(server, "/old.zip"), tmp_path).path.read_bytes() == DATA
+    assert server.statuses == [301, 200, 301, 206]
+
+
+@pytest.mark.parametrize("script", ["404", "403", "html", "loop", "corrupt", "truncate 503"])
+def test_mirrors_are_tried_in_order(tmp_path: Path, server: Server, script: str) -> None:
+    server.script("/a.zip", *script.split())
+    assert get(entry(server, "/a.zip", "/b.zip"), tmp_path).path.read_bytes() == DATA
+    assert server.requests[-1] == ("/b.zip", None)
+    assert leftovers(tmp_path) == ["a.zip"]
+
+
+def test_an_interrupted_download_goes_on_in_the_next_run(tmp_path: Path, server: Server) -> None:
+    begun(tmp_path, server)
+    seen: list[int] = []
+    assert get(entry(server, "/a.zip"), tmp_path, progress=lambda done, _: seen.append(done)).path.read_bytes() == DATA
+    assert server.requests == [("/a.zip", "bytes=100000-")]
+    assert seen[0] == 100_000
+
+
+def test_stopped_between_the_last_byte_and_the_check(tmp_path: Path, server: Server) -> None:
+    begun(tmp_path, server, DATA)
+    assert get(entry(server, "/a.zip"), tmp_path).path.read_bytes() == DATA
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(("script", "statuses"), [("ok", [200]), ("rude_range", [206, 200])])
+def test_pieces_of_two_versions_are_not_glued(tmp_path: Path, server: Server, script: str, statuses: list[int]) -> None:
+    """The file has changed since the first piece, and some servers send ranges of the new one all the same."""
+    begun(tmp_path, server, OTHER[:100_000], validator='"of another version"')
+    server.script("/a.zip", script, "ok")
+    seen: list[int] = []
+    file = entry(server, "/a.zip", sha256=None)
+    assert get(file, tmp_path, progress=lambda done, _: seen.append(done)).path.read_bytes() == DATA
+    assert server.statuses == statuses
+    assert seen.count(len(DATA)) == 1, "noticed only when all had come"
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [{"url": "http://elsewhere/a.zip"}, {"total": None, "validator": None}, {"total": 5}, {"validator": None}],
+    ids=["of another address", "of nothing known", "of another length", "without a validator"],
+)
+def test_a_piece_of_unclear_origin_does_no_harm(tmp_path: Path, server: Server, notes: dict[str, Any]) -> None:
+    begun(tmp_path, server, OTHER[:100_000], **notes)
+    assert get(entry(server, "/a.zip"), tmp_path).path.read_bytes() == DATA
+
+
+def test_broken_notes_start_again(tmp_path: Path, server: Server) -> None:
+    begun(tmp_path, server)
+    (tmp_path / ".hrseg" / "archives" / "a.zip.part.json").write_text("{", encoding="utf-8")
+    assert get(entry(server, "/a.zip"), tmp_path).path.read_bytes() == DATA
+    assert server.requests == [("/a.zip", None)]
+
+
+def test_what_is_there_and_right_is_not_fetched(tmp_path: Path, server: Server) -> None:
+    for _ in range(2):
+        get(entry(server, "/a.zip"), tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_what_is_there_and_wrong_is_fetched_again(tmp_path: Path, server: Server) -> None:
+    archive_path(entry(server, "/a.zip"), tmp_path).parent.mkdir(parents=True)
+    archive_path(entry(server, "/a.zip"), tmp_path).write_bytes(DATA[:-1])
+    assert get(entry(server, "/a.zip", sha256=None), tmp_path).path.read_bytes() == DATA
+
+
+def test_a_compressed_tar_of_unknown_sum(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as file:
+        info = tarfile.TarInfo("img/1.jpg")
+        info.size = 100_000
+        file.addfile(info, io.BytesIO(random.Random(2).randbytes(100_000)))
+    with misbehaving_server({"/s.tgz": buffer.getvalue()}) as server:
+        server.script("/s.tgz", "corrupt", "ok")
+        wanted = entry(server, "/s.tgz", "/s.tgz", name="s.tgz", sha256=None, unpack="tar")
+        assert get(wanted, tmp_path).path.read_bytes() == buffer.getvalue()
+
+
+# ---- what ends in one line -------------------------------------------------------------------------------------------
+
+GIVEN_UP: dict[str, tuple[list[str], dict[str, Any], str]] = {
+    "gone": (["404"], {}, "127.0.0.1:PORT: answers 404 Not Found. give the archive with --from"),
+    "not allowed": (["403"], {}, "answers 403 Forbidden"),
+    "redirected in a circle": (["loop"], {}, "infinite loop"),
+    "a page instead": (["html"], {}, "gives no archive but text/html, a web page"),
+    "a page, sum unknown": (["html"], {"sha256": None}, "gives no archive but text/html, a web page"),
+    "always overloaded": (["503"], {}, "answers 503 Service Unavailable"),
+    "always stalling": (["stall", "503"], {}, "150 kB are kept, run again to go on; or give the archive with --from"),
+    "corrupt": (["corrupt"], {}, f"expected SHA-256 {SUM[:16]}… (the manifest's), got "),
+    "corrupt, sum unknown": (["corrupt"], {"sha256": None}, "what came was deleted: not a sound archive"),
+    "another length": (["ok"], {"size": 17}, f"has {len(DATA)} bytes, 17 were expected"),
+    "never whole, no length": (["cut_no_length"], {"sha256": None}, "not a sound archive"),
+    "hints": (["404"], {"how": "ask Ann"}, "--from (ask Ann)"),
+}
+
+
+@pytest.mark.parametrize("case", GIVEN_UP)
+def test_failures_say_what_happened_and_what_to_do(tmp_path: Path, server: Server, case: str) -> None:
+    script, changes, said = GIVEN_UP[case]
+    server.script("/a.zip", *script)
+    with pytest.raises(HrsegError) as error:
+        get(entry(server, "/a.zip", **changes), tmp_path)
+    text = str(error.value)
+    assert text.startswith("a.zip: not fetched: ")
+    assert said.replace("PORT", str(server.server_address[1])) in text
+    assert "\n" not in text
+    assert "a.zip" not in leftovers(tmp_path)
+    assert pins(tmp_path) == {}
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    file = entry(None, urls=("http://127.0.0.1:9/a.zip",))
+    with pytest.raises(HrsegError, match=r"127\.0\.0\.1:9: Connection refused"):
+        get(file, tmp_path, retries=0)
+
+
+def test_behind_a_login(tmp_path: Path) -> None:
+    with pytest.raises(HrsegError, match=r"a\.zip: has no public link; ask Ann; then run again with --from"):
+        get(entry(None, how="ask Ann"), tmp_path)
+
+
+def test_a_disk_too_small_is_seen_before_the_first_byte(tmp_path: Path, server: Server) -> None:
+    with pytest.raises(HrsegError, match=r"needs 1000000 GB, .* are missing"):
+        get(entry(server, "/a.zip", size=10**15), tmp_path)
+    assert server.requests == []
+
+
+def test_a_disk_that_fills_up_keeps_what_it_has(tmp_path: Path, server: Server) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    server.piece = 10_000
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
+    try:
+        with pytest.raises(HrsegError, match=r"a\.zip\.part: the disk is full; make room, then run again to go on"):
+            get(entry(server, "/a.zip"), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert get(entry(server, "/a.zip"), tmp_path).path.read_bytes() == DATA
+    assert server.statuses == [200, 206]
+
+
+def test_a_root_that_cannot_be_written(tmp_path: Path, server: Server) -> None:
+    (tmp_path / ".hrseg").write_text("")
+    with pytest.raises(HrsegError, match=r"a\.zip\.part: Not a directory; mend that, or name another --root"):
+        get(entry(server, "/a.zip"), tmp_path)
+
+
+# ---- pinned sums -----------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_sum_is_pinned_and_another_file_refused(tmp_path: Path, server: Server) -> None:
+    file = entry(server, "/a.zip", sha256=None)
+    assert get(file, tmp_path).pinned
+    assert pins(tmp_path) == {"a.zip": SUM}
+    assert not get(file, tmp_path).pinned
+    shutil.rmtree(tmp_path / ".hrseg" / "archives")
+    server.files["/a.zip"] = OTHER
+    with pytest.raises(HrsegError, match=r"expected SHA-256 .* \(the one pinned in .hrseg/pins.json\), got"):
+        get(file, tmp_path)
+    assert leftovers(tmp_path) == []
+
+
+def test_broken_pins_are_not_guessed_at(tmp_path: Path, server: Server) -> None:
+    (tmp_path / ".hrseg").mkdir()
+    (tmp_path / ".hrseg" / "pins.json").write_text("{", encoding="utf-8")
+    with pytest.raises(HrsegError, match=r"pins\.json: cannot be read; delete it"):
+        get(entry(server, "/a.zip", sha256=None), tmp_path)
+
+
+# ---- the user's own archives -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+@pytest.mark.parametrize("known", [True, False], ids=["known sum", "unknown sum"])
+def test_an_archive_of_the_user_is_read_in_place(tmp_path: Path, folder: bool, known: bool) -> None:
+    mine = tmp_path / "mine" / "a.zip"
+    mine.parent.mkdir()
+    mine.write_bytes(DATA)
+    before = mine.stat()
+    file = entry(None, how="ask Ann", sha256=SUM if known else None)
+    got = get(file, tmp_path / "data", from_path=mine.parent if folder else mine)
+    assert got == Fetched(mine, SUM, not known)
+    assert (mine.stat().st_mtime_ns, mine.stat().st_nlink) == (before.st_mtime_ns, before.st_nlink)
+    assert not archive_path(file, tmp_path / "data").exists()
+
+
+def test_a_wrong_archive_of_the_user_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "a.zip"
+    mine.write_bytes(OTHER)
+    with pytest.raises(HrsegError, match=f"{mine}: expected SHA-256 .*; it was left as it is"):
+        get(entry(None, how="-"), tmp_path, from_path=mine)
+    mine.write_bytes(OTHER[:-100])
+    with pytest.raises(HrsegError, match=f"{mine}: not a sound archive"):
+        get(entry(None, how="-", sha256=None), tmp_path, from_path=mine)
+    assert mine.read_bytes() == OTHER[:-100]
+    assert pins(tmp_path) == {}
+
+
+def test_a_place_without_the_archive(tmp_path: Path) -> None:
+    with pytest.raises(HrsegError, match=rf"--from {tmp_path}: holds no a\.zip; ask Ann"):
+        get(entry(None, how="ask Ann"), tmp_path, from_path=tmp_path)
+    with pytest.raises(HrsegError, match=r"no such file or folder; give the archive a\.zip"):
+        get(entry(None, how="ask Ann"), tmp_path, from_path=tmp_path / "nowhere")
+
+
+# ---- all of it -------------------------------------------------------------------------------------------------------
+
+
+def test_from_manifest_to_a_dataset_that_is_there(tmp_path: Path) -> None:
+    """A small HQSeg-44K validation set: two archives, one with and one without a folder of its own at the top."""
+    trees = {
+        "DIS5K.zip": ["DIS5K/DIS-VD/im/1#a.jpg", "DIS5K/DIS-VD/gt/1#a.png", "DIS5K/Terms.pdf"],
+        "thin_object_detection.zip": [
+            *("ThinObject5K/images_test/a.jpg", "ThinObject5K/masks_test/a.png"),
+            *("COIFT/images/a.jpg", "COIFT/masks/a.png", "HRSOD/images/a.jpg", "HRSOD/masks_max255/a.png"),
+        ],
+    }
+    served = {}
+    for name, paths in trees.items():
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for path in paths:
+                archive.writestr(path, b"pixels")
+        served[f"/{name}"] = buffer.getvalue()
+    with misbehaving_server(served) as server:
+        hqseg = load_manifest("hqseg44k")
+        for file in files_for(hqseg, ["val"]):
+            small = file.model_copy(update={"urls": (server.url(f"/{file.name}"),), "size": None, "sha256": None})
+            got = get(small, tmp_path)
+            unpack(got.path, tmp_path / file.into, kind=file.unpack, inside=file.inside)
+        assert len(server.requests) == 2, "parts of one archive fetch it once"
+    found = present(hqseg, tmp_path).splits
+    for piece, split in resolve_parts(hqseg, "val"):
+        one = found[f"{piece.name}/{split}"]
+        assert (one.images, one.masks, one.state) == (1, 1, "partial")
+    assert found["msra10k/train"].state == "absent"
+
+
+# ---- kills -----------------------------------------------------------------------------------------------------------
+
+
+def test_killed_at_twenty_moments_then_the_same_again(tmp_path: Path) -> None:
+    """SIGKILL leaves no time to tidy up: whatever it leaves, the next run must end with the same bytes."""
+    data = zip_of(3, 4_000_000)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hrseg_cli.data.fetch"])
+    moments = random.Random(0)
+    with misbehaving_server({"/a.zip": data}, delay=0.01, piece=16_384) as server:
+        file = entry(server, "/a.zip", sha256=None)
+        for _ in range(20):
+            child = context.Process(target=fetch, args=(file, tmp_path), kwargs={"timeout": 5.0})
+            child.start()
+            time.sleep(moments.uniform(0.02, 0.2))
+            child.kill()
+            child.join()
+            if archive_path(file, tmp_path).exists():  # whole only under its own name
+                assert archive_path(file, tmp_path).read_bytes() == data
+                shutil.rmtree(tmp_path / ".hrseg")
+        server.delay = 0.0
+        assert get(file, tmp_path).path.read_bytes() == data
+        assert server.statuses.count(206) > 3, "nothing was resumed"
+    assert leftovers(tmp_path) == ["a.zip"]
+    assert [name for name in os.listdir(tmp_path / ".hrseg") if name.endswith(".json")] == ["pins.json"]

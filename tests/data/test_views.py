@@ -1,0 +1,252 @@
+"""Training views: the same images, order and windows for the same seed, whoever asks; small copies that stay true."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hrseg_cli.data.index import Index, build_index
+from hrseg_cli.data.pixels import read_image
+from hrseg_cli.data.samples import load, open_dataset
+from hrseg_cli.data.views import Images, cache_longest, crop_window, epoch_order, load_scene
+from hrseg_cli.errors import HrsegError
+
+MINI = Path(__file__).parent.parent / "golden" / "mini"
+
+
+# ---- images ----
+
+
+@pytest.mark.parametrize("spec", ["LVIS:split=train,stuff=1", "SBD", "GrabCut", "dir"])
+def test_an_image_comes_with_all_its_objects(spec: str, tmp_path: Path) -> None:
+    """From a list and from an index alike, and as they are loaded one by one."""
+    refs = open_dataset(spec, root=MINI)
+    listed = Images(refs)
+    index = Index(build_index(spec, root=MINI, out=tmp_path / "i.jsonl").path, folder=refs[0].image.parents[1])
+    if "LVIS" in spec:
+        index = Index(index.path, folder=refs[0].image.parents[2])
+    indexed = Images(index)
+    assert len(listed) == len(indexed) == len({ref.image for ref in refs})
+    assert [ref for k in range(len(listed)) for ref in listed[k]] == refs
+    for k in range(len(listed)):
+        assert [ref.id for ref in indexed[k]] == [ref.id for ref in listed[k]]
+        scene = load_scene(listed[k])
+        alone = [load(ref) for ref in listed[k]]
+        assert np.array_equal(scene.image, alone[0].image)
+        assert np.array_equal(scene.truths, np.stack([sample.truth for sample in alone]))
+    assert listed[-1] == listed[len(listed) - 1]
+
+
+def test_drawn_images_are_scenes_too() -> None:
+    images = Images(open_dataset("procedural:count=3,size=128"))
+    assert len(images) == 3
+    assert load_scene(images[2]).truths.shape[0] == 1
+
+
+# ---- order ----
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    st.integers(0, 200),
+    st.integers(0, 5),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_an_epoch_gives_each_part_its_share(sizes: list[int], count: int, seed: int, epoch: int, weigh: bool) -> None:
+    weights = [k + 1.0 for k in range(len(sizes))] if weigh else None
+    order = epoch_order(sizes, count, seed=seed, epoch=epoch, weights=weights)
+    assert np.array_equal(order, epoch_order(sizes, count, seed=seed, epoch=epoch, weights=weights))
+    assert order.shape == (count, 2)
+    shares = np.array(weights or sizes) / sum(weights or sizes) * count
+    for part, size in enumerate(sizes):
+        chosen = order[order[:, 0] == part, 1]
+        assert abs(len(chosen) - shares[part]) < 1
+        times = np.bincount(chosen, minlength=size)
+        assert len(times) == size
+        assert times.max() - times.min() <= 1  # none again before all have come
+
+
+def test_epochs_and_seeds_differ_and_parts_are_mixed() -> None:
+    orders = [epoch_order([50, 50], 100, seed=s, epoch=e).tolist() for s, e in ((0, 0), (0, 1), (1, 0))]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    halves = np.array(orders[0])[:50, 0]
+    assert 10 < halves.sum() < 40
+    assert epoch_order([5, 0], 20, seed=0, epoch=0, weights=[1, 0])[:, 0].sum() == 0
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0.0, 0.0], [-1.0, 2.0], [float("nan"), 1.0], [1.0, 1.0]])
+def test_weights_that_cannot_be_are_refused(weights: list[float]) -> None:
+    with pytest.raises(HrsegError):
+        epoch_order([3, 0], 5, seed=0, epoch=0, weights=weights)
+
+
+# ---- windows ----
+
+
+@given(st.data())
+def test_a_window_lies_in_its_image_and_holds_the_pixel(data: st.DataObject) -> None:
+    size = data.draw(st.tuples(st.integers(1, 300), st.integers(1, 300)))
+    crop = data.draw(st.tuples(st.integers(1, 400), st.integers(1, 400)))
+    around = data.draw(st.none() | st.tuples(st.integers(0, size[0] - 1), st.integers(0, size[1] - 1)))
+    seed, epoch, step = (data.draw(st.integers(0, 10**6)) for _ in range(3))
+    window = crop_window(seed, epoch, step, size, crop, scale=(0.75, 1.4), around=around)
+    assert window == crop_window(seed, epoch, step, size, crop, scale=(0.75, 1.4), around=around)
+    cut = np.zeros(size)[window.slices]
+    assert cut.shape == (window.height, window.width)
+    for axis in (0, 1):
+        assert min(size[axis], round(crop[axis] / 1.4)) <= max(1, cut.shape[axis]) <= round(crop[axis] / 0.75)
+        if around:
+            assert 0 <= around[axis] - window[axis] < cut.shape[axis]
+
+
+def test_windows_reach_every_place_evenly() -> None:
+    tops = [crop_window(0, 0, step, (20, 20), (11, 11)).top for step in range(2000)]
+    assert set(tops) == set(range(10))
+    assert np.bincount(tops).min() > 140
+
+
+def test_windows_do_not_depend_on_who_makes_them() -> None:
+    """Two processes that share the steps between them make what one makes alone."""
+    code = (
+        "import sys; from hrseg_cli.data.views import crop_window, epoch_order\n"
+        "worker = int(sys.argv[1])\n"
+        "order = epoch_order([7, 9], 12, seed=4, epoch=2)\n"
+        "for k in range(worker, 12, 2): print(k, *order[k], *crop_window(4, 2, k, (50, 60), (20, 20)))\n"
+    )
+    lines = []
+    for worker in "01":
+        lines += subprocess.run([sys.executable, "-c", code, worker], capture_output=True, text=True).stdout.split("\n")
+    order = epoch_order([7, 9], 12, seed=4, epoch=2)
+    alone = [" ".join(map(str, (k, *order[k], *crop_window(4, 2, k, (50, 60), (20, 20))))) for k in range(12)]
+    assert sorted(filter(None, lines)) == sorted(alone)
+
+
+# ---- smaller copies ----
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A wide image of two objects, a tall one in a sub-folder, and one that is small already."""
+    folder = tmp_path / "large"
+    for stem, (height, width), count in (("wide", (200, 401), 2), ("s/tall", (300, 90), 1), ("small", (40, 60), 1)):
+        row, col = np.mgrid[0:height, 0:width]
+        image = np.stack([row * 255 // height, col * 255 // width, 128 + 0 * row], axis=2).astype(np.uint8)
+        path = folder / f"images/{stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+        for k in range(count):
+            mask = np.zeros((height, width), np.uint8)
+            mask[height // 4 : height // 2, width // 4 + 20 * k : width // 2 + 20 * k] = 255
+            mask[height // 2 : height // 2 + 10] = 128
+            path = folder / f"masks/{stem}{f'_{k}' if count > 1 else ''}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(path)
+    return folder
+
+
+def test_small_copies_have_the_same_ids_and_truth(large: Path, tmp_path: Path) -> None:
+    refs = open_dataset(f"set={large}")
+    seen: list[tuple[int, int]] = []
+    cache = cache_longest(refs, tmp_path / "cache", 100, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    copies = open_dataset(f"set={cache}")
+    assert [ref.id for ref in copies] == [ref.id for ref in refs] == ["s/tall", "small", "wide_0", "wide_1"]
+    for copy, ref in zip(copies, refs, strict=True):
+        small, full = load(copy), load(ref)
+        assert max(small.truth.shape) == min(100, max(full.truth.shape))
+        factor = full.truth.shape[0] / small.truth.shape[0]
+        for value in (1, -1):  # the same share of the image, and in the same place
+            rows, cols = np.nonzero(small.truth == value)
+            wanted = np.nonzero(full.truth == value)
+            assert abs(np.mean(wanted[0]) / factor - rows.mean()) < 1
+            assert abs(np.mean(wanted[1]) / factor - cols.mean()) < 1
+            assert (small.truth == value).mean() == pytest.approx((full.truth == value).mean(), abs=0.012)
+        assert np.abs(small.image.mean((0, 1)) - full.image.mean((0, 1))).max() < 2
+    assert (cache / "images/small.png").read_bytes() == (large / "images/small.png").read_bytes()
+    assert read_image(cache / "images/wide.jpg").shape == (50, 100, 3)
+
+
+def test_small_copies_of_sets_with_ids_in_a_file(tmp_path: Path) -> None:
+    for spec in ("LVIS:split=train", "SBD"):
+        refs = open_dataset(spec, root=MINI)
+        copies = open_dataset(str(cache_longest(refs, tmp_path / spec[:3], 30)))
+        assert [ref.id for ref in copies] == [ref.id for ref in refs]
+        assert all(load(ref).truth.shape == (20, 30) for ref in copies)
+
+
+def test_a_cache_is_not_made_twice_and_not_kept_when_files_change(large: Path, tmp_path: Path) -> None:
+    refs = open_dataset(str(large))
+    cache = cache_longest(refs, tmp_path / "cache", 100)
+    times = {path: path.stat().st_mtime_ns for path in cache.rglob("*g")}
+    cache_longest(refs, cache, 100)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*g")} == times
+    os.utime(large / "masks/small.png", ns=(1, 1))
+    cache_longest(refs, cache, 100)
+    assert all(path.stat().st_mtime_ns > time for path, time in times.items())
+    cache_longest(refs, cache, 50)
+    assert max(load(open_dataset(str(cache))[0]).truth.shape) == 50
+
+
+def test_a_folder_of_something_else_is_left_alone(large: Path, tmp_path: Path) -> None:
+    before = sorted(large.rglob("*"))
+    with pytest.raises(HrsegError, match="holds something else than a cache"):
+        cache_longest(open_dataset(str(large)), large, 100)
+    assert sorted(large.rglob("*")) == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HrsegError, match="cannot be written"):
+        cache_longest(open_dataset(str(large)), tmp_path / "file/cache", 100)
+
+
+def test_a_broken_original_is_named_and_the_rest_is_kept(large: Path, tmp_path: Path) -> None:
+    whole = (large / "images/wide.png").read_bytes()
+    refs = open_dataset(str(large))
+    stat = (large / "images/wide.png").stat()
+    (large / "images/wide.png").write_bytes(whole[:100] + bytes(len(whole) - 100))
+    os.utime(large / "images/wide.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(HrsegError, match=r"wide\.png: cannot be read"):
+        cache_longest(refs, tmp_path / "cache", 100, workers=1)
+    assert not (tmp_path / "cache/pairs.csv").exists()
+    kept = (tmp_path / "cache/images/s/tall.jpg").stat().st_mtime_ns
+    (large / "images/wide.png").write_bytes(whole)
+    os.utime(large / "images/wide.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert len(open_dataset(str(cache_longest(refs, tmp_path / "cache", 100)))) == 4
+    assert (tmp_path / "cache/images/s/tall.jpg").stat().st_mtime_ns == kept
+
+
+def test_an_object_too_thin_for_the_copy_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part, values in (("images", np.full((300, 300), 90, np.uint8)), ("masks", np.zeros((300, 300), np.uint8))):
+        (tmp_path / f"set/{part}").mkdir(parents=True)
+        if part == "masks":
+            values[7, 7] = 255
+        Image.fromarray(values).save(tmp_path / f"set/{part}/x.png")
+        Image.fromarray(np.full((300, 300), 255, np.uint8)).save(tmp_path / f"set/{part}/y.png")
+    copies = open_dataset(str(cache_longest(open_dataset(str(tmp_path / "set")), tmp_path / "cache", 30)))
+    assert [ref.id for ref in copies] == ["y"]
+    assert "object 'x' is lost at 30 pixels" in caplog.text
+
+
+def test_killed_while_writing_copies(large: Path, tmp_path: Path) -> None:
+    """The same command ends with the same bytes."""
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from hrseg_cli.data.samples import open_dataset\nfrom hrseg_cli.data.views import cache_longest\n"
+        "def stop(done, total):\n    if done == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "cache_longest(open_dataset(sys.argv[1]), Path(sys.argv[2]), 100, workers=1, progress=stop)\n"
+    )
+    cache = tmp_path / "cache"
+    killed = subprocess.run([sys.executable, "-c", code, large, cache])
+    assert killed.returncode == -signal.SIGKILL
+    assert not (cache / "pairs.csv").exists()
+    refs = open_dataset(str(large))
+    cache_longest(refs, cache, 100)
+    whole = cache_longest(refs, tmp_path / "whole", 100)
+    for path in (p for p in whole.rglob("*") if p.is_file()):
+        assert (cache / path.relative_to(whole)).read_bytes() == path.read_bytes()
