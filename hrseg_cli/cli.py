@@ -48,8 +48,8 @@ def main() -> None:
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         app(arguments)
-    except Interrupted:
-        _complain("interrupted; what was finished is kept, the same command goes on from there")
+    except Interrupted as stop:
+        _complain(str(stop) or "interrupted; what was finished is kept, the same command goes on from there")
         sys.exit(130)
     except HrsegError as error:
         if debug:

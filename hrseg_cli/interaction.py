@@ -85,7 +85,7 @@ class Trace:
         return cls(
             id=record["id"],
             dataset=record["dataset"],
-            clicks=tuple(Click(r, c, bool(p)) for r, c, p in record["clicks"]),
+            clicks=tuple(Click(r + 0, c + 0, bool(p)) for r, c, p in record["clicks"]),  # + 0: refuses texts
             scores={k: tuple(v) for k, v in record.items() if k not in fixed and isinstance(v, list) and v},
             seconds=tuple(record.get("seconds", ())),
             until=dict(record.get("until", {})),

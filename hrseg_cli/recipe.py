@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hrseg_cli.errors import HrsegError, UnknownName, nearest
 
 BinarizeRule = Literal["auto", "nonzero", "gt128", "void128", "grabcut"]
+
+
+Pixels = Annotated[int, Field(ge=1)]
 
 
 class _Settings(BaseModel):
@@ -32,7 +35,7 @@ class ZoomIn(_Settings):
     mask_threshold: probability above which a pixel belongs to the object whose box is taken.
     """
 
-    target: int | tuple[int, int] = 400
+    target: Pixels | tuple[Pixels, Pixels] = 400
     skip_clicks: int = Field(1, ge=-1)
     expansion: float = Field(1.4, ge=1)
     min_crop: int | None = Field(200, ge=1)
@@ -45,6 +48,12 @@ class Tiles(_Settings):
 
     size: int = Field(1024, ge=64)
     overlap: int = Field(128, ge=0)
+
+    @model_validator(mode="after")
+    def _strides(self) -> Tiles:
+        if 2 * self.overlap > self.size:
+            raise ValueError("tiles.overlap must be at most half of tiles.size")
+        return self
 
 
 class Protocol(_Settings):
@@ -160,7 +169,8 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{place}: {message[0].lower()}{message[1:]} (got {first['input']!r})"
     model: type[BaseModel] = Protocol
     inner: dict[str, type[BaseModel]] = {"zoom": ZoomIn, "tiles": Tiles}
     for part in first["loc"][:-1]:

@@ -17,10 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Trace
@@ -28,12 +29,18 @@ from hrseg_cli.interaction import Trace
 
 def write_atomically(path: Path, data: str | bytes) -> None:
     """Write beside ``path``, then rename: a reader sees the old file or the new one, never half of one."""
+    with writing_atomically(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def writing_atomically(path: Path) -> Iterator[BinaryIO]:
+    """As :func:`write_atomically`, piece by piece. Nothing is renamed when the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    blob = data.encode() if isinstance(data, str) else data
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(blob)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
@@ -45,7 +52,10 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 
 def read_traces(path: Path) -> Iterator[Trace]:
     """Traces of a ``.jsonl`` file. A torn last line (an interrupted run) is dropped; any other bad line is an error."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        raise HrsegError(f"{path}: cannot be read as traces; give a traces.jsonl written by hrseg") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -150,34 +160,70 @@ class Run:
         """Traces so far, in the order in which they were finished."""
         return self.folder / "traces.part.jsonl"
 
-    def finished_traces(self) -> dict[str, Trace]:
-        """``dataset/id`` -> trace of every object that needs no second pass."""
-        done: dict[str, Trace] = {}
-        for path in (self.folder / "traces.jsonl", self.part):
-            if path.exists():
-                done.update({f"{t.dataset}/{t.id}": t for t in read_traces(path)})
-        return done
-
     @property
     def part_masks(self) -> Path:
         """Masks so far; an object's line is written before its trace."""
         return self.folder / "masks.part.jsonl"
 
+    def finished_traces(self, files: dict[str, str], keep_masks: bool) -> dict[str, Trace]:
+        """``dataset/id`` -> trace of every object that needs no second pass; call before anything is appended.
+
+        files: ``dataset/id`` -> state of the object's files, for all objects. What was clicked on other files than
+        today's is dropped, and so is a line that an interrupt tore: the next one would grow together with it.
+        """
+        done: dict[str, Trace] = {}
+        for path in (self.folder / "traces.jsonl", self.part):
+            _cut_torn_line(path)
+            if path.exists():
+                done.update({f"{t.dataset}/{t.id}": t for t in read_traces(path)})
+        if keep_masks:
+            _cut_torn_line(self.part_masks)
+            kept = self._mask_lines()
+            done = {key: trace for key, trace in done.items() if key in kept}
+        record = self.folder / "files.json"
+        then = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        current = {key: trace for key, trace in done.items() if then.get(key) == files.get(key)}
+        if then != files:  # in this order: an old trace must not be found beside a new state
+            write_atomically(self.part, "".join(trace.to_json() + "\n" for trace in current.values()))
+            (self.folder / "traces.jsonl").unlink(missing_ok=True)
+            write_atomically(record, json.dumps(files, ensure_ascii=False, indent=0) + "\n")
+        return current
+
     def finish(self, keys: Sequence[str], traces: dict[str, Trace], keep_masks: bool) -> None:
         """All traces (and masks) in the order of ``keys``, then the partial files go."""
         if keep_masks:
-            lines: dict[str, str] = {}
-            for path in (self.folder / "masks.jsonl", self.part_masks):
-                for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-                    try:
-                        record = json.loads(line)
-                    except ValueError:  # torn by an interrupt; the object was done again
-                        continue
-                    lines[f"{record['dataset']}/{record['id']}"] = line
-            write_atomically(self.folder / "masks.jsonl", "".join(lines[key] + "\n" for key in keys))
-        write_atomically(self.folder / "traces.jsonl", "".join(traces[key].to_json() + "\n" for key in keys))
+            lines = self._mask_lines()
+            with writing_atomically(self.folder / "masks.jsonl") as file:
+                for key in keys:
+                    path, start, length = lines[key]
+                    with path.open("rb") as part:
+                        part.seek(start)
+                        file.write(part.read(length))
+        with writing_atomically(self.folder / "traces.jsonl") as file:
+            for key in keys:
+                file.write(traces[key].to_json().encode() + b"\n")
         self.part.unlink(missing_ok=True)
         self.part_masks.unlink(missing_ok=True)
+
+    def _mask_lines(self) -> dict[str, tuple[Path, int, int]]:
+        """``dataset/id`` -> (file, first byte, bytes) of its masks: too much to hold for a large dataset."""
+        found: dict[str, tuple[Path, int, int]] = {}
+        for path in (self.folder / "masks.jsonl", self.part_masks):
+            if path.exists():
+                with path.open("rb") as file:
+                    start = 0
+                    for line in file:
+                        record = json.loads(line)
+                        found[f"{record['dataset']}/{record['id']}"] = (path, start, len(line))
+                        start += len(line)
+        return found
+
+
+def _cut_torn_line(path: Path) -> None:
+    if path.exists():
+        with path.open("rb+") as file:
+            text = file.read()
+            file.truncate(text.rfind(b"\n") + 1)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -36,8 +36,8 @@ def deepest(region: np.ndarray, excluded: Iterable[tuple[int, int]] = ()) -> tup
     """(squared depth, row, col) of the deepest pixel of a bool region (H, W) that is not excluded; None without one.
 
     Distances are taken in the region's bounding box with one ring of zeros, which gives what the whole image gives:
-    the nearest zero of a pixel is never beyond that ring. They are compared as exact squared integers, because the
-    last bit of OpenCV's float distances depends on its version and threads.
+    the nearest zero of a pixel is never beyond that ring. They are compared as squared integers (exact to a depth of
+    2048 pixels), because the last bit of OpenCV's float distances depends on its version and threads.
     """
     rows = np.flatnonzero(region.any(axis=1))
     if rows.size == 0:

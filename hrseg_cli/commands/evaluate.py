@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hrseg_cli import __version__
 from hrseg_cli.commands import options
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def evaluate(
     from hrseg_cli.engine.simulate import Plan
     from hrseg_cli.runs import Run
 
-    _, provenance = load_model(model)
+    loaded, provenance = load_model(model)
     refs, composed = options.open_datasets(dataset, root, instances, chosen.binarize, limit)
     names = list(dict.fromkeys(ref.dataset for ref in refs))
     plan = Plan(
@@ -83,6 +85,8 @@ def evaluate(
         "max_clicks": plan.max_clicks,
         "band": width,
         "protocol": chosen.model_dump(),
+        "flipped": chosen.flip and loaded.mirror,
+        "hrseg": __version__,
         "instances": instances,
         "keep_masks": keep_masks,
         "device": device,
@@ -96,6 +100,21 @@ def evaluate(
         run.summary["notes"] = dict(sum((Counter(trace.notes) for trace in traces), Counter()))
 
 
+def _files_of(refs: list[Ref]) -> dict[str, str]:
+    """``dataset/id`` -> sizes and times of the object's files, or how it is drawn. Paths do not count."""
+
+    @cache
+    def state(path: Path) -> str:
+        found = path.stat()
+        return f"{found.st_size} {found.st_mtime_ns}"
+
+    def all_of(ref: Ref) -> str:
+        files = [str(ref.draw)] if ref.draw else map(state, (ref.image, ref.mask, *ref.others))
+        return ", ".join([str(ref.rule), str(ref.instance), *files])
+
+    return {f"{ref.dataset}/{ref.id}": all_of(ref) for ref in refs}
+
+
 def _default_folder(model: str, datasets: list[str], protocol: str) -> Path:
     name = "-".join([Path(model).stem, *datasets, protocol])
     folder = Path("runs") / ("evaluate-" + "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in name)[:120])
@@ -107,7 +126,7 @@ def _simulate(plan: Plan, refs: list[Ref], run: Run, workers: int) -> list[Trace
     """All traces in dataset order; those that the run folder already holds are not made again."""
     from hrseg_cli.engine.simulate import run as run_plan
 
-    done = run.finished_traces()
+    done = run.finished_traces(_files_of(refs), bool(plan.keep_masks))
     left = [ref for ref in refs if f"{ref.dataset}/{ref.id}" not in done]
     with (
         run.part.open("a", encoding="utf-8") as part,
@@ -139,7 +158,7 @@ def _write_results(
     import csv
     import io
 
-    from hrseg_cli.metrics.noc import per_object_rows, summarise
+    from hrseg_cli.metrics.noc import THRESHOLDS, per_object_rows, summarise
     from hrseg_cli.runs import write_atomically
 
     def write_csv(name: str, rows: list[list[Any]]) -> None:
@@ -147,17 +166,20 @@ def _write_results(
         csv.writer(text, lineterminator="\n").writerows(rows)
         write_atomically(run.folder / name, text.getvalue())
 
+    thresholds = sorted({*THRESHOLDS, *(value for value in plan.until.values() if value <= 1)})
     table: list[list[Any]] = [["dataset", "metric", "measure", "value", "low", "high", "n"]]
     summary: dict[str, Any] = {"rows": []}
     for name in datasets:
-        header, rows = per_object_rows([trace for trace in traces if trace.dataset == name], max_clicks=plan.max_clicks)
+        header, rows = per_object_rows(
+            [trace for trace in traces if trace.dataset == name], thresholds, plan.max_clicks
+        )
         write_csv(f"{name}.csv", [header, *rows])
     for name, parts in {**{name: [name] for name in datasets}, **composed}.items():
         own = [replace(trace, dataset=name) for trace in traces if trace.dataset in parts]
         for metric in plan.until:
             intervals: dict[str, list[float]] = {}
             record: dict[str, Any] = {"dataset": name, "metric": metric, "n": len(own)}
-            for row in summarise(own, metric, max_clicks=plan.max_clicks, seed=seed):
+            for row in summarise(own, metric, thresholds, plan.max_clicks, seed=seed):
                 table.append([row.dataset, row.metric, row.measure, row.value, row.low, row.high, row.n])
                 record[row.measure] = round(row.value, 4)
                 intervals[row.measure] = [round(row.low, 4), round(row.high, 4)]

@@ -132,7 +132,7 @@ def until_of(texts: list[str], metrics: list[str]) -> dict[str, float]:
             number = float(value)
         except ValueError:
             number = math.nan
-        if not number > 0:
+        if not 0 < number < math.inf:
             raise HrsegError(f"--until {text}: write a number above 0 such as 0.90, or biou=0.85")
         targets.update(dict.fromkeys([name] if equals else metrics, number))
     return targets
@@ -205,10 +205,17 @@ def open_datasets(
         names = [part[0].dataset for part in parts]
         if twice := seen.intersection(names):
             raise HrsegError(f"--dataset: '{twice.pop()}' is there twice; tell them apart with NAME=FOLDER")
+        if "noc" in names:
+            raise HrsegError(f"--dataset {spec}: 'noc' is the name of the table; write another NAME=FOLDER")
         seen.update(names)
         if len(names) > 1:
             composed[name] = names
         refs += [ref for part in parts for ref in part]
+    for ref in refs:
+        try:
+            ref.id.encode()
+        except UnicodeEncodeError:
+            raise HrsegError(f"{ref.id!r} of {ref.dataset}: the file's name is not UTF-8; rename it") from None
     return refs, composed
 
 
@@ -218,6 +225,7 @@ def progress(of_bytes: bool = False) -> Progress:
     from rich.console import Console
 
     done = (rich.DownloadColumn(), rich.TransferSpeedColumn()) if of_bytes else (rich.MofNCompleteColumn(),)
+    console = Console(stderr=True)
     return rich.Progress(
         rich.TextColumn("{task.description}"),
         rich.BarColumn(),
@@ -225,6 +233,7 @@ def progress(of_bytes: bool = False) -> Progress:
         rich.TimeElapsedColumn(),
         rich.TextColumn("left"),
         rich.TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hrseg_cli.commands import options
-from hrseg_cli.errors import HrsegError
+from hrseg_cli.errors import HrsegError, Interrupted
 
 if TYPE_CHECKING:
     from hrseg_cli.interaction import Click
@@ -27,7 +28,9 @@ def simulate_clicks(
     replay: Annotated[
         Path | None,
         typer.Option(
-            "--replay", metavar="FILE", help="Repeat the clicks of this traces file instead of simulating new ones."
+            "--replay",
+            metavar="FILE",
+            help="Repeat the clicks of this traces file or run folder instead of simulating new ones.",
         ),
     ] = None,
     out: Annotated[
@@ -48,6 +51,8 @@ def simulate_clicks(
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     width = options.band_of(band)
     options.device_of(device)
+    if out is not None:
+        _check_writable(out)
 
     from hrseg_cli.engine.simulate import Plan, run
     from hrseg_cli.runs import write_atomically
@@ -61,18 +66,33 @@ def simulate_clicks(
     plan = Plan(model, chosen, targets, max_clicks or chosen.max_clicks, device, width, replay=given)
     lines: dict[int, str] = {}
     printed = 0
-    for index, outcome in run(plan, refs, options.workers_of(workers, device)):
-        lines[index] = outcome.trace.to_json() + "\n"
-        while out is None and printed in lines:  # in dataset order, as soon as the order allows
-            typer.echo(lines[printed], nl=False)
-            printed += 1
+    try:
+        for index, outcome in run(plan, refs, options.workers_of(workers, device)):
+            lines[index] = outcome.trace.to_json() + "\n"
+            while out is None and printed in lines:  # in dataset order, as soon as the order allows
+                typer.echo(lines.pop(printed), nl=False)
+                printed += 1
+    except Interrupted:
+        raise Interrupted("interrupted; simulate-clicks keeps nothing, 'hrseg evaluate' goes on where it was") from None
     if out is not None:
         write_atomically(out, "".join(lines[index] for index in sorted(lines)))
+
+
+def _check_writable(out: Path) -> None:
+    """Before hours of clicks rather than after them."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise HrsegError(f"--out {out}: cannot be written ({error.strerror}); name another file") from None
+    if out.is_dir():
+        raise HrsegError(f"--out {out}: is a folder; name a file in it")
 
 
 def _read_clicks(path: Path) -> dict[str, tuple[Click, ...]]:
     from hrseg_cli.runs import read_traces
 
+    path = path / "traces.jsonl" if path.is_dir() else path
     if not path.is_file():
-        raise HrsegError(f"--replay {path}: no such file; give a traces.jsonl")
+        raise HrsegError(f"--replay {path}: no such file; give a traces.jsonl or a finished run folder")
     return {f"{trace.dataset}/{trace.id}": trace.clicks for trace in read_traces(path)}

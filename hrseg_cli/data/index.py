@@ -173,7 +173,8 @@ def _finish(part: Path, path: Path, head: dict[str, Any], groups: int) -> Summar
     incomplete: set[str] = set()
     images = done = 0
     starts = array("q")  # (first byte of a line, number of its image), two by two
-    new = path.with_name(f".{path.name}.new")
+    # Names that the next attempt takes again, so that a killed one leaves no litter.
+    new, new_table = (path.with_name(f".{name}.new") for name in (path.name, _table_path(path).name))
     with part.open("rb") as file:
         good_in_image = False
         for position, record in _records(file):
@@ -195,15 +196,17 @@ def _finish(part: Path, path: Path, head: dict[str, Any], groups: int) -> Summar
         if done != groups:
             raise HrsegError(f"{part}: changed while it was written; delete it and run the same command again")
         table = np.array(starts, np.int64).reshape(-1, 2)
-        with new.open("wb") as out:
+        with new.open("wb") as out, new_table.open("wb") as out_table:
             out.write(_line({**head, "incomplete": sorted(incomplete)}))
             for k in range(len(table)):
                 file.seek(table[k, 0])
                 table[k, 0] = out.tell()
                 out.write(file.readline())
-            _write_table(path, np.append(table, [[out.tell(), images]], axis=0))
-            out.flush()
-            os.fsync(out.fileno())
+            np.save(out_table, np.append(table, [[out.tell(), images]], axis=0))
+            for each in (out, out_table):
+                each.flush()
+                os.fsync(each.fileno())
+    os.replace(new_table, _table_path(path))
     os.replace(new, path)
     part.unlink()
     return Summary(path, images, len(table), dict(rules), problems)
@@ -339,12 +342,6 @@ def _table_path(path: Path) -> Path:
     return path.with_suffix(".lines.npy")
 
 
-def _write_table(path: Path, table: np.ndarray) -> None:
-    file = io.BytesIO()
-    np.save(file, table)
-    write_atomically(_table_path(path), file.getvalue())
-
-
 def _read_table(path: Path, text: mmap.mmap, first: int) -> np.ndarray:
     """int64, (objects + 1, 2): the first byte of each line and the number of its image; last the bytes and images in
     all. Made anew where it is missing or does not fit ``text``, in which ``first`` bytes are the first line."""
@@ -365,6 +362,8 @@ def _read_table(path: Path, text: mmap.mmap, first: int) -> np.ndarray:
         last = line[1]
         starts.extend((line.start() + 1, image))
     table = np.append(np.array(starts, np.int64).reshape(-1, 2), [[size, image + 1]], axis=0)
+    file = io.BytesIO()
+    np.save(file, table)
     with suppress(OSError):  # a folder that cannot be written: it is made again next time
-        _write_table(path, table)
+        write_atomically(_table_path(path), file.getvalue())
     return table

@@ -12,6 +12,7 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def load_model(spec: str, device: str = "cpu") -> tuple[InteractiveModel, dict[s
             raise HrsegError(f"--model {spec}: an architecture without weights; give the path of a checkpoint of it")
         model = catalog.resolve("model", spec)()
         provenance = {"name": model.name, "options": model.config}
+    elif path.is_dir():
+        raise HrsegError(f"--model {spec}: is a folder; give the checkpoint file in it")
     elif path.suffix or "/" in spec:
         raise HrsegError(f"--model {spec}: no such file; give the path of a checkpoint, or 'grabcut'")
     else:
@@ -89,11 +92,27 @@ def sniff(path: Path) -> str:
         raise HrsegError(
             f"{path}: is a Git LFS pointer, not the weights; run 'git lfs pull' or download the file itself"
         )
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+    if head.startswith(b"PK\x03\x04"):
+        _check_zip(path)
+        return "torch"
+    if head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return "torch"
     if head[8:9] == b"{":
         return "safetensors"
     raise HrsegError(f"{path}: is neither a PyTorch nor a safetensors file; give a RITM .pth or an hrseg .safetensors")
+
+
+def _check_zip(path: Path) -> None:
+    """A PyTorch file is a zip archive, but not every zip archive is one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        raise HrsegError(f"{path}: is a damaged or truncated PyTorch file; download it again") from None
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise HrsegError(f"{path}: is a TorchScript program, which is not run; give the checkpoint it was made from")
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise HrsegError(f"{path}: is a zip archive of {len(names)} files, not a checkpoint; unpack it first")
 
 
 Loaded = tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]
@@ -111,7 +130,7 @@ def _read_own(path: Path) -> Loaded:
         raise HrsegError("is a safetensors file of another program: it does not say which model it holds")
     try:
         header = json.loads(metadata["hrseg"])
-        kind, version, name, options = header["kind"], header["format"], header["name"], header["options"]
+        kind, version, name, options = header["kind"], int(header["format"]), header["name"], dict(header["options"])
     except (ValueError, KeyError, TypeError):
         raise HrsegError("its 'hrseg' metadata cannot be read; write it again with hrseg") from None
     if kind != "model":
@@ -140,8 +159,12 @@ def _read_ritm(path: Path) -> Loaded:
         raise HrsegError(f"holds a {type(content).__name__}, not a checkpoint")
     if "state_dict" not in content or "config" not in content:
         raise HrsegError(_what_else(content))
-    options = ritm_weights.options(content["config"])
-    return "hrnet_ocr", options, dict(content["state_dict"]), {"from": "RITM checkpoint"}
+    state = content["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise HrsegError("its 'state_dict' is not a dictionary of tensors; save model.state_dict() there")
+    if state and all(str(key).startswith("module.") for key in state):
+        raise HrsegError("was saved from a model wrapped in DataParallel; save model.module.state_dict() instead")
+    return "hrnet_ocr", ritm_weights.options(content["config"]), state, {"from": "RITM checkpoint"}
 
 
 def _what_else(content: dict[Any, Any]) -> str:

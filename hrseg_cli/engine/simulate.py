@@ -6,6 +6,7 @@ worker computes with one thread.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,9 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Any
 
 import cv2
@@ -86,7 +89,10 @@ def simulate(sample: Sample, model: InteractiveModel, plan: Plan) -> tuple[Trace
             if not plan.protocol.click_when_perfect:
                 break
             click = Click(0, 0, False)
-        mask = session.click(click)
+        try:
+            mask = session.click(click)
+        except HrsegError as error:
+            raise HrsegError(f"{sample.dataset}/{sample.id}: {error}") from None
         seconds.append(time.perf_counter() - started)
         clicks.append(click)
         for name, metric in metrics.items():
@@ -138,10 +144,16 @@ def _here(plan: Plan, refs: Sequence[Ref]) -> Iterator[tuple[int, Outcome]]:
 
 def _in_processes(plan: Plan, refs: Sequence[Ref], workers: int) -> Iterator[tuple[int, Outcome]]:
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (plan,))
+    left = iter(enumerate(refs))
+    tasks: dict[Future[Outcome], int] = {}
     try:
-        tasks: dict[Future[Outcome], int] = {pool.submit(_in_worker, ref): index for index, ref in enumerate(refs)}
-        while tasks:
-            done, _ = wait(tasks, timeout=1, return_when="FIRST_COMPLETED")
+        while True:
+            # A few more than there are workers: to wait for a million at once would take longer than to click.
+            for index, ref in islice(left, 2 * workers - len(tasks)):
+                tasks[pool.submit(_in_worker, ref)] = index
+            if not tasks:
+                return
+            done, _ = wait(tasks, return_when="FIRST_COMPLETED")
             for future in done:
                 yield tasks.pop(future), future.result()
     except BrokenProcessPool:
@@ -163,9 +175,18 @@ _worker: Callable[[Ref], Outcome]
 def _start_worker(plan: Plan) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    Thread(target=_follow_parent, daemon=True).start()
     _one_thread()
     model, _ = load_model(plan.model, plan.device)
     _worker = partial(_work, plan, model)
+
+
+def _follow_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever, with a network in its memory."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _in_worker(ref: Ref) -> Outcome:
@@ -187,7 +208,7 @@ def _work(plan: Plan, model: InteractiveModel, ref: Ref) -> Outcome:
     record = {
         "id": ref.id,
         "dataset": ref.dataset,
-        "image": str(ref.image),
+        "image": str(ref.image.absolute()),
         "draw": ref.draw,
         "size": list(sample.truth.shape),
         "truth": _encode(sample.truth == 1),

@@ -18,7 +18,7 @@ class InteractiveModel(nn.Module):
 
     name, config: what rebuilds the model: a name of the catalog and keyword arguments.
     with_prev_mask: whether the previous answer is part of the input.
-    mirror: whether averaging with the mirrored image can change anything (test-time flip is skipped otherwise).
+    mirror: whether it is asked about the mirrored image too where a protocol wants that.
     """
 
     name: str

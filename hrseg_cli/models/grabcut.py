@@ -81,8 +81,8 @@ class GrabCut(InteractiveModel):
         click. So a negative click clears what lies around it, as far as the next positive one.
         """
         half, short = len(points) // 2, min(previous.shape)
-        to_object = nearest_click(points[:half, :2] * scale, previous.shape)
-        to_background = nearest_click(points[half:, :2] * scale, previous.shape)
+        to_object = nearest_click((points[:half, :2] + 0.5) * scale, previous.shape)
+        to_background = nearest_click((points[half:, :2] + 0.5) * scale, previous.shape)
         guess = (to_object <= to_background) & (previous | (to_object <= self.reach * short))
         labels = np.where(guess, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
         fixed = max(2.0, self.radius * short)
@@ -92,9 +92,9 @@ class GrabCut(InteractiveModel):
 
 
 def nearest_click(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 (H, W): distance in pixels to the nearest of (N, 2) points inside the image; infinite without one."""
+    """float32 (H, W): distance to the pixel under the nearest of (N, 2) points in the image; infinite without."""
     height, width = shape
-    rows, cols = np.floor(points + 0.5).astype(int).T
+    rows, cols = np.floor(points).astype(int).T
     inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
     if not inside.any():
         return np.full(shape, np.inf, np.float32)

@@ -90,7 +90,7 @@ class ClickHRNet(InteractiveModel):
         self.register_buffer("_std", torch.tensor(norm_mean_std[1]).view(1, 3, 1, 1), persistent=False)
 
         maps = 3 if with_prev_mask else 2
-        activation = nn.LeakyReLU(0.2) if use_leaky_relu else nn.ReLU()
+        activation = nn.LeakyReLU(0.2, inplace=True) if use_leaky_relu else nn.ReLU(inplace=True)
         if use_rgb_conv:
             self.rgb_conv = nn.Sequential(
                 nn.Conv2d(3 + maps, 6 + maps, 1), nn.BatchNorm2d(6 + maps), activation, nn.Conv2d(6 + maps, 3, 1)

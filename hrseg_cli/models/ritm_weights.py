@@ -37,7 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "norm_mean_std": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
-# Say how it was trained or where the click maps were computed; the answer does not depend on them.
+# Say how it was trained, or ask for the click maps of its demo, which round clicks to pixels; evaluation does not.
 WITHOUT_EFFECT = {"backbone_lr_mult", "norm_layer", "cpu_dist_maps"}
 
 

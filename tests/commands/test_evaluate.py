@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def test_a_run_folder_and_rows_for_a_pipeline(hrseg: Command, folder: Path, tmp_
     masks = [json.loads(line) for line in (run / "masks.jsonl").read_text().splitlines()]
     assert [sorted(one["masks"], key=int)[-1] for one in masks] == [str(len(line["clicks"])) for line in lines]
     assert sorted(path.name for path in run.iterdir()) == [
-        "masks.jsonl", "mine.csv", "noc.csv", "run.json", "traces.jsonl",
+        "files.json", "masks.jsonl", "mine.csv", "noc.csv", "run.json", "traces.jsonl",
     ]  # fmt: skip
 
 
@@ -105,7 +106,19 @@ def test_the_number_of_workers_and_the_day_do_not_matter(
     found = []
     for name, workers in (("one", 1), ("again", 1), ("two", 2)):
         done = hrseg(
-            "evaluate", "-m", checkpoint, "-d", folder, "--max-clicks", 3, "--workers", workers, "-o", tmp_path / name
+            "evaluate",
+            "-m",
+            checkpoint,
+            "-d",
+            folder,
+            "--max-clicks",
+            3,
+            "--workers",
+            workers,
+            "-o",
+            tmp_path / name,
+            "--set",
+            "zoom.target=200",
         )
         assert done.code == 0, done.err
         found.append(traces(tmp_path / name / "traces.jsonl"))
@@ -116,7 +129,7 @@ def test_the_number_of_workers_and_the_day_do_not_matter(
 
 
 def test_until_above_one_never_stops_early(hrseg: Command, folder: Path, tmp_path: Path) -> None:
-    words = ["-m", "grabcut", "-d", folder, "--max-clicks", 6, "--workers", 1]
+    words = ["-m", "grabcut", "-d", folder, "--max-clicks", 6, "--workers", 1, "--protocol", "plain"]
     for until, counts in ((1.01, {6}), (0.01, {1})):
         done = hrseg("evaluate", *words, "--until", until, "-o", tmp_path / str(until))
         assert done.code == 0, done.err
@@ -126,30 +139,70 @@ def test_until_above_one_never_stops_early(hrseg: Command, folder: Path, tmp_pat
 def test_an_interrupted_run_goes_on_to_the_same_traces(folder: Path, tmp_path: Path, hrseg: Command) -> None:
     """Ctrl-C after the first object: exit 130, one line, what is finished stays; the same command ends the same."""
     words = ["-m", "grabcut", "-d", str(folder), "--max-clicks", "8", "--until", "1.01", "--keep-masks"]
+    words += ["--protocol", "plain"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert hrseg("evaluate", *words, "--workers", 1, "-o", whole).code == 0
-    command = [sys.executable, "-m", "hrseg_cli.cli", "evaluate", *words, "--workers", "2", "-o", str(broken)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    part = broken / "traces.part.jsonl"
-    deadline = time.monotonic() + 120
-    while not (part.exists() and part.read_text().count("\n")) and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    process = start_and_wait_for_an_object(words, broken)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in err.splitlines()[-1]
-    assert "Traceback" not in err
+    assert err == "hrseg: interrupted; what was finished is kept, the same command goes on from there\n"
     assert json.loads((broken / "run.json").read_text())["got"]["status"] == "interrupted"
-    kept = part.read_text().count("\n")
-    with part.open("a") as file:
-        file.write('{"id":"torn')  # what a kill in the middle of a line leaves
+    part = broken / "traces.part.jsonl"
+    assert part.read_text().count("\n") >= 1
     done = hrseg("evaluate", *words, "--workers", 1, "-o", broken)
     assert done.code == 0, done.err
     assert traces(broken / "traces.jsonl") == traces(whole / "traces.jsonl")
     assert (broken / "masks.jsonl").read_text() == (whole / "masks.jsonl").read_text()
-    assert kept >= 1
     assert not part.exists()
+
+
+@pytest.mark.parametrize(("whole_traces", "whole_masks"), [(1, 1), (2, 1), (1, 2), (0, 1)])
+def test_lines_torn_by_a_kill_are_done_again(
+    whole_traces: int, whole_masks: int, folder: Path, tmp_path: Path, hrseg: Command
+) -> None:
+    """A kill leaves half a line in either file: what comes after must not grow together with it, and an object whose
+    masks are lost is clicked again."""
+    words = ["evaluate", "-m", "grabcut", "-d", folder, "--max-clicks", 2, "--keep-masks", "--protocol", "plain"]
+    words += ["--workers", 1]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert hrseg(*words, "-o", whole).code == 0
+    broken.mkdir()
+    for name in ("run.json", "files.json"):
+        shutil.copy(whole / name, broken)
+    for name, kept in (("traces", whole_traces), ("masks", whole_masks)):
+        lines = (whole / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (broken / f"{name}.part.jsonl").write_text("".join(lines[:kept]) + lines[kept][:50])
+    done = hrseg(*words, "-o", broken)
+    assert done.code == 0, done.err
+    assert traces(broken / "traces.jsonl") == traces(whole / "traces.jsonl")
+    assert (broken / "masks.jsonl").read_text() == (whole / "masks.jsonl").read_text()
+
+
+def start_and_wait_for_an_object(words: list[str], out: Path) -> subprocess.Popen[str]:
+    """An evaluation with two workers in a process of its own, its first object finished."""
+    command = [sys.executable, "-m", "hrseg_cli.cli", "evaluate", *words, "--workers", "2", "-o", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    part = out / "traces.part.jsonl"
+    deadline = time.monotonic() + 120
+    while not (part.exists() and part.read_text().count("\n")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return process
+
+
+def test_workers_do_not_outlive_a_killed_parent(folder: Path, tmp_path: Path) -> None:
+    words = ["-m", "grabcut", "-d", str(folder), "--max-clicks", "8", "--until", "1.01", "--protocol", "plain"]
+    process = start_and_wait_for_an_object(words, tmp_path / "run")
+    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    children = [int(pid) for pid in listing.stdout.split()]
+    assert len(children) >= 2
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
 def test_a_folder_of_another_run_is_refused(hrseg: Command, folder: Path, tmp_path: Path) -> None:
@@ -170,7 +223,7 @@ def test_simulated_clicks_replay_on_another_model(
     hrseg: Command, folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     """Traces go to stdout in dataset order; replayed, the clicks are the same and only the answers differ."""
-    words = ["-d", f"mine={folder}", "--workers", 1, "--metric", "iou", "--metric", "biou"]
+    words = ["-d", f"mine={folder}", "--workers", 1, "--metric", "iou", "--metric", "biou", "--protocol", "plain"]
     first = hrseg("simulate-clicks", "-m", "grabcut", *words, "--max-clicks", 3)
     assert first.code == 0, first.err
     stored = tmp_path / "first.jsonl"
@@ -186,6 +239,63 @@ def test_simulated_clicks_replay_on_another_model(
     assert [line["iou"] for line in a] != [line["iou"] for line in b]
 
 
+def test_what_has_changed_is_clicked_again(hrseg: Command, folder: Path, tmp_path: Path) -> None:
+    """A corrected mask, or another folder of the same name: old answers are not passed off as new ones, and what is
+    the same (a moved folder too) is not done twice."""
+    words = ["evaluate", "-m", "grabcut", "--max-clicks", 1, "--workers", 1, "--protocol", "plain"]
+    for place in ("a", "b"):
+        shutil.copytree(folder, tmp_path / place / "test")
+    mask = tmp_path / "b" / "test" / "masks" / "case_a.png"
+    grey = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+    assert grey is not None
+    cv2.imwrite(str(mask), np.roll(grey, 20, axis=0))
+    assert hrseg(*words, "-d", tmp_path / "b" / "test", "-o", tmp_path / "fresh").code == 0
+
+    assert hrseg(*words, "-d", tmp_path / "a" / "test", "-o", tmp_path / "run").code == 0
+    first = (tmp_path / "run" / "traces.jsonl").read_text().splitlines()
+    assert hrseg(*words, "-d", tmp_path / "b" / "test", "-o", tmp_path / "run").code == 0
+    second = (tmp_path / "run" / "traces.jsonl").read_text().splitlines()
+    assert traces(tmp_path / "run" / "traces.jsonl") == traces(tmp_path / "fresh" / "traces.jsonl")
+    assert [a == b for a, b in zip(first, second, strict=True)] == [False, True, True]  # seconds and all
+
+    drawn = [*words, "-o", tmp_path / "drawn", "-d"]
+    sizes = []
+    for size in (64, 96):
+        assert hrseg(*drawn, f"procedural:count=1,size={size}").code == 0
+        sizes.append(max(traces(tmp_path / "drawn" / "traces.jsonl")[0]["size"]))
+    assert sizes == [64, 96]
+
+
+def test_a_target_of_ones_own_is_in_the_table(hrseg: Command, folder: Path, tmp_path: Path) -> None:
+    done = hrseg("evaluate", "-m", "grabcut", "-d", folder, "--until", 0.97, "--max-clicks", 2, "-o", tmp_path / "run")
+    assert "NoC@97" in json.loads(done.out)
+    assert "NoC@97" in (tmp_path / "run" / "noc.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe\x00", "cannot be read as traces"),
+        (b'{"id":"case_a","dataset":"mine","clicks":[["a",1,1]]}\n\n', "line 1: not a trace"),
+        (b'{"id":"case_a","dataset":"mine","clicks":[[9999,1,1]]}\n', "mine/case_a: click 9999,1 lies outside"),
+        (b'{"id":"other","dataset":"mine","clicks":[[9,1,1]]}\n', "no trace of these datasets"),
+    ],
+)
+def test_a_wrong_replay_file_is_named(
+    content: bytes, message: str, hrseg: Command, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "traces.jsonl").write_bytes(content)
+    done = hrseg("simulate-clicks", "-m", "grabcut", "-d", f"mine={folder}", "--replay", tmp_path, "--workers", 1)
+    assert (done.code, done.out) == (1, "")
+    assert message in done.err
+
+
+def test_where_traces_go_is_checked_first(hrseg: Command, folder: Path, tmp_path: Path) -> None:
+    for out in (tmp_path, "/proc/traces.jsonl"):
+        done = hrseg("simulate-clicks", "-m", "grabcut", "-d", folder, "--out", out)
+        assert (done.code, "--out" in done.err) == (1, True)
+
+
 def test_a_fixed_width_band_changes_boundary_iou(hrseg: Command, folder: Path) -> None:
     words = ["simulate-clicks", "-m", "grabcut", "-d", folder, "--workers", 1, "--max-clicks", 1, "--metric", "biou"]
     wide, thin = (hrseg(*words, "--band", band).out.splitlines() for band in ("0.02", "1px"))
@@ -194,8 +304,6 @@ def test_a_fixed_width_band_changes_boundary_iou(hrseg: Command, folder: Path) -
 
 
 def test_a_broken_file_stops_with_its_name_and_keeps_the_rest(hrseg: Command, folder: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     last = copy / "images" / "case_k.png"
@@ -219,11 +327,16 @@ WRONG = [
     (["--model", "grabcut", "--dataset", "{folder}", "--set", "flip=maybe"], 1, "valid boolean"),
     (["--model", "grabcut", "--dataset", "{folder}", "--until", "often"], 1, "0.90"),
     (["--model", "grabcut", "--dataset", "{folder}", "--until", "biou=0.9"], 1, "add --metric biou"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--until", "inf"], 1, "0.90"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--set", "zoom.target=0"], 1, "zoom.target"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--set", "tiles.overlap=900"], 1, "at most half"),
+    (["--model", "grabcut", "--dataset", "noc={folder}"], 1, "name of the table"),
+    (["--model", "{folder}", "--dataset", "{folder}"], 1, "is a folder"),
     (["--model", "grabcut", "--dataset", "{folder}", "--band", "wide"], 1, "5px"),
     (["--model", "grabcut", "--dataset", "{folder}", "--binarize", "gt12"], 2, "gt128"),
     (["--model", "grabcut", "--dataset", "{folder}", "--device", "gpu"], 1, "cpu or cuda"),
     (["--model", "grabcut", "--dataset", "{folder}", "--max-clicks", "0"], 2, "max-clicks"),
-    (["--model", "grabcut", "--dataset", "{folder}", "--dataset", "{folder}"], 1, "same name"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--dataset", "{folder}"], 1, "there twice"),
     (["--model", "grabcut", "--datset", "{folder}"], 2, "--dataset"),
     (["--model", "grabcut"], 2, "--dataset"),
     (["--model", "missing.pth", "--dataset", "{folder}"], 1, "no such file"),
@@ -241,7 +354,8 @@ def test_what_a_user_can_mend_is_one_line(
     assert done.code == code, done.err
     assert message in done.err
     assert "Traceback" not in done.err
-    if done.err.startswith("hrseg: "):
+    if code == 1:
+        assert done.err.startswith("hrseg: ")
         assert done.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

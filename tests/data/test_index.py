@@ -277,7 +277,7 @@ def test_a_build_goes_on_where_it_was(folder: Path, tmp_path: Path, torn: Callab
     assert not part.exists()
 
 
-@pytest.mark.parametrize("last", ["_write_table", "os.replace"])
+@pytest.mark.parametrize("last", ["np.save", "os.fsync", "os.replace"])
 def test_stopped_while_the_index_is_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,20 @@ WRONG = {
     "fork": (
         lambda p, s: torch.save(ritm(s, extra_head={"type": "builtin", "value": 1, "specified": True}), p),
         "unknown option 'extra_head'",
+    ),
+    "torchscript": (lambda p, s: zipfile.ZipFile(p, "w").writestr("net/constants.pkl", b"x"), "TorchScript"),
+    "zip of something": (lambda p, s: zipfile.ZipFile(p, "w").writestr("model.pth", b"x"), "zip archive of 1 files"),
+    "data parallel": (
+        lambda p, s: torch.save(ritm({f"module.{k}": v for k, v in s.items()}), p),
+        "DataParallel",
+    ),
+    "no dictionary": (lambda p, s: torch.save({"state_dict": [1], "config": STATES["h18s"]["config"]}, p), "tensors"),
+    "no tensors": (lambda p, s: torch.save(ritm({"a": 3}), p), "tensors"),  # type: ignore[dict-item]
+    "odd metadata": (
+        lambda p, s: save_file(
+            s, p, {"hrseg": json.dumps({"format": "two", "kind": "model", "name": "h18s", "options": {}})}
+        ),
+        "cannot be read",
     ),
     "click groups": (
         lambda p, s: torch.save(ritm(s, clicks_groups={"type": "builtin", "value": [1], "specified": True}), p),

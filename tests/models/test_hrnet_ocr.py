@@ -31,6 +31,7 @@ def build(model: ClickHRNet) -> ClickHRNet:
 
 
 def assert_recorded(output: dict[str, torch.Tensor], prefix: str, atol: float = 1e-4) -> None:
+    assert set(output) == {name for name in ("logits", "aux") if f"{prefix}_{name}" in RECORDED}
     for name, values in output.items():
         recorded = RECORDED[f"{prefix}_{name}"]
         np.testing.assert_allclose(values.numpy()[..., 1::3, 1::3], recorded, atol=atol, rtol=0)
