@@ -53,7 +53,7 @@ def evaluate(
     Writes a run folder (traces, a CSV per dataset, noc.csv) and prints one JSON row per dataset and metric. The same
     command goes on where an interrupted one stopped.
     """
-    chosen = options.protocol_of(protocol, dataset, set_, binarize)
+    chosen = options.protocol_of(protocol, set_, binarize)
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     width = options.band_of(band)
     options.device_of(device)
@@ -63,11 +63,13 @@ def evaluate(
     from hrseg_cli.runs import Run
 
     loaded, provenance = load_model(model)
-    refs, composed = options.open_datasets(dataset, root, instances, chosen.binarize, limit)
+    refs, composed, incomplete = options.open_datasets(dataset, root, instances, chosen.binarize, limit)
     names = list(dict.fromkeys(ref.dataset for ref in refs))
+    chosen, own = options.own_protocols(protocol, chosen, names, set_)
     plan = Plan(
         model=model,
         protocol=chosen,
+        protocols=own,
         until=targets,
         max_clicks=max_clicks or chosen.max_clicks,
         device=device,
@@ -78,6 +80,7 @@ def evaluate(
         "model": provenance,
         "datasets": names,
         "composed": composed,
+        "incomplete": incomplete,
         "objects": len(refs),
         "objects_sha256": sha256("\n".join(f"{ref.dataset}/{ref.id}" for ref in refs).encode()).hexdigest(),
         "metrics": list(targets),
@@ -85,6 +88,7 @@ def evaluate(
         "max_clicks": plan.max_clicks,
         "band": width,
         "protocol": chosen.model_dump(),
+        "protocols": {name: own.model_dump() for name, own in plan.protocols.items()},
         "flipped": chosen.flip and loaded.mirror,
         "hrseg": __version__,
         "instances": instances,
@@ -102,17 +106,10 @@ def evaluate(
 
 def _files_of(refs: list[Ref]) -> dict[str, str]:
     """``dataset/id`` -> sizes and times of the object's files, or how it is drawn. Paths do not count."""
+    from hrseg_cli.data.samples import file_state, size_and_time
 
-    @cache
-    def state(path: Path) -> str:
-        found = path.stat()
-        return f"{found.st_size} {found.st_mtime_ns}"
-
-    def all_of(ref: Ref) -> str:
-        files = [str(ref.draw)] if ref.draw else map(state, (ref.image, ref.mask, *ref.others))
-        return ", ".join([str(ref.rule), str(ref.instance), *files])
-
-    return {f"{ref.dataset}/{ref.id}": all_of(ref) for ref in refs}
+    stat = cache(size_and_time)  # many objects may share a file
+    return {f"{ref.dataset}/{ref.id}": file_state(ref, stat) for ref in refs}
 
 
 def _default_folder(model: str, datasets: list[str], protocol: str) -> Path:

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, NamedTuple, cast, get_args
 
 import typer
 
@@ -14,6 +14,8 @@ from hrseg_cli import catalog
 from hrseg_cli.errors import HrsegError, UnknownName
 
 if TYPE_CHECKING:  # pydantic and rich take longer to import than the help to print
+    from collections.abc import Iterable
+
     from rich.progress import Progress
 
     from hrseg_cli.data.samples import Ref
@@ -89,22 +91,33 @@ Band = Annotated[
 ]
 
 
-def protocol_of(name: str | None, datasets: list[str], changes: list[str], binarize: str | None) -> Protocol:
-    """The protocol with all that was changed on the command line, in its name too.
+def protocol_of(name: str | None, changes: list[str], binarize: str | None) -> Protocol:
+    """The protocol (ritm where none is named) with all that was changed on the command line, in its name too."""
+    from hrseg_cli.recipe import load_protocol
 
-    Without a name it is the one that the manifests of the typed datasets agree on, and ritm where there are none.
+    binarize_of(binarize)
+    return load_protocol(name or "ritm", [*changes, *([f"binarize={binarize}"] if binarize else [])])
+
+
+def own_protocols(
+    name: str | None, main: Protocol, datasets: Iterable[str], changes: list[str]
+) -> tuple[Protocol, dict[str, Protocol]]:
+    """The protocol of most datasets, and dataset -> protocol of those whose manifest wants another.
+
+    Only where the user names none: RITM looks at DAVIS, and only at DAVIS, through larger crops.
     """
     from hrseg_cli.data.manifest import load_manifest, manifest_names
     from hrseg_cli.recipe import load_protocol
 
-    binarize_of(binarize)
-    if name is None:
-        known = [spec.partition(":")[0] for spec in datasets]
-        wishes = {load_manifest(spec).protocol if spec in manifest_names() else "ritm" for spec in known}
-        if len(wishes) > 1:
-            raise HrsegError(f"--protocol: these datasets are judged by {' and '.join(sorted(wishes))}; choose one")
-        name = wishes.pop()
-    return load_protocol(name, [*changes, *([f"binarize={binarize}"] if binarize else [])])
+    if name is not None:
+        return main, {}
+    wishes = {
+        dataset: load_manifest(dataset).protocol if dataset in manifest_names() else "ritm" for dataset in datasets
+    }
+    own = {dataset: load_protocol(wish, changes) for dataset, wish in wishes.items() if wish != "ritm"}
+    if own and len(own) == len(wishes) and len(set(wishes.values())) == 1:
+        return next(iter(own.values())), {}
+    return main, own
 
 
 def binarize_of(text: str | None) -> BinarizeRule:
@@ -180,43 +193,54 @@ def data_root(root: Path | None) -> Path:
     return root or Path(os.environ.get("HRSEG_DATA") or "data")
 
 
+class Opened(NamedTuple):
+    """Typed datasets. composed: name -> names of its parts. incomplete: dataset -> "objects there of all"."""
+
+    refs: list[Ref]
+    composed: dict[str, list[str]]
+    incomplete: dict[str, str]
+
+
 def open_datasets(
     specs: list[str], root: Path | None, instances: bool, binarize: BinarizeRule, limit: int | None
-) -> tuple[list[Ref], dict[str, list[str]]]:
-    """The objects of all typed datasets, and for each composed one its name -> the names of its parts.
+) -> Opened:
+    """The objects of all typed datasets.
 
-    A name with a manifest means what the manifest says, unless a folder of that name lies here. Raises HrsegError where
-    two datasets would get the same name.
+    Says on stderr when a known dataset is not whole. Raises HrsegError where two datasets would get the same name.
     """
-    from hrseg_cli.data.manifest import manifest_names
-    from hrseg_cli.data.parts import list_parts
-    from hrseg_cli.data.samples import open_dataset, open_listing
+    from hrseg_cli.data.parts import DEFAULT_SPLIT, find_known, list_parts, pieces_of
+    from hrseg_cli.data.samples import open_dataset, open_listing, split_options
 
-    refs: list[Ref] = []
-    composed: dict[str, list[str]] = {}
+    opened = Opened([], {}, {})
     seen: set[str] = set()
     for spec in specs:
-        name, _, split = spec.partition(":split=")
-        if name in manifest_names() and not Path(name).is_dir():
-            listings = list_parts(name, split=split or "val", root=root, binarize=binarize)
+        text, layout_options = split_options(spec)
+        if known := find_known(text):
+            split = layout_options.pop("split", DEFAULT_SPLIT)
+            listings = list_parts(text, split=split, root=root, binarize=binarize, **layout_options)
             parts = [open_listing(listing, limit) for listing in listings]
+            for part, piece in zip(parts, pieces_of(known, split), strict=True):
+                published = piece.split.count_objects
+                if limit is None and published and not piece.split.about and len(part) != published:
+                    opened.incomplete[part[0].dataset] = f"{len(part)} of {published}"
+                    typer.echo(f"{piece.place}: {len(part)} objects are there of {published}; not its number", err=True)
         else:
             parts = [open_dataset(spec, root=root, instances=instances, binarize=binarize, limit=limit)]
         names = [part[0].dataset for part in parts]
-        if twice := seen.intersection(names):
-            raise HrsegError(f"--dataset: '{twice.pop()}' is there twice; tell them apart with NAME=FOLDER")
         if "noc" in names:
             raise HrsegError(f"--dataset {spec}: 'noc' is the name of the table; write another NAME=FOLDER")
+        if twice := seen.intersection(names):
+            raise HrsegError(f"--dataset {spec}: '{twice.pop()}' is there twice; tell folders apart with NAME=FOLDER")
         seen.update(names)
         if len(names) > 1:
-            composed[name] = names
-        refs += [ref for part in parts for ref in part]
-    for ref in refs:
+            opened.composed[Path(text).stem] = names
+        opened.refs.extend(ref for part in parts for ref in part)
+    for ref in opened.refs:
         try:
             ref.id.encode()
         except UnicodeEncodeError:
             raise HrsegError(f"{ref.id!r} of {ref.dataset}: the file's name is not UTF-8; rename it") from None
-    return refs, composed
+    return opened
 
 
 def progress(of_bytes: bool = False) -> Progress:

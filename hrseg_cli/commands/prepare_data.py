@@ -16,7 +16,8 @@ from hrseg_cli.errors import HrsegError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hrseg_cli.data.manifest import ArchiveFile, Manifest, Split
+    from hrseg_cli.data.manifest import ArchiveFile
+    from hrseg_cli.data.parts import Known, Piece
     from hrseg_cli.data.samples import Listing
     from hrseg_cli.recipe import BinarizeRule
 
@@ -43,14 +44,24 @@ def prepare_data(
         int | None,
         typer.Option("--cache-longest", metavar="PIXELS", min=64, help="Also write copies with sides up to this."),
     ] = None,
-    count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="procedural: how many objects.")] = 20,
+    count: Annotated[
+        int | None, typer.Option("--count", metavar="N", min=1, help="procedural: how many objects [20].")
+    ] = None,
     size: Annotated[
-        int, typer.Option("--size", metavar="PIXELS", min=64, max=4096, help="procedural: longer side in pixels.")
-    ] = 1024,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="procedural: same seed, same pictures.")] = 0,
+        int | None,
+        typer.Option("--size", metavar="PIXELS", min=64, max=4096, help="procedural: longer side in pixels [1024]."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", min=0, help="procedural: same seed, same pictures [0].")
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="PATH", help="procedural: the folder. A folder: the index file."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="procedural: the folder. A folder: the index file. Known datasets: a folder for indexes.",
+        ),
     ] = None,
     binarize: options.Binarize = None,
     instances: options.Instances = False,
@@ -62,22 +73,32 @@ def prepare_data(
     unpacked, counted and indexed. A folder: every image and mask is decoded, sizes and pairs are compared, and
     index.jsonl is written with one line per object. One JSON row per part goes to stdout, problems to stderr.
     """
-    from hrseg_cli.data.manifest import load_manifest, manifest_names
+    from hrseg_cli.data.parts import find_known
 
     place = options.data_root(root)
+    for_known = {"--split": split, "--from": from_, "--verify": verify}
+    for_folders = {"--binarize": binarize, "--instances": instances}
+    for_drawing = {"--count": count, "--size": size, "--seed": seed}
+    everywhere_else = {"--cache-longest": cache_longest}
     if list_:
         _list(place)
     elif what is None:
         raise typer.BadParameter("name a dataset, a folder or 'procedural'; --list prints the known datasets")
     elif what == "procedural":
-        _draw(out or place / what, count, size, seed)
-    elif what in manifest_names() or what.endswith((".yaml", ".yml")):
-        manifests = Path(what).parent if what not in manifest_names() else None
-        _prepare(load_manifest(Path(what).stem, manifests), manifests, split, place, from_, verify, cache_longest)
-    elif split or from_:
-        raise HrsegError(f"{what}: --split and --from go with a known dataset; --list prints them")
+        _refuse(what, for_known | for_folders | everywhere_else)
+        _draw(out or place / what, count or 20, size or 1024, seed or 0)
+    elif known := find_known(what):
+        _refuse(what, for_folders | for_drawing)
+        _prepare(known, split, place, from_, verify, cache_longest, out)
     else:
+        _refuse(what, for_known | for_drawing)
         _check(what, out, instances, options.binarize_of(binarize), place, cache_longest)
+
+
+def _refuse(what: str, given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if value not in (None, False, []):
+            raise HrsegError(f"{name} does not go with {what}; leave it out (--help says what it is for)")
 
 
 def _list(root: Path) -> None:
@@ -86,8 +107,9 @@ def _list(root: Path) -> None:
 
     rows = [("dataset", "objects", "archives", "there", "licence")]
     for one in overview(root):
-        about = "~" if one["about"] else ""
-        counts = ", ".join(f"{name} {about}{number or '?'}" for name, number in one["splits"].items())
+        counts = ", ".join(
+            f"{name} {'~' if name in one['about'] else ''}{number or '?'}" for name, number in one["splits"].items()
+        )
         size = "unknown" if one["bytes"] is None else size_text(one["bytes"])
         rows.append((one["name"], counts, size + (", by hand" if one["manual"] else ""), one["state"], one["licence"]))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -107,48 +129,77 @@ def _draw(folder: Path, count: int, size: int, seed: int) -> None:
 
 
 def _prepare(
-    manifest: Manifest,
-    manifests: Path | None,
+    known: Known,
     splits: list[str],
     root: Path,
     from_: Path | None,
     verify: bool,
     longest: int | None,
+    out: Path | None,
 ) -> None:
-    """A known dataset: fetch and unpack what is missing, then count and index every piece."""
+    """A known dataset: fetch and unpack what is missing, then count and index every piece that is there."""
     from hrseg_cli.data.index import is_fresh
-    from hrseg_cli.data.manifest import files_for, present, resolve_parts
-    from hrseg_cli.data.parts import list_parts
+    from hrseg_cli.data.parts import list_piece, pieces_of
 
-    wanted = splits or list(manifest.split_names())
-    pieces = [(split, *piece) for split in wanted for piece in resolve_parts(manifest, split, manifests)]
+    manifest = known.manifest
+    pieces = [piece for split in splits or manifest.split_names() for piece in pieces_of(known, split)]
     typer.echo(f"{manifest.name}: {manifest.licence}. {manifest.terms}", err=True)
-    found = present(manifest, root, manifests).splits
-    if any(found[f"{piece.name}/{name}"].state != "ready" for _, piece, name in pieces):
-        _fetch(manifest.name, files_for(manifest, wanted, manifests), root, from_)
+    failure = None
+    if not verify:
+        try:
+            _fetch(pieces, root, from_)
+        except HrsegError as error:
+            if not any((root / piece.split.folder).is_dir() for piece in pieces):
+                raise
+            failure = error
     problems = 0
-    for split in wanted:
-        parts = [(piece, name) for of, piece, name in pieces if of == split]
-        listings = list_parts(manifest.name, split=split, root=root, manifests=manifests)
-        for listing, (piece, name) in zip(listings, parts, strict=True):
-            if verify or not is_fresh(listing):
-                problems += _index(listing, listing.name)
-            problems += _count(listing, f"{piece.name}/{name}", piece.splits[name])
-            if longest:
-                _shrink(listing, root / f"{listing.name}-{name}-{longest}", longest)
+    for piece in pieces:
+        name = piece.place.replace("/", "-")
+        try:
+            listing = list_piece(piece, root)
+        except HrsegError as error:
+            typer.echo(f"hrseg: {error}", err=True)
+            problems += 1
+            continue
+        if out is not None:
+            listing = listing._replace(index_file=out / f"{name}.jsonl")
+        if verify or not is_fresh(listing):
+            problems += _index(listing, name)
+        problems += _count(listing, piece)
+        if longest:
+            _shrink(listing, root / f"{name}-{longest}", longest)
+    if failure:
+        raise failure
     if problems:
         raise HrsegError(f"{manifest.name}: {problems} problems, named above; what is good is indexed")
 
 
-def _fetch(name: str, archives: list[ArchiveFile], root: Path, from_: Path | None) -> None:
-    from hrseg_cli.data.fetch import fetch
+def _fetch(pieces: list[Piece], root: Path, from_: Path | None) -> None:
+    """Fetch and unpack the archives of the pieces that are not whole. What has no link is asked for first."""
+    from hrseg_cli.data.fetch import archive_path, fetch
+    from hrseg_cli.data.manifest import find_split
     from hrseg_cli.data.unpack import is_unpacked, unpack
 
-    files = [file for file in archives if not is_unpacked(file.name, root / file.into)]
+    def needed(file: ArchiveFile) -> bool:
+        """For a piece of which nothing is there, or which is not whole and never was unpacked."""
+        states = [
+            find_split(piece.split, root).state
+            for piece in pieces
+            if file in piece.manifest.files and (not file.splits or piece.place.rpartition("/")[2] in file.splits)
+        ]
+        return "absent" in states or ("partial" in states and not is_unpacked(file.name, root / file.into))
+
+    archives = dict.fromkeys(file for piece in pieces for file in piece.manifest.files)
+    files = [file for file in archives if needed(file)]
     if from_ and from_.is_file() and len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise HrsegError(f"--from {from_}: {name} needs {names}; give the folder that holds them")
+        raise HrsegError(f"--from {from_}: these archives are needed: {names}; give the folder that holds them")
     for file in files:
+        if not file.urls and from_ is None and not archive_path(file, root).is_file():
+            raise HrsegError(f"{file.name} has no public link: {file.how}; then add --from FOLDER with it")
+    # What lies at hand first: one large archive may hold all that a smaller one is for.
+    files.sort(key=lambda file: from_ is not None and from_.is_dir() and not (from_ / file.name).is_file())
+    for file in filter(needed, files):
         with _bytes(f"fetching {file.name}") as progress:
             got = fetch(file, root, progress=progress, from_path=from_)
         if got.pinned:
@@ -157,19 +208,29 @@ def _fetch(name: str, archives: list[ArchiveFile], root: Path, from_: Path | Non
             unpack(got.path, root / file.into, kind=file.unpack, inside=file.inside, name=file.name, progress=progress)
 
 
-def _count(listing: Listing, name: str, split: Split) -> int:
+def _count(listing: Listing, piece: Piece) -> int:
     """Print what the index holds against what the manifest says; 1 where they disagree."""
     from hrseg_cli.data.index import Index
+    from hrseg_cli.data.manifest import ABOUT
 
-    index = Index(listing.index_file)
+    split = piece.split
+    index = Index(listing.index_file, folder=listing.folder)
     objects, images = len(index), len(index.image_starts()) - 1
-    expected = split.count_objects
-    _row(dataset=name, objects=objects, expected=expected, images=images, index=str(listing.index_file))
-    if expected is None or objects == expected or (split.about and abs(objects - expected) <= 0.01 * expected):
+    _row(
+        dataset=piece.place,
+        objects=objects,
+        expected=split.count_objects,
+        images=images,
+        index=str(listing.index_file),
+    )
+    share = ABOUT if split.about else 0.0
+    wrong_objects = split.count_objects and abs(objects - split.count_objects) > share * split.count_objects
+    if not wrong_objects and images >= (1 - share) * (split.count_images or 0):
         return 0
     typer.echo(
-        f"hrseg: {listing.folder}: {objects} good objects, {name} has {expected}; complete the folder or remove it and "
-        "fetch it again",
+        f"hrseg: {listing.folder}: {objects} good objects in {images} images, {piece.place} has "
+        f"{split.count_objects or 'some'} in {split.count_images or 'some'}; complete the folder, or remove it and "
+        "prepare it again",
         err=True,
     )
     return 1
@@ -184,7 +245,10 @@ def _check(
     listing = list_masks(spec, root=root, instances=instances, binarize=binarize)
     problems = _index(listing, spec, out, instances, binarize)
     if longest:
-        _shrink(listing, listing.folder.with_name(f"{listing.folder.name}-{longest}"), longest)
+        split = listing.index_file.stem.partition("index-")[2]
+        name = "-".join(filter(None, (listing.name, split, str(longest))))
+        beside = listing.folder.absolute() / name if Path(spec).is_file() else listing.folder.absolute().with_name(name)
+        _shrink(listing, beside, longest, out)
     if problems:
         raise HrsegError(f"{spec}: {problems} problems, named above; what is good is indexed")
 
@@ -216,11 +280,12 @@ def _index(listing: Listing, name: str, out: Path | None = None, *rule: Any) -> 
     return len(found.problems)
 
 
-def _shrink(listing: Listing, folder: Path, longest: int) -> None:
-    from hrseg_cli.data.samples import open_listing
+def _shrink(listing: Listing, folder: Path, longest: int, index: Path | None = None) -> None:
+    """Smaller copies of what the index holds: the good objects."""
+    from hrseg_cli.data.index import Index
     from hrseg_cli.data.views import cache_longest
 
-    refs = open_listing(listing)
+    refs = Index(index or listing.index_file, folder=listing.folder, name=listing.name)
     with options.progress() as bar:
         task = bar.add_task(f"shrinking {listing.name}", total=None)
         cache_longest(refs, folder, longest, progress=lambda done, total: bar.update(task, completed=done, total=total))

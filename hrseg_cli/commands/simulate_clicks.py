@@ -47,7 +47,7 @@ def simulate_clicks(
     With --replay the clicks come from an earlier run, so that two models answer the same clicks; objects without a
     trace in that file are left out.
     """
-    chosen = options.protocol_of(protocol, dataset, set_, binarize)
+    chosen = options.protocol_of(protocol, set_, binarize)
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     width = options.band_of(band)
     options.device_of(device)
@@ -57,13 +57,23 @@ def simulate_clicks(
     from hrseg_cli.engine.simulate import Plan, run
     from hrseg_cli.runs import write_atomically
 
-    refs, _ = options.open_datasets(dataset, root, instances, chosen.binarize, limit)
+    refs = options.open_datasets(dataset, root, instances, chosen.binarize, limit).refs
     given = _read_clicks(replay) if replay else None
     if given is not None:
         refs = [ref for ref in refs if f"{ref.dataset}/{ref.id}" in given]
         if not refs:
             raise HrsegError(f"--replay {replay}: holds no trace of these datasets; give it the names it was made with")
-    plan = Plan(model, chosen, targets, max_clicks or chosen.max_clicks, device, width, replay=given)
+    chosen, own = options.own_protocols(protocol, chosen, {ref.dataset for ref in refs}, set_)
+    plan = Plan(
+        model=model,
+        protocol=chosen,
+        until=targets,
+        max_clicks=max_clicks or chosen.max_clicks,
+        protocols=own,
+        device=device,
+        band=width,
+        replay=given,
+    )
     lines: dict[int, str] = {}
     printed = 0
     try:

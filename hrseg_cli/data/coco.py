@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as pycoco
 
-from hrseg_cli.data.samples import Ref
+from hrseg_cli.data.refs import Ref
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule
 
@@ -104,6 +104,8 @@ def _parse(path: Path, _time: int, _size: int) -> _File:
     """The file once for all its objects; time and size are those of the file, so that a changed one is read again."""
     try:
         content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise HrsegError(f"{path}: cannot be read ({error.strerror}); mend its rights") from None
     except (ValueError, RecursionError) as error:
         reason = "an empty file" if _size == 0 else " ".join(str(error).split())
         raise HrsegError(f"{path}: cannot be read as JSON ({reason}); export it again") from None

@@ -19,10 +19,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
 from hrseg_cli import __version__
+from hrseg_cli.data.lock import only_one
 from hrseg_cli.data.manifest import ArchiveFile
 from hrseg_cli.data.unpack import NO_ROOM, check_archive, looks_like, require_space, size_text
 from hrseg_cli.errors import HrsegError
@@ -55,6 +57,21 @@ class _Useless(Exception):
     """This address will not give the file."""
 
 
+@dataclass
+class _Running:
+    """SHA-256 of the first ``done`` bytes of the part, carried from try to try."""
+
+    done: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, chunk: bytes) -> None:
+        self.digest.update(chunk)
+        self.done += len(chunk)
+
+    def start_again(self) -> None:
+        self.done, self.digest = 0, hashlib.sha256()
+
+
 class _Job(NamedTuple):
     """A download: what, where to, and how patiently; as for :func:`fetch`."""
 
@@ -65,11 +82,17 @@ class _Job(NamedTuple):
     timeout: float
     retries: int
     wait: float
+    running: _Running
 
 
 def archive_path(file: ArchiveFile, root: Path) -> Path:
-    """Where :func:`fetch` keeps an archive."""
-    return root / ".hrseg" / "archives" / file.name
+    """Where :func:`fetch` keeps an archive: by the folder it is for, as many sets have an ``images.zip``."""
+    return root / ".hrseg" / "archives" / file.into / file.name
+
+
+def pin_name(file: ArchiveFile) -> str:
+    """What :func:`pins` calls an archive: ``into/name``."""
+    return PurePosixPath(file.into, file.name).as_posix()
 
 
 def fetch(
@@ -91,24 +114,27 @@ def fetch(
     wait: seconds before the first of them, doubled each time.
 
     Raises HrsegError, one line with the file, what happened and what to do. What was downloaded before an interruption
-    stays for the next run; what turned out wrong is deleted, but for the user's own file.
+    stays for the next run; what turned out wrong is deleted, but for the user's own file. While another hrseg fetches
+    the same archive, nothing is done.
     """
-    known = file.sha256 or pins(root).get(file.name)
+    known = file.sha256 or pins(root).get(pin_name(file))
     target = archive_path(file, root)
     if from_path is not None:
         path = _given(file, from_path)
         sum_ = _verify(file, path, known, progress, "it was left as it is")
     else:
         path = target
-        job = _Job(file, target.with_name(target.name + ".part"), known, progress, timeout, retries, wait)
-        sum_ = _kept(file, target, known, progress) or _download(job, target)
+        part = target.with_name(target.name + ".part")
+        job = _Job(file, part, known, progress, timeout, retries, wait, _Running())
+        with only_one(target.with_name(f".{target.name}.lock"), str(target)):
+            sum_ = _kept(file, target, known, progress) or _download(job, target)
     if known is None:
-        _pin(root, file.name, sum_)
+        _pin(root, pin_name(file), sum_)
     return Fetched(path, sum_, pinned=known is None)
 
 
 def pins(root: Path) -> dict[str, str]:
-    """Archive name -> SHA-256 of those that were pinned below this data root."""
+    """``into/name`` of an archive -> SHA-256, of those that were pinned below this data root."""
     path = root / ".hrseg" / "pins.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -166,28 +192,32 @@ def _verify(file: ArchiveFile, path: Path, known: str | None, progress: Progress
 
 
 def _mismatch(file: ArchiveFile, place: str | Path, known: str, got: str, done: str) -> str:
-    source = "the manifest's" if file.sha256 else "the one pinned in .hrseg/pins.json"
+    source, fix = "the manifest's", ""
+    if not file.sha256:
+        source = "the one pinned in .hrseg/pins.json"
+        fix = (
+            f'; if the new one is right, delete "{pin_name(file)}" from .hrseg/pins.json below the data root, run again'
+        )
     return (
         f"{place}: expected SHA-256 {known[:16]}… ({source}), got {got[:16]}…; {done}. Either it was damaged on its "
-        "way (run again) or it is another version of the file (see the dataset's home page)"
+        f"way (run again) or it is another version of the file (see the dataset's home page){fix}"
     )
 
 
 def _sha256(path: Path, progress: Progress | None) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        _feed(digest, stream, path.stat().st_size, progress)
+        _feed(digest.update, stream, path.stat().st_size, progress)
     return digest.hexdigest()
 
 
-def _feed(digest: Any, stream: IO[bytes], total: int | None, progress: Progress | None) -> int:
+def _feed(add: Callable[[bytes], None], stream: IO[bytes], total: int | None, progress: Progress | None) -> None:
     done = 0
     while chunk := stream.read(CHUNK):
-        digest.update(chunk)
+        add(chunk)
         done += len(chunk)
         if progress:
             progress(done, total)
-    return done
 
 
 # ---- the network -----------------------------------------------------------------------------------------------------
@@ -269,23 +299,26 @@ def _what_is_wrong(job: _Job, sum_: str) -> str | None:
 
 def _one_try(job: _Job, url: str) -> str:
     """One request; appends to the part where the server lets it. Returns the SHA-256 of a download that is whole."""
-    file, part = job.file, job.part
+    file, part, running = job.file, job.part, job.running
     notes = _read_notes(part, url)
     if not notes:
         _drop(part)
-    have, digest = _size(part), hashlib.sha256()
-    if have:
-        with part.open("rb") as stream:
-            _feed(digest, stream, notes["total"], job.progress)
-        if have == notes["total"]:  # stopped between the last byte and the check
-            return digest.hexdigest()
+    have = _size(part)
+    if running.done != have:  # the first try of this process
+        running.start_again()
+        if have:
+            with part.open("rb") as stream:
+                _feed(running.add, stream, notes["total"], job.progress)
+    if have and have == notes["total"]:  # stopped between the last byte and the check
+        return str(running.digest.hexdigest())
     with _ask(url, have, notes, job) as response:
         start, total = _extent(response)
         if start != have or (have and total != notes["total"]) or _changed(response, notes):
             _drop(part)
             if start:
                 raise _Interrupted("the file has changed on the server")
-            have, digest = 0, hashlib.sha256()
+            have = 0
+            running.start_again()
         if file.size and total and total != file.size:
             _drop(part)
             raise _Useless(f"has {total} bytes, {file.size} were expected")
@@ -293,10 +326,10 @@ def _one_try(job: _Job, url: str) -> str:
             require_space(part.parent, total - have)
         if have == 0:
             _write_notes(part, url, response, total)
-        done = _receive(job, response, have, total or file.size, digest)
+        done = _receive(job, response, have, total or file.size)
     if done < (total or file.size or 0):
         raise _Interrupted(f"stopped after {size_text(done)} of {size_text(total or file.size or 0)}")
-    return str(digest.hexdigest())
+    return str(running.digest.hexdigest())
 
 
 def _ask(url: str, have: int, notes: dict[str, Any], job: _Job) -> http.client.HTTPResponse:
@@ -323,7 +356,7 @@ def _ask(url: str, have: int, notes: dict[str, Any], job: _Job) -> http.client.H
         raise _Interrupted(_reason(error)) from None
 
 
-def _receive(job: _Job, response: http.client.HTTPResponse, have: int, total: int | None, digest: Any) -> int:
+def _receive(job: _Job, response: http.client.HTTPResponse, have: int, total: int | None) -> int:
     """Bytes in the part when the server has nothing more to say."""
     with job.part.open("ab") as out:
         while True:
@@ -339,7 +372,7 @@ def _receive(job: _Job, response: http.client.HTTPResponse, have: int, total: in
                 kind = response.headers.get_content_type()
                 raise _Useless(f"gives no archive but {kind}" + (", a web page" if kind == "text/html" else ""))
             out.write(chunk)
-            digest.update(chunk)
+            job.running.add(chunk)
             have += len(chunk)
             if job.progress:
                 job.progress(have, total)

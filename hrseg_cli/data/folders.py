@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hrseg_cli.data.manifest import match_files
 from hrseg_cli.data.pixels import SUFFIXES
-from hrseg_cli.data.samples import MARKS, PAIRS, Ref, Rule
+from hrseg_cli.data.refs import MARKS, PAIRS, Ref, Rule
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.recipe import BinarizeRule
 

@@ -6,6 +6,7 @@ it instead of opening every mask. It never changes which objects a dataset has.
 
 ``index.lines.npy``: where each line begins, so that :class:`Index` opens millions of them without reading one.
 ``index.jsonl.part``: what an interrupted build has done; the next one goes on behind it.
+``.index.jsonl.lock``: held while one is built.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from typing import Any, BinaryIO, overload
 
 import numpy as np
 
+from hrseg_cli.data.lock import only_one
 from hrseg_cli.data.pixels import read_image, read_mask
-from hrseg_cli.data.samples import Listing, Ref, expand, fingerprint, instance_ids, list_masks, relative, truth_of
+from hrseg_cli.data.refs import Listing, Ref
+from hrseg_cli.data.samples import expand, fingerprint, instance_ids, list_masks, relative, truth_of
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule
 from hrseg_cli.runs import write_atomically
@@ -73,8 +76,8 @@ def build_index(
     workers: threads (decoding runs outside Python's lock); None: one per core.
     progress: called with (images done, images in all).
 
-    Raises HrsegError where the dataset cannot be listed or the index not be written; broken files are not raised but
-    returned as ``problems``.
+    Raises HrsegError where the dataset cannot be listed, the index not be written or another process is building it;
+    broken files are not raised but returned as ``problems``.
     """
     if isinstance(spec, Listing):
         found = spec
@@ -88,19 +91,19 @@ def build_index(
     groups = [list(group) for _, group in groupby(found.masks, key=lambda ref: ref.image)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        done = _resume(part, head)
-        with part.open("ab") as file, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            checked = pool.map(lambda group: _check_image(found.folder, group), groups[done:])
-            for number, (good, bad) in enumerate(checked, done + 1):
-                lines = [_line(record) for record in good]
-                lines.append(
-                    _line({"done": number, "problems": [[relative(m, found.folder), text] for m, text in bad]})
-                )
-                file.write(b"".join(lines))
-                file.flush()
-                if progress:
-                    progress(number, len(groups))
-        return _finish(part, path, head, len(groups))
+        with only_one(path.with_name(f".{path.name}.lock"), str(path)):
+            done = _resume(part, head)
+            with part.open("ab") as file, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+                checked = pool.map(lambda group: _check_image(found.folder, group), groups[done:])
+                for number, (good, bad) in enumerate(checked, done + 1):
+                    lines = [_line(record) for record in good]
+                    problems = [[relative(mask, found.folder), text] for mask, text in bad]
+                    lines.append(_line({"done": number, "problems": problems}))
+                    file.write(b"".join(lines))
+                    file.flush()
+                    if progress:
+                        progress(number, len(groups))
+            return _finish(part, path, head, len(groups))
     except OSError as error:
         raise HrsegError(f"{path}: cannot be written ({error.strerror}); name another file with --out") from None
 
@@ -192,6 +195,7 @@ def _finish(part: Path, path: Path, head: dict[str, Any], groups: int) -> Summar
             rules[record["rule"]] += 1
             if record["id"] in seen:
                 problems.append(f"{record['mask']}: object '{record['id']}' is there twice; rename one file")
+                incomplete.add(record["mask"])
             seen.add(record["id"])
         if done != groups:
             raise HrsegError(f"{part}: changed while it was written; delete it and run the same command again")

@@ -8,7 +8,7 @@ from typing import Any
 
 from hrseg_cli.data.folders import by_stem
 from hrseg_cli.data.packed import load_pickle
-from hrseg_cli.data.samples import Ref, Rule
+from hrseg_cli.data.refs import Ref, Rule
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule
 
@@ -68,6 +68,7 @@ def list_coco_lvis(
     """COCO+LVIS (RITM, section 4.1): <split>/images/, masks/*.pickle and hannotation.pickle.
 
     One object per mask, parts of objects included: ``Ref.parent`` tells whose part it is. Nothing is ignored.
+    Images of "val" may lie in train/images/: LVIS took some of them from COCO's train2017.
     stuff: "1" adds regions of stuff (sky, grass) behind the objects of an image; ``Ref.stuff`` marks them.
     """
     if stuff not in ("0", "1"):
@@ -81,6 +82,9 @@ def list_coco_lvis(
     try:
         for stem, count, parents in sorted((stem, *_objects(image)) for stem, image in content.items()):
             image, mask = folder / split / "images" / f"{stem}.jpg", folder / split / "masks" / f"{stem}.pickle"
+            other = folder / "train" / "images" / image.name
+            if split == "val" and not image.is_file() and other.is_file():
+                image = other
             for k in range(count):
                 refs.append(Ref(f"{stem}#{k}", name, image, mask, "layers", k, parent=parents.get(k)))
             if stuff == "1":

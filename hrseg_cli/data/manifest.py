@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -161,11 +162,18 @@ def manifest_names(folder: Path | None = None) -> list[str]:
 
 
 def load_manifest(name: str, folder: Path | None = None) -> Manifest:
-    """A manifest by name. Raises UnknownName, or HrsegError naming the file, the key and what is wrong with it."""
-    path = (folder or data_folder("data_manifests")) / f"{name}.yaml"
-    if name not in manifest_names(folder):
-        raise UnknownName("dataset", name, manifest_names(folder))
-    return _read(path, path.stat().st_mtime_ns)
+    """A manifest by name, ``.yaml`` or ``.yml``: of ``folder``, else of those that come with hrseg.
+
+    Raises UnknownName, or HrsegError naming the file, the key and what is wrong with it.
+    """
+    files: dict[str, Path] = {}
+    for place in (folder, data_folder("data_manifests")):
+        for suffix in (".yaml", ".yml"):
+            for path in place.glob(f"*{suffix}") if place else ():
+                files.setdefault(path.stem, path)
+    if name not in files:
+        raise UnknownName("dataset", name, files)
+    return _read(files[name], files[name].stat().st_mtime_ns)
 
 
 @cache
@@ -197,7 +205,9 @@ def _resolve(
 ) -> Iterator[tuple[Manifest, str]]:
     here = f"{manifest.name}/{split}"
     if here in above:
-        raise HrsegError(f"{manifest.name}.yaml: parts go round in a circle ({' > '.join((*above, here))}); remove one")
+        raise HrsegError(
+            f"manifest {manifest.name}: parts go round in a circle ({' > '.join((*above, here))}); remove one"
+        )
     if split not in manifest.split_names():
         raise UnknownName(f"split of {manifest.name}", split, manifest.split_names())
     if manifest.splits:
@@ -210,7 +220,7 @@ def _resolve(
     added = sum(piece.splits[name].count_objects or 0 for piece, name in pieces)
     if added != manifest.totals[split]:
         raise HrsegError(
-            f"{manifest.name}.yaml: parts of '{split}' add up to {added}, totals says {manifest.totals[split]}; "
+            f"manifest {manifest.name}: parts of '{split}' add up to {added}, totals says {manifest.totals[split]}; "
             "correct one of them"
         )
     yield from pieces
@@ -299,12 +309,13 @@ def present(manifest: Manifest, root: Path, folder: Path | None = None) -> Statu
     found: dict[str, Found] = {}
     for split in manifest.split_names():
         for piece, name in resolve_parts(manifest, split, folder):
-            found[f"{piece.name}/{name}"] = _find(piece.splits[name], root)
+            found[f"{piece.name}/{name}"] = find_split(piece.splits[name], root)
     states = {one.state for one in found.values()}
     return Status(states.pop() if len(states) == 1 else "partial", found)
 
 
-def _find(split: Split, root: Path) -> Found:
+def find_split(split: Split, root: Path) -> Found:
+    """As :func:`present`, of one split."""
     here = root / split.folder
     images, masks = set(match_files(here, split.images)), set(match_files(here, split.masks))
     some = bool(images or masks)
@@ -322,14 +333,17 @@ def _find(split: Split, root: Path) -> Found:
 def overview(root: Path, folder: Path | None = None) -> list[dict[str, Any]]:
     """One record a dataset for a table: what it is and what of it lies below ``root``.
 
-    Keys: name, title, splits (name -> objects, or None where unknown), about (counts are rounded), bytes (of all
-    archives; None where one is unknown), licence, state, found (name/split -> images on disk), manual (archives
-    without a link).
+    Keys: name, title, splits (name -> objects, or None where unknown), about (splits whose counts are rounded), bytes
+    (of all archives; None where one is unknown), licence, state (also "damaged": cannot be counted, then nothing is
+    found), found (name/split -> images on disk), manual (archives without a link).
     """
     records = []
     for name in manifest_names(folder):
         manifest = load_manifest(name, folder)
-        status = present(manifest, root, folder)
+        state, found = "damaged", {}
+        with suppress(HrsegError):  # one bad set must not hide the others
+            status = present(manifest, root, folder)
+            state, found = str(status.state), {key: one.images for key, one in status.splits.items()}
         files = files_for(manifest, folder=folder)
         sizes = [file.size for file in files]
         records.append(
@@ -337,11 +351,11 @@ def overview(root: Path, folder: Path | None = None) -> list[dict[str, Any]]:
                 "name": name,
                 "title": manifest.title,
                 "splits": {key: split.count_objects for key, split in manifest.splits.items()} or dict(manifest.totals),
-                "about": any(split.about for split in manifest.splits.values()),
+                "about": [key for key, split in manifest.splits.items() if split.about],
                 "bytes": None if None in sizes else sum(size for size in sizes if size),
                 "licence": manifest.licence,
-                "state": status.state,
-                "found": {key: one.images for key, one in status.splits.items()},
+                "state": state,
+                "found": found,
                 "manual": [file.name for file in files if not file.urls],
             }
         )

@@ -30,10 +30,10 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,72 +41,19 @@ from hrseg_cli import catalog
 from hrseg_cli.data.manifest import manifest_names
 from hrseg_cli.data.pixels import MaskPixels, binarize, grey_values, read_mask, voc_indices
 from hrseg_cli.data.pixels import read_image as read_image  # report/ knows it from here
+from hrseg_cli.data.refs import MARKS as MARKS  # these are known from here too
+from hrseg_cli.data.refs import PAIRS as PAIRS
+from hrseg_cli.data.refs import Listing as Listing
+from hrseg_cli.data.refs import Ref as Ref
+from hrseg_cli.data.refs import Rule as Rule
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Sample
 from hrseg_cli.recipe import BinarizeRule
 
-Rule = BinarizeRule | Literal["instance", "solid", "layers", "coco"]
-
 INDEX = "index.jsonl"
-PAIRS = "pairs.csv"
-MARKS = {  # what tells a layout from the others
-    "folder": ("images", "masks"),
-    "grabcut": ("data_GT", "boundary_GT"),
-    "davis": ("img", "gt"),
-    "berkeley": ("images", "masks"),
-    "sbd": ("img", "inst"),
-    "pascalvoc": ("JPEGImages", "SegmentationObject"),
-    "coco_lvis": ("*/hannotation.pickle",),
-    "davis585": ("*/object*_*.png",),
-}
 SOLID = 0.08
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Ref:
-    """One object of one image; nothing is loaded. A mask of several objects whose ids are not read yet has
-    ``instance`` None.
-
-    id: unique in the dataset, holds the image's stem (with its sub-folders, separated by "/").
-    instance: which object of ``mask``, where ``rule`` is "instance", "solid", "layers" or "coco".
-    others: further masks of the image, read by the same rule; their ignored pixels are ignored for this object too.
-    draw: (seed, index, size) of a procedural object, which has no files.
-    initial: a mask to start from.
-    parent: COCO+LVIS: the ``instance`` this object is a part of.
-    stuff: COCO+LVIS: the first id of ``mask`` that is stuff, on references to stuff; None on all others.
-    """
-
-    id: str
-    dataset: str
-    image: Path
-    mask: Path
-    rule: Rule
-    instance: int | None = None
-    others: tuple[Path, ...] = ()
-    draw: tuple[int, int, int] | None = None
-    initial: Path | None = None
-    parent: int | None = None
-    stuff: int | None = None
-
-    @property
-    def unread(self) -> bool:
-        """The mask must be opened to know its objects."""
-        return self.instance is None and self.rule in ("instance", "solid", "layers")
-
-
-class Listing(NamedTuple):
-    """A dataset before any mask is opened.
-
-    folder: what paths in an index are relative to. masks: one reference per mask, or per object where a list names
-    them. index_file: where its index lies, if there is one.
-    """
-
-    name: str
-    folder: Path
-    masks: list[Ref]
-    index_file: Path
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
@@ -240,7 +187,7 @@ class _Place(NamedTuple):
 
 def _locate(spec: str, root: Path | None) -> _Place:
     """Name, folder, layout and options behind a typed dataset."""
-    text, options = (spec, {}) if os.path.isdir(spec) else _split_options(spec)
+    text, options = split_options(spec)
     if text == "procedural":
         return _Place(text, Path(text), text, options)
     name, equals, place = text.partition("=")
@@ -263,8 +210,14 @@ def _locate(spec: str, root: Path | None) -> _Place:
     return _Place(own_name, folder, layout if _fits(folder, layout) else _detect(folder), options)
 
 
-def _split_options(spec: str) -> tuple[str, dict[str, str]]:
-    """``sbd:split=train`` -> ("sbd", {"split": "train"}). A colon inside of a path is left alone."""
+def split_options(spec: str) -> tuple[str, dict[str, str]]:
+    """A typed dataset without its options, and those: ``sbd:split=train`` -> ("sbd", {"split": "train"}).
+
+    A colon inside of a path is left alone, and so is a folder that has such a name. Raises HrsegError for an option
+    without a value.
+    """
+    if os.path.isdir(spec):
+        return spec, {}
     text, _, tail = spec.rpartition(":")
     ours = text == "procedural" or text.endswith("=procedural")
     if not text or not (ours or re.match(r"\w+=", tail)):
@@ -440,7 +393,7 @@ def _void(ids: np.ndarray) -> int:
 
 def fingerprint(folder: Path, masks: Iterable[Ref]) -> str:
     """Hash of the names, sizes and times of all listed files."""
-    paths = sorted({path for ref in masks for path in (ref.image, ref.mask)})
+    paths = sorted({path for ref in masks for path in _files(ref)})
     digest = hashlib.sha256()
     for path in paths:
         try:
@@ -450,6 +403,38 @@ def fingerprint(folder: Path, masks: Iterable[Ref]) -> str:
             state = (-1, -1)
         digest.update(f"{relative(path, folder)}\t{state}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def file_state(ref: Ref, stat: Callable[[Path], str] | None = None) -> str:
+    """What an object is read from, as one text that changes when a file or the way it is read does: rule, instance,
+    then size in bytes and time in ns of image, mask and others, and of the initial mask ("None" without one). For a
+    drawn object rule, instance and ``draw``. Paths do not count.
+
+    stat: stands in for the size and time of a file, for callers that keep them for many objects.
+    Raises HrsegError naming a file that is not there.
+    """
+    parts = [str(ref.rule), str(ref.instance)]
+    if ref.draw:
+        return ", ".join([*parts, str(ref.draw)])
+    for path in _files(ref):
+        try:
+            parts.append((stat or size_and_time)(path))
+        except (FileNotFoundError, NotADirectoryError):
+            raise HrsegError(f"{path}: no such file; put it back, or remove its partner") from None
+        except OSError as error:
+            raise HrsegError(f"{path}: cannot be read ({error.strerror}); mend its rights") from None
+    return ", ".join(parts if ref.initial else [*parts, "None"])
+
+
+def _files(ref: Ref) -> tuple[Path, ...]:
+    """The initial mask is the last."""
+    return ref.image, ref.mask, *ref.others, *([ref.initial] if ref.initial else [])
+
+
+def size_and_time(path: Path) -> str:
+    """In bytes and in ns since the epoch."""
+    found = path.stat()
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def relative(path: Path, folder: Path) -> str:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from hrseg_cli.data.lock import only_one
 from hrseg_cli.errors import HrsegError
 
 Kind = Literal["zip", "tar"]
@@ -84,12 +85,12 @@ def unpack(
     limits: against archives made to fill a disk.
 
     What the folder holds already stays, but for files of the same name. Raises HrsegError, which names the archive and
-    the entry at fault, and leaves the folder as it was.
+    the entry at fault, and leaves the folder as it was; so it does while another hrseg unpacks there.
     """
     name, limits = name or archive.name, limits or Limits()
     into = into.resolve()  # a link to another disk: the temporary folder belongs there too
     temporary = into.parent / f".{into.name}.unpacking"
-    with _errors_named(archive, into):
+    with _errors_named(archive, into), only_one(into.parent / f".{into.name}.lock", str(into)):
         shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
         require_space(into.parent, min(_size_said(archive, kind), limits.bytes(archive)))
         temporary.mkdir(parents=True)

@@ -4,6 +4,7 @@ seed, whatever the number of workers; and smaller copies of large originals."""
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -23,7 +24,8 @@ from PIL import Image
 
 from hrseg_cli.data.index import Index
 from hrseg_cli.data.pixels import read_image, read_mask
-from hrseg_cli.data.samples import PAIRS, Ref, fingerprint, load, truth_of
+from hrseg_cli.data.refs import PAIRS, Ref
+from hrseg_cli.data.samples import fingerprint, load, truth_of
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.runs import write_atomically
 
@@ -176,16 +178,16 @@ def cache_longest(
     ids: images/ (area average, JPEG 95; small originals as they are), masks/ (nearest; 255 object, 128 ignored) and
     pairs.csv, which comes last. Returns ``folder``.
 
-    Interrupted, it goes on where it was; made of other files or another ``longest``, it is made anew.
-    Raises HrsegError naming a broken file, or a folder that holds something else or cannot be written.
+    Interrupted, it goes on where it was; where originals have changed, it is made anew.
+    Raises HrsegError naming a broken file, or a folder that cannot be written or holds something else: also copies of
+    another dataset (other ids) or with another ``longest``.
     """
-    stamp = json.dumps({"longest": longest, "fingerprint": fingerprint(folder, refs)}) + "\n"
+    stamp = {"longest": longest, "objects": _objects(refs), "fingerprint": fingerprint(folder, refs)}
     images = Images(refs)
     try:
-        fresh = (folder / STAMP).is_file() and (folder / STAMP).read_text(encoding="utf-8") == stamp
-        if not fresh:
+        if _read_stamp(folder, stamp) != stamp:
             _clear(folder)
-            write_atomically(folder / STAMP, stamp)
+            write_atomically(folder / STAMP, json.dumps(stamp) + "\n")
         rows: list[tuple[str, str]] = []
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             made = pool.map(lambda k: _shrink(images[k], folder, longest), range(len(images)))
@@ -201,10 +203,32 @@ def cache_longest(
     return folder
 
 
+def _objects(refs: Sequence[Ref]) -> str:
+    """Hash of the ids, and of how drawn ones are drawn: what makes a dataset another one."""
+    digest = hashlib.sha256()
+    for line in sorted(f"{ref.id}\t{ref.draw}\n" for ref in refs):
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _read_stamp(folder: Path, wanted: dict[str, object]) -> object:
+    """What the copies in ``folder`` were made of; None where there are none yet. Raises HrsegError for a folder that
+    is of no use for what is ``wanted``."""
+    try:
+        stamp = json.loads((folder / STAMP).read_bytes())
+    except FileNotFoundError:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise HrsegError(f"{folder}: holds something else than a cache; name another folder") from None
+        return None
+    except ValueError:
+        stamp = None
+    if not isinstance(stamp, dict) or any(stamp.get(key) != wanted[key] for key in ("longest", "objects")):
+        raise HrsegError(f"{folder}: holds a cache of something else; name another folder")
+    return stamp
+
+
 def _clear(folder: Path) -> None:
     """Remove what an earlier call left, and only that."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / STAMP).is_file():
-        raise HrsegError(f"{folder}: holds something else than a cache; name another folder")
     (folder / PAIRS).unlink(missing_ok=True)
     for name in ("images", "masks"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -42,7 +42,8 @@ class Plan:
     """All that decides the traces of an object; travels to worker processes.
 
     until: asked metric -> value that satisfies it (above 1: never); an object ends when all are satisfied.
-    band: options of Boundary IoU. keep_masks: clicks after which the mask is kept, besides the last.
+    protocols: of datasets that have one of their own. band: options of Boundary IoU.
+    keep_masks: clicks after which the mask is kept, besides the last.
     replay: ``dataset/id`` -> clicks to be repeated instead of simulated ones.
     """
 
@@ -50,6 +51,7 @@ class Plan:
     protocol: Protocol
     until: dict[str, float]
     max_clicks: int
+    protocols: dict[str, Protocol] = field(default_factory=dict)
     device: str = "cpu"
     band: dict[str, Any] = field(default_factory=dict)
     keep_masks: tuple[int, ...] = ()
@@ -74,7 +76,8 @@ def simulate(sample: Sample, model: InteractiveModel, plan: Plan) -> tuple[Trace
 
     Returns the trace and the kept masks, click number -> bool (H, W).
     """
-    session = Session(model, sample.image, plan.protocol, sample.initial, undo=0)
+    protocol = plan.protocols.get(sample.dataset, plan.protocol)
+    session = Session(model, sample.image, protocol, sample.initial, undo=0)
     metrics = {name: _metric(name, sample.truth, plan.band) for name in plan.metrics}
     scores: dict[str, list[float]] = {name: [] for name in metrics}
     clicks: list[Click] = []
@@ -86,7 +89,7 @@ def simulate(sample: Sample, model: InteractiveModel, plan: Plan) -> tuple[Trace
         started = time.perf_counter()
         click = given[number - 1] if given is not None else next_click(sample.truth, mask, clicks)
         if click is None:
-            if not plan.protocol.click_when_perfect:
+            if not protocol.click_when_perfect:
                 break
             click = Click(0, 0, False)
         try:

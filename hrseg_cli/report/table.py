@@ -230,7 +230,7 @@ def differences(runs: Sequence[Evaluation], metrics: Iterable[str], measures: It
     Reasons: protocol, most clicks, objects, the band of Boundary IoU, and, for averages, where clicking ended.
     """
     found = []
-    protocols = [run.settings["protocol"] for run in runs]
+    protocols = [{**run.settings["protocol"], **run.settings.get("protocols", {})} for run in runs]
     differing = sorted(
         key
         for key in set().union(*protocols) - {"name", "version", "max_clicks"}
@@ -283,8 +283,11 @@ def _model_text(run: Evaluation) -> str:
 
 
 def _protocol_text(run: Evaluation) -> str:
-    protocol = run.settings["protocol"]
-    return f"{protocol.get('name', 'unnamed')} v{protocol.get('version', 1)}"
+    def text(protocol: dict[str, Any]) -> str:
+        return f"{protocol.get('name', 'unnamed')} v{protocol.get('version', 1)}"
+
+    own = [f"{dataset}: {text(protocol)}" for dataset, protocol in run.settings.get("protocols", {}).items()]
+    return text(run.settings["protocol"]) + (f" ({', '.join(own)})" if own else "")
 
 
 def _until_text(run: Evaluation) -> str:

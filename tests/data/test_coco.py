@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -153,3 +155,26 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert [ref.id for ref in open_dataset(str(path))] == ["x#12"]
     with pytest.raises(HrsegError, match="has no annotation 1 any more"):
         load_with_rule(ref)
+
+
+def test_a_file_that_cannot_be_read_is_named_when_an_object_is_loaded(tmp_path: Path) -> None:
+    picture(tmp_path / "x.jpg")
+    path = put(tmp_path / "set.json", [annotation(1, SQUARE)])
+    (ref,) = open_dataset(str(path))
+    path.unlink()
+    with pytest.raises(HrsegError, match=r"set\.json: no such file; put it back"):
+        load_with_rule(ref)
+    path.mkdir()
+    with pytest.raises(HrsegError, match=r"set\.json: cannot be read \(Is a directory\)"):
+        load_with_rule(ref)
+
+
+def test_readers_and_what_calls_them_do_not_need_each_other() -> None:
+    """A reference is the same thing wherever it is imported from, and coco stands without samples."""
+    code = (
+        "import sys; import hrseg_cli.data.coco; assert 'hrseg_cli.data.samples' not in sys.modules\n"
+        "from hrseg_cli.data import refs, samples\n"
+        "assert (samples.Ref, samples.Listing) == (refs.Ref, refs.Listing)\n"
+        "assert (samples.Rule, samples.MARKS, samples.PAIRS) == (refs.Rule, refs.MARKS, refs.PAIRS)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

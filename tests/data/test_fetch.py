@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 from http_server import Server, misbehaving_server
 
+from hrseg_cli.data import fetch as fetching
 from hrseg_cli.data.fetch import Fetched, archive_path, fetch, pins
+from hrseg_cli.data.lock import only_one
 from hrseg_cli.data.manifest import ArchiveFile, files_for, load_manifest, present, resolve_parts
 from hrseg_cli.data.unpack import unpack
 from hrseg_cli.errors import HrsegError
@@ -59,7 +61,8 @@ def get(file: ArchiveFile, root: Path, **options: Any) -> Fetched:
 
 
 def leftovers(root: Path) -> list[str]:
-    return sorted(path.name for path in (root / ".hrseg" / "archives").iterdir())
+    """What lies where the archive is kept, but for the lock, which stays."""
+    return sorted(path.name for path in (root / ".hrseg" / "archives" / "a").iterdir() if path.suffix != ".lock")
 
 
 def begun(root: Path, server: Server, data: bytes = DATA[:100_000], **notes: Any) -> None:
@@ -127,6 +130,45 @@ def test_an_interrupted_download_goes_on_in_the_next_run(tmp_path: Path, server:
     assert seen[0] == 100_000
 
 
+def test_what_is_there_is_hashed_once_however_often_the_line_drops(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading 20 GB again takes a minute, and bad lines drop a hundred times."""
+    begun(tmp_path, server)
+    server.script("/a.zip", *["truncate"] * 5, "ok")
+    read: list[int] = []
+    real = fetching._feed
+
+    def counted(add: Any, stream: Any, *rest: Any) -> None:
+        real(lambda chunk: (read.append(len(chunk)), add(chunk)), stream, *rest)  # type: ignore[arg-type, func-returns-value]
+
+    monkeypatch.setattr(fetching, "_feed", counted)
+    assert get(entry(server, "/a.zip"), tmp_path) == Fetched(
+        archive_path(entry(server, "/a.zip"), tmp_path), SUM, False
+    )
+    assert server.statuses == [206] * 6
+    assert sum(read) == 100_000
+
+
+@pytest.mark.parametrize("script", ["no_ranges", "refuse_range ok", "corrupt ok"])
+def test_the_running_sum_starts_again_with_the_file(tmp_path: Path, server: Server, script: str) -> None:
+    begun(tmp_path, server)
+    server.script("/a.zip", "truncate", "truncate", *script.split())
+    assert get(entry(server, "/a.zip"), tmp_path).sha256 == SUM
+
+
+def test_two_at_once_do_not_mix_their_bytes(tmp_path: Path, server: Server) -> None:
+    file = entry(server, "/a.zip")
+    target = archive_path(file, tmp_path)
+    with (
+        only_one(target.with_name(".a.zip.lock"), "the first"),
+        pytest.raises(HrsegError, match=rf"{target}: another hrseg is at work there; wait"),
+    ):
+        get(file, tmp_path)
+    assert server.requests == []
+    assert get(file, tmp_path).path.read_bytes() == DATA
+
+
 def test_stopped_between_the_last_byte_and_the_check(tmp_path: Path, server: Server) -> None:
     begun(tmp_path, server, DATA)
     assert get(entry(server, "/a.zip"), tmp_path).path.read_bytes() == DATA
@@ -157,7 +199,7 @@ def test_a_piece_of_unclear_origin_does_no_harm(tmp_path: Path, server: Server, 
 
 def test_broken_notes_start_again(tmp_path: Path, server: Server) -> None:
     begun(tmp_path, server)
-    (tmp_path / ".hrseg" / "archives" / "a.zip.part.json").write_text("{", encoding="utf-8")
+    (tmp_path / ".hrseg" / "archives" / "a" / "a.zip.part.json").write_text("{", encoding="utf-8")
     assert get(entry(server, "/a.zip"), tmp_path).path.read_bytes() == DATA
     assert server.requests == [("/a.zip", None)]
 
@@ -260,13 +302,36 @@ def test_a_root_that_cannot_be_written(tmp_path: Path, server: Server) -> None:
 def test_an_unknown_sum_is_pinned_and_another_file_refused(tmp_path: Path, server: Server) -> None:
     file = entry(server, "/a.zip", sha256=None)
     assert get(file, tmp_path).pinned
-    assert pins(tmp_path) == {"a.zip": SUM}
+    assert pins(tmp_path) == {"a/a.zip": SUM}
     assert not get(file, tmp_path).pinned
     shutil.rmtree(tmp_path / ".hrseg" / "archives")
     server.files["/a.zip"] = OTHER
-    with pytest.raises(HrsegError, match=r"expected SHA-256 .* \(the one pinned in .hrseg/pins.json\), got"):
+    with pytest.raises(HrsegError, match=r"expected SHA-256 .* \(the one pinned in .hrseg/pins.json\), got") as error:
         get(file, tmp_path)
+    assert 'if the new one is right, delete "a/a.zip" from .hrseg/pins.json' in str(error.value)
     assert leftovers(tmp_path) == []
+
+
+def test_only_a_pinned_sum_is_for_the_user_to_delete(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(OTHER)
+    with pytest.raises(HrsegError, match="the manifest's") as error:
+        get(entry(None, how="-"), tmp_path, from_path=tmp_path)
+    assert "pins.json" not in str(error.value)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known sum", "unknown sum"])
+def test_archives_of_one_name_for_two_places_are_two(tmp_path: Path, server: Server, known: bool) -> None:
+    """Half of all sets come as an images.zip."""
+    files = {
+        into: entry(server, path, into=into, sha256=hashlib.sha256(data).hexdigest() if known else None)
+        for into, path, data in (("one", "/a.zip", DATA), ("two/x", "/other.zip", OTHER))
+    }
+    for _ in range(2):
+        assert get(files["one"], tmp_path).path.read_bytes() == DATA
+        assert get(files["two/x"], tmp_path).path.read_bytes() == OTHER
+    assert len(server.requests) == 2
+    sums = {"one/a.zip": SUM, "two/x/a.zip": hashlib.sha256(OTHER).hexdigest()}
+    assert pins(tmp_path) == ({} if known else sums)
 
 
 def test_broken_pins_are_not_guessed_at(tmp_path: Path, server: Server) -> None:

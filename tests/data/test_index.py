@@ -15,7 +15,7 @@ from PIL import Image
 
 from hrseg_cli.data import samples
 from hrseg_cli.data.index import Index, build_index, is_fresh
-from hrseg_cli.data.samples import list_masks, load, load_with_rule, open_dataset
+from hrseg_cli.data.samples import fingerprint, list_masks, load, load_with_rule, open_dataset
 from hrseg_cli.errors import HrsegError
 
 MINI = Path(__file__).parent.parent / "golden" / "mini"
@@ -292,9 +292,9 @@ def test_stopped_while_the_index_is_written(
             build_index(folder, instances=True, out=tmp_path / "half/i.jsonl")
     assert not (tmp_path / "half/i.jsonl").exists()
     build_index(folder, instances=True, out=tmp_path / "half/i.jsonl")
-    for path in whole.parent.iterdir():
-        assert (tmp_path / "half" / path.name).read_bytes() == path.read_bytes()
-    assert len(list((tmp_path / "half").iterdir())) == 2
+    for name in ("i.jsonl", "i.lines.npy"):
+        assert (tmp_path / "half" / name).read_bytes() == (whole.parent / name).read_bytes()
+    assert sorted(p.name for p in (tmp_path / "half").iterdir()) == [".i.jsonl.lock", "i.jsonl", "i.lines.npy"]
 
 
 def test_two_objects_of_one_id_are_named(folder: Path) -> None:
@@ -306,6 +306,50 @@ def test_two_objects_of_one_id_are_named(folder: Path) -> None:
     )
     (problem,) = build_index(folder, binarize="gt128").problems
     assert problem == "masks/a#3.png: object 'a#3' is there twice; rename one file"
+    head = lines(folder / "index.jsonl")[0]
+    assert head["incomplete"] == ["masks/a#3.png"]
+    assert not is_fresh(list_masks(str(folder), binarize="gt128"))  # so that it is told again
+
+
+def test_two_builds_at_once_do_not_write_into_each_other(folder: Path, tmp_path: Path) -> None:
+    """The second is refused while the first is at work, and the first ends with the bytes of one that was alone."""
+    whole = build_index(folder, instances=True, out=tmp_path / "whole/i.jsonl").path
+    refused: list[str] = []
+
+    def meanwhile(done: int, _: int) -> None:
+        with pytest.raises(HrsegError) as caught:
+            build_index(folder, instances=True, out=tmp_path / "i.jsonl")
+        refused.append(str(caught.value))
+
+    path = build_index(folder, instances=True, out=tmp_path / "i.jsonl", progress=meanwhile).path
+    assert len(refused) == 3
+    assert all(text.startswith(f"{path}: another hrseg is at work there") for text in refused)
+    assert path.read_bytes() == whole.read_bytes()
+    assert build_index(folder, instances=True, out=path).path == path  # the lock is open again
+
+
+def test_the_lock_is_no_part_of_the_dataset(folder: Path) -> None:
+    before = list_masks(str(folder), instances=True)
+    build_index(before)
+    assert (folder / ".index.jsonl.lock").is_file()
+    after = list_masks(str(folder), instances=True)
+    assert after == before
+    assert fingerprint(folder, after.masks) == fingerprint(folder, before.masks)
+    assert is_fresh(after)
+    for path in (*folder.glob("images/*"), *folder.glob("masks/*")):
+        path.rename(folder / f"{path.parent.name}_{path.name}")
+    flat = f"{folder}:images=images_*.*,masks=masks_*.*"  # a pattern that reads the folder of the lock itself
+    assert len(list_masks(flat, instances=True).masks) == 3
+
+
+@pytest.mark.parametrize("part", ["images/a.jpg", "masks/a.png"])
+def test_a_dead_link_is_one_problem(folder: Path, part: str) -> None:
+    (folder / part).unlink()
+    (folder / part).symlink_to("gone")
+    summary = build_index(folder, instances=True)
+    assert len(summary.problems) == 1
+    assert summary.problems[0].startswith(f"{folder / part}: no such file; ")
+    assert summary.objects == 1
 
 
 @pytest.mark.parametrize("change", ["options", "files", "damage"])
@@ -372,6 +416,6 @@ def test_killed_twenty_times_the_index_has_the_same_bytes(folder: Path, tmp_path
         whole.rules,
         whole.problems,
     )
-    assert sorted(p.name for p in out.parent.iterdir()) == ["i.jsonl", "i.lines.npy"]
+    assert sorted(p.name for p in out.parent.iterdir()) == [".i.jsonl.lock", "i.jsonl", "i.lines.npy"]
     for name in ("i.jsonl", "i.lines.npy"):
         assert (out.parent / name).read_bytes() == (whole.path.parent / name).read_bytes()

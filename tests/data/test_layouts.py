@@ -1,7 +1,9 @@
 """Layouts of the public sets: recorded readings of RITM first, then options, pairs and the pieces of a manifest."""
 
 import json
+import os
 import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hrseg_cli.data.index import build_index, is_fresh
 from hrseg_cli.data.packed import load_pickle
 from hrseg_cli.data.parts import list_parts
 from hrseg_cli.data.pixels import voc_indices
-from hrseg_cli.data.samples import expand, load, load_with_rule, open_dataset, open_split
+from hrseg_cli.data.samples import expand, list_masks, load, load_with_rule, open_dataset, open_split
 from hrseg_cli.errors import HrsegError, UnknownName
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -179,6 +182,26 @@ def test_annotations_pickled_by_an_older_numpy_are_read_alike(tmp_path: Path) ->
     assert (objects, len(layers)) == (load_pickle(old)[1], len(load_pickle(old)[0]))
 
 
+def test_images_of_val_may_lie_with_those_of_train(tmp_path: Path) -> None:
+    """LVIS took part of its val from COCO's train2017, and train2017.zip is unpacked into train/images/."""
+    (name,) = (path.name for path in (MINI / "LVIS/train/images").iterdir())
+    own, other = tmp_path / "val/images" / name, tmp_path / "train/images" / name
+    for path in (own, other):
+        shutil.copytree(MINI / "LVIS/train", path.parents[1])
+    assert {ref.image for ref in open_dataset(f"LVIS={tmp_path}")} == {own}  # both are there: its own
+    own.unlink()
+    refs = open_dataset(f"LVIS={tmp_path}")
+    assert {ref.image for ref in refs} == {other}
+    assert [load(ref).truth.sum() for ref in refs] == [
+        load(ref).truth.sum() for ref in open_dataset("LVIS:split=train", root=MINI)
+    ]
+    other.rename(own)
+    assert {ref.image for ref in open_dataset(f"LVIS={tmp_path}:split=train")} == {other}  # no way back
+    own.unlink()
+    with pytest.raises(HrsegError, match=rf"val/images/{name}: no such file"):
+        load(open_dataset(f"LVIS={tmp_path}")[0])
+
+
 # ---- DAVIS-585 ----
 
 
@@ -206,6 +229,15 @@ def test_davis585_starts_from_the_mask_that_is_asked_for(davis585: Path, option:
         assert sample.initial.dtype == np.float32
         expected = np.roll(box(), 3, 0) // 255 if start == "moved" else box(0)  # 128 is not above 128
         assert np.array_equal(sample.initial, expected)
+
+
+def test_an_index_is_of_the_initial_masks_too(davis585: Path) -> None:
+    listing = list_masks(f"{davis585}:init=stm")
+    build_index(listing)
+    put(davis585 / "cat/init_sp_object1_00009.png", box())
+    assert is_fresh(listing)  # which does not start from that one
+    os.utime(davis585 / "cat/init_stm_object1_00009.png", ns=(1, 1))
+    assert not is_fresh(listing)
 
 
 def test_davis585_names_what_is_missing(davis585: Path) -> None:
@@ -305,7 +337,9 @@ def test_pieces_of_one_set_get_names_of_their_own(tmp_path: Path) -> None:
     for folder in ("DUTS-TE", "ecssd", "MSRA_10K"):
         (tmp_path / "hqseg44k/cascade_psp" / folder).mkdir()
     names = [piece.name for piece in list_parts("hqseg44k", split="train", root=tmp_path)]
-    assert names == ["dis5k", "thinobject5k", "fss1000", "duts-train", "duts-test", "ecssd", "msra10k"]
+    assert names == [
+        "dis5k-train", "thinobject5k-train", "fss1000-train", "duts-train", "duts-test", "ecssd-train", "msra10k-train",
+    ]  # fmt: skip
 
 
 def test_references_of_every_layout_travel(davis585: Path) -> None:

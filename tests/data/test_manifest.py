@@ -144,13 +144,13 @@ def test_shared_archives_are_fetched_once_and_only_where_needed() -> None:
     assert [file.name for file in files_for(load_manifest("dis5k"), ["te1"])] == ["DIS5K-full.zip"]
 
 
-def test_archives_of_one_name_are_one_archive() -> None:
-    """Downloads and pinned sums are kept by name, so two archives must not share one, nor differ in description."""
-    by_name = {}
+def test_archives_of_one_name_and_place_are_one_archive() -> None:
+    """Downloads and pinned sums are kept by these, so two archives must not share both, nor differ in description."""
+    by_place = {}
     for manifest in ALL:
         for file in manifest.files:
             alike = file.model_copy(update={"splits": ()})
-            assert by_name.setdefault(file.name, alike) == alike, f"{manifest.name}: {file.name}"
+            assert by_place.setdefault((file.into, file.name), alike) == alike, f"{manifest.name}: {file.name}"
 
 
 # ---- damaged manifests -----------------------------------------------------------------------------------------------
@@ -224,6 +224,36 @@ def test_parts_in_a_circle_and_wrong_totals(tmp_path: Path) -> None:
     ):
         with pytest.raises(HrsegError, match=said):
             resolve_parts(load_manifest(name, tmp_path), "val", tmp_path)
+
+
+def test_own_sets_may_be_composed_of_known_ones(tmp_path: Path) -> None:
+    """What is not in the user's folder comes with hrseg; what is in both is the user's."""
+    write_composed(tmp_path, "mine", ["grabcut/val", "berkeley/val"], 150)
+    pieces = resolve_parts(load_manifest("mine", tmp_path), "val", tmp_path)
+    assert pieces == [(load_manifest("grabcut"), "val"), (load_manifest("berkeley"), "val")]
+    (tmp_path / "grabcut.yaml").write_text(yaml.safe_dump({**GOOD, "title": "Own"}), encoding="utf-8")
+    pieces = resolve_parts(load_manifest("mine", tmp_path), "val", tmp_path)
+    assert [piece.title for piece, _ in pieces] == ["Own", load_manifest("berkeley").title]
+    assert present(load_manifest("mine", tmp_path), tmp_path, tmp_path).state == "absent"
+    assert len(files_for(load_manifest("mine", tmp_path), folder=tmp_path)) == 2
+    assert manifest_names(tmp_path) == ["grabcut", "mine"]
+    with pytest.raises(UnknownName, match="Did you mean 'berkeley'"):
+        load_manifest("berkley", tmp_path)
+
+
+def test_yml_is_yaml(tmp_path: Path) -> None:
+    write_composed(tmp_path, "mine", ["grabcut/val"], 50)
+    (tmp_path / "mine.yaml").rename(tmp_path / "mine.yml")
+    (tmp_path / "grabcut.yml").write_text(yaml.safe_dump({**GOOD, "title": "Own"}), encoding="utf-8")
+    ((piece, _),) = resolve_parts(load_manifest("mine", tmp_path), "val", tmp_path)
+    assert piece.title == "Own"
+
+
+def test_what_is_not_settled_is_not_asserted() -> None:
+    """SBD's training objects may count those that RITM leaves out; its validation objects are exact."""
+    sbd = load_manifest("sbd")
+    assert (sbd.splits["train"].about, sbd.splits["val"].about) == (True, False)
+    assert "not settled" in sbd.notes
 
 
 def test_an_unknown_set_is_answered_with_the_nearest() -> None:
@@ -336,3 +366,16 @@ def test_overview_has_a_line_for_every_set(tmp_path: Path) -> None:
     assert lines["hqseg44k"]["bytes"] == 3529707387 + 1365490019 + 2445237905
     assert lines["davis"]["bytes"] is None
     assert lines["big"]["manual"] == ["BIG.zip"]
+
+
+def test_overview_goes_on_past_a_damaged_set(tmp_path: Path) -> None:
+    small_copy(tmp_path, load_manifest("grabcut").splits["val"], 50)
+    for name in ("a.jpg", "A.jpg", "b.jpg", "b.jpeg"):
+        touch(tmp_path / "berkeley" / "images" / name)
+    with pytest.raises(HrsegError, match="the same name twice"):
+        present(load_manifest("berkeley"), tmp_path)
+    lines = {line["name"]: line for line in overview(tmp_path)}
+    assert list(lines) == manifest_names()
+    assert (lines["berkeley"]["state"], lines["berkeley"]["found"]) == ("damaged", {})
+    assert lines["regular"]["state"] == "damaged"
+    assert (lines["grabcut"]["state"], lines["davis"]["state"]) == ("ready", "absent")

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrseg_cli.data.samples import Ref, binarize, load, load_with_rule, open_dataset, read_image, read_mask
+from hrseg_cli.data.samples import (
+    Ref,
+    binarize,
+    file_state,
+    fingerprint,
+    load,
+    load_with_rule,
+    open_dataset,
+    read_image,
+    read_mask,
+    split_options,
+)
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.recipe import BinarizeRule
 
@@ -536,3 +549,99 @@ def test_a_reference_loads_nothing() -> None:
     ref = Ref("x", "d", Path("gone.jpg"), Path("gone.png"), "auto")
     with pytest.raises(HrsegError, match=r"gone\.jpg: no such file"):
         load(ref)
+
+
+# ---- the files of an object ----
+
+
+@pytest.fixture
+def ref(folder: Path) -> Ref:
+    """An object with every kind of file."""
+    put_pair(folder, "x")
+    other = put(folder / "masks/other.png", disc())
+    initial = put(folder / "start.png", disc())
+    return Ref("x", "d", folder / "images/x.jpg", folder / "masks/x.png", "void128", others=(other,), initial=initial)
+
+
+def kinds(ref: Ref) -> dict[str, Path]:
+    assert ref.initial is not None
+    return {"image": ref.image, "mask": ref.mask, "others": ref.others[0], "initial": ref.initial}
+
+
+def test_the_state_of_an_object_names_every_file_and_how_it_is_read(ref: Ref) -> None:
+    for number, path in enumerate(kinds(ref).values(), 1):
+        path.write_bytes(bytes(number))
+        os.utime(path, ns=(0, 10 * number))
+    assert file_state(ref) == "void128, None, 1 10, 2 20, 3 30, 4 40"
+    assert file_state(replace(ref, rule="instance", instance=3, others=(), initial=None)) == (
+        "instance, 3, 1 10, 2 20, None"
+    )
+    assert file_state(ref, stat=lambda path: path.name) == "void128, None, x.jpg, x.png, other.png, start.png"
+    (drawn,) = open_dataset("procedural:count=1,size=64,seed=5")
+    assert file_state(drawn) == "gt128, None, (5, 0, 64)"
+
+
+@pytest.mark.parametrize("kind", ["image", "mask", "others", "initial"])
+def test_a_fingerprint_is_of_every_file(ref: Ref, folder: Path, kind: str) -> None:
+    before = fingerprint(folder, [ref])
+    os.utime(kinds(ref)[kind], ns=(1, 1))
+    assert fingerprint(folder, [ref]) != before
+
+
+@pytest.mark.parametrize("damage", ["gone", "dead link", "folder is a file"])
+@pytest.mark.parametrize("kind", ["image", "mask", "others", "initial"])
+def test_a_file_that_is_gone_is_named(ref: Ref, folder: Path, kind: str, damage: str) -> None:
+    path = kinds(ref)[kind]
+    if damage == "folder is a file":
+        put(folder / "plain", disc(), format="PNG")
+        path = folder / "plain" / path.name
+        ref = replace(ref, **{kind: (path,) if kind == "others" else path})
+    else:
+        path.unlink()
+        if damage == "dead link":
+            path.symlink_to("nowhere")
+    with pytest.raises(HrsegError) as caught:
+        file_state(ref)
+    assert str(caught.value) == f"{path}: no such file; put it back, or remove its partner"
+    with pytest.raises(HrsegError) as caught:
+        file_state(ref, stat=lambda path: str(path.stat().st_size))
+    assert str(caught.value).startswith(f"{path}: no such file")
+    with pytest.raises(HrsegError) as caught:
+        load(ref)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_link_to_itself_is_named(ref: Ref) -> None:
+    ref.mask.unlink()
+    ref.mask.symlink_to(ref.mask.name)
+    with pytest.raises(HrsegError, match=r"x\.png: cannot be read \("):
+        file_state(ref)
+
+
+# ---- what is typed ----
+
+
+@pytest.mark.parametrize(
+    ("spec", "text", "options"),
+    [
+        ("sbd", "sbd", {}),
+        ("sbd:split=train", "sbd", {"split": "train"}),
+        ("mine=/data/LVIS:split=train,stuff=1", "mine=/data/LVIS", {"split": "train", "stuff": "1"}),
+        ("procedural:", "procedural", {}),
+        ("x=procedural:count=3", "x=procedural", {"count": "3"}),
+        ("/data/a:b", "/data/a:b", {}),
+        ("C:\\data", "C:\\data", {}),
+    ],
+)
+def test_options_stand_behind_the_colon(spec: str, text: str, options: dict[str, str]) -> None:
+    assert split_options(spec) == (text, options)
+
+
+def test_a_folder_may_look_like_options(tmp_path: Path) -> None:
+    put_pair(tmp_path / "set:split=train", "x")
+    spec = str(tmp_path / "set:split=train")
+    assert split_options(spec) == (spec, {})
+    assert [ref.id for ref in open_dataset(spec)] == ["x"]
+    with pytest.raises(HrsegError, match="write 'count=VALUE' after the colon"):
+        split_options("procedural:count")

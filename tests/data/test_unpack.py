@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from hrseg_cli.data.lock import only_one
 from hrseg_cli.data.unpack import (
     STAMP,
     Kind,
@@ -32,6 +33,7 @@ from hrseg_cli.data.unpack import (
 from hrseg_cli.errors import HrsegError
 
 Entries = dict[str, bytes]
+LOCK = ".set.lock"
 NOISE = random.Random(0).randbytes(200_000)
 SMALL = Limits(ratio=10, floor=1 << 20, file_bytes=256, files=100)
 
@@ -53,8 +55,13 @@ def make_tar(path: Path, entries: Entries, mode: str = "w") -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != STAMP)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (STAMP, LOCK))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def beside(folder: Path) -> list[str]:
+    """What lies in a folder, but for the lock, which stays."""
+    return sorted(set(os.listdir(folder)) - {LOCK})
 
 
 PAIRS = {"Set/images/ä b.jpg": b"image", "Set/masks/ä b.png": NOISE}
@@ -85,7 +92,7 @@ def test_every_kind_comes_out_whole(tmp_path: Path, name: str, kind: Kind) -> No
     assert is_unpacked(name, into)
     assert seen
     assert seen == sorted(seen)
-    assert os.listdir(into.parent) == ["set"]
+    assert beside(into.parent) == ["set"]
 
 
 def test_folders_that_stand_alone_are_left_out(tmp_path: Path) -> None:
@@ -122,15 +129,26 @@ def test_archives_of_one_folder_are_added_to_each_other(tmp_path: Path) -> None:
     assert is_unpacked("b.zip", into)
 
 
+def test_two_at_once_do_not_share_the_half_done_copy(tmp_path: Path) -> None:
+    archive, into = make_zip(tmp_path / "a.zip", PAIRS), tmp_path / "data" / "set"
+    half_done = into.parent / ".set.unpacking" / "1.png"
+    with only_one(into.parent / LOCK, "the first"):
+        half_done.parent.mkdir()
+        half_done.write_bytes(b"its own")
+        with pytest.raises(HrsegError, match=f"{into}: another hrseg is at work there; wait for it to finish"):
+            unpack(archive, into, kind="zip")
+        assert half_done.read_bytes() == b"its own"
+    assert unpack(archive, into, kind="zip") == 2
+    assert tree(into) == UNPACKED
+
+
 def test_a_folder_that_is_a_link_is_filled_where_it_points(tmp_path: Path) -> None:
     """The half-done copy too lies there, for the link may lead to another disk."""
     (tmp_path / "disk" / "set").mkdir(parents=True)
     (tmp_path / "set").symlink_to(tmp_path / "disk" / "set")
     seen: list[list[str]] = []
     archive = make_zip(tmp_path / "a.zip", PAIRS)
-    unpack(
-        archive, tmp_path / "set", kind="zip", progress=lambda *_: seen.append(sorted(os.listdir(tmp_path / "disk")))
-    )
+    unpack(archive, tmp_path / "set", kind="zip", progress=lambda *_: seen.append(beside(tmp_path / "disk")))
     assert tree(tmp_path / "disk" / "set") == UNPACKED
     assert seen[0] == [".set.unpacking", "set"]
 
@@ -322,7 +340,7 @@ def test_a_full_disk_is_named_and_left_clean(tmp_path: Path) -> None:
         pytest.raises(HrsegError, match=r"set: the disk is full while unpacking a\.zip; make room"),
     ):
         unpack(archive, into, kind="zip")
-    assert os.listdir(into.parent) == []
+    assert beside(into.parent) == []
     unpack(archive, into, kind="zip")
     assert tree(into) == UNPACKED
 
@@ -363,7 +381,7 @@ def test_killed_at_any_moment_then_the_same_again(tmp_path: Path, existing: bool
             assert tree(into) == wanted
     unpack(archive, into, kind="zip")
     assert tree(into) == wanted
-    assert os.listdir(into.parent) == ["set"]
+    assert beside(into.parent) == ["set"]
 
 
 @pytest.mark.parametrize(

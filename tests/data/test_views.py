@@ -191,8 +191,35 @@ def test_a_cache_is_not_made_twice_and_not_kept_when_files_change(large: Path, t
     os.utime(large / "masks/small.png", ns=(1, 1))
     cache_longest(refs, cache, 100)
     assert all(path.stat().st_mtime_ns > time for path, time in times.items())
-    cache_longest(refs, cache, 50)
-    assert max(load(open_dataset(str(cache))[0]).truth.shape) == 50
+
+
+@pytest.mark.parametrize("what", ["another set", "another size", "another drawing", "no stamp of ours"])
+def test_a_cache_of_something_else_is_refused_and_kept(large: Path, tmp_path: Path, what: str) -> None:
+    """Two sets that are given one folder would wipe each other in turn."""
+    refs = open_dataset(str(large))
+    cache = tmp_path / "cache"
+    if what == "another drawing":  # the same ids, for a kind of object has its turn whatever the seed
+        refs = open_dataset("procedural:count=1,size=128")
+        wanted = open_dataset("procedural:count=1,size=256")
+        assert [ref.id for ref in wanted] == [ref.id for ref in refs]
+    else:
+        wanted = refs[:-1] if what == "another set" else refs
+    cache_longest(refs, cache, 100)
+    if what == "no stamp of ours":
+        (cache / "cache.json").write_text("[]")
+    before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+    with pytest.raises(HrsegError) as caught:
+        cache_longest(wanted, cache, 50 if what == "another size" else 100)
+    assert str(caught.value) == f"{cache}: holds a cache of something else; name another folder"
+    assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == before
+
+
+def test_a_dead_link_among_the_originals_is_named(large: Path, tmp_path: Path) -> None:
+    refs = open_dataset(str(large))
+    (large / "images/wide.png").unlink()
+    (large / "images/wide.png").symlink_to("gone")
+    with pytest.raises(HrsegError, match=r"images/wide\.png: no such file"):
+        cache_longest(refs, tmp_path / "cache", 100)
 
 
 def test_a_folder_of_something_else_is_left_alone(large: Path, tmp_path: Path) -> None:

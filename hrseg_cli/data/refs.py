@@ -1,0 +1,68 @@
+"""What every reader of datasets speaks of: a reference to one object, and the list of them before a mask is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from hrseg_cli.recipe import BinarizeRule
+
+Rule = BinarizeRule | Literal["instance", "solid", "layers", "coco"]
+
+PAIRS = "pairs.csv"
+MARKS = {  # what tells a layout from the others
+    "folder": ("images", "masks"),
+    "grabcut": ("data_GT", "boundary_GT"),
+    "davis": ("img", "gt"),
+    "berkeley": ("images", "masks"),
+    "sbd": ("img", "inst"),
+    "pascalvoc": ("JPEGImages", "SegmentationObject"),
+    "coco_lvis": ("*/hannotation.pickle",),
+    "davis585": ("*/object*_*.png",),
+}
+
+
+@dataclass(frozen=True)
+class Ref:
+    """One object of one image; nothing is loaded. A mask of several objects whose ids are not read yet has
+    ``instance`` None.
+
+    id: unique in the dataset, holds the image's stem (with its sub-folders, separated by "/").
+    instance: which object of ``mask``, where ``rule`` is "instance", "solid", "layers" or "coco".
+    others: further masks of the image, read by the same rule; their ignored pixels are ignored for this object too.
+    draw: (seed, index, size) of a procedural object, which has no files.
+    initial: a mask to start from.
+    parent: COCO+LVIS: the ``instance`` this object is a part of.
+    stuff: COCO+LVIS: the first id of ``mask`` that is stuff, on references to stuff; None on all others.
+    """
+
+    id: str
+    dataset: str
+    image: Path
+    mask: Path
+    rule: Rule
+    instance: int | None = None
+    others: tuple[Path, ...] = ()
+    draw: tuple[int, int, int] | None = None
+    initial: Path | None = None
+    parent: int | None = None
+    stuff: int | None = None
+
+    @property
+    def unread(self) -> bool:
+        """The mask must be opened to know its objects."""
+        return self.instance is None and self.rule in ("instance", "solid", "layers")
+
+
+class Listing(NamedTuple):
+    """A dataset before any mask is opened.
+
+    folder: what paths in an index are relative to. masks: one reference per mask, or per object where a list names
+    them. index_file: where its index lies, if there is one.
+    """
+
+    name: str
+    folder: Path
+    masks: list[Ref]
+    index_file: Path
