@@ -56,6 +56,11 @@ def main() -> None:
             raise
         _complain(str(error))
         sys.exit(2 if isinstance(error, UnknownName) else 1)
+    except OSError as error:  # a full disk, a lost share: not a defect, and nowhere else is it known what was done
+        if debug:
+            raise
+        _complain(f"{error.filename or 'a file'}: {error.strerror}; mend that, the same command goes on from there")
+        sys.exit(1)
     except Exception as error:
         if debug:
             raise

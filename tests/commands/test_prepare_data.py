@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,3 +52,28 @@ def test_a_folder_is_checked_and_indexed(hrseg: Command, tmp_path: Path) -> None
     lines = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
     assert lines[1]["id"] == "good"
     assert lines[1]["area"] == 16
+
+
+FULL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit then fails as one to a full disk does
+resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+from hrseg_cli.cli import main
+main()
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_good(hrseg: Command, tmp_path: Path) -> None:
+    """No file is half written, and with room again the same command ends as if nothing had been."""
+    words = ["prepare-data", "procedural", "--count", "1", "--size", "128", "--out", str(tmp_path / "set")]
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"hrseg: {tmp_path / 'set'}")
+    assert done.stderr.count("\n") == 1
+    assert not list((tmp_path / "set" / "images").iterdir())
+    assert hrseg(*words).code == 0
+    whole = [*words[:-1], tmp_path / "whole"]
+    assert hrseg(*whole).code == 0
+    for part in ("images", "masks"):
+        for path in (tmp_path / "whole" / part).iterdir():
+            assert (tmp_path / "set" / part / path.name).read_bytes() == path.read_bytes()

@@ -347,7 +347,7 @@ def test_a_full_disk_is_named_and_left_clean(tmp_path: Path) -> None:
 
 def test_room_is_looked_for_first(tmp_path: Path) -> None:
     with pytest.raises(
-        HrsegError, match=r"not/there: needs 1000000 GB, .* are free, .* are missing; make room or name"
+        HrsegError, match=r"not/there: needs 1000000 GB, .* are free, .* are missing .*; make room or name"
     ):
         require_space(tmp_path / "not" / "there", 10**15)
     require_space(tmp_path / "not" / "there", 1)
