@@ -222,10 +222,20 @@ class Run:
 
 
 def _cut_torn_line(path: Path) -> None:
-    if path.exists():
-        with path.open("rb+") as file:
-            text = file.read()
-            file.truncate(text.rfind(b"\n") + 1)
+    """End a file behind its last line break, read from its end: masks may be too much to hold."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - (1 << 20))
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                file.truncate(start + found + 1)
+                return
+            end = start
+        file.truncate(0)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -89,6 +89,12 @@ def test_help_does_not_wait_for_heavy_packages() -> None:
     assert imported.isdisjoint({"torch", "cv2", "pandas", "matplotlib", "lightning"})
 
 
+def test_the_version_needs_no_command() -> None:
+    command = [sys.executable, "-m", "hrseg_cli.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == f"hrseg {__version__}\n"
+
+
 def commands_in(text: str) -> list[list[str]]:
     """The words after ``hrseg`` of each command line in a document or script; continued lines count as one."""
     lines = text.replace("\\\n", " ").splitlines()

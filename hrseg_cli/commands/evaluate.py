@@ -88,7 +88,7 @@ def evaluate(
         "max_clicks": plan.max_clicks,
         "band": width,
         "protocol": chosen.model_dump(),
-        "protocols": {name: own.model_dump() for name, own in plan.protocols.items()},
+        "protocols": {name: one.model_dump() for name, one in own.items()},
         "flipped": chosen.flip and loaded.mirror,
         "hrseg": __version__,
         "instances": instances,

@@ -208,7 +208,7 @@ def open_datasets(
 
     Says on stderr when a known dataset is not whole. Raises HrsegError where two datasets would get the same name.
     """
-    from hrseg_cli.data.parts import DEFAULT_SPLIT, find_known, list_parts, pieces_of
+    from hrseg_cli.data.known import DEFAULT_SPLIT, find_known, list_parts, pieces_of
     from hrseg_cli.data.samples import open_dataset, open_listing, split_options
 
     opened = Opened([], {}, {})

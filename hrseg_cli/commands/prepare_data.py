@@ -16,8 +16,8 @@ from hrseg_cli.errors import HrsegError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hrseg_cli.data.known import Known, Piece
     from hrseg_cli.data.manifest import ArchiveFile
-    from hrseg_cli.data.parts import Known, Piece
     from hrseg_cli.data.samples import Listing
     from hrseg_cli.recipe import BinarizeRule
 
@@ -73,7 +73,7 @@ def prepare_data(
     unpacked, counted and indexed. A folder: every image and mask is decoded, sizes and pairs are compared, and
     index.jsonl is written with one line per object. One JSON row per part goes to stdout, problems to stderr.
     """
-    from hrseg_cli.data.parts import find_known
+    from hrseg_cli.data.known import find_known
 
     place = options.data_root(root)
     for_known = {"--split": split, "--from": from_, "--verify": verify}
@@ -139,7 +139,7 @@ def _prepare(
 ) -> None:
     """A known dataset: fetch and unpack what is missing, then count and index every piece that is there."""
     from hrseg_cli.data.index import is_fresh
-    from hrseg_cli.data.parts import list_piece, pieces_of
+    from hrseg_cli.data.known import list_piece, pieces_of
 
     manifest = known.manifest
     pieces = [piece for split in splits or manifest.split_names() for piece in pieces_of(known, split)]

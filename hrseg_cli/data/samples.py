@@ -81,24 +81,6 @@ def open_dataset(
     return open_listing(list_masks(spec, root=root, instances=instances, binarize=binarize), limit)
 
 
-def open_split(
-    folder: Path,
-    name: str,
-    layout: str,
-    *,
-    instances: bool = False,
-    binarize: BinarizeRule = "auto",
-    limit: int | None = None,
-    **options: str,
-) -> list[Ref]:
-    """As :func:`open_dataset` for a folder whose layout and options are known, as a manifest knows them.
-
-    options: of the layout, e.g. ``images="DIS-VD/im", masks="DIS-VD/gt"`` for "pairs", ``split="val"`` for "sbd".
-    """
-    found = list_split(folder, name, layout, instances=instances, binarize=binarize, **options)
-    return open_listing(found, limit)
-
-
 def list_masks(
     spec: str, *, root: Path | None = None, instances: bool = False, binarize: BinarizeRule = "auto"
 ) -> Listing:
@@ -117,7 +99,10 @@ def list_split(
     binarize: BinarizeRule = "auto",
     **options: str,
 ) -> Listing:
-    """As :func:`open_split`, but no mask is opened for its ids."""
+    """As :func:`list_masks` for a folder whose layout and options are known, as a manifest knows them.
+
+    options: of the layout, e.g. ``images="im/*.jpg", masks="gt/*.png"`` for "pairs", ``split="val"`` for "sbd".
+    """
     return _list(_Place(name, folder, layout, options), instances, binarize)
 
 

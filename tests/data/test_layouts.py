@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hrseg_cli.data.index import build_index, is_fresh
+from hrseg_cli.data.known import list_parts
 from hrseg_cli.data.packed import load_pickle
-from hrseg_cli.data.parts import list_parts
 from hrseg_cli.data.pixels import voc_indices
-from hrseg_cli.data.samples import expand, list_masks, load, load_with_rule, open_dataset, open_split
+from hrseg_cli.data.samples import expand, list_masks, list_split, load, load_with_rule, open_dataset, open_listing
 from hrseg_cli.errors import HrsegError, UnknownName
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -272,7 +272,7 @@ def test_pairs_by_pattern(tmp_path: Path, image: str, mask: str, images: str, ma
     put(tmp_path / image.format("stray"), picture(), format="JPEG")
     put(tmp_path / mask.format("other"), box())
     (tmp_path / "thumbs.db").write_bytes(b"")
-    refs = open_split(tmp_path, "part", "pairs", images=images, masks=masks, binarize="gt128")
+    refs = open_listing(list_split(tmp_path, "part", "pairs", images=images, masks=masks, binarize="gt128"))
     suffix = "/1" if "/1." in image else ""
     assert [(ref.dataset, ref.id) for ref in refs] == [("part", stem + suffix) for stem in ("a.x", "b", "Ü")]
     assert all(load(ref).truth.sum() == 40 for ref in refs)
