@@ -36,6 +36,16 @@ METRICS = {
     "mba": "hrseg_cli.metrics.masks:MeanBoundaryAccuracy",
 }
 
+LOSSES = {
+    "nfl": "hrseg_cli.losses:normalized_focal",
+    "focal": "hrseg_cli.losses:focal",
+    "bce": "hrseg_cli.losses:bce",
+    "weighted_bce": "hrseg_cli.losses:weighted_bce",
+    "dice": "hrseg_cli.losses:dice",
+    "soft_iou": "hrseg_cli.losses:soft_iou",
+    "lovasz": "hrseg_cli.losses:lovasz_hinge",
+}
+
 FORMATS = {
     "md": "hrseg_cli.report.write:markdown",
     "tex": "hrseg_cli.report.write:latex",
@@ -43,7 +53,7 @@ FORMATS = {
     "json": "hrseg_cli.report.write:json_lines",
 }
 
-TABLES = {"model": MODELS, "layout": LAYOUTS, "metric": METRICS, "format": FORMATS}
+TABLES = {"model": MODELS, "layout": LAYOUTS, "metric": METRICS, "loss": LOSSES, "format": FORMATS}
 
 
 def resolve(kind: str, name: str) -> Any:

@@ -13,6 +13,7 @@ from hrseg_cli.commands.evaluate import evaluate
 from hrseg_cli.commands.prepare_data import prepare_data
 from hrseg_cli.commands.report import report
 from hrseg_cli.commands.simulate_clicks import simulate_clicks
+from hrseg_cli.commands.train import train
 from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ def options(
 
 app.command("prepare-data", short_help="Draw, check and index datasets.")(prepare_data)
 app.command("simulate-clicks", short_help="Click on objects; traces as JSON lines.")(simulate_clicks)
+app.command("train", short_help="Train a click model by a recipe.")(train)
 app.command("evaluate", short_help="Count the clicks a model needs (NoC).")(evaluate)
 app.command("report", short_help="Tables, curves and pictures of runs.")(report)
 

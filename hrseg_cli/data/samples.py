@@ -78,7 +78,43 @@ def open_dataset(
 
     Raises UnknownName for a name nobody knows, HrsegError for a folder that cannot be read as a dataset.
     """
-    return open_listing(list_masks(spec, root=root, instances=instances, binarize=binarize), limit)
+    text, options = split_options(spec)
+    share: dict[str, str] = {key: options.pop(key) for key in ("held", "kept", "group") if key in options}
+    rest = ",".join(f"{key}={value}" for key, value in options.items())
+    listing = list_masks(f"{text}:{rest}" if rest else text, root=root, instances=instances, binarize=binarize)
+    if not share:
+        return open_listing(listing, limit)
+    return _share(spec, open_listing(listing), share)[:limit]
+
+
+def in_held_out(ref: Ref, share: float, group: str | None = None) -> bool:
+    """Whether an object belongs to the held-out ``share`` of a dataset: a pure function of its image's file name.
+
+    group: a regular expression whose first bracket is hashed in the name's place, so that a video stays on one side.
+    """
+    name = str(ref.draw) if ref.draw else ref.image.stem
+    found = re.search(group, name) if group else None
+    key = found.group(1) if found else name
+    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogateescape")).digest()[:8]) < share * 2**64
+
+
+def _share(spec: str, refs: list[Ref], options: dict[str, str]) -> list[Ref]:
+    """The objects that ``held=0.1`` (in the held-out tenth) or ``kept=0.1`` (the others) leave."""
+    held = "held" in options
+    if held == ("kept" in options):
+        raise HrsegError(f"dataset {spec}: write either held=SHARE or kept=SHARE")
+    group = options.get("group")
+    try:
+        share = float(options["held" if held else "kept"])
+        brackets = re.compile(group or "()").groups
+    except (ValueError, re.error):
+        share, brackets = -1, 0
+    if not 0 < share < 1 or not brackets:
+        raise HrsegError(f"dataset {spec}: write a share such as held=0.1, and a group such as group=(.+)_")
+    chosen = [ref for ref in refs if in_held_out(ref, share, group) == held]
+    if not chosen:
+        raise HrsegError(f"dataset {spec}: no object is in that share; take a larger one")
+    return chosen
 
 
 def list_masks(

@@ -29,21 +29,27 @@ from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.runs import write_atomically
 
 FORMAT = 1
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # what comes with hrseg
 
 
 def load_model(spec: str, device: str = "cpu") -> tuple[InteractiveModel, dict[str, Any]]:
     """A model ready to be asked, in eval mode, and its provenance (name, options, file, sha256).
 
-    spec: path of a checkpoint, or the name of a model that needs no weights. Raises HrsegError or UnknownName.
+    spec: path of a checkpoint, or the name of a model that comes with weights or needs none. Raises HrsegError or
+    UnknownName.
     """
     path = Path(spec)
     if path.is_file():
         model, provenance = read_checkpoint(path)
     elif spec in catalog.MODELS:
-        if spec != "grabcut":
+        shipped = WEIGHTS / f"{spec}.safetensors"
+        if shipped.is_file():
+            model, provenance = read_checkpoint(shipped)
+        elif spec == "grabcut":
+            model = catalog.resolve("model", spec)()
+            provenance = {"name": model.name, "options": model.config}
+        else:
             raise HrsegError(f"--model {spec}: an architecture without weights; give the path of a checkpoint of it")
-        model = catalog.resolve("model", spec)()
-        provenance = {"name": model.name, "options": model.config}
     elif path.is_dir():
         raise HrsegError(f"--model {spec}: is a folder; give the checkpoint file in it")
     elif path.suffix or "/" in spec:
@@ -69,10 +75,52 @@ def read_checkpoint(path: Path) -> tuple[InteractiveModel, dict[str, Any]]:
     return model, {"name": name, "options": model.config, "file": path.name, "sha256": digest, **provenance}
 
 
-def save_checkpoint(model: InteractiveModel, path: Path, provenance: dict[str, Any]) -> None:
-    """Write hrseg's format; equal models and provenance give equal bytes."""
+def load_backbone(model: InteractiveModel, path: Path, coverage: float) -> float:
+    """Put ImageNet weights of HRNet into ``model`` where keys and shapes agree; the share of its backbone that they
+    cover (by numbers, heads and click maps left out). Raises HrsegError below ``coverage``.
+    """
+    content: Any
+    try:
+        if sniff(path) == "safetensors":
+            content = load_safetensors(path.read_bytes())
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except HrsegError:
+        raise
+    except Exception:  # a torn file can raise nearly anything
+        raise HrsegError(f"{path}: is damaged, or holds more than tensors and is not run; download it again") from None
+    found = content.get("state_dict", content) if isinstance(content, dict) else {}
+    found = {str(key).replace("model.", ""): value for key, value in found.items()}
+    heads = ("conv3x3_ocr", "ocr_distri_head", "cls_head", "aux_head")
+    wanted = {
+        key.removeprefix("feature_extractor."): value
+        for key, value in model.state_dict().items()
+        if key.startswith("feature_extractor.") and value.ndim and not any(head in key for head in heads)
+    }
+    fitting = {
+        key: found[key]
+        for key, value in wanted.items()
+        if isinstance(found.get(key), Tensor) and found[key].shape == value.shape
+    }
+    share: float = sum(wanted[key].numel() for key in fitting) / max(1, sum(value.numel() for value in wanted.values()))
+    if share < coverage:
+        lost = next(key for key in wanted if key not in fitting)
+        have = tuple(found[lost].shape) if isinstance(found.get(lost), Tensor) else "nothing"
+        raise HrsegError(
+            f"{path}: covers {share:.0%} of the network's backbone, model.coverage asks for {coverage:.0%} "
+            f"({lost} is {tuple(wanted[lost].shape)} here, {have} there); give the weights of this width, or lower it"
+        )
+    model.load_state_dict({f"feature_extractor.{key}": value for key, value in fitting.items()}, strict=False)
+    return share
+
+
+def save_checkpoint(model: InteractiveModel, path: Path, provenance: dict[str, Any], half: bool = False) -> None:
+    """Write hrseg's format, as float16 where ``half``; equal models and provenance give equal bytes."""
     header = {"format": FORMAT, "kind": "model", "name": model.name, "options": model.config, "provenance": provenance}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    tensors = {
+        key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
+        for key, value in model.state_dict().items()
+    }
     write_atomically(path, save_safetensors(tensors, {"hrseg": json.dumps(header, sort_keys=True)}))
 
 

@@ -19,12 +19,18 @@ class InteractiveModel(nn.Module):
     name, config: what rebuilds the model: a name of the catalog and keyword arguments.
     with_prev_mask: whether the previous answer is part of the input.
     mirror: whether it is asked about the mirrored image too where a protocol wants that.
+    unused: parts of the names of parameters that never reach the output.
     """
 
     name: str
     config: dict[str, Any]
     with_prev_mask: bool = True
     mirror: bool = True
+    unused: tuple[str, ...] = ()
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """What training tells apart: layers that start from nothing ("new"), classifiers ("heads"), "backbone"."""
+        return {"new": list(self.parameters())}
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
         raise TypeError(f"{type(self).__name__} has no forward")

@@ -57,6 +57,7 @@ class ClickHRNet(InteractiveModel):
     """
 
     name = "hrnet_ocr"
+    unused = ("f_pixel", "f_object")
 
     def __init__(
         self,
@@ -116,6 +117,14 @@ class ClickHRNet(InteractiveModel):
         if self.with_aux_output:
             out["aux"] = resize(aux, size)
         return out
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        groups: dict[str, list[nn.Parameter]] = {"new": [], "heads": [], "backbone": []}
+        for name, parameter in self.named_parameters():
+            new = "maps_transform" in name or "rgb_conv" in name or "conv3x3_ocr" in name or "ocr_distri_head" in name
+            head = "cls_head" in name or "aux_head" in name
+            groups["new" if new else "heads" if head else "backbone"].append(parameter)
+        return groups
 
     def click_features(self, image: Tensor, points: Tensor) -> Tensor:
         """(B, 3, H, W): previous mask, positive and negative click maps (2 channels without previous mask)."""
@@ -302,7 +311,8 @@ class ObjectContext(nn.Module):
     """OCR with one object class: the object's mean feature, weighted by the auxiliary map, joins every pixel.
 
     With one class the attention over classes is 1 everywhere, so its queries and keys (``f_pixel``, ``f_object``) never
-    reach the output. Their weights are kept for the checkpoints' sake and never run.
+    reach the output. Their weights are kept for the checkpoints' sake; training only follows the cheaper one's
+    statistics, as the reference does.
     """
 
     def __init__(self, channels: int, key: int) -> None:
@@ -321,9 +331,12 @@ class ObjectContext(nn.Module):
 
     def forward(self, features: Tensor, aux: Tensor) -> Tensor:
         weights = aux.flatten(2).softmax(dim=2)  # (B, 1, HW)
-        context = (weights @ features.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(3)  # (B, C, 1, 1)
-        context = self.object_context_block["f_down"](context)
-        if self.training:  # batch statistics count every pixel, as in the reference
+        gathered = (weights @ features.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(3)  # (B, C, 1, 1)
+        context = self.object_context_block["f_down"](gathered)
+        if self.training:
+            with torch.no_grad():
+                self.object_context_block["f_object"](gathered)
+            # Batch statistics count every pixel, as in the reference.
             context = context.expand(-1, -1, *features.shape[-2:])
         context = self.object_context_block["f_up"](context).expand_as(features)
         out: Tensor = self.conv_bn_dropout(torch.cat([context, features], 1))

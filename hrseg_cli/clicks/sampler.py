@@ -1,0 +1,225 @@
+"""Training clicks: a handful drawn from the truth, and the next one where the network is wrong.
+
+Sofiiuk et al. 2021 (iterative sampling strategy); the clicks drawn at random go back to Xu et al. 2016.
+A click is a row (row, col, order) of a float32 array (2 * max_points, 3), in pixels: the first half are the positive
+slots, the second half the negative ones, (-1, -1, -1) is an empty slot. Flat indices count pixels in raster order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from hrseg_cli.recipe import Clicks
+
+SCATTERED, FIRST = 100, 0  # the order of drawn clicks; corrections count from 1
+
+
+class Drawn(NamedTuple):
+    """What a training sample asks for, and its clicks.
+
+    truth: int8, (H, W): 1 asked for, 0 not, -1 ignored. points: float32, (2 * max_points, 3).
+    """
+
+    truth: np.ndarray
+    points: np.ndarray
+
+
+def draw(targets: np.ndarray, labelled: np.ndarray, rng: np.random.Generator, settings: Clicks) -> Drawn:
+    """An object (or several merged) to ask for and the clicks to start from; no click falls on an ignored pixel.
+
+    targets: int8, (N, H, W), 1 / 0 / -1: objects that may be asked for. With N = 0 the truth is empty and all clicks
+    are negative. labelled: bool, (H, W): pixels that belong to any object, also to those too small to be asked for,
+    and ignored ones: with N = 0 no click falls on them.
+    Where a merged object is ignored and none of the others lies, the truth is ignored.
+    """
+    chosen = _choose(len(targets), rng, settings)
+    truth = _merge(targets[chosen]) if chosen else np.zeros(labelled.shape, np.int8)
+    regions = [targets[number] == 1 for number in chosen[: settings.max_points]]
+    inside, orders = _draw_inside([region for region in regions if region.any()], rng, settings)
+    outside = _draw_outside(truth, labelled, len(targets), len(chosen), rng, settings)
+    points = np.full((2, settings.max_points, 3), -1, np.float32)
+    for slots, pixels in zip(points, (inside, outside), strict=True):
+        slots[: len(pixels), 0], slots[: len(pixels), 1] = np.divmod(pixels, labelled.shape[1])
+        slots[: len(pixels), 2] = SCATTERED
+    points[0, : len(orders), 2] = orders
+    return Drawn(truth, points.reshape(-1, 3))
+
+
+def add_next_click(
+    points: np.ndarray,
+    probability: np.ndarray,
+    truth: np.ndarray,
+    *,
+    order: int,
+    rng: np.random.Generator,
+    threshold: float = 0.49,
+    precise: bool = True,
+    off_centre: float = 0.0,
+    click_ignored: bool = False,
+) -> np.ndarray:
+    """The points with one correction more, somewhere in the middle of the largest mistake (RITM's ``get_next_points``).
+
+    points: float32, (2N, 3). probability: float, (H, W), in [0, 1]. truth: int8, (H, W): 1 / 0 / -1. A pixel at
+    ``threshold`` itself is no mistake. The click falls uniformly on the pixels at least half as deep as the deepest;
+    with probability ``off_centre`` on any mistaken pixel of its sign, weighted by squared depth. It is positive only
+    where the deepest missed pixel lies strictly deeper than the deepest wrongly added one. It takes slot N - order of
+    its sign (order: 1 to N), overwriting what is there; without a mistake the points stay as they are.
+    RITM reads ignored pixels as background (click_ignored=True) and measures depth to about 2 % (precise=False).
+    """
+    slots = len(points) // 2
+    if not 1 <= order <= slots:
+        raise ValueError(f"order is {order}, of {slots} slots")
+    missed = _depths((truth == 1) & (probability < threshold), precise)
+    outside = truth != 1 if click_ignored else truth == 0
+    added = _depths(outside & (probability > threshold), precise)
+    positive = missed.limit > added.limit
+    mistake = missed if positive else added
+    points = points.copy()
+    if mistake.limit > 0:
+        pixel = _off_centre(mistake, rng) if rng.random() < off_centre else _inner(mistake, 2, rng)
+        points[(slots if positive else 2 * slots) - order] = *divmod(pixel, truth.shape[1]), order
+    return points
+
+
+def _choose(count: int, rng: np.random.Generator, settings: Clicks) -> list[int]:
+    """Numbers of the targets asked for together; empty without targets."""
+    if count == 0:
+        return []
+    if count > 1 and rng.random() < settings.merge_probability:
+        several = rng.integers(2, min(count, settings.max_merged), endpoint=True)
+        return [int(number) for number in rng.choice(count, size=several, replace=False)]
+    return [int(rng.integers(count))]
+
+
+def _merge(chosen: np.ndarray) -> np.ndarray:
+    """(M, H, W) -> (H, W): object where any is, else ignored where any is."""
+    truth: np.ndarray = chosen.max(axis=0).astype(np.int8)
+    if len(chosen) > 1:
+        truth[(truth == 0) & (chosen.min(axis=0) < 0)] = -1
+    return truth
+
+
+def _draw_inside(
+    regions: Sequence[np.ndarray], rng: np.random.Generator, settings: Clicks
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices and orders of the positive clicks: one in every region, then some anywhere in them."""
+    if not regions:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    eroded = [_erode(region, rng, settings) for region in regions]
+    certain = list(zip(regions, eroded, strict=True))[: 1 if settings.only_one_first_click else None]
+    firsts = [_first(region, kept, rng, settings) for region, kept in certain]
+    pixels, orders = np.array(firsts, np.int64).T
+    room = settings.max_points - len(pixels)
+    # Several regions: as many further clicks as the slots hold, then cut. One: what is drawn always fits.
+    further = _count(room if len(regions) == 1 else settings.max_points, rng, settings)
+    others = _mix(eroded, [1] * len(eroded), further, rng)[:room]
+    return np.concatenate([pixels, others]), np.concatenate([orders, np.full(len(others), SCATTERED)])
+
+
+def _first(region: np.ndarray, eroded: np.ndarray, rng: np.random.Generator, settings: Clicks) -> tuple[int, int]:
+    """Flat index and order of an object's first click."""
+    if rng.random() < settings.off_centre:
+        return _off_centre(_depths(region), rng), FIRST
+    centred = settings.first_click_center
+    if centred and rng.random() >= settings.first_click_anywhere:
+        return _inner(_depths(eroded), settings.inner_k, rng), FIRST
+    return int(_mix([eroded], [1], 1, rng)[0]), FIRST if centred else SCATTERED
+
+
+def _draw_outside(
+    truth: np.ndarray, labelled: np.ndarray, targets: int, chosen: int, rng: np.random.Generator, settings: Clicks
+) -> np.ndarray:
+    """Flat indices of the negative clicks. ``targets`` and ``chosen`` count objects."""
+    if targets == 0:
+        regions = [~labelled] * 3
+    else:
+        background, asked = truth == 0, truth == 1
+        reach = math.ceil(settings.expand_ratio * math.sqrt(np.count_nonzero(asked)))
+        others = background & labelled if targets > chosen else background
+        regions = [background, others, background & _dilate(asked, reach)]
+    weights = [settings.background, settings.other, settings.border]
+    return _mix(regions, weights, _count(settings.max_points, rng, settings), rng)
+
+
+def _count(most: int, rng: np.random.Generator, settings: Clicks) -> int:
+    """0 to ``most``, each ``gamma`` times as likely as the one before."""
+    weights = settings.gamma ** np.arange(most + 1)
+    return int(rng.choice(most + 1, p=weights / weights.sum()))
+
+
+def _mix(regions: Sequence[np.ndarray], weights: Sequence[float], count: int, rng: np.random.Generator) -> np.ndarray:
+    """Flat indices of ``count`` pixels: each time a region by weight, then any pixel of it. An empty one gives none."""
+    share = np.asarray(weights) / np.sum(weights)
+    source = rng.choice(len(regions), size=count, p=share)
+    pixels = np.full(count, -1)
+    for number in sorted(set(source.tolist())):
+        pool = np.flatnonzero(regions[number])
+        if pool.size:
+            pixels[source == number] = pool[rng.integers(pool.size, size=np.count_nonzero(source == number))]
+    return pixels[pixels >= 0]
+
+
+def _erode(region: np.ndarray, rng: np.random.Generator, settings: Clicks) -> np.ndarray:
+    """The region without a rim; the border of the image is no edge."""
+    if rng.random() >= settings.erode_probability:
+        return region
+    kernel = np.ones((3, 3), np.uint8)
+    eroded = cv2.erode(region.astype(np.uint8), kernel, iterations=settings.erode_iterations).astype(bool)
+    return eroded if np.count_nonzero(eroded) > 10 else region
+
+
+def _dilate(region: np.ndarray, reach: int) -> np.ndarray:
+    """Pixels at most ``reach`` from the region in chessboard distance."""
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    return cv2.dilate(region.astype(np.uint8), kernel).astype(bool)
+
+
+class _Depths(NamedTuple):
+    """Squared distance to the edge of a region, on its bounding box; ``width`` is that of the image."""
+
+    squared: np.ndarray
+    top: int
+    left: int
+    width: int
+
+    @property
+    def limit(self) -> float:
+        """The largest; 0 of an empty region."""
+        return float(self.squared.max()) if self.squared.size else 0.0
+
+    def flat(self, index: int) -> int:
+        """From a flat index into the box to one into the image."""
+        row, col = divmod(index, int(self.squared.shape[1]))
+        return (self.top + row) * self.width + self.left + col
+
+
+def _depths(region: np.ndarray, precise: bool = True) -> _Depths:
+    """Of a bool region (H, W), the outside of the image counting as outside of the region.
+
+    Squares, because they are integers where distances are exact, and then do not depend on OpenCV's last bit.
+    """
+    left, top, width, height = cv2.boundingRect(region.astype(np.uint8))
+    if width == 0:
+        return _Depths(np.zeros((0, 0)), 0, 0, region.shape[1])
+    window = np.pad(region[top : top + height, left : left + width].astype(np.uint8), 1)
+    mask = cv2.DIST_MASK_PRECISE if precise else cv2.DIST_MASK_5
+    squared = cv2.distanceTransform(window, cv2.DIST_L2, mask)[1:-1, 1:-1].astype(np.float64) ** 2
+    return _Depths(np.rint(squared) if precise else squared, top, left, region.shape[1])
+
+
+def _inner(depths: _Depths, part: float, rng: np.random.Generator) -> int:
+    """Flat index of any pixel deeper than 1 / ``part`` of the deepest; of a deepest one with 0."""
+    squared, limit = depths.squared, depths.limit
+    pool = np.flatnonzero(squared * part**2 > limit if part > 0 else squared == limit)
+    return depths.flat(int(pool[rng.integers(pool.size)]))
+
+
+def _off_centre(depths: _Depths, rng: np.random.Generator) -> int:
+    """Flat index of a pixel drawn by its squared depth: where people click, between the very middle and anywhere."""
+    total = np.cumsum(depths.squared)
+    return depths.flat(int(np.searchsorted(total, rng.integers(int(total[-1])), side="right")))

@@ -1,0 +1,392 @@
+"""What training does to an image and its masks: one window of it, resized and recoloured; and an object of another
+photograph pasted in.
+
+All chance comes from the generator that is handed in: the same state gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from hrseg_cli.data.views import Window
+
+TRIES = 20  # windows looked at for an object before one is placed on an object
+ALIASED = 0.6  # below this factor a linear resize, which reads two pixels a side, would skip some: take the area
+ELASTIC_CELLS = 4  # independent bends a side
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Nonnegative = Annotated[float, Field(ge=0)]
+Expansion = Annotated[float, Field(ge=1)]
+Cut = tuple[tuple[bool, bool], tuple[bool, bool]]  # whether a photograph ends at (top, bottom), (left, right)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a training sample is drawn from an image. The defaults are RITM's for COCO+LVIS; (low, high) are uniform.
+
+    scale: factor of the resize, the same for both axes.
+    flip: probability of mirroring left and right.
+    rotate90: probability of turning by 0, 90, 180 or 270 degrees, each as likely.
+    rotate_degrees: largest angle of a rotation either way.
+    elastic: largest displacement of a smooth bend, as a share of the crop's shorter side; the amplitude is drawn from
+        0 up to it. 0.03 is gentle, above 0.1 the picture may fold.
+    brightness: added, as a share of 255. contrast: added to the factor 1. rgb_shift: largest shift of each channel, in
+        grey levels. colour_probability: that of brightness with contrast, and that of the shift.
+    blur: probability of a Gaussian blur, 0.3 to 1.5 pixels. noise: of Gaussian noise, 2 to 12 grey levels.
+    jpeg: of a JPEG round trip at quality 40 to 95.
+    zoom: probability that the window is the box of one object, its sides times a factor from ``zoom_expansion``, in
+        place of ``scale``: what zoom-in shows the network. zoom_limit: that window is enlarged no more than this.
+    keep_background: probability that a window without any object is kept and not drawn again.
+    pad: what the mask says where the image ends before the crop does; the colour there is black.
+    """
+
+    scale: tuple[Positive, Positive] = (0.75, 1.40)
+    flip: Share = 0.5
+    rotate90: Share = 0.0
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    elastic: Annotated[float, Field(ge=0, le=0.25)] = 0.0
+    brightness: tuple[float, float] = (-0.25, 0.25)
+    contrast: tuple[float, float] = (-0.15, 0.40)
+    colour_probability: Share = 0.75
+    rgb_shift: Nonnegative = 10.0
+    blur: Share = 0.0
+    jpeg: Share = 0.0
+    noise: Share = 0.0
+    zoom: Share = 0.0
+    zoom_expansion: tuple[Expansion, Expansion] = (1.1, 2.0)
+    zoom_limit: Positive = 2.0
+    keep_background: Share = 0.05
+    pad: Literal["background", "ignore"] = "background"
+
+
+@dataclass(frozen=True)
+class Composite:
+    """How an object is pasted into another image; (low, high) are uniform, but for ``area``.
+
+    area: what the object gets of the image's area, uniform in its logarithm. enlarge: largest factor of its resize.
+    flip: probability of mirroring it left and right.
+    colour: how far its colours go from the look of its own photograph (mean and spread in Lab) to that of the image:
+        0 stays, 1 arrives.
+    feather: sigma of the blur of its edge, in pixels. From 0.75 on, lines one pixel wide vanish.
+    """
+
+    area: tuple[Positive, Positive] = (0.02, 0.25)
+    enlarge: Positive = 1.5
+    flip: Share = 0.5
+    colour: tuple[Share, Share] = (0.0, 0.5)
+    feather: tuple[Nonnegative, Nonnegative] = (0.4, 0.8)
+
+
+# ---- augmentation ----------------------------------------------------------------------------------------------------
+
+
+def augment(
+    image: np.ndarray,
+    truths: np.ndarray,
+    crop: tuple[int, int],
+    settings: Augmentation,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A training sample of an image: uint8 (h, w, 3) and int8 (N, h, w).
+
+    image: uint8, (H, W, 3), RGB. truths: int8, (N, H, W): 1 object, 0 background, -1 ignored. crop: (h, w) in pixels.
+
+    RITM's list of changes (its training script, COCO+LVIS). The window is cut first and resized once, so that the cost
+    is that of the crop and not of the image. All objects stay, also those with no pixel left; a window that holds an
+    object may lose it to shrinking (masks: nearest) or to a rotation.
+    """
+    turns = int(rng.integers(4)) if rng.random() < settings.rotate90 else 0
+    canvas = crop if turns % 2 == 0 else (crop[1], crop[0])
+    window, size = _window(truths, canvas, settings, rng)
+    outside = 0 if settings.pad == "background" else -1
+    if settings.rotate_degrees or settings.elastic:
+        rows, cols = _bent_grid(window, size, canvas, settings, rng)
+        image, truths = _sample(image, truths, rows, cols, size[0] / window.height, outside)
+    else:
+        image, truths = _resize(image, truths, window, size)
+    if rng.random() < settings.flip:
+        image, truths = cv2.flip(image, 1), truths[:, :, ::-1]
+    image, truths = np.rot90(image, turns), np.rot90(truths, turns, axes=(1, 2))
+    image, truths = _pad(image, truths, crop, outside)
+    return _degrade(_recolour(image, settings, rng), settings, rng), truths
+
+
+def _window(
+    truths: np.ndarray, crop: tuple[int, int], settings: Augmentation, rng: np.random.Generator
+) -> tuple[Window, tuple[int, int]]:
+    """What to cut, and the (height, width) to resize it to: ``crop``, or less where the image is too small for it."""
+    full = truths.shape[1], truths.shape[2]
+    if rng.random() < settings.zoom and (truth := _any_object(truths, rng)) is not None:
+        left, top, width, height = cv2.boundingRect(truth)
+        expansion = rng.uniform(*settings.zoom_expansion)
+        fits = [want / min(n, side * expansion) for want, n, side in zip(crop, full, (height, width), strict=True)]
+        return _placed(full, crop, min(settings.zoom_limit, *fits), Window(top, left, height, width), rng)
+    for _ in range(TRIES):
+        factor = rng.uniform(*settings.scale)
+        window, size = _placed(full, crop, factor, None, rng)
+        if any(cv2.minMaxLoc(truth[window.slices])[1] > 0 for truth in truths):
+            return window, size
+        if rng.random() < settings.keep_background:
+            return window, size
+    if (truth := _any_object(truths, rng)) is not None:
+        row, col = divmod(int(rng.choice(np.flatnonzero(truth))), full[1])
+        return _placed(full, crop, factor, Window(row, col, 1, 1), rng)
+    return window, size
+
+
+def _placed(
+    full: tuple[int, int], crop: tuple[int, int], factor: float, box: Window | None, rng: np.random.Generator
+) -> tuple[Window, tuple[int, int]]:
+    """A random window that fills ``crop`` after a resize by ``factor``, with all of ``box`` in it, and its new size."""
+    starts, sides, size = [], [], []
+    for axis, (length, wanted) in enumerate(zip(full, crop, strict=True)):
+        side = max(1, round(wanted / factor), box[2 + axis] if box else 0)
+        if side < length:
+            low, high = 0, length - side
+            if box:
+                low, high = max(low, box[axis] + box[2 + axis] - side), min(high, box[axis])
+            starts.append(int(rng.integers(low, high + 1)))
+            sides.append(side)
+            size.append(wanted)
+        else:
+            starts.append(0)
+            sides.append(length)
+            size.append(min(wanted, max(1, round(length * factor))))
+    return Window(starts[0], starts[1], sides[0], sides[1]), (size[0], size[1])
+
+
+def _any_object(truths: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    """uint8, (H, W): one object that has pixels, each as likely; None where there is none."""
+    for k in rng.permutation(len(truths)):
+        truth: np.ndarray = (truths[k] == 1).view(np.uint8)
+        if truth.any():
+            return truth
+    return None
+
+
+def _resize(
+    image: np.ndarray, truths: np.ndarray, window: Window, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    image, truths = image[window.slices], truths[(slice(None), *window.slices)]
+    if size == (window.height, window.width):
+        return image, truths
+    shrunk = np.zeros((len(truths), *size), np.int8)
+    for small, truth in zip(shrunk, truths, strict=True):
+        if truth.any():
+            cv2.resize(truth, size[::-1], dst=small, interpolation=cv2.INTER_NEAREST_EXACT)
+    return cv2.resize(image, size[::-1], interpolation=_kernel(size[0] / window.height)), shrunk
+
+
+def _kernel(factor: float) -> int:
+    return cv2.INTER_AREA if factor < ALIASED else cv2.INTER_LINEAR
+
+
+def _bent_grid(
+    window: Window, size: tuple[int, int], canvas: tuple[int, int], settings: Augmentation, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32, (h, w) each: the row and the column of the image that each pixel of the canvas shows."""
+    height, width = canvas
+    angle = math.radians(rng.uniform(-settings.rotate_degrees, settings.rotate_degrees))
+    down = np.arange(height, dtype=np.float32)[:, None] - (height - 1) / 2
+    right = np.arange(width, dtype=np.float32)[None, :] - (width - 1) / 2
+    rows = math.cos(angle) * down - math.sin(angle) * right + (height - 1) / 2
+    cols = math.sin(angle) * down + math.cos(angle) * right + (width - 1) / 2
+    if settings.elastic:
+        cells = rng.uniform(-1, 1, (2, ELASTIC_CELLS + 1, ELASTIC_CELLS + 1)).astype(np.float32)
+        cells *= rng.uniform(0, settings.elastic) * min(canvas)
+        rows += cv2.resize(cells[0], (width, height), interpolation=cv2.INTER_CUBIC)
+        cols += cv2.resize(cells[1], (width, height), interpolation=cv2.INTER_CUBIC)
+    # From the canvas, where the resized window lies in the middle, to the image; pixel centres are at whole numbers.
+    rows = window.top + (rows - (height - size[0]) // 2 + 0.5) * (window.height / size[0]) - 0.5
+    cols = window.left + (cols - (width - size[1]) // 2 + 0.5) * (window.width / size[1]) - 0.5
+    return rows.astype(np.float32), cols.astype(np.float32)
+
+
+def _sample(
+    image: np.ndarray, truths: np.ndarray, rows: np.ndarray, cols: np.ndarray, factor: float, outside: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The image and its masks at the given places; black and ``outside`` beyond the image.
+
+    factor: pixels of the result per pixel of the image.
+    """
+    top, left = max(0, int(rows.min()) - 1), max(0, int(cols.min()) - 1)
+    part = slice(top, int(rows.max()) + 3), slice(left, int(cols.max()) + 3)  # all that is read: two pixels a side
+    rows, cols = rows - top, cols - left
+    image, truths = image[part], truths[(slice(None), *part)]
+
+    spots, fractions = cv2.convertMaps(cols, rows, cv2.CV_16SC2, nninterpolation=True)
+    bent = np.zeros((len(truths), *rows.shape), np.int8)
+    for new, truth in zip(bent, truths, strict=True):
+        if outside or truth.any():
+            new[:] = cv2.remap(
+                truth.view(np.uint8), spots, fractions, cv2.INTER_NEAREST, borderValue=outside % 256
+            ).view(np.int8)
+
+    if factor < ALIASED:
+        small = max(1, round(image.shape[0] * factor)), max(1, round(image.shape[1] * factor))
+        rows = (rows + 0.5) * np.float32(small[0] / image.shape[0]) - 0.5
+        cols = (cols + 0.5) * np.float32(small[1] / image.shape[1]) - 0.5
+        image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
+    return cv2.remap(image, cols, rows, cv2.INTER_LINEAR), bent
+
+
+def _pad(image: np.ndarray, truths: np.ndarray, crop: tuple[int, int], outside: int) -> tuple[np.ndarray, np.ndarray]:
+    """In the middle of the crop; the odd pixel goes below and to the right. Arrays of their own in any case."""
+    height, width = image.shape[:2]
+    top, left = (crop[0] - height) // 2, (crop[1] - width) // 2
+    inner = slice(top, top + height), slice(left, left + width)
+    canvas = np.zeros((*crop, 3), np.uint8)
+    masks = np.full((len(truths), *crop), outside, np.int8)
+    canvas[inner] = image
+    masks[(slice(None), *inner)] = truths
+    return canvas, masks
+
+
+def _recolour(image: np.ndarray, settings: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """Brightness and contrast, then a shift of each channel, each cut to whole grey levels; one table for both."""
+    table = np.repeat(np.arange(256, dtype=np.float32)[:, None], 3, axis=1)
+    if rng.random() < settings.colour_probability:
+        table *= np.float32(1 + rng.uniform(*settings.contrast))
+        table += np.float32(255 * rng.uniform(*settings.brightness))
+        table = np.trunc(table.clip(0, 255))
+    if rng.random() < settings.colour_probability:
+        table += rng.uniform(-settings.rgb_shift, settings.rgb_shift, 3).astype(np.float32)
+    return cv2.LUT(image, table.clip(0, 255).astype(np.uint8)[None])
+
+
+def _degrade(image: np.ndarray, settings: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """What optics, sensor and file format do, in their order."""
+    if rng.random() < settings.blur:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.5))
+    if rng.random() < settings.noise:
+        grain = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(2, 12))
+        image = np.rint(image + grain).clip(0, 255).astype(np.uint8)
+    if rng.random() < settings.jpeg:
+        quality = int(rng.integers(40, 96))
+        bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        image = cv2.cvtColor(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB)
+    return image
+
+
+# ---- composites ------------------------------------------------------------------------------------------------------
+
+
+def paste(
+    image: np.ndarray,
+    truths: np.ndarray,
+    donor_image: np.ndarray,
+    donor_truth: np.ndarray,
+    rng: np.random.Generator,
+    settings: Composite,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The image with the donor's object somewhere on top, and int8 (N + 1, H, W), the new object last.
+
+    image, truths: as for :func:`augment`. donor_image: uint8, (h, w, 3), RGB. donor_truth: int8, (h, w); what is -1
+    there is left out of the object. At least half of the object is in the image, which may cut the rest.
+
+    The objects below lose what is covered, perhaps all of it. A donor without an object pixel changes nothing.
+    Idea: Simple Copy-Paste (Ghiasi et al. 2021), with soft edges and colours moved as in Reinhard et al. 2001.
+    """
+    cutout = _cutout(image.shape[:2], donor_image, donor_truth, rng, settings)
+    if cutout is None:
+        return image.copy(), truths.copy()
+    colours, alpha, cut = cutout
+    strength = rng.uniform(*settings.colour)
+    colours = cv2.cvtColor(
+        cv2.LUT(cv2.cvtColor(colours, cv2.COLOR_RGB2LAB), _look(donor_image, image, strength)), cv2.COLOR_LAB2RGB
+    )
+    solid = alpha > 127
+    top, left = _spot(solid, cut, image.shape[:2], rng)
+
+    rows, cols = (slice(max(0, start), start + side) for start, side in ((top, len(alpha)), (left, alpha.shape[1])))
+    there = rows, cols
+    here = slice(rows.start - top, image.shape[0] - top), slice(cols.start - left, image.shape[1] - left)
+    alpha, colours, solid = alpha[here], colours[here], solid[here]
+
+    made = image.copy()
+    weight = alpha[..., None].astype(np.uint16)
+    made[there] = (weight * colours + (255 - weight) * made[there] + 127) // 255
+    masks = np.zeros((len(truths) + 1, *image.shape[:2]), np.int8)
+    masks[:-1] = truths
+    masks[(slice(None), *there)] *= ~solid
+    masks[-1][there] = solid
+    return made, masks
+
+
+def _cutout(
+    full: Sequence[int], image: np.ndarray, truth: np.ndarray, rng: np.random.Generator, settings: Composite
+) -> tuple[np.ndarray, np.ndarray, Cut] | None:
+    """The object at its new size with a rim for its soft edge: uint8 (h, w, 3), how solid it is, uint8 (h, w), and
+    where its photograph cut it."""
+    solid = (truth == 1).view(np.uint8)
+    left, top, width, height = cv2.boundingRect(solid)
+    if not width:
+        return None
+    box = Window(top, left, height, width).slices
+    solid = solid[box]
+    cut = (top == 0, top + height == len(truth)), (left == 0, left + width == truth.shape[1])
+    share = math.exp(rng.uniform(*np.log(settings.area)))
+    factor = math.sqrt(share * full[0] * full[1] / cv2.countNonZero(solid))
+    factor = min(factor, settings.enlarge, full[0] / height, full[1] / width)
+    # What is not the object is black and weighs nothing, so that no colour of the old background comes along.
+    layers = np.dstack([image[box] * solid[..., None], solid * np.uint8(255)])
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    layers = cv2.resize(layers, size, interpolation=_kernel(factor))
+    if rng.random() < settings.flip:
+        layers, cut = cv2.flip(layers, 1), (cut[0], cut[1][::-1])
+    sigma = rng.uniform(*settings.feather)
+    rim = math.ceil(3 * sigma) + 1
+    sharp = cv2.copyMakeBorder(layers, rim, rim, rim, rim, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
+    soft = cv2.GaussianBlur(sharp, (2 * rim + 1, 2 * rim + 1), max(sigma, 0.01))
+    colours, alpha = sharp[..., :3].copy(), soft[..., 3].copy()
+    edge = (sharp[..., 3] < 255) & (alpha > 0)
+    source = np.where(sharp[edge][:, 3:] > 63, sharp[edge], soft[edge])  # outside: the colours just inside
+    colours[edge] = np.minimum(source[:, :3] * (255 / np.maximum(source[:, 3:], 1)), 255)
+    return colours, alpha, cut
+
+
+def _look(source: np.ndarray, target: np.ndarray, strength: float) -> np.ndarray:
+    """uint8, (1, 256, 3): the table that moves Lab colours from the look of one photograph towards that of another."""
+    looks = []
+    for image in (source, target):
+        step = max(1, min(image.shape[:2]) // 64)
+        mean, spread = cv2.meanStdDev(cv2.cvtColor(image[::step, ::step].copy(), cv2.COLOR_RGB2LAB))
+        looks.append((mean[:, 0], spread[:, 0]))
+    (mean, spread), (mean_wanted, spread_wanted) = looks
+    ratio = ((spread_wanted + 1) / (spread + 1)).clip(0.5, 2)  # + 1: of grey pictures, whose colours have no spread
+    moved = (np.arange(256)[:, None] - mean) * (1 + strength * (ratio - 1)) + mean + strength * (mean_wanted - mean)
+    table: np.ndarray = np.rint(moved.clip(0, 255)).astype(np.uint8)
+    return table[None]
+
+
+def _spot(solid: np.ndarray, cut: Cut, full: Sequence[int], rng: np.random.Generator) -> tuple[int, int]:
+    """(top, left) of the cutout in the image, perhaps negative, so that at least half of the object is visible.
+
+    A side that was cut goes to the border, for a straight edge in the middle gives the object away.
+    """
+    left, top, width, height = cv2.boundingRect(solid.view(np.uint8))
+    box = (top, height), (left, width)
+    for _ in range(TRIES):
+        starts = []
+        for axis, (length, (start, side), (at_start, at_end)) in enumerate(zip(full, box, cut, strict=True)):
+            low = -(solid.shape[axis] // 2)
+            high = length + low
+            if at_start:
+                high = max(low + 1, -start)
+            elif at_end:
+                low = min(high - 1, length - start - side + 1)
+            starts.append(int(rng.integers(low, high)))
+        top, left = starts
+        visible = solid[max(0, -top) : full[0] - top, max(0, -left) : full[1] - left]
+        if 2 * np.count_nonzero(visible) >= np.count_nonzero(solid):
+            return top, left
+    return (full[0] - solid.shape[0]) // 2, (full[1] - solid.shape[1]) // 2

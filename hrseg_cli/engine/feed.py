@@ -1,0 +1,190 @@
+"""What training eats: samples as a pure function of (seed, epoch, step), whoever computes them, and a loader that knows
+how far it got."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hrseg_cli.clicks.sampler import draw
+from hrseg_cli.data import augment as A
+from hrseg_cli.data.augment import augment, paste
+from hrseg_cli.data.index import Index, is_fresh
+from hrseg_cli.data.known import find_known, list_parts
+from hrseg_cli.data.samples import Ref, in_held_out, open_dataset, open_listing, split_options
+from hrseg_cli.data.views import Images, Scene, cache_longest, epoch_order, load_scene
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.recipe import Data, Recipe
+from hrseg_cli.recipe.training import Part
+
+Batch = dict[str, Tensor]
+_DONOR_TRIES = 5
+
+
+def training_images(data: Data, root: Path | None, cache: Path) -> list[Images]:
+    """The images of each part that training may see.
+
+    cache: where smaller copies go, when the recipe wants them. Raises HrsegError for a part without such images.
+    """
+    parts = []
+    for part in data.parts:
+        refs = open_part(part, root)
+        if data.held_out:
+            refs = [ref for ref in refs if not in_held_out(ref, data.held_out, part.group)]
+        if not len(refs):
+            raise HrsegError(f"data.parts: all of {part.dataset} is held out; lower data.held_out")
+        if data.longest and not refs[0].draw:
+            copies = cache / f"{refs[0].dataset}-{data.longest}"
+            refs = open_dataset(str(cache_longest(refs, copies, data.longest)))
+        parts.append(Images(refs))
+    return parts
+
+
+def held_out_objects(data: Data, root: Path | None) -> list[list[Ref]]:
+    """The objects of each part that training never sees; no list for a part without any, or a drawn one."""
+    parts = [
+        [ref for ref in open_part(part, root) if in_held_out(ref, data.held_out, part.group) and not ref.draw]
+        for part in data.parts
+    ]
+    return [part for part in parts if part]
+
+
+def open_part(part: Part, root: Path | None) -> Sequence[Ref]:
+    """The objects of a part; of a known dataset with a fresh index, read from there one by one."""
+    text, options = split_options(part.dataset)
+    if not find_known(text):
+        return open_dataset(part.dataset, root=root, instances=part.instances, binarize=part.binarize)
+    split = options.pop("split", "train")
+    listings = list_parts(text, split=split, root=root, binarize=part.binarize, **options)
+    if len(listings) == 1 and is_fresh(listings[0]):
+        return Index(listings[0].index_file, folder=listings[0].folder, name=listings[0].name)
+    return [ref for listing in listings for ref in open_listing(listing)]
+
+
+class Feed(Dataset[Batch]):
+    """Training samples by (epoch, step).
+
+    image: uint8 (3, h, w), RGB. truth: int8 (1, h, w), 1 object, 0 background, -1 ignored. points: float32 (2N, 3), see
+    :mod:`hrseg_cli.models.click_maps`. key: int64 (2), epoch and step.
+    """
+
+    def __init__(self, images: Sequence[Images], recipe: Recipe) -> None:
+        self.images, self.recipe = images, recipe
+        data = recipe.data
+        sizes = [len(part) for part in images]
+        weights = [size if part.weight is None else part.weight for part, size in zip(data.parts, sizes, strict=True)]
+        self._order = lru_cache(maxsize=2)(
+            lambda epoch: epoch_order(sizes, data.epoch, seed=recipe.seed, epoch=epoch, weights=weights)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"images": self.images, "recipe": self.recipe}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]  # the order's cache does not travel
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        epoch, step = key
+        data = self.recipe.data
+        rng = np.random.default_rng((self.recipe.seed, epoch, step))
+        part, index = self._order(epoch)[step]
+        scene = load_scene(self.images[part][int(index)])
+        image, truths = scene.image, scene.truths
+        if any(ref.stuff is not None for ref in scene.refs) and rng.random() >= data.parts[part].stuff:
+            truths = truths[[ref.stuff is None for ref in scene.refs]]
+        if rng.random() < data.composite.probability:
+            donor, truth = self._donor(epoch, rng)
+            image, truths = paste(
+                image, truths, donor, truth, rng, A.Composite(**data.composite.model_dump(exclude={"probability"}))
+            )
+        image, truths = augment(image, truths, data.crop, A.Augmentation(**data.augment.model_dump()), rng)
+        objects = truths == 1
+        targets = truths[objects.sum((1, 2)) >= data.min_area]
+        drawn = draw(targets, (truths != 0).any(0), rng, self.recipe.clicks)
+        if not len(targets):
+            drawn.truth[(truths == -1).any(0) & ~objects.any(0)] = -1
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            "truth": torch.from_numpy(drawn.truth[None]),
+            "points": torch.from_numpy(drawn.points),
+            "key": torch.tensor([epoch, step]),
+        }
+
+    def _donor(self, epoch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """An image and one of its objects, from a step drawn at random; the last tried where all are tiny."""
+        order = self._order(epoch)
+        for _ in range(_DONOR_TRIES):
+            part, index = order[rng.integers(len(order))]
+            scene: Scene = load_scene(self.images[part][int(index)])
+            truth = scene.truths[rng.integers(len(scene.truths))]
+            if (truth == 1).mean() > 0.01:
+                break
+        return scene.image, truth
+
+
+class Order(Sampler[list[tuple[int, int]]]):
+    """The (epoch, step) keys of each batch of this rank; all ranks together take consecutive steps."""
+
+    def __init__(self, steps: int, batch: int, rank: int, world: int) -> None:
+        self.batch, self.rank, self.world = batch, rank, world
+        self.batches = steps // (batch * world)
+        self.epoch = self.done = 0
+        if not self.batches:
+            raise HrsegError(f"data.epoch={steps}: fewer samples than one batch of {batch} x {world}; raise it")
+
+    def __len__(self) -> int:
+        return self.batches
+
+    @property
+    def sampler(self) -> Order:
+        """Where the Trainer looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.done = epoch, 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        for number in range(self.done, self.batches):
+            first = (number * self.world + self.rank) * self.batch
+            yield [(epoch, first + k) for k in range(self.batch)]
+
+
+class Loader(DataLoader[Batch]):
+    """Goes on at the very batch where a checkpoint was made: the Trainer keeps ``state_dict`` in it."""
+
+    def __init__(self, feed: Feed, order: Order, workers: int, pin: bool = False) -> None:
+        self.order = order
+        super().__init__(
+            feed,
+            batch_sampler=order,
+            num_workers=workers,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+            worker_init_fn=_start_worker,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            self.order.done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.order.epoch, "done": self.order.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.order.epoch, self.order.done = state["epoch"], state["done"]
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -1,0 +1,454 @@
+"""Training of a click network, on Lightning (Sofiiuk et al. 2021, sections 3.2 and 4: iterative training with the
+network's own previous mask).
+
+A step is a pure function of weights, recipe and (epoch, step), so that an interrupted training goes on to the very
+weights of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import signal
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a deprecation in a dependency of Lightning
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import Callback, WeightAveraging
+    from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from hrseg_cli import catalog
+from hrseg_cli.clicks.sampler import add_next_click
+from hrseg_cli.data.samples import Ref, load, open_dataset
+from hrseg_cli.engine.checkpoint import load_backbone, read_checkpoint, save_checkpoint
+from hrseg_cli.engine.feed import Batch, Feed, Loader, Order, held_out_objects
+from hrseg_cli.engine.simulate import Plan, simulate
+from hrseg_cli.errors import HrsegError, Interrupted
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.recipe import Optim, Recipe, load_protocol
+
+LAST = "last.ckpt"
+BEST_WEIGHTS = "best.safetensors"
+LAST_WEIGHTS = "last.safetensors"
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+KEEP_EVERY = 300  # seconds between checkpoints inside of an epoch
+
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it greets, advertises and repeats what we set
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a training runs on; nothing here decides a number but by rounding. processes: on each of ``nodes``."""
+
+    device: str = "cpu"
+    processes: int = 1
+    nodes: int = 1
+    workers: int = 1
+    loggers: tuple[str, ...] = ("csv", "tensorboard")
+    progress: bool = True
+
+
+# ---- a step ----------------------------------------------------------------------------------------------------------
+
+
+class ClickTraining(pl.LightningModule):
+    """One step: up to ``clicks.rounds`` answers without gradient, each followed by the click a person would make, then
+    the answer that is trained."""
+
+    def __init__(self, model: InteractiveModel, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        self.terms = [(term, catalog.resolve("loss", term.name)) for term in recipe.losses]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(_seed(self.recipe.seed, batch["key"][0].tolist(), self.global_rank))  # for dropout
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        image = batch["image"].float().div_(255)
+        truth = batch["truth"]
+        points, previous = self.rounds(image, truth, batch["points"], batch["key"])
+        train_mode(self.model, len(image))
+        total, values = self.loss(self.model(self.joined(image, previous), points), truth)
+        self._refuse_nan(total, batch)
+        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
+        self.log("train/loss", total, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True)
+        return total
+
+    def loss(self, out: dict[str, Tensor], truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The recipe's weighted sum and its terms by name, means over the batch."""
+        target = truth.float()
+        values = {
+            f"train/{term.on}_{term.name}": loss(out[term.on], target, **term.options).mean()
+            for term, loss in self.terms
+        }
+        total = sum(term.weight * value for (term, _), value in zip(self.terms, values.values(), strict=True))
+        return torch.as_tensor(total), values
+
+    def rounds(self, image: Tensor, truth: Tensor, points: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Points and previous mask after the network's own first answers; their number is the same on all ranks."""
+        clicks, seed = self.recipe.clicks, self.recipe.seed
+        previous = torch.zeros_like(image[:, :1])
+        world = self.trainer.world_size if self._trainer else 1
+        epoch, first = key[0].tolist()
+        turn = np.random.default_rng((seed, epoch, first // (len(image) * world), 1))
+        count = int(turn.integers(clicks.rounds, endpoint=True))
+        if not count:
+            return points, previous
+        truths = truth[:, 0].cpu().numpy()
+        self.model.eval()
+        with torch.no_grad():
+            for number in range(1, count + 1):
+                previous = self.model(self.joined(image, previous), points)["logits"].float().sigmoid()
+                seen = previous[:, 0].cpu().numpy()
+                lists = points.cpu().numpy()
+                points = torch.from_numpy(
+                    np.stack(
+                        [
+                            add_next_click(
+                                lists[k],
+                                seen[k],
+                                truths[k],
+                                order=number,
+                                rng=np.random.default_rng((seed, *key[k].tolist(), 1 + number)),
+                                off_centre=clicks.off_centre,
+                            )
+                            for k in range(len(lists))
+                        ]
+                    )
+                ).to(image.device)
+        if clicks.drop_previous:
+            kept = turn.random(len(image)) >= clicks.drop_previous
+            previous = previous * torch.from_numpy(kept).to(previous)[:, None, None, None]
+        return points, previous
+
+    def joined(self, image: Tensor, previous: Tensor) -> Tensor:
+        """What the network sees of pixels."""
+        joined = torch.cat([image, previous], 1) if self.model.with_prev_mask else image
+        return joined.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else joined
+
+    def _refuse_nan(self, loss: Tensor, batch: Batch) -> None:
+        if bool(torch.isfinite(loss)):
+            return
+        path = Path(self.trainer.default_root_dir) / f"bad_batch_{self.global_rank}.pt"
+        torch.save({name: value.cpu() for name, value in batch.items()}, path)
+        raise HrsegError(
+            f"the loss became {loss.item()} at step {self.global_step}; its batch is kept in {path}; "
+            "lower optim.lr, set optim.clip=1, or train in fp32"
+        )
+
+    def configure_optimizers(self) -> Any:
+        optim = self.recipe.optim
+        optimizer = make_optimizer(self.model, optim)
+        steps = math.ceil(self.recipe.data.epoch // (self.recipe.batch * self.trainer.world_size) / optim.accumulate)
+        factor = schedule(optim, steps, self.recipe.epochs)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}]
+
+
+def train_mode(model: InteractiveModel, batch: int) -> None:
+    """``model.train()``; with one sample a batch, normalisations that see one value a channel keep their statistics."""
+    model.train()
+    if batch == 1:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.BatchNorm2d) and "object_context_block" in name:
+                module.eval()
+
+
+def make_optimizer(model: InteractiveModel, optim: Optim) -> torch.optim.Optimizer:
+    """An optimizer over the model's groups: new layers at ``lr``, the others at their factors of it."""
+    factors = {"new": 1.0, "heads": optim.heads, "backbone": optim.backbone}
+    groups = [
+        {"params": [p for p in parameters if p.requires_grad], "lr": optim.lr * factors[name]}
+        for name, parameters in model.parameter_groups().items()
+    ]
+    groups = [group for group in groups if group["params"]]
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.betas[0], weight_decay=optim.weight_decay)
+    kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+
+
+def schedule(optim: Optim, steps: int, epochs: int) -> Callable[[int], float]:
+    """Factor on the learning rate at a step; ``steps`` are those of one epoch."""
+
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / optim.warmup) if optim.warmup else 1.0
+        if optim.schedule == "steps":
+            return rise * optim.gamma ** sum(step >= steps * epoch for epoch in optim.milestones)
+        if optim.schedule == "cosine":
+            share = min(1.0, step / max(1, steps * epochs))
+            return rise * (optim.floor + (1 - optim.floor) * (1 + math.cos(math.pi * share)) / 2)
+        return rise
+
+    return factor
+
+
+def _seed(*numbers: Any) -> int:
+    flat = [int(n) for number in numbers for n in (number if isinstance(number, list) else [number])]
+    return int(np.random.default_rng(flat).integers(2**63))
+
+
+# ---- judging ---------------------------------------------------------------------------------------------------------
+
+
+class Judge(Callback):
+    """Clicks on fixed held-out objects and keeps the weights that need the fewest clicks."""
+
+    def __init__(self, refs: Sequence[Ref], recipe: Recipe, folder: Path, provenance: dict[str, Any]) -> None:
+        self.refs, self.folder, self.provenance, self.half = refs, folder, provenance, recipe.half
+        self.validation = validation = recipe.validation
+        self.best, self.bad = math.inf, 0
+        self.plan = Plan(
+            model="",
+            protocol=load_protocol(validation.protocol, validation.changes),
+            until={validation.metric: validation.until},
+            max_clicks=validation.max_clicks,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "bad": self.bad}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.bad = state_dict["best"], state_dict["bad"]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if not self.refs or (epoch % self.validation.every and epoch != trainer.max_epochs):
+            return
+        module = _averaged(trainer) or pl_module
+        assert isinstance(module, ClickTraining)
+        found = self._click(module.model.eval(), trainer.global_rank, trainer.world_size)
+        clicks, first, last = (float(v) for v in _over_ranks(found).mean(0))
+        pl_module.log_dict({"val/clicks": clicks, "val/first": first, "val/last": last}, rank_zero_only=True)
+        better = clicks < self.best
+        self.best, self.bad = (clicks, 0) if better else (self.best, self.bad + 1)
+        if trainer.is_global_zero:
+            record = {"epoch": epoch, "clicks": clicks, "first": first, "last": last}
+            _append(self.folder / "judged.csv", record)
+            if better:
+                save_checkpoint(
+                    module.model, self.folder / BEST_WEIGHTS, {**self.provenance, "judged": record}, self.half
+                )
+        if self.validation.patience and self.bad >= self.validation.patience:
+            trainer.should_stop = True
+
+    def _click(self, model: InteractiveModel, rank: int, world: int) -> np.ndarray:
+        """(objects of this rank, 3): clicks needed, first and last score."""
+        rows = []
+        for ref in self.refs[rank::world]:
+            trace, _ = simulate(load(ref), model, self.plan)
+            scores = trace.scores[self.validation.metric]
+            reached = [k for k, score in enumerate(scores, 1) if score >= self.validation.until]
+            rows.append((reached[0] if reached else self.validation.max_clicks, scores[0], scores[-1]))
+        return np.array(rows, np.float64).reshape(-1, 3)
+
+
+def _averaged(trainer: pl.Trainer) -> nn.Module | None:
+    """The module with averaged weights, when there is one."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            return callback._average_model.module
+    return None
+
+
+def _average(decay: float, average: Tensor, current: Tensor, number: Tensor) -> Tensor:
+    """A decay that grows with the steps, or the weights of the start would stay for long."""
+    decay = min(decay, (1 + int(number)) / (10 + int(number)))
+    return average.lerp(current, 1 - decay) if average.is_floating_point() else current
+
+
+def _over_ranks(rows: np.ndarray) -> np.ndarray:
+    if not torch.distributed.is_initialized():
+        return rows
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, rows)
+    return np.concatenate(parts)
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(record))
+        if new:
+            writer.writeheader()
+        writer.writerow(record)
+
+
+def judged_objects(recipe: Recipe, root: Path | None) -> list[Ref]:
+    """The objects that a training is judged by: ``validation.objects`` of each dataset, spread evenly over it."""
+    named = [open_dataset(name, root=root) for name in recipe.validation.datasets]
+    if not named and recipe.data.held_out:
+        named = held_out_objects(recipe.data, root)
+    chosen = []
+    for refs in named:
+        places = np.linspace(0, len(refs), min(len(refs), recipe.validation.objects), endpoint=False)
+        chosen += [refs[int(place)] for place in places]
+    return chosen
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
+
+
+class Keeper(Callback):
+    """Keeps what a run needs to go on: every few minutes, after each epoch, and when it is asked to stop."""
+
+    def __init__(self, folder: Path, provenance: dict[str, Any], half: bool) -> None:
+        self.folder, self.provenance, self.half = folder, provenance, half
+        self.asked = False
+        self.kept = time.monotonic()
+        self._before: dict[int, Any] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:  # asked twice: at once
+            raise Interrupted
+        self.asked = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        late = trainer.is_global_zero and time.monotonic() - self.kept > KEEP_EVERY
+        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            self._keep(trainer)
+            raise Interrupted
+        if trainer.strategy.reduce_boolean_decision(late, all=False):
+            self._keep(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._keep(trainer)
+        module = _averaged(trainer) or pl_module
+        if trainer.is_global_zero:
+            assert isinstance(module, ClickTraining)
+            record = {**self.provenance, "epoch": trainer.current_epoch + 1}
+            save_checkpoint(module.model, self.folder / LAST_WEIGHTS, record, self.half)
+
+    def _keep(self, trainer: pl.Trainer) -> None:
+        beside = self.folder / f".{LAST}"
+        trainer.save_checkpoint(beside)
+        if trainer.is_global_zero:
+            beside.replace(self.folder / LAST)
+        self.kept = time.monotonic()
+
+
+def fit(
+    model: InteractiveModel,
+    recipe: Recipe,
+    feed: Feed,
+    judged: Sequence[Ref],
+    folder: Path,
+    machine: Machine,
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """Train ``model`` in place, from the beginning or from where ``folder`` says it stopped.
+
+    Writes best and last weights, the checkpoint to go on from, judged.csv and the logs. Raises HrsegError for a loss
+    that is not a number, Interrupted when asked to stop; then the checkpoint is there.
+    """
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in model.unused):
+            parameter.requires_grad_(False)
+    trainer = make_trainer(recipe, folder, machine, judged, provenance)
+    module = ClickTraining(model, recipe)
+    if recipe.channels_last:
+        module.to(memory_format=torch.channels_last)
+    order = Order(recipe.data.epoch, recipe.batch, trainer.global_rank, trainer.world_size)
+    loader = Loader(feed, order, machine.workers, pin=machine.device != "cpu")
+    last = folder / LAST
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning|torch")
+        trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    judge = next(callback for callback in trainer.callbacks if isinstance(callback, Judge))  # type: ignore[attr-defined]
+    return {"epochs": trainer.current_epoch, "steps": trainer.global_step, "best": judge.best}
+
+
+def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
+    """The model that a training starts from, and where its weights are from. Raises HrsegError."""
+    wanted = recipe.model
+    if wanted.weights:
+        model, found = read_checkpoint(Path(wanted.weights))
+        return model, {"started_from": {key: found[key] for key in ("file", "sha256")}}
+    torch.manual_seed(recipe.seed)
+    model = catalog.resolve("model", wanted.name)(**wanted.options)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_normal_(module.weight, gain=math.sqrt(2))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if not wanted.backbone:
+        return model, {}
+    share = load_backbone(model, Path(wanted.backbone), wanted.coverage)
+    return model, {"backbone": Path(wanted.backbone).name, "coverage": round(share, 4)}
+
+
+def make_trainer(
+    recipe: Recipe, folder: Path, machine: Machine, judged: Sequence[Ref], provenance: dict[str, Any]
+) -> pl.Trainer:
+    callbacks: list[Callback] = []
+    if recipe.optim.ema:
+        callbacks.append(WeightAveraging(avg_fn=partial(_average, recipe.optim.ema)))
+    callbacks += [Judge(judged, recipe, folder, provenance), Keeper(folder, provenance, recipe.half)]
+    processes = machine.processes * machine.nodes
+    bars = _bars() if machine.progress else []
+    return pl.Trainer(
+        accelerator="cpu" if machine.device == "cpu" else "gpu",
+        devices=machine.processes,
+        num_nodes=machine.nodes,
+        strategy="ddp" if processes > 1 else "auto",
+        precision=PRECISION[recipe.precision],  # type: ignore[arg-type]
+        max_epochs=recipe.epochs,
+        gradient_clip_val=recipe.optim.clip,
+        accumulate_grad_batches=recipe.optim.accumulate,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        logger=_loggers(machine.loggers, folder, recipe),
+        callbacks=[*callbacks, *bars],
+        enable_progress_bar=bool(bars),
+        default_root_dir=folder,
+        log_every_n_steps=20,
+        num_sanity_val_steps=0,
+    )
+
+
+def _loggers(names: Sequence[str], folder: Path, recipe: Recipe) -> list[Logger]:
+    made: list[Logger] = []
+    if "csv" in names:
+        made.append(CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1))
+    if "tensorboard" in names:
+        made.append(TensorBoardLogger(folder, name="", version="log"))
+    if "wandb" in names:
+        from lightning.pytorch.loggers import WandbLogger
+
+        try:
+            made.append(
+                WandbLogger(name=folder.name, save_dir=folder, project="hrseg", config=recipe.model_dump(mode="json"))
+            )
+        except ModuleNotFoundError:
+            raise HrsegError("--logger wandb: not installed; pip install 'hrseg[wandb]'") from None
+    return made
+
+
+def _bars() -> list[Callback]:
+    from lightning.pytorch.callbacks import RichProgressBar
+
+    return [RichProgressBar(leave=False)]

@@ -1,0 +1,232 @@
+"""What a network is trained to make small, one value per sample.
+
+Every loss takes ``logits`` (B, 1, H, W), of any float type and computed in float32, and ``target`` (B, 1, H, W):
+1 object, 0 background, -1 ignored, in between a soft label. It returns a float32 tensor (B,); the trainer averages.
+Ignored pixels get no gradient and change no value. :func:`boundary` takes a distance map in place of the target.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Schedule = Literal["constant", "increase", "rebalance"]
+
+PIXELS = (1, 2, 3)  # what is summed over: all but the batch
+
+
+def normalized_focal(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 0.5,
+    gamma: float = 2.0,
+    max_mult: float | None = None,
+    detach: bool = True,
+) -> Tensor:
+    """Focal loss whose pixel weights are scaled to a mean of 1, so that it does not fade as the network learns.
+
+    alpha, gamma: as in :func:`focal`. max_mult: upper limit of a pixel's scaled weight. detach: no gradient through
+    the scale. A sample without a valid pixel scores 0.
+
+    Source: Sofiiuk et al., "AdaptIS" (ICCV 2019, arXiv 1909.07829), and RITM (arXiv 2102.06583), whose training uses
+    the defaults. RITM's code takes log(p + 1e-12) of a rounded p: in float32 its gradient is thousands of times too
+    large for an object pixel with a logit of -18, and 0 for a background pixel with one of 18. Here both are right.
+    """
+    z, y, valid = _masked(logits, target)
+    log_pt, weight = _focal_parts(z, y, gamma)
+    weight = weight * valid
+    scale = valid.sum(PIXELS, keepdim=True) / (weight.sum(PIXELS, keepdim=True) + 1e-12)
+    weight = weight * (scale.detach() if detach else scale)
+    if max_mult is not None:
+        weight = weight.clamp(max=max_mult)
+    return _mean(-_class_weight(y, alpha) * weight * log_pt, valid)
+
+
+def focal(logits: Tensor, target: Tensor, *, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
+    """Cross entropy with each pixel weighted by how wrong it is; the mean over valid pixels, in [0, inf).
+
+    alpha: weight of object pixels (target above 0.5); background pixels weigh ``1 - alpha``.
+    gamma: power of the error |target - probability| that weights a pixel; 0 weights all alike.
+    A sample without a valid pixel scores 0. Source: Lin et al., ICCV 2017, arXiv 1708.02002.
+    """
+    z, y, valid = _masked(logits, target)
+    log_pt, weight = _focal_parts(z, y, gamma)
+    return _mean(-_class_weight(y, alpha) * weight * log_pt, valid)
+
+
+def bce(logits: Tensor, target: Tensor, *, over: Literal["all", "valid"] = "all") -> Tensor:
+    """Binary cross entropy in [0, inf).
+
+    over: what the sum over valid pixels is divided by: the number of "all" pixels (RITM's auxiliary loss, where a
+    sample with many ignored pixels counts less) or of the "valid" ones. Both are 0 without a valid pixel.
+    """
+    z, y, valid = _masked(logits, target)
+    values = F.binary_cross_entropy_with_logits(z, y, reduction="none") * valid
+    return values.mean(PIXELS) if over == "all" else _mean(values, valid)
+
+
+def weighted_bce(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy balanced within each sample, in [0, inf): object and background each make half of it.
+
+    A small object weighs as much as its large background. A class that is absent adds 0; a soft label belongs to both
+    classes by its shares. The weights are those of HED (Xie and Tu, ICCV 2015, arXiv 1504.06375) up to one factor per
+    sample, without which a lopsided sample would count less.
+    """
+    z, y, valid = _masked(logits, target)
+    return 0.5 * _mean(F.softplus(-z), y * valid) + 0.5 * _mean(F.softplus(z), (1 - y) * valid)
+
+
+def dice(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
+    """1 - (2 sum(q y) + smooth) / (sum(q) + sum(y) + smooth) with probabilities q and truth y, in [0, 1).
+
+    smooth: pixels by which a small object is made lenient; it also makes an empty mask of an empty truth perfect.
+    A sample without a valid pixel scores 0 for any ``smooth`` above 0.
+    Source: Milletari et al., 3DV 2016, arXiv 1606.04797, with plain sums below, as MaskFormer and HQ-SAM train.
+    """
+    z, y, valid = _masked(logits, target)
+    q = z.sigmoid() * valid
+    overlap = (q * y).sum(PIXELS)
+    return 1 - (2 * overlap + smooth) / (q.sum(PIXELS) + (y * valid).sum(PIXELS) + smooth)
+
+
+def soft_iou(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - sum(q y) / sum(max(q, y)) with probabilities q and truth y, in [0, 1], as in RITM's code.
+
+    An empty truth, and a sample without a valid pixel, score 1 and give no gradient.
+    """
+    z, y, valid = _masked(logits, target)
+    q = z.sigmoid()
+    overlap = (q * y * valid).sum(PIXELS)
+    union = (torch.maximum(q, y) * valid).sum(PIXELS)
+    return 1 - overlap / (union + 1e-8)
+
+
+def lovasz_hinge(logits: Tensor, target: Tensor) -> Tensor:
+    """Convex surrogate of 1 - IoU on hinge errors, in [0, inf); 0 once every pixel is right by a margin of 1.
+
+    A target above 0.5 is object. A sample without a valid pixel scores 0.
+    Source: Berman et al., CVPR 2018, arXiv 1705.08790, per image.
+    """
+    z, y, valid = _masked(logits, target)
+    truth = (y > 0.5).flatten(1)
+    errors = torch.where(truth, 1 - z.flatten(1), 1 + z.flatten(1))
+    errors, order = errors.masked_fill(~valid.flatten(1), -torch.inf).sort(dim=1, descending=True)  # ignored last
+    is_object = truth.gather(1, order)
+    # By how much 1 - IoU grows with each further wrong pixel. Differences of neighbouring IoUs would be rounding noise
+    # in a large image; the closed form is exact: a missed object pixel lowers the intersection, a false one raises the
+    # union. The very first false pixel of an empty truth takes the IoU from 1 to 0.
+    objects = truth.sum(1, keepdim=True)
+    intersection = objects - is_object.cumsum(1)
+    union = objects + (~is_object).cumsum(1)
+    growth = torch.where(is_object, 1 / union, intersection / (union * (union - 1)).clamp(min=1))
+    growth = torch.where((objects == 0) & (union == 1), 1.0, growth)
+    return (errors.relu() * growth).sum(1)
+
+
+def boundary(logits: Tensor, distance: Tensor) -> Tensor:
+    """Mean over all pixels of probability times signed distance to the true outline; lowest where the mask is right.
+
+    distance: (B, 1, H, W), from :func:`signed_distance`: positive outside, negative inside, 0 at ignored pixels.
+    The value may be negative. Small objects are lost when this is the only loss (an empty mask scores 0): add another,
+    see :func:`scheduled`. Source: Kervadec et al., MIDL 2019, arXiv 1812.07032.
+    """
+    _check_shapes(logits, distance)
+    return (logits.float().sigmoid() * distance.float()).mean(PIXELS)
+
+
+def signed_distance(
+    truth: np.ndarray,
+    *,
+    inner: Literal["reference", "half"] = "half",
+    normalize: Literal["none", "diagonal", "max"] = "none",
+    truncate: bool = False,
+) -> np.ndarray:
+    """Exact Euclidean distance to the outline: float32, (H, W), positive outside the object and negative inside.
+
+    truth: int8, (H, W): 1 object, 0 background, -1 ignored. A pixel's distance is that to the nearest pixel of the
+    other kind; ignored pixels are of neither kind and get 0. A truth of one kind only has no outline: 0 everywhere.
+
+    inner: where the outline runs. "half": between the pixels, .. 1.5, 0.5 | -0.5, -1.5 .., so that a structure one
+    pixel wide pulls the mask towards itself. "reference": on the object's outermost pixels, .. 2, 1 | 0, -1 .., as in
+    the authors' code, where structures up to two pixels wide have no negative value and are erased.
+    normalize: "none" for pixels; "diagonal" divides by the image's diagonal, "max" by the largest absolute distance:
+    the magnitude of :func:`boundary` grows with the image otherwise.
+    truncate: whole pixels, rounded towards 0, which the authors' data loader did by oversight; their published numbers
+    come from it.
+    """
+    is_object, is_background = truth == 1, truth == 0
+    if not (is_object.any() and is_background.any()):
+        return np.zeros(truth.shape, np.float32)
+    outside, inside = (0.5, 0.5) if inner == "half" else (0, 1)
+    distance = np.zeros(truth.shape, np.float32)
+    distance[is_background] = (_distance_to(is_object) - outside)[is_background]
+    distance[is_object] = (inside - _distance_to(is_background))[is_object]
+    if truncate:
+        distance = np.trunc(distance)
+    if normalize == "diagonal":
+        distance /= np.hypot(*truth.shape)
+    elif normalize == "max":
+        distance /= max(np.abs(distance).max(), 1e-12)
+    return distance
+
+
+def scheduled(kind: Schedule, epoch: int, weights: tuple[float, float], *, step: float = 0.01) -> tuple[float, float]:
+    """Weights of the main and the boundary loss in an epoch, counted from 0, where they are ``weights``.
+
+    constant: ``weights`` throughout. increase: the boundary loss gains ``step`` each epoch. rebalance: the main loss
+    also loses ``step``, down to 0.1. The authors of the boundary loss use the last with weights (1, 0.01).
+    """
+    main, edge = weights
+    if kind == "constant":
+        return main, edge
+    if kind == "increase":
+        return main, edge + step * epoch
+    return max(min(main, 0.1), main - step * epoch), edge + step * epoch
+
+
+def _check_shapes(logits: Tensor, other: Tensor) -> None:
+    if logits.shape != other.shape:  # they might broadcast, and a wrong number is worse than none
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} against {tuple(other.shape)}; give both as (B, 1, H, W)"
+        )
+
+
+def _masked(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits and target in float32, both 0 at ignored pixels, and the bool mask of the valid ones."""
+    _check_shapes(logits, target)
+    valid = target >= 0
+    return torch.where(valid, logits.float(), 0.0), torch.where(valid, target.float(), 0.0), valid
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean over the pixels of each sample; 0 where nothing has weight."""
+    total = weight.sum(PIXELS)
+    return (values * weight).sum(PIXELS) / torch.where(total > 0, total, 1)
+
+
+def _class_weight(y: Tensor, alpha: float) -> Tensor:
+    return torch.where(y > 0.5, alpha, 1 - alpha)
+
+
+def _focal_parts(z: Tensor, y: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """log(pt) and (1 - pt) ** gamma with pt = 1 - |y - sigmoid(z)|, without the rounding of 1 - y + q to 0 or 1.
+
+    pt is sigmoid(z) + 1 - y where the probability is below y, and sigmoid(-z) + y where it is above. For hard labels
+    the second term is 0, its logarithm -inf, and the sum in log space just logsigmoid of z or -z.
+    """
+    above = z.sigmoid() > y
+    rest = torch.where(above, y, 1 - y)
+    log_pt = torch.logaddexp(F.logsigmoid(torch.where(above, -z, z)), rest.log())
+    miss = (-torch.expm1(log_pt)).clamp(min=1e-12)  # never 0, where a gamma below 1 has no gradient
+    return log_pt, miss**gamma
+
+
+def _distance_to(mask: np.ndarray) -> np.ndarray:
+    """Float32 distance in pixels to the nearest pixel of a non-empty mask."""
+    return cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

@@ -1,0 +1,145 @@
+"""Settings in YAML files: ``extends: NAME`` starts from another file, ``key=value`` texts change single values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hrseg_cli.errors import HrsegError, UnknownName, nearest
+
+FOLDERS = {"protocol": "protocols", "recipe": "."}  # below recipes/
+EXAMPLES = {"protocol": "zoom.target=600", "recipe": "optim.lr=1e-4"}
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Kind = TypeVar("Kind", bound=Settings)
+
+
+def read(model: type[Kind], kind: str, name: str, changes: Iterable[str] = ()) -> Kind:
+    """Settings by name or by path of a YAML file, changed by ``key=value`` texts.
+
+    Changed ones carry the changes in their name. Raises UnknownName or HrsegError.
+    """
+    settings = _read_extended(_find(kind, name), kind)
+    changes = list(changes)
+    for change in changes:
+        _set(settings, change, EXAMPLES[kind])
+    if changes:
+        settings["name"] = "+".join([str(settings.get("name", name)), *changes])
+    return checked(model, settings, f"{kind} {name}")
+
+
+def checked(model: type[Kind], settings: Any, what: str) -> Kind:
+    """Plain values as settings. Raises HrsegError in one line, with the nearest known key for a misspelt one."""
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        raise HrsegError(f"{what}: {_explain(model, error)}") from None
+
+
+def names(kind: str) -> list[str]:
+    """Names of the settings of one kind that come with hrseg."""
+    return sorted(path.stem for path in _folder(kind).glob("*.yaml"))
+
+
+def data_folder(name: str) -> Path:
+    """``recipes`` or ``data_manifests``: inside an installed package, or at the top of a source checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def _folder(kind: str) -> Path:
+    return data_folder("recipes") / FOLDERS[kind]
+
+
+def _find(kind: str, name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise HrsegError(f"--{kind} {name}: no such file; give an existing YAML file or one of its known names")
+        return path
+    path = _folder(kind) / f"{name}.yaml"
+    if not path.is_file():
+        raise UnknownName(kind, name, names(kind), "A path of a YAML file works too.")
+    return path
+
+
+def _read_extended(path: Path, kind: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path in seen:
+        raise HrsegError(f"{path}: 'extends' goes round in a circle; remove one of them")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise HrsegError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(settings, dict):
+        raise HrsegError(f"{path}: must hold 'key: value' lines")
+    base = settings.pop("extends", None)
+    if base is None:
+        return settings
+    beside = path.parent / f"{base}.yaml"
+    parent = beside if beside.is_file() else _find(kind, str(base))
+    return _merge(_read_extended(parent, kind, (*seen, path)), settings)
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _set(settings: dict[str, Any], change: str, example: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise HrsegError(f"--set {change}: write key=value, for example --set {example}")
+    *path, leaf = key.strip().split(".")
+    place = settings
+    for part in path:
+        if not isinstance(place.get(part), dict):
+            place[part] = {}
+        place = place[part]
+    try:
+        place[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise HrsegError(f"--set {change}: the value is not valid YAML") from None
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    """The first complaint of pydantic in one line."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"'{place}' is missing"
+    if first["type"] != "extra_forbidden":
+        message = first["msg"].removeprefix("Value error, ")
+        what = f"{place}: " if place else ""
+        got = f" (got {first['input']!r})" if place else ""
+        return f"{what}{message[0].lower()}{message[1:]}{got}"
+    known = [*_below(model, first["loc"][:-1]).model_fields]
+    guess = nearest(str(first["loc"][-1]), known)
+    return f"unknown key '{place}'" + (f"; did you mean '{guess}'?" if guess else f"; known: {', '.join(known)}")
+
+
+def _below(model: type[BaseModel], place: Iterable[int | str]) -> type[BaseModel]:
+    """The settings that stand at ``place`` in others."""
+    for part in place:
+        if isinstance(part, str) and part in model.model_fields:
+            model = next(_models_in(model.model_fields[part].annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Settings that a field's type speaks of: ``ZoomIn | None``, ``list[Part]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
