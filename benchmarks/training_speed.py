@@ -98,7 +98,7 @@ def timed_parts(recipe, feed, options) -> dict[str, float]:
             fit.train_mode(model, len(image))
             out = model(module.joined(image, previous), points)
             seen["forward"].append(clock.lap())
-        loss = module.loss(out, batch["truth"])[0]
+        loss = module.loss(out, batch)[0]
         seen["loss"].append(clock.lap())
         loss.backward()
         seen["backward"].append(clock.lap())

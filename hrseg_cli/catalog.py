@@ -44,6 +44,7 @@ LOSSES = {
     "dice": "hrseg_cli.losses:dice",
     "soft_iou": "hrseg_cli.losses:soft_iou",
     "lovasz": "hrseg_cli.losses:lovasz_hinge",
+    "boundary": "hrseg_cli.losses:boundary",
 }
 
 FORMATS = {

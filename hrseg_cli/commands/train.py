@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hrseg_cli.commands import options
-from hrseg_cli.errors import HrsegError
+from hrseg_cli.errors import HrsegError, UnknownName
+
+LOGGERS = ("csv", "tensorboard", "wandb")
 
 
 def train(
@@ -44,6 +47,10 @@ def train(
 
     Writes a run folder: best and last weights, a checkpoint to go on from, what was judged, and the logs.
     """
+    for name in logger:
+        if name not in LOGGERS:
+            raise UnknownName("logger", name, LOGGERS)
+
     from hrseg_cli.recipe import load_recipe, recipe_of
     from hrseg_cli.runs import Run, read_run
 
@@ -63,7 +70,7 @@ def train(
     from hrseg_cli.engine import fit
     from hrseg_cli.engine.feed import Feed, training_images
 
-    machine = fit.Machine(device, processes, nodes, workers, tuple(logger))
+    machine = fit.Machine(device, processes, nodes, workers, tuple(logger), sys.stderr.isatty())
     images = training_images(chosen.data, options.data_root(root), folder / "copies")
     judged = fit.judged_objects(chosen, options.data_root(root))
     settings = {
@@ -79,5 +86,14 @@ def train(
         fit.fit(model, chosen, Feed(images, chosen), judged, folder, machine, provenance)
         return
     with Run(folder, "train", settings) as run:
-        run.summary = fit.fit(model, chosen, Feed(images, chosen), judged, folder, machine, provenance)
+        run.summary = fit.fit(
+            model,
+            chosen,
+            Feed(images, chosen),
+            judged,
+            folder,
+            machine,
+            provenance,
+            lambda line: typer.echo(line, err=True),
+        )
     typer.echo(json.dumps({"run": str(folder), **run.summary}))

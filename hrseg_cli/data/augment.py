@@ -8,81 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import cv2
 import numpy as np
-from pydantic import Field
 
 from hrseg_cli.data.views import Window
+from hrseg_cli.recipe import Augmentation, Composite
 
 TRIES = 20  # windows looked at for an object before one is placed on an object
 ALIASED = 0.6  # below this factor a linear resize, which reads two pixels a side, would skip some: take the area
 ELASTIC_CELLS = 4  # independent bends a side
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Nonnegative = Annotated[float, Field(ge=0)]
-Expansion = Annotated[float, Field(ge=1)]
 Cut = tuple[tuple[bool, bool], tuple[bool, bool]]  # whether a photograph ends at (top, bottom), (left, right)
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How a training sample is drawn from an image. The defaults are RITM's for COCO+LVIS; (low, high) are uniform.
-
-    scale: factor of the resize, the same for both axes.
-    flip: probability of mirroring left and right.
-    rotate90: probability of turning by 0, 90, 180 or 270 degrees, each as likely.
-    rotate_degrees: largest angle of a rotation either way.
-    elastic: largest displacement of a smooth bend, as a share of the crop's shorter side; the amplitude is drawn from
-        0 up to it. 0.03 is gentle, above 0.1 the picture may fold.
-    brightness: added, as a share of 255. contrast: added to the factor 1. rgb_shift: largest shift of each channel, in
-        grey levels. colour_probability: that of brightness with contrast, and that of the shift.
-    blur: probability of a Gaussian blur, 0.3 to 1.5 pixels. noise: of Gaussian noise, 2 to 12 grey levels.
-    jpeg: of a JPEG round trip at quality 40 to 95.
-    zoom: probability that the window is the box of one object, its sides times a factor from ``zoom_expansion``, in
-        place of ``scale``: what zoom-in shows the network. zoom_limit: that window is enlarged no more than this.
-    keep_background: probability that a window without any object is kept and not drawn again.
-    pad: what the mask says where the image ends before the crop does; the colour there is black.
-    """
-
-    scale: tuple[Positive, Positive] = (0.75, 1.40)
-    flip: Share = 0.5
-    rotate90: Share = 0.0
-    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
-    elastic: Annotated[float, Field(ge=0, le=0.25)] = 0.0
-    brightness: tuple[float, float] = (-0.25, 0.25)
-    contrast: tuple[float, float] = (-0.15, 0.40)
-    colour_probability: Share = 0.75
-    rgb_shift: Nonnegative = 10.0
-    blur: Share = 0.0
-    jpeg: Share = 0.0
-    noise: Share = 0.0
-    zoom: Share = 0.0
-    zoom_expansion: tuple[Expansion, Expansion] = (1.1, 2.0)
-    zoom_limit: Positive = 2.0
-    keep_background: Share = 0.05
-    pad: Literal["background", "ignore"] = "background"
-
-
-@dataclass(frozen=True)
-class Composite:
-    """How an object is pasted into another image; (low, high) are uniform, but for ``area``.
-
-    area: what the object gets of the image's area, uniform in its logarithm. enlarge: largest factor of its resize.
-    flip: probability of mirroring it left and right.
-    colour: how far its colours go from the look of its own photograph (mean and spread in Lab) to that of the image:
-        0 stays, 1 arrives.
-    feather: sigma of the blur of its edge, in pixels. From 0.75 on, lines one pixel wide vanish.
-    """
-
-    area: tuple[Positive, Positive] = (0.02, 0.25)
-    enlarge: Positive = 1.5
-    flip: Share = 0.5
-    colour: tuple[Share, Share] = (0.0, 0.5)
-    feather: tuple[Nonnegative, Nonnegative] = (0.4, 0.8)
 
 
 # ---- augmentation ----------------------------------------------------------------------------------------------------

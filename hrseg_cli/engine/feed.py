@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hrseg_cli.clicks.sampler import draw
-from hrseg_cli.data import augment as A
 from hrseg_cli.data.augment import augment, paste
 from hrseg_cli.data.index import Index, is_fresh
 from hrseg_cli.data.known import find_known, list_parts
 from hrseg_cli.data.samples import Ref, in_held_out, open_dataset, open_listing, split_options
 from hrseg_cli.data.views import Images, Scene, cache_longest, epoch_order, load_scene
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.losses import signed_distance
 from hrseg_cli.recipe import Data, Recipe
 from hrseg_cli.recipe.training import Part
 
@@ -73,7 +73,8 @@ class Feed(Dataset[Batch]):
     """Training samples by (epoch, step).
 
     image: uint8 (3, h, w), RGB. truth: int8 (1, h, w), 1 object, 0 background, -1 ignored. points: float32 (2N, 3), see
-    :mod:`hrseg_cli.models.click_maps`. key: int64 (2), epoch and step.
+    :mod:`hrseg_cli.models.click_maps`. key: int64 (2), epoch and step. distance: float32 (1, h, w), signed distance to
+    the object's edge, where the recipe has a boundary loss.
     """
 
     def __init__(self, images: Sequence[Images], recipe: Recipe) -> None:
@@ -102,21 +103,22 @@ class Feed(Dataset[Batch]):
             truths = truths[[ref.stuff is None for ref in scene.refs]]
         if rng.random() < data.composite.probability:
             donor, truth = self._donor(epoch, rng)
-            image, truths = paste(
-                image, truths, donor, truth, rng, A.Composite(**data.composite.model_dump(exclude={"probability"}))
-            )
-        image, truths = augment(image, truths, data.crop, A.Augmentation(**data.augment.model_dump()), rng)
+            image, truths = paste(image, truths, donor, truth, rng, data.composite)
+        image, truths = augment(image, truths, data.crop, data.augment, rng)
         objects = truths == 1
         targets = truths[objects.sum((1, 2)) >= data.min_area]
         drawn = draw(targets, (truths != 0).any(0), rng, self.recipe.clicks)
         if not len(targets):
             drawn.truth[(truths == -1).any(0) & ~objects.any(0)] = -1
-        return {
+        batch = {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "truth": torch.from_numpy(drawn.truth[None]),
             "points": torch.from_numpy(drawn.points),
             "key": torch.tensor([epoch, step]),
         }
+        if boundary := self.recipe.boundary:
+            batch["distance"] = torch.from_numpy(signed_distance(drawn.truth, **boundary.options)[None])
+        return batch
 
     def _donor(self, epoch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """An image and one of its objects, from a step drawn at random; the last tried where all are tiny."""

@@ -37,6 +37,7 @@ from hrseg_cli.engine.checkpoint import load_backbone, read_checkpoint, save_che
 from hrseg_cli.engine.feed import Batch, Feed, Loader, Order, held_out_objects
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, Interrupted
+from hrseg_cli.losses import scheduled
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Optim, Recipe, load_protocol
 
@@ -72,6 +73,7 @@ class ClickTraining(pl.LightningModule):
         super().__init__()
         self.model, self.recipe = model, recipe
         self.terms = [(term, catalog.resolve("loss", term.name)) for term in recipe.losses]
+        self.boundary = recipe.losses.index(recipe.boundary) if recipe.boundary else None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(_seed(self.recipe.seed, batch["key"][0].tolist(), self.global_rank))  # for dropout
@@ -81,20 +83,25 @@ class ClickTraining(pl.LightningModule):
         truth = batch["truth"]
         points, previous = self.rounds(image, truth, batch["points"], batch["key"])
         train_mode(self.model, len(image))
-        total, values = self.loss(self.model(self.joined(image, previous), points), truth)
+        total, values = self.loss(self.model(self.joined(image, previous), points), batch, self.current_epoch)
         self._refuse_nan(total, batch)
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
         self.log("train/loss", total, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True)
         return total
 
-    def loss(self, out: dict[str, Tensor], truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, out: dict[str, Tensor], batch: Batch, epoch: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The recipe's weighted sum and its terms by name, means over the batch."""
-        target = truth.float()
-        values = {
-            f"train/{term.on}_{term.name}": loss(out[term.on], target, **term.options).mean()
-            for term, loss in self.terms
-        }
-        total = sum(term.weight * value for (term, _), value in zip(self.terms, values.values(), strict=True))
+        truth = batch["truth"].float()
+        values, weights = {}, [term.weight for term in self.recipe.losses]
+        for term, loss in self.terms:
+            logits = out[term.output]
+            value = loss(logits, batch["distance"]) if term.name == "boundary" else loss(logits, truth, **term.options)
+            values[f"train/{term.output}_{term.name}"] = value.mean()
+        if self.boundary is not None:
+            plan = self.recipe.loss_schedule
+            pair = weights[0], weights[self.boundary]
+            weights[0], weights[self.boundary] = scheduled(plan.kind, epoch, pair, step=plan.step)
+        total = sum(weight * value for weight, value in zip(weights, values.values(), strict=True))
         return torch.as_tensor(total), values
 
     def rounds(self, image: Tensor, truth: Tensor, points: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,8 +311,8 @@ def judged_objects(recipe: Recipe, root: Path | None) -> list[Ref]:
 class Keeper(Callback):
     """Keeps what a run needs to go on: every few minutes, after each epoch, and when it is asked to stop."""
 
-    def __init__(self, folder: Path, provenance: dict[str, Any], half: bool) -> None:
-        self.folder, self.provenance, self.half = folder, provenance, half
+    def __init__(self, folder: Path, provenance: dict[str, Any], half: bool, say: Callable[[str], None]) -> None:
+        self.folder, self.provenance, self.half, self.say = folder, provenance, half, say
         self.asked = False
         self.kept = time.monotonic()
         self._before: dict[int, Any] = {}
@@ -339,8 +346,12 @@ class Keeper(Callback):
         module = _averaged(trainer) or pl_module
         if trainer.is_global_zero:
             assert isinstance(module, ClickTraining)
-            record = {**self.provenance, "epoch": trainer.current_epoch + 1}
+            epoch = trainer.current_epoch + 1
+            record = {**self.provenance, "epoch": epoch}
             save_checkpoint(module.model, self.folder / LAST_WEIGHTS, record, self.half)
+            seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            judged = f", {seen['val/clicks']:.2f} clicks" if "val/clicks" in seen else ""
+            self.say(f"epoch {epoch}/{trainer.max_epochs}: loss {seen['train/loss_epoch']:.4f}{judged}")
 
     def _keep(self, trainer: pl.Trainer) -> None:
         beside = self.folder / f".{LAST}"
@@ -358,16 +369,17 @@ def fit(
     folder: Path,
     machine: Machine,
     provenance: dict[str, Any],
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train ``model`` in place, from the beginning or from where ``folder`` says it stopped.
 
     Writes best and last weights, the checkpoint to go on from, judged.csv and the logs. Raises HrsegError for a loss
-    that is not a number, Interrupted when asked to stop; then the checkpoint is there.
+    that is not a number, Interrupted when asked to stop; then the checkpoint is there. say: gets a line an epoch.
     """
     for name, parameter in model.named_parameters():
         if any(part in name for part in model.unused):
             parameter.requires_grad_(False)
-    trainer = make_trainer(recipe, folder, machine, judged, provenance)
+    trainer = make_trainer(recipe, folder, machine, judged, provenance, say)
     module = ClickTraining(model, recipe)
     if recipe.channels_last:
         module.to(memory_format=torch.channels_last)
@@ -401,12 +413,17 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
 
 
 def make_trainer(
-    recipe: Recipe, folder: Path, machine: Machine, judged: Sequence[Ref], provenance: dict[str, Any]
+    recipe: Recipe,
+    folder: Path,
+    machine: Machine,
+    judged: Sequence[Ref],
+    provenance: dict[str, Any],
+    say: Callable[[str], None],
 ) -> pl.Trainer:
     callbacks: list[Callback] = []
     if recipe.optim.ema:
         callbacks.append(WeightAveraging(avg_fn=partial(_average, recipe.optim.ema)))
-    callbacks += [Judge(judged, recipe, folder, provenance), Keeper(folder, provenance, recipe.half)]
+    callbacks += [Judge(judged, recipe, folder, provenance), Keeper(folder, provenance, recipe.half, say)]
     processes = machine.processes * machine.nodes
     bars = _bars() if machine.progress else []
     return pl.Trainer(
@@ -451,4 +468,4 @@ def _loggers(names: Sequence[str], folder: Path, recipe: Recipe) -> list[Logger]
 def _bars() -> list[Callback]:
     from lightning.pytorch.callbacks import RichProgressBar
 
-    return [RichProgressBar(leave=False)]
+    return [RichProgressBar(leave=False, console_kwargs={"stderr": True})]

@@ -16,6 +16,7 @@ from hrseg_cli.recipe.reading import Settings, checked, names, read
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Expansion = Annotated[float, Field(ge=1)]
 Nonnegative = Annotated[float, Field(ge=0)]
 
 
@@ -87,7 +88,7 @@ class Augmentation(Settings):
     jpeg: Share = 0.0
     noise: Share = 0.0
     zoom: Share = 0.0
-    zoom_expansion: tuple[Positive, Positive] = (1.1, 2.0)
+    zoom_expansion: tuple[Expansion, Expansion] = (1.1, 2.0)
     zoom_limit: Positive = 2.0
     keep_background: Share = 0.05
     pad: Literal["background", "ignore"] = "background"
@@ -175,12 +176,24 @@ class Clicks(Settings):
 
 
 class Loss(Settings):
-    """One term: a loss of the catalog on the network's ``logits`` or ``aux`` output, times ``weight``."""
+    """One term: a loss of the catalog on one of the network's outputs, times ``weight``.
+
+    output: ``logits``, ``aux``, or ``base`` (what a network below a resampling adapter answers by itself).
+    options: of the loss; for "boundary" those of its distance map (see ``hrseg_cli.losses.signed_distance``).
+    """
 
     name: str
     weight: float = Field(1.0, ge=0)
-    on: Literal["logits", "aux"] = "logits"
+    output: Literal["logits", "aux", "base"] = "logits"
     options: dict[str, Any] = {}
+
+
+class LossSchedule(Settings):
+    """How the weights of the first term and of the boundary loss change from epoch to epoch (Kervadec et al. 2019):
+    ``increase`` adds ``step`` to the boundary loss, ``rebalance`` takes as much from the first term."""
+
+    kind: Literal["constant", "increase", "rebalance"] = "constant"
+    step: Positive = 0.01
 
 
 class Optim(Settings):
@@ -238,7 +251,8 @@ class Recipe(Settings):
     model: Model = Model()
     data: Data
     clicks: Clicks = Clicks()
-    losses: list[Loss] = [Loss(name="nfl"), Loss(name="bce", weight=0.4, on="aux")]
+    losses: list[Loss] = [Loss(name="nfl"), Loss(name="bce", weight=0.4, output="aux")]
+    loss_schedule: LossSchedule = LossSchedule()
     optim: Optim = Optim()
     validation: Validation = Validation()
     batch: int = Field(28, ge=1)
@@ -247,6 +261,20 @@ class Recipe(Settings):
     channels_last: bool = False
     half: bool = False
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _trainable(self) -> Recipe:
+        boundaries = [k for k, term in enumerate(self.losses) if term.name == "boundary"]
+        if len(boundaries) > 1:
+            raise ValueError("losses: 'boundary' stands there twice; keep one")
+        if self.loss_schedule.kind != "constant" and boundaries in ([], [0]):
+            raise ValueError("loss_schedule: wants another loss first and 'boundary' after it")
+        return self
+
+    @property
+    def boundary(self) -> Loss | None:
+        """The boundary loss, if it is among the terms."""
+        return next((term for term in self.losses if term.name == "boundary"), None)
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:

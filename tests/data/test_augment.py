@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from hrseg_cli.data.augment import Augmentation, Composite, augment, paste
+from hrseg_cli.data.augment import augment, paste
+from hrseg_cli.recipe import Augmentation, Composite
 
 STILL: dict[str, Any] = {"scale": (1.0, 1.0), "flip": 0.0, "colour_probability": 0.0, "keep_background": 1.0}
 PLAIN = Composite(colour=(0.0, 0.0), flip=0.0)
@@ -36,6 +37,7 @@ def rectangle(height: int, width: int, rows: slice, cols: slice) -> np.ndarray:
 # ---- geometry --------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(20, 90), st.integers(20, 90), st.integers(0, 99))
 def test_at_scale_1_a_sample_is_a_piece_of_the_image(height: int, width: int, seed: int) -> None:
     image, truths = coordinates(90, 90)
@@ -65,7 +67,7 @@ def test_padding_is_centred_with_the_odd_pixel_below_and_to_the_right() -> None:
     assert np.array_equal(masks[0], 2 * expected - 1)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     st.tuples(st.integers(50, 250), st.integers(50, 250)),
     st.tuples(st.integers(40, 120), st.integers(40, 120)),
@@ -190,7 +192,7 @@ def test_without_any_object_the_sample_is_a_plain_crop(count: int) -> None:
     assert not masks.any()
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_zoom_shows_all_of_one_object_as_large_as_asked(data: st.DataObject) -> None:
     height, width = data.draw(st.integers(30, 250)), data.draw(st.integers(30, 250))
@@ -216,6 +218,7 @@ def test_zoom_shows_all_of_one_object_as_large_as_asked(data: st.DataObject) -> 
         assert extent == pytest.approx((stop - start) * factor, rel=0.03, abs=2)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
 def test_the_smallest_images_and_crops(height: int, width: int, rows: int, cols: int, seed: int) -> None:
     image, truth = np.full((height, width, 3), 9, np.uint8), np.zeros((1, height, width), np.int8)
@@ -229,6 +232,7 @@ def test_the_smallest_images_and_crops(height: int, width: int, rows: int, cols:
 # ---- colours ---------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.floats(-0.25, 0.25), st.floats(-0.15, 0.4))
 def test_brightness_and_contrast_are_those_of_ritm(brightness: float, contrast: float) -> None:
     """albumentations 0.5.2: v * (1 + contrast) + brightness * 255 in float32, clipped, cut to a whole number."""
@@ -328,7 +332,7 @@ def disc(height: int, width: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
     return image, truth
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(40, 120), st.integers(40, 120), st.floats(0.01, 0.3), st.integers(0, 2**32))
 def test_a_paste_changes_the_object_and_its_edge_alone(height: int, width: int, area: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -446,6 +450,7 @@ def test_a_donor_without_an_object_changes_nothing() -> None:
     assert np.array_equal(masks, truths)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5), st.integers(0, 999))
 def test_the_smallest_pastes(height: int, width: int, side: int, seed: int) -> None:
     made, masks = paste(

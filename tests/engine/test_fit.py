@@ -320,3 +320,17 @@ def test_two_processes_train_and_resume(photos: Path, tmp_path: Path) -> None:
     done = command([*base, "--out", "two"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert same_weights(tmp_path / "one", tmp_path / "two")
+
+
+def test_the_boundary_loss_gets_distances_from_the_loader(photos: Path, tmp_path: Path) -> None:
+    """NFL + 0.1 boundary loss, its weight growing; the log tells the terms apart."""
+    terms = [{"name": "nfl"}, {"name": "boundary", "weight": 0.1, "options": {"normalize": "diagonal"}}]
+    recipe = recipe_on(photos, losses=terms, loss_schedule={"kind": "increase"})
+    feed = Feed(training_images(recipe.data, None, tmp_path), recipe)
+    sample = feed[(0, 0)]
+    distance, truth = sample["distance"], sample["truth"]
+    assert (distance[truth == 1] < 0).all()
+    assert (distance[truth == 0] > 0).all()
+    assert distance.abs().max() < 1
+    run(recipe, tmp_path / "run", loggers=("csv",))
+    assert "train/logits_boundary" in (tmp_path / "run" / "log" / "metrics.csv").read_text()

@@ -1,0 +1,68 @@
+"""A share of a dataset that training never sees: the same on every machine, and a video on one side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hrseg_cli.data.samples import in_held_out, open_dataset
+from hrseg_cli.errors import HrsegError
+
+GROUP = r"group=(.+)_\d+$"
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty videos of three frames."""
+    folder = tmp_path_factory.mktemp("data") / "videos"
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5, 2:5] = 255
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+        for video in range(40):
+            for frame in range(3):
+                Image.fromarray(mask).save(folder / kind / f"v{video}_{frame}.png")
+    return folder
+
+
+def test_held_and_kept_are_the_two_halves_of_a_dataset(videos: Path) -> None:
+    held = {ref.id for ref in open_dataset(f"{videos}:held=0.3")}
+    kept = {ref.id for ref in open_dataset(f"{videos}:kept=0.3")}
+    assert held | kept == {ref.id for ref in open_dataset(str(videos))}
+    assert not held & kept
+    assert len(held) == 26  # a hash of the names decides: the same on every machine
+
+
+def test_a_video_stays_on_one_side(videos: Path) -> None:
+    held = [ref.id for ref in open_dataset(f"{videos}:held=0.3,{GROUP}")]
+    for video in {name.partition("_")[0] for name in held}:
+        assert {f"{video}_{frame}" for frame in range(3)} <= set(held)
+    assert 0 < len(held) < 120
+
+
+def test_the_limit_counts_what_is_left(videos: Path) -> None:
+    assert len(open_dataset(f"{videos}:held=0.3", limit=2)) == 2
+
+
+def test_shares_are_about_what_was_asked_and_nested(videos: Path) -> None:
+    """A larger share holds out what a smaller one does, so that a set can grow without a leak."""
+    refs = open_dataset(str(videos))
+    small, large = ({ref.id for ref in refs if in_held_out(ref, share)} for share in (0.1, 0.5))
+    assert small < large
+    assert 0.35 < len(large) / len(refs) < 0.65
+
+
+@pytest.mark.parametrize(
+    "options", ["held=0.3,kept=0.3", "held=2", "held=x", "kept=0", "held=0.3,group=(", "held=0.3,group=a", "group=(a)"]
+)
+def test_wrong_shares_are_one_line(videos: Path, options: str) -> None:
+    with pytest.raises(HrsegError, match=r"SHARE|share"):
+        open_dataset(f"{videos}:{options}")
+
+
+def test_an_empty_share_is_told(videos: Path) -> None:
+    with pytest.raises(HrsegError, match="no object is in that share"):
+        open_dataset(f"{videos}:held=0.0001")

@@ -1,0 +1,84 @@
+"""Recipes: none can rot, and a misspelt key is answered in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hrseg_cli import catalog
+from hrseg_cli.data.manifest import manifest_names
+from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.recipe import data_folder, load_protocol, load_recipe, recipe_names, recipe_of
+
+PHOTOS = "h18s_photos"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_and_names_things_that_exist(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.model.name in catalog.MODELS
+    assert all(loss.name in catalog.LOSSES for loss in recipe.losses)
+    load_protocol(recipe.validation.protocol, recipe.validation.changes)
+    assert recipe.validation.metric in catalog.METRICS
+    for dataset in [*(part.dataset for part in recipe.data.parts), *recipe.validation.datasets]:
+        known = dataset.partition(":")[0] in {*manifest_names(), "procedural"}
+        assert known or name == PHOTOS  # folders of photographs that do not come with hrseg
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_opens_with_what_to_type_and_to_expect(name: str) -> None:
+    lines = (data_folder("recipes") / f"{name}.yaml").read_text().splitlines()
+    header = "\n".join(line for line in lines if line.startswith("#"))
+    assert lines[0].startswith("# ")
+    assert "# Command: " in header
+    assert f"--recipe {name}" in header
+    assert "# Time" in header
+
+
+def test_a_recipe_survives_its_run_folder() -> None:
+    recipe = load_recipe("h32_cocolvis", ["optim.lr=1e-4", "data.augment.scale=[0.5, 2]"])
+    assert recipe.optim.lr == 1e-4
+    assert recipe.name == "h32_cocolvis+optim.lr=1e-4+data.augment.scale=[0.5, 2]"
+    assert recipe_of(recipe.model_dump(mode="json"), "run.json") == recipe
+
+
+def test_reference_recipes_differ_only_where_the_reference_does() -> None:
+    h18, h18s = load_recipe("h18_cocolvis"), load_recipe("h18s_cocolvis")
+    assert h18s.data == h18.data
+    assert h18s.optim == h18.optim
+    assert (h18.batch, h18s.batch, h18.epochs) == (28, 32, 230)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("optim.lrr=1", "unknown key 'optim.lrr'; did you mean 'lr'?"),
+        ("clicks.round=1", "unknown key 'clicks.round'; did you mean 'rounds'?"),
+        ("optim.lr=-1", "optim.lr: input should be greater than 0"),
+        ("data.augment.flip=2", "data.augment.flip: input should be less than or equal to 1"),
+        ("clicks={background: 0, other: 0, border: 0}", "clicks: background, other and border"),
+        ("losses=[{nam: nfl}]", "losses.0.name. is missing"),
+        ("nonsense", "write key=value, for example --set optim.lr=1e-4"),
+    ],
+)
+def test_wrong_settings_name_themselves(change: str, told: str) -> None:
+    with pytest.raises(HrsegError, match=told):
+        load_recipe("h18_cocolvis", [change])
+
+
+def test_what_cannot_be_both_is_refused() -> None:
+    with pytest.raises(HrsegError, match=r"model\.weights or model\.backbone, not both"):
+        load_recipe("h18_cocolvis", ["model.weights=a", "model.backbone=b"])
+
+
+def test_unknown_names_and_parts_that_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'h18_cocolvis'"):
+        load_recipe("h18_coco")
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\n")
+    with pytest.raises(HrsegError, match="'data' is missing"):
+        load_recipe(str(path))
+    path.write_text("extends: tiny_procedural\nname: mine\nepochs: 1\n")
+    assert load_recipe(str(path)).data == load_recipe("tiny_procedural").data
