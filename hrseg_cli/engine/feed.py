@@ -3,6 +3,7 @@ how far it got."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -188,5 +189,7 @@ class Loader(DataLoader[Batch]):
 
 
 def _start_worker(_: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job; the trainer decides what it means
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -317,7 +317,8 @@ class Keeper(Callback):
         self.kept = time.monotonic()
         self._before: dict[int, Any] = {}
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Only now, for Lightning has set a handler that leaves in the middle of things, as if all were done.
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._ask)
 
@@ -352,6 +353,8 @@ class Keeper(Callback):
             seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
             judged = f", {seen['val/clicks']:.2f} clicks" if "val/clicks" in seen else ""
             self.say(f"epoch {epoch}/{trainer.max_epochs}: loss {seen['train/loss_epoch']:.4f}{judged}")
+        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            raise Interrupted
 
     def _keep(self, trainer: pl.Trainer) -> None:
         beside = self.folder / f".{LAST}"

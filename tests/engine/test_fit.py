@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -307,19 +308,46 @@ def command(arguments: list[str], folder: Path, timeout: int = 200) -> subproces
     )
 
 
+def test_a_signal_to_the_whole_job_saves_and_stops(photos: Path, tmp_path: Path) -> None:
+    """Ctrl-C in a terminal and a scheduler's SIGTERM reach the data workers too."""
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_on(photos, epochs=10000).model_dump(mode="json")))
+    hrseg = str(Path(sys.executable).with_name("hrseg"))
+    arguments = [hrseg, "train", "--recipe", "r.yaml", "--out", "run", "--logger", "csv"]
+    job = subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert job.stderr is not None
+    assert job.stderr.readline().startswith("epoch 1/10000: loss ")
+    os.killpg(job.pid, signal.SIGTERM)
+    _, told = job.communicate(timeout=60)
+    assert job.returncode == 130, told
+    assert "Traceback" not in told
+    assert (tmp_path / "run" / fit.LAST).exists()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["got"]["status"] == "interrupted"
+
+
 def test_two_processes_train_and_resume(photos: Path, tmp_path: Path) -> None:
-    """Over gloo: the same weights twice, once with a stop between the epochs; both ranks' samples are seen."""
-    recipe = recipe_on(photos, optim={"schedule": "constant"}).model_dump(mode="json")
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    base = ["train", "--recipe", "r.yaml", "--processes", "2", "--workers", "0"]
+    """Over gloo, killed outright and gone on with: the weights of the uninterrupted run."""
+    terms = recipe_on(photos, optim={"schedule": "constant"}, epochs=3, validation={"every": 3}).model_dump(mode="json")
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(terms))
+    base = ["train", "--recipe", "r.yaml", "--processes", "2", "--workers", "0", "--logger", "csv"]
     done = command([*base, "--out", "one"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 4
-    again = command(["train", "--resume", "one", "--processes", "2"], tmp_path)
-    assert again.returncode == 0, again.stderr
-    done = command([*base, "--out", "two"], tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 6
+    hrseg = str(Path(sys.executable).with_name("hrseg"))
+    job = subprocess.Popen([hrseg, *base, "--out", "two"], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for(tmp_path / "two" / fit.LAST)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.communicate()
+    resumed = command(["train", "--resume", "two", "--processes", "2", "--workers", "0"], tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
     assert same_weights(tmp_path / "one", tmp_path / "two")
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not come")
 
 
 def test_the_boundary_loss_gets_distances_from_the_loader(photos: Path, tmp_path: Path) -> None:
