@@ -36,6 +36,15 @@ METRICS = {
     "mba": "hrseg_cli.metrics.masks:MeanBoundaryAccuracy",
 }
 
+ADAPTERS = {
+    "lora": "hrseg_cli.adapters.lora:attach_lora",
+    "conv": "hrseg_cli.adapters.resample:Resampled",
+    "full": "hrseg_cli.adapters.controls:full",
+    "head": "hrseg_cli.adapters.controls:head",
+    "bn": "hrseg_cli.adapters.controls:bn",
+    "bitfit": "hrseg_cli.adapters.controls:bitfit",
+}
+
 LOSSES = {
     "nfl": "hrseg_cli.losses:normalized_focal",
     "focal": "hrseg_cli.losses:focal",
@@ -54,7 +63,7 @@ FORMATS = {
     "json": "hrseg_cli.report.write:json_lines",
 }
 
-TABLES = {"model": MODELS, "layout": LAYOUTS, "metric": METRICS, "loss": LOSSES, "format": FORMATS}
+TABLES = {"model": MODELS, "layout": LAYOUTS, "metric": METRICS, "loss": LOSSES, "adapter": ADAPTERS, "format": FORMATS}
 
 
 def resolve(kind: str, name: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hrseg_cli import __version__
+from hrseg_cli.commands.adapt import adapt
 from hrseg_cli.commands.evaluate import evaluate
 from hrseg_cli.commands.prepare_data import prepare_data
 from hrseg_cli.commands.report import report
@@ -44,6 +45,7 @@ def options(
 
 app.command("prepare-data", short_help="Draw, check and index datasets.")(prepare_data)
 app.command("simulate-clicks", short_help="Click on objects; traces as JSON lines.")(simulate_clicks)
+app.command("adapt", short_help="Adapt a trained model to your pictures.")(adapt)
 app.command("train", short_help="Train a click model by a recipe.")(train)
 app.command("evaluate", short_help="Count the clicks a model needs (NoC).")(evaluate)
 app.command("report", short_help="Tables, curves and pictures of runs.")(report)

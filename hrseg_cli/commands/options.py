@@ -188,6 +188,11 @@ def device_of(text: str) -> str:
     return text
 
 
+def note(line: str) -> None:
+    """A line for whoever watches, on stderr."""
+    typer.echo(line, err=True)
+
+
 def data_root(root: Path | None) -> Path:
     """Where named datasets lie."""
     return root or Path(os.environ.get("HRSEG_DATA") or "data")

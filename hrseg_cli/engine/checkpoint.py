@@ -2,7 +2,7 @@
 
 hrseg's format is one safetensors file whose metadata holds one key, ``hrseg``: JSON with the model's name and options
 and its provenance. (One key, because safetensors does not keep the order of several, and equal models should give equal
-bytes.)
+bytes.) An adapter's file holds only what it changes, and the hash of the weights that it was trained on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +23,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from hrseg_cli import catalog
+from hrseg_cli.adapters import adapter_state, load_adapter_state
+from hrseg_cli.adapters.lora import merge as fold
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models import ritm_weights
 from hrseg_cli.models.base import InteractiveModel
@@ -35,28 +37,149 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # what comes with 
 def load_model(spec: str, device: str = "cpu") -> tuple[InteractiveModel, dict[str, Any]]:
     """A model ready to be asked, in eval mode, and its provenance (name, options, file, sha256).
 
-    spec: path of a checkpoint, or the name of a model that comes with weights or needs none. Raises HrsegError or
-    UnknownName.
+    spec: path of a checkpoint, or the name of a model that comes with weights or needs none; ``BASE+ADAPTER`` for a
+        model with an adapter's file, and the adapter's file alone where its base comes with hrseg.
+    Raises HrsegError or UnknownName.
     """
+    model, provenance = _load_any(spec)
+    return model.to(device).eval().requires_grad_(False), provenance
+
+
+def _load_any(spec: str) -> tuple[InteractiveModel, dict[str, Any]]:
     path = Path(spec)
     if path.is_file():
-        model, provenance = read_checkpoint(path)
-    elif spec in catalog.MODELS:
+        if sniff(path) == "safetensors" and (adapter := _read_adapter(path)):
+            return _attach(_shipped_base(adapter), adapter)
+        return read_checkpoint(path)
+    base, plus, second = spec.rpartition("+")
+    if plus and base:
+        if not Path(second).is_file():
+            raise HrsegError(
+                f"--model {spec}: {second}: no such file; write BASE+ADAPTER, two files or a name and a file"
+            )
+        adapter = _read_adapter(Path(second)) if sniff(Path(second)) == "safetensors" else None
+        if adapter is None:
+            raise HrsegError(f"--model {spec}: {second} is a whole model, not an adapter; give it alone")
+        return _attach(_load_any(base), adapter)
+    if spec in catalog.MODELS:
         shipped = WEIGHTS / f"{spec}.safetensors"
         if shipped.is_file():
-            model, provenance = read_checkpoint(shipped)
-        elif spec == "grabcut":
-            model = catalog.resolve("model", spec)()
-            provenance = {"name": model.name, "options": model.config}
-        else:
+            return read_checkpoint(shipped)
+        if spec != "grabcut":
             raise HrsegError(f"--model {spec}: an architecture without weights; give the path of a checkpoint of it")
-    elif path.is_dir():
+        model = catalog.resolve("model", spec)()
+        return model, {"name": model.name, "options": model.config}
+    if path.is_dir():
         raise HrsegError(f"--model {spec}: is a folder; give the checkpoint file in it")
-    elif path.suffix or "/" in spec:
+    if path.suffix or "/" in spec:
         raise HrsegError(f"--model {spec}: no such file; give the path of a checkpoint, or 'grabcut'")
-    else:
-        raise UnknownName("model", spec, catalog.MODELS, "A path of a checkpoint works too.")
-    return model.to(device).eval().requires_grad_(False), provenance
+    raise UnknownName("model", spec, catalog.MODELS, "A path of a checkpoint works too.")
+
+
+class AdapterFile(NamedTuple):
+    """An adapter as it lies on disk; ``base`` is the hash of the weights it was trained on."""
+
+    path: Path
+    name: str
+    options: dict[str, Any]
+    base: str
+    base_name: str
+    tensors: dict[str, Tensor]
+    provenance: dict[str, Any]
+
+
+def weights_hash(model: InteractiveModel) -> str:
+    """Of names and values of all weights as float32: the same for one model in any file format."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if value.is_floating_point():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def attach(model: InteractiveModel, name: str, options: dict[str, Any]) -> InteractiveModel:
+    """The model with an adapter of the catalog, ready to be trained; what is frozen is frozen. Raises HrsegError."""
+    try:
+        adapted: InteractiveModel = catalog.resolve("adapter", name)(model, **options)
+    except TypeError as error:
+        raise HrsegError(f"adapter '{name}': {error}; mend adapter.options") from None
+    return adapted
+
+
+def save_adapter(
+    model: InteractiveModel, path: Path, name: str, options: dict[str, Any], base: str, provenance: dict[str, Any]
+) -> None:
+    """Write only what the adapter changes, beside the hash of its ``base`` (:func:`weights_hash`)."""
+    header = {"format": FORMAT, "kind": "adapter", "name": name, "options": options, "base": base}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in adapter_state(model).items()}
+    text = json.dumps({**header, "provenance": provenance}, sort_keys=True)
+    write_atomically(path, save_safetensors(tensors, {"hrseg": text}))
+
+
+def merged(model: InteractiveModel) -> InteractiveModel:
+    """The same answers without an adapter, in place. Raises HrsegError for one that cannot be folded."""
+    if not hasattr(model, "parameter_groups") or model.name == "resample":
+        raise HrsegError("a resampling adapter stays a part of the network; use it as --model BASE+ADAPTER")
+    fold(model)
+    return model
+
+
+def _attach(
+    base: tuple[InteractiveModel, dict[str, Any]], adapter: AdapterFile
+) -> tuple[InteractiveModel, dict[str, Any]]:
+    model, provenance = base
+    if weights_hash(model) != adapter.base:
+        raise HrsegError(
+            f"{adapter.path}: was trained on other weights ({adapter.base_name}, {adapter.base[:12]}); give that base"
+        )
+    model = attach(model, adapter.name, adapter.options)
+    try:
+        load_adapter_state(model, adapter.tensors)
+    except HrsegError as error:
+        raise HrsegError(f"{adapter.path}: {error}") from None
+    return model, {
+        **provenance,
+        "adapter": {
+            "name": adapter.name,
+            "options": adapter.options,
+            "file": adapter.path.name,
+            "sha256": hashlib.sha256(adapter.path.read_bytes()).hexdigest(),
+            **adapter.provenance,
+        },
+    }
+
+
+def _shipped_base(adapter: AdapterFile) -> tuple[InteractiveModel, dict[str, Any]]:
+    """The model among those that come with hrseg that an adapter belongs to."""
+    for path in sorted(WEIGHTS.glob("*.safetensors")):
+        model, provenance = read_checkpoint(path)
+        if weights_hash(model) == adapter.base:
+            return model, provenance
+    raise HrsegError(
+        f"{adapter.path}: is an adapter for {adapter.base_name}, which does not come with hrseg; write BASE+ADAPTER"
+    )
+
+
+def _read_adapter(path: Path) -> AdapterFile | None:
+    """None for a file that is no adapter; then :func:`read_checkpoint` says what it is."""
+    blob = path.read_bytes()
+    try:
+        size = int.from_bytes(blob[:8], "little")
+        header = json.loads(json.loads(blob[8 : 8 + size]).get("__metadata__", {})["hrseg"])
+        if header["kind"] != "adapter":
+            return None
+        tensors = load_safetensors(blob)
+        found = dict(header["options"]), str(header["base"]), dict(header["provenance"])
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        return None
+    if header["format"] > FORMAT:
+        raise HrsegError(f"{path}: was written by a newer hrseg (format {header['format']}); update hrseg")
+    bad = next((k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())), None)
+    if bad:
+        raise HrsegError(f"{path}: {bad} holds NaN or infinite numbers; the training that wrote it had diverged")
+    options, base, provenance = found
+    return AdapterFile(path, str(header["name"]), options, base, str(provenance.get("base")), tensors, provenance)
 
 
 def read_checkpoint(path: Path) -> tuple[InteractiveModel, dict[str, Any]]:

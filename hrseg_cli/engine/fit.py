@@ -33,7 +33,7 @@ with warnings.catch_warnings():
 from hrseg_cli import catalog
 from hrseg_cli.clicks.sampler import add_next_click
 from hrseg_cli.data.samples import Ref, load, open_dataset
-from hrseg_cli.engine.checkpoint import load_backbone, read_checkpoint, save_checkpoint
+from hrseg_cli.engine.checkpoint import attach, load_backbone, load_model, save_adapter, save_checkpoint, weights_hash
 from hrseg_cli.engine.feed import Batch, Feed, Loader, Order, held_out_objects
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, Interrupted
@@ -45,6 +45,7 @@ LAST = "last.ckpt"
 BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+Save = Callable[[InteractiveModel, Path, dict[str, Any]], None]
 KEEP_EVERY = 300  # seconds between checkpoints inside of an epoch
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it greets, advertises and repeats what we set
@@ -213,8 +214,8 @@ def _seed(*numbers: Any) -> int:
 class Judge(Callback):
     """Clicks on fixed held-out objects and keeps the weights that need the fewest clicks."""
 
-    def __init__(self, refs: Sequence[Ref], recipe: Recipe, folder: Path, provenance: dict[str, Any]) -> None:
-        self.refs, self.folder, self.provenance, self.half = refs, folder, provenance, recipe.half
+    def __init__(self, refs: Sequence[Ref], recipe: Recipe, folder: Path, save: Save) -> None:
+        self.refs, self.folder, self.save = refs, folder, save
         self.validation = validation = recipe.validation
         self.best, self.bad = math.inf, 0
         self.plan = Plan(
@@ -245,9 +246,7 @@ class Judge(Callback):
             record = {"epoch": epoch, "clicks": clicks, "first": first, "last": last}
             _append(self.folder / "judged.csv", record)
             if better:
-                save_checkpoint(
-                    module.model, self.folder / BEST_WEIGHTS, {**self.provenance, "judged": record}, self.half
-                )
+                self.save(module.model, self.folder / BEST_WEIGHTS, {"judged": record})
         if self.validation.patience and self.bad >= self.validation.patience:
             trainer.should_stop = True
 
@@ -311,8 +310,8 @@ def judged_objects(recipe: Recipe, root: Path | None) -> list[Ref]:
 class Keeper(Callback):
     """Keeps what a run needs to go on: every few minutes, after each epoch, and when it is asked to stop."""
 
-    def __init__(self, folder: Path, provenance: dict[str, Any], half: bool, say: Callable[[str], None]) -> None:
-        self.folder, self.provenance, self.half, self.say = folder, provenance, half, say
+    def __init__(self, folder: Path, save: Save, say: Callable[[str], None]) -> None:
+        self.folder, self.save, self.say = folder, save, say
         self.asked = False
         self.kept = time.monotonic()
         self._before: dict[int, Any] = {}
@@ -348,8 +347,7 @@ class Keeper(Callback):
         if trainer.is_global_zero:
             assert isinstance(module, ClickTraining)
             epoch = trainer.current_epoch + 1
-            record = {**self.provenance, "epoch": epoch}
-            save_checkpoint(module.model, self.folder / LAST_WEIGHTS, record, self.half)
+            self.save(module.model, self.folder / LAST_WEIGHTS, {"epoch": epoch})
             seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
             judged = f", {seen['val/clicks']:.2f} clicks" if "val/clicks" in seen else ""
             self.say(f"epoch {epoch}/{trainer.max_epochs}: loss {seen['train/loss_epoch']:.4f}{judged}")
@@ -382,7 +380,7 @@ def fit(
     for name, parameter in model.named_parameters():
         if any(part in name for part in model.unused):
             parameter.requires_grad_(False)
-    trainer = make_trainer(recipe, folder, machine, judged, provenance, say)
+    trainer = make_trainer(recipe, folder, machine, judged, partial(write_weights, recipe, provenance), say)
     module = ClickTraining(model, recipe)
     if recipe.channels_last:
         module.to(memory_format=torch.channels_last)
@@ -398,11 +396,16 @@ def fit(
 
 def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
     """The model that a training starts from, and where its weights are from. Raises HrsegError."""
-    wanted = recipe.model
-    if wanted.weights:
-        model, found = read_checkpoint(Path(wanted.weights))
-        return model, {"started_from": {key: found[key] for key in ("file", "sha256")}}
+    wanted, adapter = recipe.model, recipe.adapter
     torch.manual_seed(recipe.seed)
+    if wanted.weights:
+        model, found = load_model(wanted.weights)
+        started = {key: found[key] for key in ("file", "sha256") if key in found}
+        model.requires_grad_(True)
+        if adapter.name == "none":
+            return model, {"started_from": started}
+        base = {"base": started.get("file", wanted.weights), "base_weights": weights_hash(model)}
+        return attach(model, adapter.name, adapter.options), base
     model = catalog.resolve("model", wanted.name)(**wanted.options)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -415,18 +418,29 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
     return model, {"backbone": Path(wanted.backbone).name, "coverage": round(share, 4)}
 
 
+def write_weights(
+    recipe: Recipe, provenance: dict[str, Any], model: InteractiveModel, path: Path, more: dict[str, Any]
+) -> None:
+    """The model as a checkpoint, or what an adapter changes of its base."""
+    adapter = recipe.adapter
+    if adapter.name == "none":
+        save_checkpoint(model, path, {**provenance, **more}, recipe.half)
+    else:
+        save_adapter(model, path, adapter.name, adapter.options, provenance["base_weights"], {**provenance, **more})
+
+
 def make_trainer(
     recipe: Recipe,
     folder: Path,
     machine: Machine,
     judged: Sequence[Ref],
-    provenance: dict[str, Any],
+    save: Save,
     say: Callable[[str], None],
 ) -> pl.Trainer:
     callbacks: list[Callback] = []
     if recipe.optim.ema:
         callbacks.append(WeightAveraging(avg_fn=partial(_average, recipe.optim.ema)))
-    callbacks += [Judge(judged, recipe, folder, provenance), Keeper(folder, provenance, recipe.half, say)]
+    callbacks += [Judge(judged, recipe, folder, save), Keeper(folder, save, say)]
     processes = machine.processes * machine.nodes
     bars = _bars() if machine.progress else []
     return pl.Trainer(

@@ -76,7 +76,7 @@ def _look(
     assert zoom is not None
     if box is None or not views.holds_positive_clicks(box, clicks) or views.box_iou(wish, box) < zoom.recompute_iou:
         box = wish
-    size = views.crop_size(box, zoom.target)
+    size = views.crop_size(box, views.enlarged(zoom.target, model.enlarge))
     x = torch.cat([views.crop(image, box, size), views.crop(previous, box, size)], 1)
     answer = _sigmoid(model, x, views.crop_clicks(clicks, box, size), protocol)
     return State(views.paste(answer, box, height, width), clicks, box, state.stale)

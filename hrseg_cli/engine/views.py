@@ -147,6 +147,11 @@ def holds_positive_clicks(box: Box, clicks: Sequence[Click]) -> bool:
     return all(box.top <= c.row < box.bottom and box.left <= c.col < box.right for c in clicks if c.positive)
 
 
+def enlarged(target: int | tuple[int, int], factor: int) -> int | tuple[int, int]:
+    """A protocol's zoom-in target for a model that looks at its input ``factor`` times smaller."""
+    return target * factor if isinstance(target, int) else (target[0] * factor, target[1] * factor)
+
+
 def crop_size(box: Box, target: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of the resized crop: ``target`` itself, or its longer side at ``target``."""
     if not isinstance(target, int):

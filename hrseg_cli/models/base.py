@@ -20,6 +20,7 @@ class InteractiveModel(nn.Module):
     with_prev_mask: whether the previous answer is part of the input.
     mirror: whether it is asked about the mirrored image too where a protocol wants that.
     unused: parts of the names of parameters that never reach the output.
+    enlarge: factor on a protocol's zoom-in target, for a model that looks at a smaller copy of its input.
     """
 
     name: str
@@ -27,6 +28,7 @@ class InteractiveModel(nn.Module):
     with_prev_mask: bool = True
     mirror: bool = True
     unused: tuple[str, ...] = ()
+    enlarge: int = 1
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """What training tells apart: layers that start from nothing ("new"), classifiers ("heads"), "backbone"."""

@@ -39,6 +39,17 @@ class Model(Settings):
         return self
 
 
+class Adapter(Settings):
+    """What is trained of a model that is there already.
+
+    name: ``none`` (the whole model, kept as a model), ``lora``, ``conv``, or one of the controls.
+    options: of the adapter, see ``hrseg_cli.adapters``.
+    """
+
+    name: Literal["none", "lora", "conv", "full", "head", "bn", "bitfit"] = "none"
+    options: dict[str, Any] = {}
+
+
 class Part(Settings):
     """One dataset of the mixture.
 
@@ -249,6 +260,7 @@ class Recipe(Settings):
 
     name: str
     model: Model = Model()
+    adapter: Adapter = Adapter()
     data: Data
     clicks: Clicks = Clicks()
     losses: list[Loss] = [Loss(name="nfl"), Loss(name="bce", weight=0.4, output="aux")]
@@ -264,6 +276,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _trainable(self) -> Recipe:
+        if self.adapter.name != "none" and not self.model.weights:
+            raise ValueError("an adapter needs a trained base; set model.weights, or use 'hrseg adapt --from MODEL'")
         boundaries = [k for k, term in enumerate(self.losses) if term.name == "boundary"]
         if len(boundaries) > 1:
             raise ValueError("losses: 'boundary' stands there twice; keep one")

@@ -1,0 +1,288 @@
+"""A frozen click network inside a learned halving and doubling of the image: answers at twice its resolution.
+
+Ofitserov and Konushin 2024 (a strided convolution before the network, a transposed one after it, a second and larger
+prediction beside its own, optionally a skip connection, Sobel edges at the input and a trained first layer). The
+larger designs follow HQ-SAM (Ke et al. 2023), Side-Tuning (Zhang et al. 2020) and ControlNet's layers that start at
+zero (Zhang et al. 2023).
+Shapes: B batch, H and W the image, h = H / 2 and w = W / 2 what the network sees, c the width.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hrseg_cli.adapters.controls import freeze
+from hrseg_cli.errors import HrsegError, UnknownName
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d)
+
+WIDTHS = {"a": 0, "b_lite": 24, "b": 8, "c": 8}
+
+
+class Resampled(nn.Module):
+    """A frozen base that is asked at half the size, with what is trained around it.
+
+    forward(image, points) -> {"logits": the adapter's answer, "base": the base's own, "aux": the base's, if any}
+        image and points: as the base takes them, (B, 4, H, W) and (B, 2N, 3), any H and W; all answers (B, 1, H, W).
+        "base" and "aux" are enlarged by plain bilinear interpolation.
+    Before training "logits" equals "base", which is the base asked on the image's 2 x 2 means, enlarged.
+
+    design: ``a`` only the two resampling convolutions. Others add a correction computed from the enlarged answer, the
+        image and the clicks drawn at full size: ``b_lite`` at half of the size; ``b`` a small U-Net at full size;
+        ``c`` a decoder that reads two of the base's feature maps too, with features added to the base's stem.
+    sobel: an edge channel beside the image's. skip: for design ``a`` only (the others have it): a 3 x 3 convolution of
+        the image, zero at first, is added to the answer.
+    width: c of the correction, a multiple of 4; None: 24 for ``b_lite``, 8 for ``b`` and ``c``.
+    first_layer: train the base's first convolution of the image too.
+    Raises HrsegError for options that do not fit each other or the base, UnknownName for an unknown design.
+    """
+
+    name = "resample"
+    enlarge = 2
+
+    def __init__(
+        self,
+        base: nn.Module,
+        *,
+        design: Literal["a", "b_lite", "b", "c"] = "b_lite",
+        sobel: bool = True,
+        skip: bool = False,
+        width: int | None = None,
+        first_layer: bool = False,
+    ) -> None:
+        super().__init__()
+        if design not in WIDTHS:
+            raise UnknownName("design", design, WIDTHS)
+        if skip and design != "a":
+            raise HrsegError(f"skip: design {design} sees the image anyway; use skip with design a, or leave it out")
+        if width is not None and (design == "a" or width < 4 or width % 4):
+            raise HrsegError(f"width {width}: must be a multiple of 4, and design a has none; leave it out")
+        self.config = {"design": design, "sobel": sobel, "skip": skip, "width": width, "first_layer": first_layer}
+        self.design, self.sobel = design, sobel
+        self.base = cast(Any, base)  # its parts are asked for by name
+        freeze(base)
+        if first_layer:
+            _part(base, "feature_extractor.conv1", "first_layer").requires_grad_(True)
+        self.with_prev_mask: bool = self.base.with_prev_mask
+        self.mirror: bool = self.base.mirror
+        self.unused: tuple[str, ...] = self.base.unused
+
+        channels = 4 if self.with_prev_mask else 3
+        seen = channels + int(sobel)
+        self.down, self.up = mean_down(seen, channels), bilinear_up()
+        wide = width or WIDTHS[design]
+        self.correct: Any = None
+        if design == "a":
+            self.correct = _zeroed(nn.Conv2d(seen, 1, 3, padding=1)) if skip else None
+        else:
+            _part(base, "click_features", f"design {design}")
+        if design == "b_lite":
+            self.correct = correction_at_half(seen + 3, wide)
+        elif design == "b":
+            self.correct = UNet(seen + 3, wide)
+        elif design == "c":
+            for path in ("maps_transform", "feature_extractor.ocr_distri_head"):
+                _part(base, path, "design c")
+            net = self.base.feature_extractor
+            self.correct = Decoder(seen + 2, net.conv1.out_channels, net.cls_head.in_channels, wide)
+
+    def train(self, mode: bool = True) -> Resampled:
+        super().train(mode)
+        self.base.eval()  # no dropout: it stays the very function that is being adapted
+        return self
+
+    def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
+        height, width = image.shape[-2:]
+        image = F.pad(image, (0, width % 2, 0, height % 2), mode="replicate")  # to even sides
+        seen = torch.cat([image, edges(image[:, :3])], 1) if self.sobel else image
+        small, near = self.down(seen), halved(points)
+        if self.design == "c":
+            stems = self.correct.stems(torch.cat([seen, self._clicks(image, points)], 1))
+            answer, stem, context = _inside(self.base, small, near, self.correct.inject(stems[2]))
+        else:
+            answer = self.base(small, near)
+        logits = self.up(F.pad(answer["logits"], (1, 1, 1, 1), mode="replicate"))
+        if self.design == "c":
+            logits = logits + self.correct(stems, stem, context)
+        elif self.design != "a":
+            told = torch.cat([logits.sigmoid(), seen, self._clicks(image, points)], 1)
+            logits = logits + self.correct(told)
+        elif self.correct is not None:
+            logits = logits + self.correct(seen)
+        out = {"logits": logits, "base": doubled(answer["logits"])}
+        if "aux" in answer:
+            out["aux"] = doubled(answer["aux"])
+        return {name: value[..., :height, :width] for name, value in out.items()}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """As a base's: "new" starts from nothing, "backbone" from something that works (the resampling too)."""
+        new = list(self.correct.parameters()) if self.correct is not None else []
+        old = [parameter for part in (self.down, self.up, self.base) for parameter in part.parameters()]
+        return {"new": new, "heads": [], "backbone": old}
+
+    def _clicks(self, image: Tensor, points: Tensor) -> Tensor:
+        """(B, 2, H, W): clicks drawn at full size, as the base draws them at its own."""
+        maps: Tensor = self.base.click_features(image, points)
+        return maps[:, -2:]
+
+
+def mean_down(inputs: int, outputs: int) -> nn.Conv2d:
+    """(B, inputs, H, W) -> (B, outputs, H/2, W/2): at first the 2 x 2 mean of the first ``outputs`` channels."""
+    conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
+    channels = range(outputs)
+    with torch.no_grad():
+        _zeroed(conv).weight[channels, channels, 1:3, 1:3] = 0.25
+    return conv
+
+
+def bilinear_up() -> nn.ConvTranspose2d:
+    """(B, 1, h + 2, w + 2), padded by replication -> (B, 1, 2h, 2w): at first bilinear, corners not aligned."""
+    conv = nn.ConvTranspose2d(1, 1, 4, stride=2, padding=3)
+    taps = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    with torch.no_grad():
+        _zeroed(conv).weight[0, 0] = torch.outer(taps, taps)
+    return conv
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Twice the size, bilinear, corners not aligned: the pixel grid of a 2 x 2 mean."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def halved(points: Tensor) -> Tensor:
+    """Clicks of the image on the image of half the size: (c + 0.5) / 2 - 0.5. Padding stays padding."""
+    place = (points[..., :2] + 0.5) / 2 - 0.5
+    # A click in the very corner would have two negative coordinates, and be taken for padding.
+    place = torch.where(place.amax(-1, keepdim=True) < 0, place.clamp(min=0), place)
+    padding = points[..., :2].amax(-1, keepdim=True) < 0
+    return torch.cat([torch.where(padding, points[..., :2], place), points[..., 2:]], -1)
+
+
+def edges(rgb: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, 1, H, W): Sobel's gradient of the luminance, in [0.001, 0.708]."""
+    red, green, blue = rgb[:, 0:1], rgb[:, 1:2], rgb[:, 2:3]
+    grey = F.pad(0.299 * red + 0.587 * green + 0.114 * blue, (1, 1, 1, 1), mode="replicate")
+    down = grey[..., :-2, :] + 2 * grey[..., 1:-1, :] + grey[..., 2:, :]
+    across = grey[..., :-2] + 2 * grey[..., 1:-1] + grey[..., 2:]
+    by_col, by_row = (down[..., 2:] - down[..., :-2]) / 8, (across[..., 2:, :] - across[..., :-2, :]) / 8
+    return (by_col.square() + by_row.square() + 1e-6).sqrt()
+
+
+# ---- corrections: each ends in a layer that is zero at first ---------------------------------------------------------
+
+
+def correction_at_half(inputs: int, width: int) -> nn.Sequential:
+    """(B, inputs, H, W) -> (B, 1, H, W), computed on 2 x 2 pixels at a time."""
+    return nn.Sequential(
+        nn.PixelUnshuffle(2),
+        _block(4 * inputs, width),
+        _block(width, width),
+        _block(width, width),
+        _zeroed(nn.Conv2d(width, 4, 1)),
+        nn.PixelShuffle(2),
+    )
+
+
+class UNet(nn.Module):
+    """(B, inputs, H, W) -> (B, 1, H, W), with two coarser levels."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.fine, self.middle = _block(inputs, width), _block(width, width, stride=2)
+        self.coarse = nn.Sequential(_block(width, 2 * width, stride=2), _block(2 * width, 2 * width))
+        self.to_middle, self.join_middle = _grow(2 * width, width), _block(2 * width, width)
+        self.to_fine, self.join_fine = _grow(width, width), _block(2 * width, width)
+        self.out = _zeroed(nn.Conv2d(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(x)
+        middle = self.middle(fine)
+        y = self.join_middle(_beside(self.to_middle(self.coarse(middle)), middle))
+        correction: Tensor = self.out(self.join_fine(_beside(self.to_fine(y), fine)))
+        return correction
+
+
+class Decoder(nn.Module):
+    """Image and clicks at three scales, some of it given to the base, joined with two of the base's feature maps.
+
+    inputs: channels at full size. stem, context: channels of the base's features at h / 2 and h / 4.
+    """
+
+    def __init__(self, inputs: int, stem: int, context: int, width: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            [_block(inputs, width), _block(width, 2 * width, stride=2), _block(2 * width, 4 * width, stride=2)]
+        )
+        self.inject = _zeroed(nn.Conv2d(4 * width, stem, 1))
+        self.from_context, self.from_stem = nn.Conv2d(context, 4 * width, 1), nn.Conv2d(stem, 4 * width, 1)
+        self.grow = nn.ModuleList([_grow(4 * width, 4 * width), _grow(4 * width, 2 * width), _grow(2 * width, width)])
+        self.join = nn.ModuleList(
+            [_block(8 * width, 4 * width), _block(4 * width, 2 * width), _block(2 * width, width)]
+        )
+        self.out = _zeroed(nn.Conv2d(width, 1, 1))
+
+    def stems(self, x: Tensor) -> list[Tensor]:
+        """(B, inputs, H, W) -> features at H, H / 2 and H / 4, c, 2c and 4c channels."""
+        found = []
+        for level in self.levels:
+            x = level(x)
+            found.append(x)
+        return found
+
+    def forward(self, stems: list[Tensor], stem: Tensor, context: Tensor) -> Tensor:
+        """(B, 1, H, W) from :meth:`stems`, stem (B, 64, h/2, w/2) and context (B, C, h/4, w/4)."""
+        y = self.from_context(context)
+        sides = [self.from_stem(stem) + stems[2], stems[1], stems[0]]
+        for grow, join, side in zip(self.grow, self.join, sides, strict=True):
+            y = join(_beside(grow(y), side))
+        correction: Tensor = self.out(y)
+        return correction
+
+
+def _inside(base: Any, image: Tensor, points: Tensor, extra: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """``base(image, points)`` with ``extra``, (B, 64, h/2, w/2), added to its stem; also its stem's features and those
+    that its classifier reads. The first layer runs twice, half a percent of the whole."""
+    net, size = base.feature_extractor, image.shape[-2:]
+    rgb = (image[:, :3] - base._mean) / base._std
+    features = net.backbone(rgb, base.maps_transform(base.click_features(image, points)) + extra)
+    aux = net.aux_head(features)
+    context = net.ocr_distri_head(net.conv3x3_ocr(features), aux)
+    answer = {"logits": net.cls_head(context), "aux": aux}
+    answer = {
+        name: F.interpolate(value, size=size, mode="bilinear", align_corners=True) for name, value in answer.items()
+    }
+    return answer, F.relu(net.bn1(net.conv1(rgb))), context
+
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.GroupNorm(4, outputs), nn.LeakyReLU(0.2)
+    )
+
+
+def _grow(inputs: int, outputs: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+
+
+def _beside(coarse: Tensor, fine: Tensor) -> Tensor:
+    """Joined along channels; what was doubled from an odd size rounded up has one row or column too many."""
+    return torch.cat([coarse[..., : fine.shape[-2], : fine.shape[-1]], fine], 1)
+
+
+def _zeroed(layer: Layer) -> Layer:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def _part(base: nn.Module, path: str, option: str) -> Any:
+    try:
+        return attrgetter(path)(base)
+    except AttributeError:
+        name = getattr(base, "name", type(base).__name__)
+        raise HrsegError(f"{option}: needs a base with {path}, which {name} lacks; take h18s, h18 or h32") from None

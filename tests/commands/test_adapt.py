@@ -1,0 +1,148 @@
+"""hrseg adapt: a small file beside a base, the same engine, and nothing attached to the wrong weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from reference import deterministic_weights
+from safetensors.torch import load_file
+
+from hrseg_cli.engine.checkpoint import load_model, save_checkpoint
+from hrseg_cli.models.hrnet_ocr import h18s
+
+Command = Callable[..., Any]
+FEW = [
+    "--workers", "0", "--logger", "csv", "--set", "data.epoch=4", "--set", "batch=2", "--set", "epochs=1",
+    "--set", "data.crop=[32,48]", "--set", "data.min_area=20", "--set", "data.held_out=0.3", "--set", "optim.warmup=0",
+    "--set", "validation.objects=1", "--set", "validation.max_clicks=1", "--set", "clicks.rounds=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "boxes"
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for k in range(8):
+        mask = np.zeros((56, 72), np.uint8)
+        mask[10 + k : 40, 20 : 50 + k] = 255
+        image = rng.integers(0, 90, (56, 72, 3), dtype=np.uint8)
+        image[mask > 0] += 140
+        Image.fromarray(image).save(folder / "images" / f"{k}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{k}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    model = h18s()
+    model.load_state_dict(deterministic_weights(model.state_dict()))
+    save_checkpoint(model, path, {})
+    return path
+
+
+@pytest.fixture
+def adapt(hrseg: Command, photos: Path, base: Path) -> Command:
+    return lambda *words: hrseg("adapt", "--from", base, "--dataset", photos, *words, *FEW)
+
+
+@pytest.mark.parametrize("name", ["lora", "conv", "full", "head", "bn", "bitfit"])
+def test_only_what_the_adapter_changes_is_kept(adapt: Command, base: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "run"
+    done = adapt("--adapter", name, "--out", out)
+    assert done.code == 0, done.err
+    kept = load_file(out / "last.safetensors")
+    whole = load_file(base)
+    trained = sum(value.numel() for value in kept.values())
+    assert 0 < trained < sum(value.numel() for value in whole.values()) * (1.01 if name == "full" else 0.2)
+    model, provenance = load_model(f"{base}+{out / 'last.safetensors'}")
+    assert provenance["adapter"]["name"] == name
+    state = {key.removeprefix("base."): value for key, value in model.state_dict().items()}
+    changed = {key.removeprefix("base.") for key in kept}
+    untouched = [key for key in whole if key not in changed]
+    assert name == "full" or len(untouched) > 100
+    assert all(torch.equal(state[key], whole[key]) for key in untouched)
+
+
+def test_evaluate_takes_a_base_and_its_adapter(
+    adapt: Command, hrseg: Command, photos: Path, base: Path, tmp_path: Path
+) -> None:
+    assert adapt("--adapter", "conv", "--out", tmp_path / "run").code == 0
+    spec = f"{base}+{tmp_path / 'run' / 'best.safetensors'}"
+    words = ["--limit", "1", "--max-clicks", "2", "--workers", "1", "--out", tmp_path / "judged"]
+    done = hrseg("evaluate", "--model", spec, "--dataset", photos, *words)
+    assert done.code == 0, done.err
+    settings = json.loads((tmp_path / "judged" / "run.json").read_text())["asked"]["settings"]
+    assert settings["model"]["adapter"]["base_weights"]
+
+
+def test_another_base_is_refused(adapt: Command, hrseg: Command, photos: Path, base: Path, tmp_path: Path) -> None:
+    assert adapt("--adapter", "lora", "--out", tmp_path / "run").code == 0
+    other, adapter = tmp_path / "other.safetensors", tmp_path / "run" / "last.safetensors"
+    save_checkpoint(h18s(), other, {})
+    for spec, told in [
+        (f"{other}+{adapter}", "was trained on other weights (base.safetensors"),
+        (f"{base}+{base}", "is a whole model, not an adapter"),
+        (f"{base}+{tmp_path}/none.safetensors", "no such file"),
+        (f"{adapter}", "is an adapter for base.safetensors, which does not come with hrseg; write BASE+ADAPTER"),
+    ]:
+        done = hrseg("evaluate", "--model", spec, "--dataset", photos, "--out", tmp_path / "x")
+        assert done.code == 1
+        assert told in done.err
+        assert len(done.err.strip().splitlines()) == 1
+
+
+def test_lora_folds_into_one_checkpoint_and_conv_does_not(
+    adapt: Command, hrseg: Command, base: Path, tmp_path: Path
+) -> None:
+    assert adapt("--adapter", "lora", "--out", tmp_path / "lora").code == 0
+    spec, whole = f"{base}+{tmp_path / 'lora' / 'last.safetensors'}", tmp_path / "whole.safetensors"
+    done = hrseg("adapt", "--from", spec, "--merge", whole)
+    assert done.code == 0, done.err
+    image, points = torch.rand(1, 4, 64, 64), torch.full((1, 4, 3), -1.0)
+    points[0, 0] = torch.tensor([30.0, 30.0, 0.0])
+    answers = [load_model(name)[0](image, points)["logits"] for name in (spec, str(whole), str(base))]
+    assert (answers[0] - answers[1]).abs().max() < 1e-5
+    assert (answers[0] - answers[2]).abs().max() > 1e-5
+    assert adapt("--adapter", "conv", "--out", tmp_path / "conv").code == 0
+    done = hrseg("adapt", "--from", f"{base}+{tmp_path / 'conv' / 'last.safetensors'}", "--merge", whole)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "stays a part of the network" in done.err
+
+
+def test_a_finished_adaptation_is_not_trained_again(adapt: Command, hrseg: Command, tmp_path: Path) -> None:
+    assert adapt("--adapter", "bitfit", "--out", tmp_path / "run").code == 0
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    done = hrseg("adapt", "--resume", tmp_path / "run", "--logger", "csv")
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--dataset", "x"], 1, "give --adapter ADAPTER"),
+        (["--adapter", "lore"], 2, "Did you mean 'lora'?"),
+        (["--adapter", "lora", "--from", "none.pth"], 1, "none.pth: no such file"),
+        (["--recipe", "tiny_procedural"], 1, "trains no adapter"),
+        (["--merge", "x", "--from", "grabcut"], 1, "has no adapter to fold"),
+        (["--adapter", "lora", "--set", "adapter.options.rang=2"], 1, "adapter 'lora'"),
+    ],
+)
+def test_wrong_usage(
+    hrseg: Command, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = hrseg("adapt", *([] if "--from" in words else ["--from", base]), *words)
+    assert done.code == code, done.err
+    assert told in done.err
+    assert len(done.err.strip().splitlines()) == 1
