@@ -1,0 +1,69 @@
+"""Freezing, the plain controls, and keeping what an adapter changed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from reference import FakeNetwork
+from torch import nn
+
+from hrseg_cli.adapters import adapter_state, load_adapter_state
+from hrseg_cli.adapters.controls import PARTS, freeze_for
+from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.models.hrnet_ocr import ClickHRNet
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_control_changes_its_part_and_nothing_else(base: ClickHRNet, two_steps: Any, part: str) -> None:
+    norms = tuple(f"{name}." for name, module in base.named_modules() if isinstance(module, nn.BatchNorm2d))
+    before, after = two_steps(freeze_for(base, part))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    alive = {name for name in before if "f_pixel" not in name and "f_object" not in name}
+    wanted = {
+        "full": alive,
+        "head": {name for name in alive if "cls_head" in name or "aux_head" in name},
+        "bn": {name for name in alive if name.startswith(norms)},
+        "bitfit": {name for name in alive if name.endswith("bias")},
+    }
+    assert changed == wanted[part] == set(adapter_state(base))
+
+
+def test_a_control_can_follow_another(base: ClickHRNet, two_steps: Any) -> None:
+    """Statistics held still by one choice move again under the next."""
+    freeze_for(base, "bitfit")
+    before, after = two_steps(freeze_for(base, "bn"))
+    assert not torch.equal(before["feature_extractor.bn1.running_mean"], after["feature_extractor.bn1.running_mean"])
+
+
+def test_a_part_that_is_not_there_is_refused(base: ClickHRNet) -> None:
+    with pytest.raises(UnknownName, match=r"'heads'.*'head'"):
+        freeze_for(base, "heads")
+    with pytest.raises(HrsegError, match="nothing of that kind"):
+        freeze_for(FakeNetwork(), "full")
+
+
+def test_what_was_kept_makes_the_same_model_of_the_base(base: ClickHRNet, two_steps: Any) -> None:
+    other = freeze_for(copy.deepcopy(base), "head")
+    two_steps(freeze_for(base, "head"))
+    kept = {name: tensor.clone() for name, tensor in adapter_state(base).items()}
+    load_adapter_state(other, kept)
+    for (name, one), two in zip(base.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_what_does_not_fit_is_refused_whole(base: ClickHRNet) -> None:
+    freeze_for(base, "head")
+    kept = {name: torch.zeros_like(tensor) for name, tensor in adapter_state(base).items()}
+    before = copy.deepcopy(base.state_dict())
+    last = list(kept)[-1]
+    for wrong, match in (
+        ({**kept, "more": torch.zeros(1)}, "1 unexpected \\(unexpected more\\)"),
+        ({name: tensor for name, tensor in kept.items() if name != last}, f"1 tensors missing.*{last}"),
+        ({**kept, last: torch.zeros(2, 3)}, "is \\(2, 3\\), the model asks for"),
+    ):
+        with pytest.raises(HrsegError, match=match):
+            load_adapter_state(base, wrong)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())

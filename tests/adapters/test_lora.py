@@ -1,0 +1,198 @@
+"""LoRA on convolutions against loralib's and PEFT's recorded answers, and on a click network."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reference import GOLDEN
+from torch import Tensor, nn
+
+from hrseg_cli.adapters import adapter_state, load_adapter_state
+from hrseg_cli.adapters.controls import StillBatchNorm
+from hrseg_cli.adapters.lora import LoRAConv2d, attach_lora, merge, unmerge
+from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.models.hrnet_ocr import ClickHRNet, h18
+
+RECORDED = np.load(GOLDEN / "lora.npz")
+COUNTS = json.loads((GOLDEN / "adapters.json").read_text())["lora"]
+BACKBONE = ("extractor.conv1", "extractor.conv2", "layer1", "transition", "stage")
+HEADS = ("ocr", "head")
+
+
+def ask(model: nn.Module) -> Tensor:
+    rng = np.random.default_rng(3)
+    image = torch.from_numpy(rng.random((1, 4, 48, 64), dtype=np.float32))
+    points = torch.tensor([[[20.0, 30, 0], [-1, -1, -1], [5, 40, 1], [-1, -1, -1]]])
+    with torch.no_grad():
+        logits: Tensor = model(image, points)["logits"]
+    return logits
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """As after a training: additions that are not zero any more."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, LoRAConv2d):
+                module.lora_B.normal_(std=0.02)
+    return model
+
+
+@pytest.mark.parametrize("case", ["k3", "k3s2", "k1", "peft"])
+def test_outputs_and_merged_weights_are_the_recorded_ones(case: str) -> None:
+    """loralib's Conv2d with bias, stride and 1 x 1; PEFT's with stride and bias."""
+    told = {name.partition("__")[2]: RECORDED[name] for name in RECORDED.files if name.startswith(f"{case}__")}
+    weight = torch.from_numpy(told["W"])
+    stride, padding = int(told["stride"]), int(told["padding"])
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], stride, padding, bias="b" in told)
+    conv.weight.data = weight
+    if conv.bias is not None:
+        conv.bias.data = torch.from_numpy(told["b"])
+    model = nn.Sequential(conv)
+    kind = "conv" if case == "peft" else "loralib"
+    attach_lora(model, kind=kind, rank=int(told["r"]), alpha=float(told["alpha"]))  # type: ignore[arg-type]
+    assert isinstance(conv, LoRAConv2d)
+    assert (conv.lora_A.shape, conv.lora_B.shape) == (told["A"].shape, told["B"].shape)
+    conv.lora_A.data, conv.lora_B.data = torch.from_numpy(told["A"]), torch.from_numpy(told["B"])
+
+    x, y = torch.from_numpy(told["x"]), torch.from_numpy(told["y"])
+    torch.testing.assert_close(model(x), y, atol=1e-5, rtol=0)
+    merge(model)
+    merged = told["W_merged"] if "W_merged" in told else told["W"] + told["dW"]
+    torch.testing.assert_close(conv.weight.detach(), torch.from_numpy(merged), atol=1e-6, rtol=0)
+    torch.testing.assert_close(model(x), y, atol=1e-5, rtol=0)
+
+
+def test_counts_are_the_recorded_ones_without_the_dead() -> None:
+    """The four dead 1 x 1 convolutions of h18, 128 -> 64 -> 64 twice, were counted in the recorded numbers."""
+    with torch.device("meta"):
+        model = h18()
+    for where, layers, dead in (
+        ("backbone only (conv1..stage4)", BACKBONE, 0),
+        ("OCR/heads only", HEADS, 4),
+        ("stage4 + OCR/heads", ("stage4", *HEADS), 4),
+    ):
+        recorded = COUNTS[where]["8"]
+        gone = 8 * 2 * ((128 + 64) + (64 + 64)) if dead else 0
+        for kind, known in (("conv", "peft"), ("loralib", "loralib")):
+            attach_lora(model, kind=kind, rank=8, layers=layers)  # type: ignore[arg-type]
+            count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+            assert count == recorded[known] - gone
+            assert len(merge(model)) == recorded["n_layers"] - dead
+
+
+@pytest.mark.parametrize("kind", ["conv", "loralib"])
+def test_the_start_is_the_base_itself(base: ClickHRNet, kind: Any) -> None:
+    before = ask(base)
+    assert attach_lora(base, kind=kind) is base
+    assert torch.equal(ask(base), before)
+
+
+@pytest.mark.parametrize("kind", ["conv", "loralib"])
+def test_groups_and_flat_kernels(kind: Any) -> None:
+    """A grouped convolution with a kernel that is not square: identity at the start, one convolution after."""
+    conv = nn.Conv2d(6, 4, (3, 1), groups=2, dilation=2)
+    model, x = nn.Sequential(conv), torch.rand(2, 6, 9, 7)
+    before = model(x)
+    attach_lora(model, kind=kind, rank=2, alpha=4)
+    assert torch.equal(model(x), before)
+    shaken(model)
+    assert isinstance(conv, LoRAConv2d)
+    changed = conv.change()
+    assert changed.abs().max() > 0
+    want = nn.functional.conv2d(x, conv.weight + changed, conv.bias, dilation=2, groups=2)
+    torch.testing.assert_close(model(x), want)
+
+
+def test_kind_conv_has_the_rank_it_says_and_loralib_more() -> None:
+    """What tells the kinds apart: the rank of the change as an (out, in k^2) matrix."""
+    ranks = {}
+    for kind in ("conv", "loralib"):
+        conv = nn.Conv2d(8, 8, 3)
+        shaken(attach_lora(nn.Sequential(conv), kind=kind, rank=2))
+        assert isinstance(conv, LoRAConv2d)
+        ranks[kind] = int(torch.linalg.matrix_rank(conv.change().flatten(1).double(), rtol=1e-5))
+    assert ranks["conv"] == 2
+    assert ranks["loralib"] > 2
+
+
+@pytest.mark.parametrize("kind", ["conv", "loralib"])
+def test_training_moves_every_addition_and_nothing_else(base: ClickHRNet, two_steps: Any, kind: Any) -> None:
+    before, after = two_steps(attach_lora(base, kind=kind, rank=2))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "lora_" in name} == set(adapter_state(base))
+    assert not any("f_pixel" in name or "f_object" in name for name in changed)
+
+
+def test_adabn_moves_the_statistics_too(base: ClickHRNet, two_steps: Any) -> None:
+    before, after = two_steps(attach_lora(base, rank=1, layers=["layer1"], adabn=True))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    statistics = {name for name in before if name.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    dead = {name for name in before if "f_pixel" in name or "f_object" in name}
+    assert changed == {name for name in before if "lora_" in name} | statistics - dead == set(adapter_state(base))
+    assert all("layer1" in name for name in changed if "lora_" in name)
+
+
+@pytest.mark.parametrize("kind", ["conv", "loralib"])
+def test_merged_is_a_plain_model_and_can_be_taken_apart(base: ClickHRNet, kind: Any) -> None:
+    """The merged model has the base's names and types; a copy (an averaged model) is not touched by it."""
+    names = list(base.state_dict())
+    twin = copy.deepcopy(base)
+    shaken(attach_lora(base, kind=kind))
+    spare, answer = copy.deepcopy(base), ask(base)
+    weights = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    assert (answer - ask(twin)).abs().max() > 1e-2
+
+    apart = merge(base)
+    torch.testing.assert_close(ask(base), answer, atol=1e-5, rtol=1e-5)
+    assert list(base.state_dict()) == names
+    assert not any(isinstance(module, LoRAConv2d) for module in base.modules())
+    twin.load_state_dict(base.state_dict())
+    assert torch.equal(ask(twin), ask(base))
+
+    unmerge(base, apart)
+    assert torch.equal(ask(base), answer)
+    assert torch.equal(ask(spare), answer)
+    assert set(weights) == set(base.state_dict())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in base.state_dict().items())
+
+
+def test_what_was_kept_makes_the_same_model_of_the_base(base: ClickHRNet, two_steps: Any) -> None:
+    other = attach_lora(copy.deepcopy(base), rank=2, adabn=True)
+    two_steps(attach_lora(base, rank=2, adabn=True))
+    load_adapter_state(other, {name: tensor.clone() for name, tensor in adapter_state(base).items()})
+    assert torch.equal(ask(other), ask(base))
+    with pytest.raises(HrsegError, match="does not fit this model"):
+        load_adapter_state(attach_lora(merged(copy.deepcopy(base)), rank=3), adapter_state(base))
+
+
+def merged(model: nn.Module) -> nn.Module:
+    merge(model)
+    return model
+
+
+def test_a_frozen_normalisation_stands_still_in_any_mode(base: ClickHRNet) -> None:
+    attach_lora(base)
+    norms = [module for module in base.train().modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert all(isinstance(norm, StillBatchNorm) and not norm.training for norm in norms)
+
+
+def test_options_that_cannot_be_meant_are_refused(base: ClickHRNet) -> None:
+    with pytest.raises(HrsegError, match=r"'stage5'.*known:.*stage4"):
+        attach_lora(base, layers=["stage4", "stage5"])
+    with pytest.raises(HrsegError, match="'f_pixel'"):
+        attach_lora(base, layers=["f_pixel"])
+    with pytest.raises(HrsegError, match="rank 0"):
+        attach_lora(base, rank=0)
+    with pytest.raises(UnknownName, match=r"kind of LoRA 'lora-lib'.*'loralib'"):
+        attach_lora(base, kind="lora-lib")  # type: ignore[arg-type]
+    assert all(parameter.requires_grad for parameter in base.parameters())  # nothing was done
+    attach_lora(base)
+    with pytest.raises(HrsegError, match="already"):
+        attach_lora(base)
