@@ -25,6 +25,9 @@ endif
 	./run hrseg evaluate --model "$(MODEL)" --dataset $(DEMO_DATASET) --metric iou --metric biou --max-clicks 10 \
 		--keep-masks --out $(DEMO_RUN)
 	./run hrseg report $(DEMO_RUN) --plot "$(OUT)/curves.png" --pictures "$(OUT)/pictures.png"
+ifeq ($(DATA),)
+	./run hrseg train --recipe tiny_procedural --out "$(OUT)/tiny"
+endif
 	@echo 'Pictures: $(OUT)/pictures.png  Curves: $(OUT)/curves.png'
 
 test: ## the tests; ARGS="-k noc" adds pytest options, JOBS=4 processes

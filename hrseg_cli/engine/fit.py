@@ -39,6 +39,7 @@ from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.losses import scheduled
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.hrnet_ocr import Scale
 from hrseg_cli.recipe import Optim, Recipe, load_protocol
 
 LAST = "last.ckpt"
@@ -413,6 +414,9 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     if not wanted.backbone:
+        for module in model.modules():
+            if isinstance(module, Scale):  # starts small to spare ImageNet's features, of which there are none
+                nn.init.ones_(module.scale)
         return model, {}
     share = load_backbone(model, Path(wanted.backbone), wanted.coverage)
     return model, {"backbone": Path(wanted.backbone).name, "coverage": round(share, 4)}

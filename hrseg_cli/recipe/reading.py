@@ -94,8 +94,10 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     for key, value in top.items():
         old = merged.get(key)
         # Options belong to the name beside them: those of another adapter or loss would be wrong here.
-        both = isinstance(old, dict) and isinstance(value, dict) and key != "options"
-        merged[key] = _merge(old, value) if both else value
+        if isinstance(old, dict) and isinstance(value, dict) and key != "options":
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -362,3 +362,15 @@ def test_the_boundary_loss_gets_distances_from_the_loader(photos: Path, tmp_path
     assert distance.abs().max() < 1
     run(recipe, tmp_path / "run", loggers=("csv",))
     assert "train/logits_boundary" in (tmp_path / "run" / "log" / "metrics.csv").read_text()
+
+
+def test_weights_and_biases_works_without_a_network(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    terms = recipe_on(photos, epochs=1).model_dump(mode="json")
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(terms))
+    offline = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    hrseg = str(Path(sys.executable).with_name("hrseg"))
+    arguments = [hrseg, "train", "--recipe", "r.yaml", "--out", "run", "--workers", "0", "--logger", "wandb"]
+    done = subprocess.run(arguments, cwd=tmp_path, env=offline, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
