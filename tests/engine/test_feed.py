@@ -1,0 +1,80 @@
+"""Training samples from the datasets that recipes name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_sets
+
+from hrseg_cli.data.index import Index, build_index
+from hrseg_cli.data.known import list_parts
+from hrseg_cli.engine.feed import Feed, open_part, training_images
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.recipe import Recipe, load_recipe, recipe_of
+from hrseg_cli.recipe.training import Part
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    tiny_sets.write_all(folder)
+    return folder
+
+
+def small(name: str, *changes: str) -> Recipe:
+    fixed = ["data.crop=[48, 64]", "data.min_area=1", "data.epoch=4", "data.augment.keep_background=0"]
+    return load_recipe(name, [*fixed, *changes])
+
+
+@pytest.mark.parametrize(
+    "name", ["h18_cocolvis", "h18s_cocolvis", "h32_cocolvis", "h18_paper", "adapt_lora", "adapt_conv"]
+)
+def test_recipes_find_their_known_data(name: str, root: Path, tmp_path: Path) -> None:
+    recipe = small(name, "data.held_out=0")
+    sample = Feed(training_images(recipe.data, root, tmp_path), recipe)[(0, 0)]
+    assert sample["image"].shape == (3, 48, 64)
+    assert sample["truth"].shape == (1, 48, 64)
+    assert sample["points"].shape == (48, 3)
+    assert ("distance" in sample) == name.startswith("adapt")
+
+
+def test_stuff_comes_as_often_as_asked(root: Path, tmp_path: Path) -> None:
+    """Without it the same image has fewer objects; with probability 1 it is always there."""
+    seen = {}
+    for share in (0, 1):
+        part = f"data.parts=[{{dataset: 'coco_lvis:split=train,stuff=1', stuff: {share}}}]"
+        recipe = small("h18_cocolvis", part, "data.augment.scale=[1, 1]", "clicks.merge_probability=0")
+        images = training_images(recipe.data, root, tmp_path)
+        assert any(ref.stuff is not None for scene in images[0] for ref in scene)
+        feed = Feed(images, recipe)
+        seen[share] = [feed[(epoch, 0)]["truth"].numpy() for epoch in range(30)]
+    assert not all(np.array_equal(a, b) for a, b in zip(seen[0], seen[1], strict=True))
+
+
+def test_a_fresh_index_is_read_instead_of_the_files(root: Path) -> None:
+    part = Part(dataset="coco_lvis:split=val")
+    listed = open_part(part, root)
+    assert isinstance(listed, list)
+    build_index(list_parts("coco_lvis", split="val", root=root)[0])
+    indexed = open_part(part, root)
+    assert isinstance(indexed, Index)
+    assert [ref.id for ref in indexed] == [ref.id for ref in listed]
+
+
+def test_smaller_copies_are_made_once(root: Path, tmp_path: Path) -> None:
+    settings = {"name": "x", "data": {"parts": [{"dataset": "berkeley:split=val"}], "longest": 64, "crop": [32, 32]}}
+    recipe = recipe_of(settings, "test")
+    images = training_images(recipe.data, root, tmp_path)
+    first = images[0][0][0].image
+    assert first.is_relative_to(tmp_path)
+    written = first.stat().st_mtime_ns
+    training_images(recipe.data, root, tmp_path)
+    assert first.stat().st_mtime_ns == written
+
+
+def test_all_held_out_is_told(root: Path, tmp_path: Path) -> None:
+    settings = {"name": "x", "data": {"parts": [{"dataset": "berkeley:split=val"}], "held_out": 0.9999}}
+    with pytest.raises(HrsegError, match="all of berkeley:split=val is held out"):
+        training_images(recipe_of(settings, "test").data, root, tmp_path)
