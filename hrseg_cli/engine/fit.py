@@ -344,12 +344,12 @@ class Keeper(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._keep(trainer)
+        seen = {name: float(value) for name, value in trainer.callback_metrics.items()}  # all ranks: this averages them
         module = _averaged(trainer) or pl_module
         if trainer.is_global_zero:
             assert isinstance(module, ClickTraining)
             epoch = trainer.current_epoch + 1
             self.save(module.model, self.folder / LAST_WEIGHTS, {"epoch": epoch})
-            seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
             judged = f", {seen['val/clicks']:.2f} clicks" if "val/clicks" in seen else ""
             self.say(f"epoch {epoch}/{trainer.max_epochs}: loss {seen['train/loss_epoch']:.4f}{judged}")
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
