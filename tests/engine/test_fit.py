@@ -340,6 +340,9 @@ def test_two_processes_train_and_resume(photos: Path, tmp_path: Path) -> None:
     resumed = command(["train", "--resume", "two", "--processes", "2", "--workers", "0"], tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert same_weights(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "one" / "judged.csv").read_text() == (tmp_path / "two" / "judged.csv").read_text()
+    lines = [line for line in done.stderr.splitlines() if line.startswith("epoch ")]
+    assert lines[-1] == [line for line in resumed.stderr.splitlines() if line.startswith("epoch ")][-1]
 
 
 def wait_for(path: Path) -> None:
