@@ -6,6 +6,10 @@ OUT ?= runs/demo$(if $(DATA),-own)
 JOBS ?= 2
 ARGS ?=
 
+ROWS ?=
+SEEDS ?=
+TABLES_DATA = $(if $(DATA),$(DATA),paper)
+
 DEMO_DATASET = $(if $(DATA),"$(DATA)",procedural="$(OUT)/data")
 DEMO_RUN = "$(OUT)/$(MODEL)"
 
@@ -13,7 +17,7 @@ DEMO_RUN = "$(OUT)/$(MODEL)"
 test: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types contracts check wheel clean
+.PHONY: help demo tables test lint types contracts check wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -29,6 +33,10 @@ ifeq ($(DATA),)
 	./run hrseg train --recipe tiny_procedural --out "$(OUT)/tiny"
 endif
 	@echo 'Pictures: $(OUT)/pictures.png  Curves: $(OUT)/curves.png'
+
+tables: OUT = runs/tables/$(basename $(notdir $(TABLES_DATA)))
+tables: ## tables 3 and 4 of the adapters' paper again; DATA=paper or photos, ROWS="base t3_lora", SEEDS="0 1", OUT=
+	OUT="$(OUT)" ROWS="$(ROWS)" SEEDS="$(SEEDS)" ./run recipes/paper/tables.sh "$(TABLES_DATA)"
 
 test: ## the tests; ARGS="-k noc" adds pytest options, JOBS=4 processes
 	./run python -m pytest -n $(JOBS) $(ARGS)

@@ -17,7 +17,7 @@ PHOTOS = "h18s_photos"
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_and_names_things_that_exist(name: str) -> None:
     recipe = load_recipe(name)
-    assert recipe.name == name
+    assert recipe.name == Path(name).name
     assert recipe.model.name in catalog.MODELS
     assert all(loss.name in catalog.LOSSES for loss in recipe.losses)
     load_protocol(recipe.validation.protocol, recipe.validation.changes)
@@ -82,3 +82,22 @@ def test_unknown_names_and_parts_that_are_missing(tmp_path: Path) -> None:
         load_recipe(str(path))
     path.write_text("extends: tiny_procedural\nname: mine\nepochs: 1\n")
     assert load_recipe(str(path)).data == load_recipe("tiny_procedural").data
+
+
+def test_folders_below_are_part_of_the_name(tmp_path: Path) -> None:
+    """And a protocol is no recipe."""
+    assert "paper/t3_lora" in recipe_names()
+    assert not any(name.startswith("protocols") for name in recipe_names())
+    with pytest.raises(UnknownName, match="Did you mean 'paper/t3_lora'"):
+        load_recipe("paper/t3_lor")
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: paper/t3_lora\nname: mine\n")
+    assert load_recipe(str(path)).losses == load_recipe("paper/t3_lora").losses
+
+
+def test_a_circle_through_folders_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "one.yaml").write_text("extends: below/two\n")
+    (tmp_path / "below" / "two.yaml").write_text("extends: ../one\n")
+    with pytest.raises(HrsegError, match="goes round in a circle"):
+        load_recipe(str(tmp_path / "one.yaml"))

@@ -10,7 +10,9 @@ import typer
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders; LABEL=FOLDER gives one another name.")],
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="Run folders; LABEL=FOLDER gives one another name.")
+    ] = None,
     format_: Annotated[str, typer.Option("--format", help="md, tex, csv or json.")] = "md",
     metric: Annotated[list[str] | None, typer.Option(help="Only this metric. May be repeated.")] = None,
     measure: Annotated[
@@ -26,6 +28,12 @@ def report(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there, not to stdout.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Take runs that are not finished too.")] = False,
+    paper: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="In place of RUN: the adapters' tables from what 'make tables' left there."
+        ),
+    ] = None,
 ) -> None:
     """Tables and pictures from run folders.
 
@@ -40,6 +48,13 @@ def report(
     table.check_measures(measure or ())
     if check is not None and out is not None:
         raise typer.BadParameter("--check compares and --out writes; give one of them")
+    if paper is not None:
+        if runs or metric or measure or plot or pictures or partial:
+            raise typer.BadParameter("--paper goes with --format, --out and --check only")
+        _deliver(_paper(paper, format_), check, out)
+        return
+    if not runs:
+        raise typer.BadParameter("name run folders, or --paper FOLDER")
     for option, path in (("--plot", plot), ("--pictures", pictures)):
         if path is not None:
             plots.check_suffix(path, option)
@@ -55,7 +70,19 @@ def report(
         page = plots.pictures(evaluations, metrics, objects, _complain)
         _write("--pictures", pictures, plots.drawn(page, pictures))
 
-    text: str = write(built)
+    _deliver(write(built), check, out)
+
+
+def _paper(folder: Path, format_: str) -> str:
+    from hrseg_cli.report import paper
+
+    if format_ not in ("md", "tex"):
+        raise typer.BadParameter(f"--format {format_}: --paper writes md or tex")
+    return (paper.markdown if format_ == "md" else paper.latex)(paper.read(folder))
+
+
+def _deliver(text: str, check: Path | None, out: Path | None) -> None:
+    """Compare, write to a file, or print."""
     if check is not None:
         _check(text, check)
     elif out is not None:

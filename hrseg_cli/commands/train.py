@@ -68,7 +68,7 @@ def train(
     if resume:
         chosen, folder = resumed(resume, bool(set_ or out)), resume
     else:
-        chosen = load_recipe(recipe or recipe_for(str(adapter)), [*set_, *adapter_change(recipe, adapter)])
+        chosen = load_recipe(recipe or recipe_for(str(adapter)), [*adapter_change(recipe, adapter), *set_])
         folder = out or Path("runs") / f"train-{chosen.name}"
     run_training(chosen, folder, "train", device, processes, nodes, workers, logger, root)
 
@@ -89,7 +89,7 @@ def adapter_change(recipe: str | None, adapter: str | None) -> list[str]:
         return []
     if adapter not in catalog.ADAPTERS:
         raise UnknownName("adapter", adapter, catalog.ADAPTERS)
-    own = recipe is None and recipe_for(adapter) == f"adapt_{adapter}"
+    own = recipe_for(adapter) == f"adapt_{adapter}" and recipe in (None, f"adapt_{adapter}")
     return [] if own else [f"adapter={{name: {adapter}}}"]
 
 
@@ -130,8 +130,10 @@ def run_training(
     place = options.data_root(root)
     model, provenance = fit.start_model(recipe)
     provenance = {"recipe": recipe.name, "seed": recipe.seed, **provenance}
-    feed = Feed(training_images(recipe.data, place, folder / "copies"), recipe)
+    feed = Feed(training_images(recipe.data, place, folder.parent / "copies"), recipe)
     judged = fit.judged_objects(recipe, place)
+    if not judged:
+        raise HrsegError("nothing to judge by: no object is held out; raise data.held_out or set validation.datasets")
     machine = fit.Machine(device, processes, nodes, workers, tuple(logger), sys.stderr.isatty())
     settings = {
         "recipe": recipe.model_dump(mode="json"),

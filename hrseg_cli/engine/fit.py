@@ -34,6 +34,7 @@ from hrseg_cli import catalog
 from hrseg_cli.clicks.sampler import add_next_click
 from hrseg_cli.data.samples import Ref, load, open_dataset
 from hrseg_cli.engine.checkpoint import attach, load_backbone, load_model, save_adapter, save_checkpoint, weights_hash
+from hrseg_cli.engine.cost import costs
 from hrseg_cli.engine.feed import Batch, Feed, Loader, Order, held_out_objects
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, Interrupted
@@ -138,6 +139,7 @@ class ClickTraining(pl.LightningModule):
                         ]
                     )
                 ).to(image.device)
+        torch.clear_autocast_cache()  # or, before torch 2.11, weights cached here would get no gradient below
         if clicks.drop_previous:
             kept = turn.random(len(image)) >= clicks.drop_previous
             previous = previous * torch.from_numpy(kept).to(previous)[:, None, None, None]
@@ -218,7 +220,7 @@ class Judge(Callback):
     def __init__(self, refs: Sequence[Ref], recipe: Recipe, folder: Path, save: Save) -> None:
         self.refs, self.folder, self.save = refs, folder, save
         self.validation = validation = recipe.validation
-        self.best, self.bad = math.inf, 0
+        self.best, self.best_last, self.bad = math.inf, 0.0, 0
         self.plan = Plan(
             model="",
             protocol=load_protocol(validation.protocol, validation.changes),
@@ -227,10 +229,14 @@ class Judge(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "bad": self.bad}
+        return {"best": self.best, "best_last": self.best_last, "bad": self.bad}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.bad = state_dict["best"], state_dict["bad"]
+        self.best, self.best_last, self.bad = (state_dict[key] for key in ("best", "best_last", "bad"))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.validation.patience and self.bad >= self.validation.patience:
+            trainer.should_stop = True  # it had stopped early: gone on with, it stays finished
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
@@ -241,8 +247,10 @@ class Judge(Callback):
         found = self._click(module.model.eval(), trainer.global_rank, trainer.world_size)
         clicks, first, last = (float(v) for v in _over_ranks(found).mean(0))
         pl_module.log_dict({"val/clicks": clicks, "val/first": first, "val/last": last}, rank_zero_only=True)
-        better = clicks < self.best
-        self.best, self.bad = (clicks, 0) if better else (self.best, self.bad + 1)
+        better = (clicks, -last) < (self.best, -self.best_last)  # while nothing is reached, the score decides
+        if better:
+            self.best, self.best_last = clicks, last
+        self.bad = 0 if better else self.bad + 1
         if trainer.is_global_zero:
             record = {"epoch": epoch, "clicks": clicks, "first": first, "last": last}
             _append(self.folder / "judged.csv", record)
@@ -335,6 +343,8 @@ class Keeper(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if batch_idx + 1 == trainer.num_training_batches or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # the end of an epoch keeps by itself; between two updates gradients would be lost
         late = trainer.is_global_zero and time.monotonic() - self.kept > KEEP_EVERY
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             self._keep(trainer)
@@ -392,7 +402,12 @@ def fit(
         warnings.filterwarnings("ignore", module="lightning|torch")
         trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
     judge = next(callback for callback in trainer.callbacks if isinstance(callback, Judge))  # type: ignore[attr-defined]
-    return {"epochs": trainer.current_epoch, "steps": trainer.global_step, "best": judge.best}
+    done = {
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "best": judge.best if math.isfinite(judge.best) else None,
+    }
+    return {**done, **costs(model, recipe.data.crop)}
 
 
 def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:

@@ -45,8 +45,9 @@ def checked(model: type[Kind], settings: Any, what: str) -> Kind:
 
 
 def names(kind: str) -> list[str]:
-    """Names of the settings of one kind that come with hrseg."""
-    return sorted(path.stem for path in _folder(kind).glob("*.yaml"))
+    """Names of the settings of one kind that come with hrseg; ``paper/t3_lora`` lies in a folder below."""
+    found = [path.relative_to(_folder(kind)) for path in _folder(kind).rglob("*.yaml")]
+    return sorted(path.with_suffix("").as_posix() for path in found if path.parts[0] not in FOLDERS.values())
 
 
 def data_folder(name: str) -> Path:
@@ -73,7 +74,7 @@ def _find(kind: str, name: str) -> Path:
 
 
 def _read_extended(path: Path, kind: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path in seen:
+    if path.resolve() in seen:
         raise HrsegError(f"{path}: 'extends' goes round in a circle; remove one of them")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -86,7 +87,7 @@ def _read_extended(path: Path, kind: str, seen: tuple[Path, ...] = ()) -> dict[s
         return settings
     beside = path.parent / f"{base}.yaml"
     parent = beside if beside.is_file() else _find(kind, str(base))
-    return _merge(_read_extended(parent, kind, (*seen, path)), settings)
+    return _merge(_read_extended(parent, kind, (*seen, path.resolve())), settings)
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

@@ -47,14 +47,18 @@ def markdown(table: Table) -> str:
     texts = [["run", *head]]
     for label, cells in zip(table.runs, lines, strict=True):
         texts.append([label, *(" ".join(filter(None, [_strong(cell), cell.interval])) for cell in cells)])
+    return pipes(texts) + "".join(f"\n{line}\n" for line in _footnotes(table))
+
+
+def pipes(texts: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, the head first, as a padded table of pipes: the first column to the left, the others right."""
     texts = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in texts]
     widths = [max(len(line[i]) for line in texts) for i in range(len(texts[0]))]
     rows = [
         [t.ljust(w) if i == 0 else t.rjust(w) for i, (t, w) in enumerate(zip(r, widths, strict=True))] for r in texts
     ]
     rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    body = "".join(f"| {' | '.join(line)} |\n" for line in [rows[0], rule, *rows[1:]])
-    return body + "".join(f"\n{line}\n" for line in _footnotes(table))
+    return "".join(f"| {' | '.join(line)} |\n" for line in [rows[0], rule, *rows[1:]])
 
 
 def _strong(cell: Cell) -> str:
@@ -72,19 +76,19 @@ def latex(table: Table) -> str:
         for key, group in itertools.groupby(keys):
             width = len(list(group))
             name = key if isinstance(key, str) else key[1]
-            cells.append(f"\\multicolumn{{{width}}}{{c}}{{{_escape(name)}}}")
+            cells.append(f"\\multicolumn{{{width}}}{{c}}{{{escape(name)}}}")
             rules.append(f"\\cmidrule(lr){{{start}-{start + width - 1}}}")
             start += width
         out += [" & ".join(cells) + " \\\\", " ".join(rules)]
-    out += [" & ".join(["run", *(_escape(_with_unit(c.measure)) for c in columns)]) + " \\\\", "\\midrule"]
+    out += [" & ".join(["run", *(escape(_with_unit(c.measure)) for c in columns)]) + " \\\\", "\\midrule"]
     for label, values in zip(table.runs, lines, strict=True):
-        texts = [_escape(label)]
+        texts = [escape(label)]
         for cell in values:
             value = f"\\textbf{{{cell.value}}}" if cell.best else cell.value.replace(ABSENT, "--")
             texts.append(value + (f" {{\\scriptsize {cell.interval}}}" if cell.interval else ""))
         out.append(" & ".join(texts) + " \\\\")
     out += ["\\bottomrule", "\\end{tabular}"]
-    out += [f"\n\\smallskip\\noindent{{\\footnotesize {_escape(line)}\\par}}" for line in _footnotes(table)]
+    out += [f"\n\\smallskip\\noindent{{\\footnotesize {escape(line)}\\par}}" for line in _footnotes(table)]
     return "\n".join(out) + "\n"
 
 
@@ -173,5 +177,6 @@ _LATEX = {
 } | {letter: f"\\{letter}" for letter in "&%$#_"}
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Plain text for LaTeX, in one line."""
     return "".join(_LATEX.get(letter, letter) for letter in text).replace("$>$=", r"$\geq$")

@@ -1,0 +1,153 @@
+"""hrseg predict: masks of one's own images."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hrseg_cli.commands import options
+from hrseg_cli.errors import HrsegError, UnknownName
+
+if TYPE_CHECKING:
+    from hrseg_cli.clicks.files import Objects
+    from hrseg_cli.engine.predict import Job
+
+
+def predict(
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="Images, folders of images, or patterns in quotes.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="MODEL", help="A checkpoint, a model's name, or BASE+ADAPTER [h18s]."),
+    ] = None,
+    click: Annotated[
+        list[str],
+        typer.Option("--click", metavar="ROW,COL[,neg]", help="A click on the object; neg: beside it. Repeatable."),
+    ] = [],  # noqa: B006 - Typer copies it
+    clicks: Annotated[
+        Path | None, typer.Option("--clicks", metavar="FILE", help="Clicks by image: JSON, CSV or traces (.jsonl).")
+    ] = None,
+    init_mask: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-mask", metavar="FILE|FOLDER", help="A mask to correct; in a folder, STEM.png of each image."
+        ),
+    ] = None,
+    format_: Annotated[
+        list[str], typer.Option("--format", metavar="FORMAT", help="png, soft, rle, polygon or cutout; repeatable.")
+    ] = ["png"],  # noqa: B006
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", metavar="PX", help="How far a polygon may lie beside the outline.")
+    ] = 1.0,
+    protocol: Annotated[
+        str, typer.Option("--protocol", metavar="PROTOCOL", help="photo, another protocol, or a YAML file.")
+    ] = "photo",
+    set_: options.Changes = [],  # noqa: B006
+    device: options.Device = "cpu",
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the masks go.")] = Path(
+        "runs/predict"
+    ),
+) -> None:
+    """Segment your own images by clicks and write the masks at full size.
+
+    Prints one JSON row per object. The same command goes on where an interrupted one stopped, and does not do again
+    what is there already.
+    """
+    from hrseg_cli.data.masks_out import ENDINGS
+    from hrseg_cli.data.photos import find_images
+    from hrseg_cli.recipe import load_protocol
+
+    for name in format_:
+        if name not in ENDINGS:
+            raise UnknownName("format", name, ENDINGS)
+    if not 0 <= tolerance < math.inf:
+        raise HrsegError(f"--tolerance {tolerance}: write pixels, 0 or more")
+    chosen = load_protocol(protocol, set_)
+    options.device_of(device)
+    found = find_images(images)
+    for image in found:
+        if image.parent.resolve() == out.resolve():
+            raise HrsegError(f"--out {out}: holds {image.name} itself; name another folder, masks are called alike")
+    objects = _clicks_of(found, click, clicks)
+
+    from hrseg_cli.engine import predict as engine
+    from hrseg_cli.engine.checkpoint import WEIGHTS, load_model
+
+    jobs = [engine.Job(image, name, its) for image, inside in objects.items() for name, its in inside.items()]
+    if init_mask:
+        jobs = _with_masks(jobs, init_mask, out)
+    if model is None and not (WEIGHTS / "h18s.safetensors").is_file():
+        raise HrsegError("--model: this hrseg comes without weights; give a checkpoint, or 'grabcut'")
+    loaded, provenance = load_model(model or "h18s", device)
+    asked = engine.Asked(loaded, provenance, chosen, tuple(dict.fromkeys(format_)), tolerance)
+    errors: dict[str, None] = {}
+    kept = 0
+    rows = sys.stdout  # the bar would redirect what is printed below it to where it stands, on stderr
+    with options.progress() as bar:
+        for outcome in bar.track(engine.predict(jobs, asked, out), len(jobs), description="objects"):
+            kept += outcome.kept
+            if outcome.row is None:
+                errors[outcome.error] = None
+            else:
+                print(
+                    json.dumps(outcome.row, ensure_ascii=False), file=sys.stdout if rows.isatty() else rows, flush=True
+                )
+    if kept:
+        options.note(f"{kept} of {len(jobs)} objects were there already")
+    if errors:
+        *others, last = errors
+        for line in others:
+            options.note(f"hrseg: {line}")
+        raise HrsegError(last)
+
+
+def _clicks_of(images: list[Path], typed: list[str], path: Path | None) -> dict[Path, Objects]:
+    """Image -> name of an object -> its clicks, from --click or --clicks."""
+    from hrseg_cli.clicks.files import for_images, parse_click, read_clicks
+
+    if typed and path:
+        raise HrsegError("--click and --clicks: give one of them")
+    if typed:
+        if len(images) > 1:
+            raise HrsegError(f"--click is for one image, and these are {len(images)}; write --clicks FILE for several")
+        return {images[0]: {"": tuple(parse_click(text) for text in typed)}}
+    if path is None:
+        raise HrsegError("nothing is clicked; give --click ROW,COL, or --clicks FILE for several images")
+    found, strangers = for_images(read_clicks(path), images)
+    if not found:
+        raise HrsegError(f'--clicks {path}: names none of these images; write {{"{images[0].name}": [[row, col, 1]]}}')
+    if strangers:
+        options.note(f"{path}: clicks for {len(strangers)} images that are not among these, such as {strangers[0]}")
+    if len(found) < len(images):
+        options.note(f"{len(images) - len(found)} of {len(images)} images have no clicks and are left out")
+    return found
+
+
+def _with_masks(jobs: list[Job], path: Path, out: Path) -> list[Job]:
+    """The jobs with the masks they start from: a file for one, STEM.png or STEM_OBJECT.png in a folder."""
+    from dataclasses import replace
+
+    from hrseg_cli.data.photos import masks_by_stem
+
+    if path.is_file():
+        if len(jobs) > 1:
+            raise HrsegError(f"--init-mask {path}: one file for {len(jobs)} objects; give a folder of STEM.png")
+        folder = path.parent
+        masks = {jobs[0].wish: path}
+    elif path.is_dir():
+        folder = path
+        masks = masks_by_stem(path)
+    else:
+        raise HrsegError(f"--init-mask {path}: no such file or folder")
+    if folder.resolve() == out.resolve():
+        raise HrsegError(f"--init-mask {path}: lies in --out, where it would be overwritten; name another --out")
+    missing = [job.wish for job in jobs if job.wish not in masks]
+    if missing:
+        raise HrsegError(f"--init-mask {path}: has no {missing[0]}.png ({len(missing)} missing); add it")
+    return [replace(job, initial=masks[job.wish]) for job in jobs]

@@ -1,0 +1,146 @@
+"""Masks as files for other programs: PNG, soft PNG, COCO's run lengths and polygons, a cut-out.
+
+    png       NAME.png            8 bits: 255 object, 0 background
+    soft      NAME_soft.png       16 bits: probability times 65535
+    rle       NAME_rle.json       a COCO file of one annotation, as compressed run lengths
+    polygon   NAME_polygon.json   the same with polygons
+    cutout    NAME_cutout.png     the image with the mask as its alpha, black where that is 0
+
+All have the image's full size. An object of no pixels gives a COCO file without annotations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from pycocotools import mask as pycoco
+
+from hrseg_cli.runs import write_atomically, writing_atomically
+
+ENDINGS = {
+    "png": ".png",
+    "soft": "_soft.png",
+    "rle": "_rle.json",
+    "polygon": "_polygon.json",
+    "cutout": "_cutout.png",
+}
+
+
+def write_mask(
+    folder: Path,
+    name: str,
+    formats: Iterable[str],
+    image: np.ndarray,
+    probability: np.ndarray,
+    threshold: float,
+    *,
+    source: str,
+    category: str = "object",
+    tolerance: float = 1.0,
+) -> list[str]:
+    """Write one object's mask in each of ``formats`` (keys of :data:`ENDINGS`), each file atomically; their names.
+
+    image: uint8 (H, W, 3) RGB. probability: float32 (H, W) in [0, 1]; above ``threshold`` is object.
+    source: the image's name in COCO files, category: the object's. tolerance: of polygons, see :func:`polygons`.
+    """
+    mask = probability > threshold
+    written = []
+    for kind in formats:
+        path = folder / f"{name}{ENDINGS[kind]}"
+        if kind == "png":
+            _save(path, mask.astype(np.uint8) * 255)
+        elif kind == "soft":
+            _save(path, soft_values(probability))
+        elif kind == "cutout":
+            _save(path, np.dstack([image * mask[:, :, None], mask.astype(np.uint8) * 255]))
+        else:
+            shape = run_lengths(mask) if kind == "rle" else polygons(mask, tolerance)
+            write_atomically(path, json.dumps(coco_file(mask, shape, source, category), ensure_ascii=False) + "\n")
+        written.append(path.name)
+    return written
+
+
+def soft_values(probability: np.ndarray) -> np.ndarray:
+    """uint16 (H, W): probabilities in [0, 1], times 65535."""
+    scaled = probability * np.float32(65535)
+    return np.rint(scaled, out=scaled).astype(np.uint16)
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's compressed run lengths, ``{"size": [H, W], "counts": text}``, of a bool mask (H, W)."""
+    encoded = pycoco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
+
+
+def polygons(mask: np.ndarray, tolerance: float = 1.0) -> list[list[float]]:
+    """COCO polygons ``[x0, y0, x1, y1, ...]`` of a bool mask (H, W), one per connected piece, largest first.
+
+    x goes to the right, y down, in pixels; the pixel in the corner covers 0..1. An outline runs a quarter of a pixel
+    inside of the outermost pixels, so that with ``tolerance`` 0 COCO's own rasteriser gives the mask back.
+    tolerance: an outline may be simplified by so many pixels; a hole that vanishes by it is filled.
+
+    COCO has no holes: the outline of a hole is joined to the one around it, by a line there and back. Programs that
+    fill by the even-odd or by the winding rule leave it open.
+    """
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return []
+    top, left = int(rows[0]), int(cols[0])
+    inside = mask[top : int(rows[-1]) + 1, left : int(cols[-1]) + 1].astype(np.uint8)
+    # OpenCV's outlines go through the centres of pixels. Of pixels in four they have an area even in a thin line.
+    found, tree = cv2.findContours(inside.repeat(2, 0).repeat(2, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outer: dict[int, np.ndarray] = {}
+    holes: dict[int, list[np.ndarray]] = {}
+    for index, (contour, (_, _, _, parent)) in enumerate(zip(found, tree[0], strict=True)):
+        simple = cv2.approxPolyDP(contour, 2 * tolerance, closed=True) if tolerance else contour
+        if parent < 0:
+            outer[index] = (simple if len(simple) > 2 else contour)[:, 0]
+        elif len(simple) > 2:
+            holes.setdefault(int(parent), []).append(simple[:, 0])
+    joined = [_joined(ring, holes.get(index, [])) for index, ring in outer.items()]
+    joined.sort(key=lambda ring: -cv2.contourArea(ring))
+    return [((ring + 0.5) / 2 + (left, top)).ravel().tolist() for ring in joined]
+
+
+def _joined(ring: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
+    """One closed line (N, 2) through an outline and its holes, each reached by its shortest way from one point."""
+    for hole in holes:
+        there = int(((ring - hole[0]) ** 2).sum(axis=1).argmin())
+        ring = np.concatenate([ring[: there + 1], hole, hole[:1], ring[there:]])
+    return ring
+
+
+def coco_file(mask: np.ndarray, shape: Any, source: str, category: str) -> dict[str, Any]:
+    """A COCO file of one image and, where the bool mask (H, W) has pixels, one annotation with this segmentation."""
+    height, width = mask.shape
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    annotations = []
+    if rows.size:
+        left, top = int(cols[0]), int(rows[0])
+        annotations.append(
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "segmentation": shape,
+                "area": int(np.count_nonzero(mask)),
+                "bbox": [left, top, int(cols[-1]) - left + 1, int(rows[-1]) - top + 1],
+                "iscrowd": 0,
+            }
+        )
+    return {
+        "images": [{"id": 1, "file_name": source, "height": height, "width": width}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": category}],
+    }
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    with writing_atomically(path) as file:
+        Image.fromarray(pixels).save(file, "PNG", compress_level=3)

@@ -1,0 +1,46 @@
+"""A user's own pictures, before one is opened: files, folders and patterns as they are typed, and masks beside them."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from hrseg_cli.data.pixels import SUFFIXES
+from hrseg_cli.errors import HrsegError
+
+
+def find_images(words: Iterable[str]) -> list[Path]:
+    """Each image once, in the order typed. Of a folder the images in it, not those of its sub-folders; a pattern may
+    hold ``**``. Raises HrsegError for a word that gives none.
+    """
+    found: dict[str, Path] = {}
+    for word in words:
+        path = Path(word)
+        if path.is_file():
+            inside = [path]
+        elif path.is_dir():
+            inside = _pictures(path.iterdir())
+        else:
+            inside = _pictures(map(Path, glob.glob(word, recursive=True)))
+        if not inside:
+            raise HrsegError(
+                f"{word}: no image there; give a file, a folder of images, or a pattern in quotes such as '*.jpg'"
+            )
+        for image in inside:
+            try:
+                str(image).encode()
+            except UnicodeEncodeError:
+                raise HrsegError(f"{str(image)!r}: the file's name is not UTF-8; rename it") from None
+            found.setdefault(os.path.abspath(image), image)
+    return list(found.values())
+
+
+def masks_by_stem(folder: Path) -> dict[str, Path]:
+    """Mask files in a folder by their names without ending; of several of one name a PNG."""
+    return {path.stem: path for path in sorted(_pictures(folder.iterdir()), key=lambda p: p.suffix == ".png")}
+
+
+def _pictures(paths: Iterable[Path]) -> list[Path]:
+    return sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())

@@ -1,0 +1,241 @@
+"""Clicks on a user's own images to mask files, one image after another. What is there already is not done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hrseg_cli import __version__
+from hrseg_cli.data.masks_out import ENDINGS, write_mask
+from hrseg_cli.data.pixels import binarize, grey_values, read_image, read_mask
+from hrseg_cli.data.samples import size_and_time
+from hrseg_cli.engine.session import Session
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Click
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.recipe import Protocol
+from hrseg_cli.runs import write_atomically
+
+RECORDS = "predict.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One object of one image. object: its name, "" where the image has no other. initial: a mask to start from."""
+
+    image: Path
+    object: str
+    clicks: tuple[Click, ...]
+    initial: Path | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return os.path.abspath(self.image), self.object
+
+    @property
+    def wish(self) -> str:
+        """What its files should be called: STEM, or STEM_OBJECT."""
+        name = "".join(c if c.isalnum() or c in "-_.=+ " else "_" for c in self.object)
+        text = f"{self.image.stem}_{name}" if name else self.image.stem
+        return text.encode(errors="surrogateescape")[:180].decode(errors="ignore")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What decides the files of an object, besides the object. provenance: of the model. formats: keys of ENDINGS."""
+
+    model: InteractiveModel
+    provenance: dict[str, Any]
+    protocol: Protocol
+    formats: tuple[str, ...]
+    tolerance: float
+
+    def digest(self, job: Job) -> str:
+        """The same when nothing has changed. Raises OSError for a file that is not there."""
+        decides = {
+            "clicks": job.clicks,
+            "image": size_and_time(job.image),
+            "initial": size_and_time(job.initial) if job.initial else None,
+            "model": self.provenance,
+            "protocol": self.protocol.model_dump(),
+            "formats": self.formats,
+            "tolerance": self.tolerance,
+            "hrseg": __version__,
+        }
+        return sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+class Outcome(NamedTuple):
+    """row: image, object, clicks, area (pixels), files, seconds (answering the clicks); None where ``error`` says why.
+
+    kept: it was there already.
+    """
+
+    row: dict[str, Any] | None = None
+    error: str = ""
+    kept: bool = False
+
+
+def predict(jobs: Sequence[Job], asked: Asked, out: Path) -> Iterator[Outcome]:
+    """Segment every object and write its files to the folder ``out``, in order; jobs of one image stand together.
+
+    ``predict.jsonl`` in the folder says which files belong to which object, and how they came about. Raises HrsegError
+    for a folder of something else; what is wrong with one image is only told.
+    """
+    records = _read_records(out)
+    digests = [_digest(asked, job) for job in jobs]
+    names = _names(jobs, records)
+    done = {
+        job.key: record
+        for job, digest in zip(jobs, digests, strict=True)
+        if (record := records.get(job.key)) and record["asked"] == digest and _all_there(out, record)
+    }
+    for job in jobs:  # before a file of theirs is replaced: a kill must not leave new files beside an old record
+        if job.key in records and job.key not in done:
+            records[job.key]["asked"] = ""
+    write_atomically(out / RECORDS, "".join(_line(record) for record in records.values()))
+    current, image = "", np.empty(0)
+    with (out / RECORDS).open("a", encoding="utf-8") as file:
+        for job, digest, name in zip(jobs, digests, names, strict=True):
+            if job.key in done:
+                yield Outcome(_row(job, done[job.key], out), kept=True)
+                continue
+            try:
+                if job.key[0] != current:
+                    current, image = "", np.empty(0)  # gives the memory of the last one back first
+                    current, image = job.key[0], read_image(job.image)
+                probability, seconds = segment(job, asked, image)
+            except HrsegError as error:
+                yield Outcome(error=str(error))
+                continue
+            threshold = asked.protocol.threshold
+            files = write_mask(
+                out, name, asked.formats, image, probability, threshold,
+                source=job.image.name, category=job.object or "object", tolerance=asked.tolerance,
+            )  # fmt: skip
+            for stale in set(records.get(job.key, {}).get("files", ())) - set(files):
+                (out / stale).unlink(missing_ok=True)
+            record = {
+                "image": job.key[0],
+                "object": job.object,
+                "name": name,
+                "clicks": [[c.row, c.col, int(c.positive)] for c in job.clicks],
+                "area": int(np.count_nonzero(probability > threshold)),
+                "files": files,
+                "seconds": round(seconds, 4),
+                "asked": digest,
+            }
+            del probability
+            file.write(_line(record))
+            file.flush()
+            yield Outcome(_row(job, record, out))
+
+
+def segment(job: Job, asked: Asked, image: np.ndarray) -> tuple[np.ndarray, float]:
+    """Probability, float32 (H, W), after the job's clicks on its image, uint8 (H, W, 3), and the seconds they took.
+
+    Raises HrsegError for a click outside the image or a mask of another size.
+    """
+    height, width = image.shape[:2]
+    for click in job.clicks:
+        if not (0 <= click.row < height and 0 <= click.col < width):
+            raise HrsegError(
+                f"{job.image}: click {click.row:g},{click.col:g} lies outside the image ({height} rows, {width} "
+                "columns); clicks are row,col"
+            )
+    initial = None
+    if job.initial:
+        truth, _ = binarize(*grey_values(read_mask(job.initial), "auto"))
+        if truth.shape != (height, width):
+            raise HrsegError(
+                f"{job.initial}: has {truth.shape[0]} rows and {truth.shape[1]} columns, {job.image} {height} and "
+                f"{width}; resize the mask"
+            )
+        initial = truth == 1
+        del truth
+    session = Session(asked.model, image, asked.protocol, initial, undo=0)
+    started = time.perf_counter()
+    for click in job.clicks:
+        session.click(click)
+    return session.probability, time.perf_counter() - started
+
+
+def _digest(asked: Asked, job: Job) -> str:
+    try:
+        return asked.digest(job)
+    except OSError:
+        return "unreadable"  # reading it will say why
+
+
+def _names(jobs: Sequence[Job], records: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    """How the files of each job are called: as last time, else its wish, with the folder or a number where needed.
+
+    No two objects share a file, whatever the formats and also where a file system does not tell capitals apart.
+    """
+
+    def files(name: str) -> set[str]:
+        return {f"{name}{ending}".lower() for ending in ENDINGS.values()}
+
+    taken = {file for record in records.values() for file in files(record["name"])}
+    names = []
+    for job in jobs:
+        if job.key in records:
+            names.append(str(records[job.key]["name"]))
+            continue
+        folder = Path(job.key[0]).parent.name
+        others = (f"{job.wish}_{number}" for number in count(2))
+        name = next(n for n in chain([job.wish, f"{folder}_{job.wish}"], others) if taken.isdisjoint(files(n)))
+        taken |= files(name)
+        names.append(name)
+    return names
+
+
+def _read_records(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """(image's path, object) -> its last record. A torn last line (an interrupted run) is dropped."""
+    path = out / RECORDS
+    if not path.exists():
+        if out.is_dir() and any(out.iterdir()):
+            raise HrsegError(f"--out {out}: not empty and not written by 'hrseg predict'; name another folder")
+        return {}
+    records = {}
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+            key = str(record["image"]), str(record["object"])
+            records[key] = {**record, "name": record["name"], "files": record["files"], "asked": record["asked"]}
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                raise HrsegError(f"{path}, line {number}: not a record; delete the line, or the folder") from None
+    return records
+
+
+def _all_there(out: Path, record: dict[str, Any]) -> bool:
+    return all((out / file).is_file() for file in record["files"])
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _row(job: Job, record: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What is printed: paths as the user types them."""
+    return {
+        "image": str(job.image),
+        "object": record["object"],
+        "clicks": record["clicks"],
+        "area": record["area"],
+        "files": [str(out / file) for file in record["files"]],
+        "seconds": record["seconds"],
+    }

@@ -1,0 +1,102 @@
+#!/bin/sh
+# Tables 3 and 4 of the adapters' paper, measured again: trains and evaluates each row, then writes tables.md and .tex.
+#   recipes/paper/tables.sh [DATA]   DATA: paper, photos, or the path of a file like recipes/paper/data/photos.env
+# From the environment: ROWS and SEEDS (separated by spaces), OUT, DEVICE, BASE.
+# Stopped anywhere, the same command goes on; what is done is not done again. OUT/ROW/SEED/ holds the run folders.
+set -eu
+
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+recipes=$(cat "$here"/../*.yaml "$here"/*.yaml | cksum)
+set -f # lists such as [128,192] are no patterns of file names
+
+data=${1:-paper}
+case $data in
+*.env) file=$data ;;
+*) file=$here/data/$data.env ;;
+esac
+if [ ! -f "$file" ]; then
+    echo "tables.sh: $data: no such choice of data; take paper, photos, or the path of an .env file" >&2
+    exit 2
+fi
+case $file in
+*/*) . "$file" ;;
+*) . "./$file" ;;
+esac
+
+: "${ROWS:=base t3_lora t3_lora_hq t3_lora_hq_boundary t4_conv t4_conv_hq t4_conv_hq_skip t4_conv_hq_skip_boundary_sobel \
+t4_conv_hq_skip_boundary control_full control_head control_bn control_bitfit adapt_conv}"
+: "${SEEDS:=0}" "${OUT:=runs/tables/$(basename "$data" .env)}" "${DEVICE:=cpu}"
+
+# once STAMP FILE COMMAND...: runs the command unless the stamp says that this very one was finished on this very file.
+once() {
+    stamp=$1
+    key="$recipes $(cksum <"$2")"
+    shift 2
+    key="$key $*"
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then return; fi
+    echo "tables.sh: ${stamp%.done}" >&2
+    "$@"
+    printf '%s\n' "$key" >"$stamp"
+}
+
+# train ROW FOLDER SEED: into FOLDER/train.
+train() {
+    recipe=$1 parts=$TRAIN_HIGH changes=$CHANGES folder=$2
+    if [ -f "$here/$1.yaml" ]; then recipe=paper/$1; fi
+    case $1 in
+    t3_lora | t4_conv) parts=$TRAIN_REGULAR ;;
+    esac
+    case $1 in
+    *conv*) changes="$CHANGES $CHANGES_CONV" ;;
+    esac
+    set -- --set "seed=$3"
+    if [ -n "$parts" ]; then set -- "$@" --set "data.parts=$parts"; fi
+    for change in $changes; do set -- "$@" --set "$change"; done
+    # shellcheck disable=SC2086  # a list of words
+    once "$folder/train.done" "$base" hrseg adapt --from "$BASE" --recipe "$recipe" "$@" --device "$DEVICE" $TRAIN \
+        --out "$folder/train"
+}
+
+# judge MODEL FILE FOLDER: by IoU and Boundary IoU, into FOLDER/regular and FOLDER/high. FILE: of the model, for stamps.
+judge() {
+    model=$1 weights=$2 folder=$3
+    for set in regular high; do
+        case $set in
+        regular) datasets=$TEST_REGULAR ;;
+        high) datasets=$TEST_HIGH ;;
+        esac
+        set --
+        for dataset in $datasets; do set -- "$@" --dataset "$dataset"; done
+        # shellcheck disable=SC2086
+        once "$folder/$set.done" "$weights" hrseg evaluate --model "$model" "$@" --metric iou --metric biou \
+            --device "$DEVICE" $EVALUATE --out "$folder/$set"
+    done
+}
+
+base=$BASE
+if [ ! -f "$base" ]; then base=$here/../../hrseg_cli/weights/$BASE.safetensors; fi # in a checkout
+if [ ! -f "$base" ]; then base=$here/../../weights/$BASE.safetensors; fi           # where hrseg is installed
+if [ ! -f "$base" ]; then
+    echo "tables.sh: BASE=$BASE: no such checkpoint; give the path of one" >&2
+    exit 2
+fi
+
+for row in $ROWS; do
+    if [ "$row" = base ]; then
+        mkdir -p "$OUT/base/0"
+        judge "$BASE" "$base" "$OUT/base/0"
+        continue
+    fi
+    for seed in $SEEDS; do
+        folder=$OUT/$row/$seed
+        mkdir -p "$folder"
+        train "$row" "$folder" "$seed"
+        adapter=$folder/train/best.safetensors
+        judge "$BASE+$adapter" "$adapter" "$folder"
+    done
+done
+
+for format in md tex; do
+    hrseg report --paper "$OUT" --format "$format" --out "$OUT/tables.$format"
+done
+echo "tables.sh: $OUT/tables.md and .tex" >&2

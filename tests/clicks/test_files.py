@@ -1,0 +1,98 @@
+"""Clicks in files: three formats say the same, and a wrong line is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hrseg_cli.clicks.files import for_images, parse_click, read_clicks
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Click, Trace
+
+LEFT, RIGHT = (Click(3, 4, True), Click(5, 6.5, False)), (Click(7, 8, True),)
+JSON = '{"a.jpg": {"left": [[3, 4, 1], [5, 6.5, 0]], "right": [[7, 8]]}, "b": [[7, 8, 1]]}'
+CSV = "image,row,col,positive,object\na.jpg,3,4,1,left\na.jpg,5,6.5,0,left\na.jpg,7,8,1,right\nb,7,8,,\n"
+TRACES = [("a.jpg#left", LEFT), ("a.jpg#right", RIGHT), ("b", RIGHT)]
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv", "jsonl"])
+def test_every_format_says_the_same(suffix: str, tmp_path: Path) -> None:
+    lines = "".join(Trace(key, "mine", clicks, {}, (), {}).to_json() + "\n" for key, clicks in TRACES)
+    path = tmp_path / f"clicks.{suffix}"
+    path.write_text({"json": JSON, "csv": "\ufeff" + CSV, "jsonl": lines}[suffix], encoding="utf-8")
+    assert read_clicks(path) == {"a.jpg": {"left": LEFT, "right": RIGHT}, "b": {"": RIGHT}}
+
+
+def test_a_list_of_lists_is_numbered(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.json"
+    path.write_text(json.dumps({"a": [[[3, 4, 1], [5, 6.5, 0]], [[7, 8, True]]]}))
+    assert read_clicks(path) == {"a": {"1": LEFT, "2": RIGHT}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("c.json", "{", "not JSON"),
+        ("c.json", "[1]", "cat.jpg"),
+        ("c.json", '{"a": [3, 4, 1]}', r"c\.json, a: not clicks; write \[row, col, 1\]"),
+        ("c.json", '{"a": [[3, "4", 1]]}', "a: not clicks"),
+        ("c.json", '{"a": [[3, 4, 2]]}', "a: not clicks"),
+        ("c.json", '{"a": [[NaN, 4, 1]]}', "a: not clicks"),
+        ("c.json", '{"a": 5}', "a: not clicks"),
+        ("c.json", '{"a": []}', "a: an object without clicks"),
+        ("c.json", '{"a": {"left": []}}', "a: an object without clicks"),
+        ("c.csv", "a.jpg,3,4\n", "first line must name the columns"),
+        ("c.csv", "image,row,col\na.jpg,3,4\na.jpg,3,four\n", "line 3: not a click"),
+        ("c.csv", "image,row,col\na.jpg,3\n", "line 2: not a click"),
+        ("c.csv", "image,row,col,positive\na.jpg,3,4,maybe\n", "line 2: not a click"),
+        ("c.csv", "image,row,col\na.jpg,inf,4\n", "line 2: not a click"),
+        ("c.jsonl", '{"id": 1}\n\n', "line 1: not a trace"),
+    ],
+)
+def test_a_wrong_file_is_named(name: str, content: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(HrsegError, match=told):
+        read_clicks(tmp_path / name)
+
+
+def test_a_number_too_long_for_a_float_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(f'{{"a": [[1{"0" * 400}, 4, 1]]}}')
+    with pytest.raises(HrsegError, match="a: not clicks"):
+        read_clicks(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.csv", "c.jsonl"])
+def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(HrsegError, match=name):
+        read_clicks(tmp_path / name)
+
+
+def test_clicks_as_typed() -> None:
+    assert parse_click("12, 40.5") == Click(12, 40.5, True)
+    assert parse_click("12,40,neg") == Click(12, 40, False)
+    for text in ("12", "12,x", "12,40,no", "12,40,neg,1", "nan,4", ""):
+        with pytest.raises(HrsegError, match=r"write row,col"):
+            parse_click(text)
+
+
+def test_names_find_their_images() -> None:
+    """With and without suffix and folder; what is no image's name may be an object at the end of one."""
+    images = [Path("/p/pets/cat.jpg"), Path("/p/dog_big.jpg"), Path("/q/pets/bird.png")]
+    clicks = {"pets/cat": {"": LEFT}, "dog_big": {"": LEFT}, "bird_2": {"": LEFT}, "./bird.png": {"1": RIGHT}, "x": {}}
+    found, strangers = for_images(clicks, images)
+    assert found == {images[0]: {"": LEFT}, images[1]: {"": LEFT}, images[2]: {"2": LEFT, "1": RIGHT}}
+    assert strangers == ["x"]
+
+
+def test_a_name_of_two_images_is_refused_and_more_of_its_path_is_not() -> None:
+    images = [Path("/p/a/cat.jpg"), Path("/p/b/cat.jpg")]
+    with pytest.raises(HrsegError, match="write more of the path"):
+        for_images({"cat.jpg": {"": LEFT}}, images)
+    assert for_images({"b/cat.jpg": {"": LEFT}}, images) == ({images[1]: {"": LEFT}}, [])
+
+
+def test_clicks_given_twice_are_refused() -> None:
+    with pytest.raises(HrsegError, match="twice"):
+        for_images({"cat": {"": LEFT}, "cat.jpg": {"": RIGHT}}, [Path("/p/cat.jpg")])

@@ -1,0 +1,325 @@
+"""hrseg predict: clicks on one's own images, from the command line to the files it leaves."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as pycoco
+from reference import GOLDEN, deterministic_weights
+
+from hrseg_cli.data.photos import find_images, masks_by_stem
+from hrseg_cli.engine.checkpoint import load_model
+from hrseg_cli.engine.session import Session
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Click
+from hrseg_cli.models.hrnet_ocr import h18s
+from hrseg_cli.recipe import load_protocol
+
+# pycocotools 2.0.11 decodes by way of NumPy 1's array protocol.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+Command = Callable[..., Any]
+STATES = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))
+CENTRES = {"left": (60, 60), "right": (90, 170)}
+
+
+def photograph() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Two bright disks of different colours on a dark ground, uint8 (150, 240, 3), and the truth of each, bool."""
+    rng = np.random.default_rng(3)
+    image = rng.integers(0, 60, (150, 240, 3)).astype(np.uint8)
+    row, col = np.mgrid[:150, :240]
+    disks = {name: np.hypot(row - r, col - c) < 35 for name, (r, c) in CENTRES.items()}
+    image[disks["left"]] += np.array([180, 150, 0], np.uint8)
+    image[disks["right"]] += np.array([0, 60, 190], np.uint8)
+    return image, disks
+
+
+IMAGE, DISKS = photograph()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """a/cat.png, a/dog.png and, of the same stem, b/cat.png."""
+    for name in ("a/cat.png", "a/dog.png", "b/cat.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(IMAGE).save(tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """h18s in RITM's public format; the bias makes the untrained answers cover something."""
+    path = tmp_path_factory.mktemp("weights") / "h18s.pth"
+    state = deterministic_weights(h18s().state_dict())
+    state["feature_extractor.cls_head.bias"] += 0.5
+    torch.save({"state_dict": state, "config": STATES["h18s"]["config"]}, path)
+    return path
+
+
+def rows(done: Any) -> list[dict[str, Any]]:
+    assert done.code == 0, done.err
+    return [json.loads(line) for line in done.out.splitlines()]
+
+
+def mask_of(path: str | Path) -> np.ndarray:
+    return np.asarray(Image.open(path)) > 0
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def save_clicks(path: Path, **clicks: Any) -> Path:
+    path.write_text(json.dumps(clicks))
+    return path
+
+
+def test_a_click_on_a_disk_finds_it_in_every_format(hrseg: Command, photos: Path) -> None:
+    formats = [word for kind in ("png", "soft", "rle", "polygon", "cutout") for word in ("--format", kind)]
+    words = ["-m", "grabcut", "--click", "60,60", "--click", "20,200,neg", *formats, "-o", photos / "out"]
+    (row,) = rows(hrseg("predict", photos / "a" / "cat.png", *words))
+    assert row["clicks"] == [[60, 60, 1], [20, 200, 0]]
+    mask = mask_of(row["files"][0])
+    assert iou(mask, DISKS["left"]) > 0.9
+    assert row["area"] == mask.sum()
+    assert [Path(file).name for file in row["files"]] == [
+        "cat.png", "cat_soft.png", "cat_rle.json", "cat_polygon.json", "cat_cutout.png",
+    ]  # fmt: skip
+    assert np.array_equal(np.asarray(Image.open(row["files"][1])) / 65535 > 0.49, mask)
+    runs, shapes = (json.loads(Path(file).read_text())["annotations"][0]["segmentation"] for file in row["files"][2:4])
+    assert np.array_equal(pycoco.decode(runs) > 0, mask)
+    assert iou(pycoco.decode(pycoco.merge(pycoco.frPyObjects(shapes, *mask.shape))) > 0, mask) > 0.95
+    assert np.array_equal(np.asarray(Image.open(row["files"][4]))[..., 3] > 0, mask)
+
+
+def test_it_is_what_a_session_answers(hrseg: Command, photos: Path, checkpoint: Path) -> None:
+    """A real network from a RITM file, click after click with the mask before carried, under the protocol asked for."""
+    change = ["--set", "zoom.target=128"]
+    words = ["-m", checkpoint, "--click", "60,60", "--click", "90.5,170,neg", "--format", "soft", *change]
+    (row,) = rows(hrseg("predict", photos / "a" / "cat.png", *words, "-o", photos / "out"))
+    session = Session(load_model(str(checkpoint))[0], IMAGE, load_protocol("photo", ["zoom.target=128"]))
+    session.click(Click(60, 60, True))
+    session.click(Click(90.5, 170, False))
+    stored = np.asarray(Image.open(row["files"][0])) / 65535
+    assert np.abs(stored - session.probability).max() < 1e-4
+    assert row["area"] == session.mask.sum() > 0
+
+
+def test_objects_of_an_image_and_images_of_a_stem_get_files_of_their_own(hrseg: Command, photos: Path) -> None:
+    """Also in a later run into the same folder, and where an ending makes a name look like another's."""
+    Image.fromarray(IMAGE).save(photos / "a" / "cat_left.png")
+    two = {name: [[*centre, 1]] for name, centre in CENTRES.items()}
+    clicks = save_clicks(photos / "c.json", **{"a/cat.png": two, "b/cat": [[60, 60]], "cat_left.png": [[90, 170]]})
+    words = ["-m", "grabcut", "--clicks", clicks, "--format", "png", "-o", photos / "out"]
+    found = rows(hrseg("predict", photos / "a", photos / "b", *words))
+    names = {(Path(row["image"]).parent.name, row["object"]): Path(row["files"][0]).name for row in found}
+    assert names == {
+        ("a", "left"): "cat_left.png", ("a", "right"): "cat_right.png", ("b", ""): "cat.png",
+    } | {("a", ""): "a_cat_left.png"}  # fmt: skip
+    assert iou(mask_of(photos / "out" / "cat_left.png"), DISKS["left"]) > 0.9
+    assert iou(mask_of(photos / "out" / "cat_right.png"), DISKS["right"]) > 0.9
+    alone = rows(hrseg("predict", photos / "a" / "cat.png", "-m", "grabcut", "--click", "60,60", "-o", photos / "out"))
+    assert Path(alone[0]["files"][0]).name == "a_cat.png"
+    (photos / "cat_soft.png").write_bytes((photos / "a" / "cat.png").read_bytes())
+    soft = rows(hrseg("predict", photos / "cat_soft.png", "-m", "grabcut", "--click", "60,60", "-o", photos / "out"))
+    assert Path(soft[0]["files"][0]).name == f"{photos.name}_cat_soft.png"
+
+
+def test_a_mask_is_corrected(hrseg: Command, photos: Path) -> None:
+    """0 and 1 as well as 0 and 255 are masks; a click corrects what was given instead of starting anew."""
+    (photos / "masks").mkdir()
+    Image.fromarray((DISKS["left"] | DISKS["right"]).astype(np.uint8)).save(photos / "masks" / "cat.png")
+    words = ["predict", photos / "a" / "cat.png", "-m", "grabcut", "--click", "60,60", "--protocol", "plain"]
+    (row,) = rows(hrseg(*words, "--init-mask", photos / "masks", "-o", photos / "out"))
+    assert iou(mask_of(row["files"][0]), DISKS["left"] | DISKS["right"]) > 0.9
+    (row,) = rows(
+        hrseg(*words, "--init-mask", photos / "masks" / "cat.png", "--click", "90,170,neg", "-o", photos / "o")
+    )
+    assert iou(mask_of(row["files"][0]), DISKS["left"]) > 0.9
+
+
+def test_a_photograph_is_clicked_upright(hrseg: Command, tmp_path: Path) -> None:
+    """A phone stores pictures on their side and says so in EXIF; clicks and mask are of the upright one."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(IMAGE)).save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    (row,) = rows(hrseg("predict", tmp_path / "*.jpg", "-m", "grabcut", "--click", "60,60", "-o", tmp_path / "out"))
+    assert iou(mask_of(row["files"][0]), DISKS["left"]) > 0.9
+
+
+def test_what_is_there_is_not_done_again(hrseg: Command, photos: Path) -> None:
+    """Only what was asked otherwise, or is missing, or was torn by a kill; rows are printed all the same."""
+    out = photos / "out"
+
+    def run(col: int = 60, *more: object) -> tuple[list[dict[str, Any]], str, dict[str, int]]:
+        clicks = save_clicks(photos / "c.json", cat=[[60, col]], dog=[[60, 60]])
+        done = hrseg("predict", photos / "a", "-m", "grabcut", "--clicks", clicks, "-o", out, *more)
+        return rows(done), done.err, {path.name: path.stat().st_mtime_ns for path in out.glob("*.*")}
+
+    first, told, before = run()
+    assert told == ""
+    again, told, after = run()
+    assert again == first
+    assert told == "2 of 2 objects were there already\n"
+    assert {name for name in after if after[name] != before[name]} <= {"predict.jsonl"}
+    (out / "dog.png").unlink()
+    assert "1 of 2" in run()[1]
+    changed, told, later = run(62)
+    assert "1 of 2" in told
+    assert changed[0]["clicks"] == [[60, 62, 1]]
+    assert later["cat.png"] != before["cat.png"]
+    assert "1 of 2" not in run(62, "--set", "threshold=0.6")[1]
+    records = out / "predict.jsonl"
+    records.write_text(records.read_text()[:-40])
+    assert "1 of 2" in run(62, "--set", "threshold=0.6")[1]
+    run(62, "--format", "rle")
+    assert sorted(path.name for path in out.iterdir()) == ["cat_rle.json", "dog_rle.json", "predict.jsonl"]
+
+
+def test_a_kill_between_files_and_record_leaves_no_old_answer(
+    hrseg: Command, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New clicks, killed after the mask was replaced: the old clicks do not find their old record beside it."""
+    from hrseg_cli.engine import predict
+
+    words = ["predict", photos / "a" / "cat.png", "-m", "grabcut", "-o", photos / "out", "--click"]
+    rows(hrseg(*words, "60,60"))
+    real = predict.write_mask
+
+    def killed(*args: Any, **options: Any) -> list[str]:
+        real(*args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "write_mask", killed)
+    asked = predict.Asked(*load_model("grabcut"), load_protocol("photo"), ("png",), 1.0)
+    job = predict.Job(photos / "a" / "cat.png", "", (Click(90, 170, True),))
+    with pytest.raises(KeyboardInterrupt):
+        list(predict.predict([job], asked, photos / "out"))
+    monkeypatch.undo()
+    assert iou(mask_of(photos / "out" / "cat.png"), DISKS["right"]) > 0.9
+    done = hrseg(*words, "60,60")
+    assert done.err == ""
+    assert iou(mask_of(photos / "out" / "cat.png"), DISKS["left"]) > 0.9
+
+
+def test_a_broken_image_does_not_stop_the_others(hrseg: Command, photos: Path) -> None:
+    whole = (photos / "a" / "cat.png").read_bytes()
+    (photos / "a" / "bad.png").write_bytes(whole[:-500])
+    clicks = save_clicks(photos / "c.json", bad=[[60, 60]], cat=[[60, 600]], dog=[[60, 60]])
+    words = ["predict", photos / "a", "-m", "grabcut", "--clicks", clicks, "-o", photos / "out"]
+    done = hrseg(*words)
+    assert done.code == 1
+    assert [json.loads(line)["image"] for line in done.out.splitlines()] == [str(photos / "a" / "dog.png")]
+    first, second = done.err.splitlines()
+    assert first.startswith(f"hrseg: {photos / 'a' / 'bad.png'}: cannot be read")
+    assert "cat.png: click 60,600 lies outside the image (150 rows, 240 columns)" in second
+    (photos / "a" / "bad.png").write_bytes(whole)
+    save_clicks(clicks, bad=[[60, 60]], cat=[[60, 60]], dog=[[60, 60]])
+    done = hrseg(*words)
+    assert len(rows(done)) == 3
+    assert done.err == "1 of 3 objects were there already\n"
+
+
+def test_24_megapixels_stay_under_2_gigabytes(tmp_path: Path, checkpoint: Path) -> None:
+    """A camera's JPEG, every format, a network: the most memory that a process of its own ever held."""
+    big = Image.new("RGB", (6000, 4000), (20, 40, 60))
+    big.paste((220, 200, 40), (2000, 1000, 4000, 3000))
+    big.save(tmp_path / "big.jpg")
+    script = (
+        "import atexit, sys; from pathlib import Path; from hrseg_cli.cli import main; sys.argv[0] = 'hrseg'; "
+        "atexit.register(lambda: print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])); main()"
+    )
+    words = ["predict", "big.jpg", "-m", str(checkpoint), "--click", "2000,3000", "-o", "out", "--format", "soft"]
+    for kind in ("png", "rle", "polygon", "cutout"):
+        words += ["--format", kind]
+    if not Path("/proc/self/status").exists():
+        pytest.skip("this system does not tell a process's memory")
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert mask_of(tmp_path / "out" / "big.png").shape == (4000, 6000)
+    assert 100_000 < int(done.stdout.splitlines()[-1]) < 2_000_000  # kB
+
+
+def test_images_are_found_once_each(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos / "a" / ".hidden.png").touch()
+    (photos / "a" / "notes.txt").touch()
+    (photos / "x[1].JPG").touch()
+    monkeypatch.chdir(photos)
+    assert find_images(["a"]) == [Path("a/cat.png"), Path("a/dog.png")]
+    assert find_images(["**/cat.*", str(photos / "a")]) == [Path("a/cat.png"), Path("b/cat.png"), photos / "a/dog.png"]
+    assert find_images(["x[1].JPG"]) == [Path("x[1].JPG")]
+    with pytest.raises(HrsegError, match=r"nothing/\*: no image there"):
+        find_images(["a", "nothing/*"])
+    (photos / "a" / "\udcff.png").touch()
+    with pytest.raises(HrsegError, match="not UTF-8"):
+        find_images(["a"])
+
+
+def test_a_png_is_the_mask_among_files_of_one_name(tmp_path: Path) -> None:
+    for name in ("cat.jpg", "cat.png", "cat.tif"):
+        (tmp_path / name).touch()
+    assert masks_by_stem(tmp_path) == {"cat": tmp_path / "cat.png"}
+
+
+def test_photo_never_shows_the_whole_image_at_its_own_size() -> None:
+    """What keeps memory and time the same for an image of any size."""
+    zoom = load_protocol("photo").zoom
+    assert zoom is not None
+    assert (zoom.skip_clicks, zoom.target) == (-1, 400)
+
+
+WRONG = [
+    ("--click 60,60 --model nowhere.pth", 1, "no such file"),
+    ("--click 60,60 --model grabcutt", 2, "Did you mean 'grabcut'"),
+    ("", 1, "nothing is clicked"),
+    ("--click 60", 1, "--click 60: write row,col"),
+    ("--click 60,600", 1, "lies outside the image"),
+    ("--click 60,60 --clicks c.json", 1, "give one of them"),
+    ("--click 60,60 {photos}/b", 1, "--click is for one image, and these are 2"),
+    ("--clicks nowhere.json", 1, "nowhere.json: cannot be read"),
+    ("--clicks {photos}/other.json", 1, "names none of these images"),
+    ("--click 60,60 --format jpg", 2, "unknown format 'jpg'"),
+    ("--click 60,60 --tolerance -1", 1, "--tolerance"),
+    ("--click 60,60 --protocol foto", 2, "Did you mean 'photo'"),
+    ("--click 60,60 --out {photos}/a", 1, "holds cat.png itself"),
+    ("--click 60,60 --out {photos}", 1, "not written by 'hrseg predict'"),
+    ("--click 60,60 --init-mask nowhere.png", 1, "no such file or folder"),
+    ("--click 60,60 --init-mask {photos}/small.png", 1, "has 10 rows and 20 columns"),
+    ("--click 60,60 --init-mask {photos}/b", 1, "has no other.png"),
+    ("--click 60,60 --device gpu", 1, "cpu or cuda"),
+]
+
+
+@pytest.mark.parametrize(("text", "code", "message"), WRONG, ids=[text for text, _, _ in WRONG])
+def test_what_a_user_can_mend_is_one_line(text: str, code: int, message: str, hrseg: Command, photos: Path) -> None:
+    save_clicks(photos / "other.json", other=[[1, 1]])
+    Image.new("L", (20, 10)).save(photos / "small.png")
+    image = photos / "a" / ("dog.png" if "holds" not in message else "cat.png")
+    if "other.png" in message:
+        image = image.rename(photos / "other.png")
+    out = [] if "--out" in text else ["--out", photos / "out"]
+    model = [] if "--model" in text else ["-m", "grabcut"]
+    done = hrseg("predict", image, *model, *text.format(photos=photos).split(), *out)
+    assert done.code == code, done.err
+    assert message in done.err
+    assert done.err.startswith("hrseg: ")
+    assert done.err.count("\n") == 1
+    assert done.out == ""
+
+
+def test_without_weights_a_model_is_asked_for(hrseg: Command, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hrseg_cli.engine.checkpoint.WEIGHTS", photos / "nowhere")
+    done = hrseg("predict", photos / "a" / "cat.png", "--click", "60,60", "-o", photos / "out")
+    assert (done.code, done.out) == (1, "")
+    assert "--model: this hrseg comes without weights" in done.err

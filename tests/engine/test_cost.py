@@ -1,0 +1,61 @@
+"""Multiply-adds against the recorded costs of the adapters' designs at 640 x 960."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from reference import GOLDEN
+
+from hrseg_cli.adapters.controls import bitfit
+from hrseg_cli.adapters.lora import attach_lora
+from hrseg_cli.adapters.resample import Resampled
+from hrseg_cli.engine.cost import costs, gmac
+from hrseg_cli.models.hrnet_ocr import ClickHRNet, h18
+
+COSTS = json.loads((GOLDEN / "adapters.json").read_text())["resample"]
+CASES = {
+    "A_k4": {"design": "a", "sobel": False},
+    "A_k4_sobel": {"design": "a", "sobel": True},
+    "Blite_c24": {"design": "b_lite", "sobel": True},
+    "B_c8": {"design": "b", "sobel": True},
+}
+# The recorded base runs OCR's dead queries (128 -> 64 -> 64) and its values (64 -> 128) at all 80 x 120 places, and the
+# dead keys at one; ours runs the values at one only.
+SPARED = (9601 * (128 * 64 + 64 * 64) + 9599 * 64 * 128) / 1e9
+
+
+@pytest.fixture
+def base() -> ClickHRNet:
+    with torch.device("meta"):
+        return h18()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_recorded_costs(base: ClickHRNet, case: str) -> None:
+    model = Resampled(base, **CASES[case])  # type: ignore[arg-type]
+    found = costs(model, (640, 960))
+    assert found["trained"] == COSTS[case]["trainable"]
+    assert gmac(model, (640, 960)) - gmac(base, (320, 480)) == pytest.approx(COSTS[case]["extra_gmacs"], abs=1e-9)
+    assert gmac(base, (320, 480)) == pytest.approx(COSTS[case]["base_gmacs"] - SPARED, abs=1e-6)
+    assert found["gmac"] == round(gmac(model, (640, 960)), 3)
+    assert found["base_gmac"] == round(gmac(base, (320, 480)), 3)
+
+
+def test_what_adds_no_convolution_costs_what_the_base_costs(base: ClickHRNet) -> None:
+    """Counting leaves the model as it is: on its device, in its mode, without hooks."""
+    plain = gmac(base, (64, 96))
+    base.train()
+    lora = attach_lora(base, rank=2)  # type: ignore[arg-type]
+    found = costs(lora, (64, 96))  # type: ignore[arg-type]
+    assert found["gmac"] == found["base_gmac"] == round(plain, 3)
+    assert found["trained"] > 0
+    assert lora.training
+    assert not any(module._forward_hooks for module in lora.modules())
+
+
+def test_a_control_trains_what_it_says(base: ClickHRNet) -> None:
+    alive = {name: p for name, p in base.named_parameters() if not any(part in name for part in base.unused)}
+    biases = sum(p.numel() for name, p in alive.items() if name.endswith("bias"))
+    assert costs(bitfit(base), (64, 96))["trained"] == biases  # type: ignore[arg-type]

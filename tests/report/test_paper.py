@@ -1,0 +1,169 @@
+"""The adapters' tables: the paper's numbers to the letter, ours from run folders only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Click, Trace
+from hrseg_cli.metrics.noc import summarise
+from hrseg_cli.recipe import recipe_names
+from hrseg_cli.report import paper
+from hrseg_cli.runs import Run
+
+# As the paper prints them; trailing zeros are left out there, too.
+PRINTED = """
+RITM 5.83 6.17 8.82 16.97
++ LoRA 5.82 6.17 8.78 17.12
++ LoRA + HQSeg-44K 5.94 6.25 8.23 13.67
++ LoRA + HQSeg-44K + boundary loss 5.98 6.02 8.17 13.44
+RITM 5.83 6.17 8.82 16.97
++ conv 5.857 5.98 9.41 15.81
++ conv + HQSeg-44K 5.84 5.98 8.01 12.9
++ conv + HQSeg-44K + skip 5.83 5.97 7.92 12.73
++ conv + HQSeg-44K + skip + boundary loss + Sobel 5.828 5.95 7.68 12.32
++ conv + HQSeg-44K + skip + boundary loss 5.825 5.9 7.65 12.25
+"""
+BASE = {"name": "hrnet_ocr", "file": "base.safetensors", "sha256": "0123456789abcdef"}
+
+
+def evaluation(folder: Path, clicks: list[int], model: dict[str, Any] = BASE, fail: bool = False) -> None:
+    """A run in which object k needs ``clicks[k]`` clicks by IoU, and one more by Boundary IoU; 0.5 s each."""
+    traces = {}
+    for k, needed in enumerate(clicks):
+        iou, biou = ((0.3,) * (n - 1) + (0.95,) * (needed + 2 - n) for n in (needed, needed + 1))
+        seconds = (0.5,) * len(biou)
+        places = (Click(1, 2, True),) * len(biou)
+        traces[str(k)] = Trace(str(k), "pets", places, {"iou": iou, "biou": biou}, seconds, {}, (9, 9), 5)
+    settings = {
+        "model": model,
+        "metrics": ["iou", "biou"],
+        "until": {"iou": 0.9, "biou": 0.9},
+        "max_clicks": 20,
+        "band": {"ratio": 0.02},
+        "protocol": {"name": "plain", "version": 1},
+        "seed": 0,
+    }
+    with suppress(KeyboardInterrupt), Run(folder, "evaluate", settings) as run:
+        if fail:
+            raise KeyboardInterrupt
+        run.finish(list(traces), traces, keep_masks=False)
+
+
+def training(folder: Path, **summary: float) -> None:
+    with Run(folder, "adapt", {"recipe": {"data": {"crop": [320, 480]}}}) as run:
+        run.summary = summary
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The base, and LoRA with two seeds."""
+    adapted = {**BASE, "adapter": {"name": "lora"}}
+    for part, clicks in (("regular", [3, 5, 7]), ("high", [8, 10, 12])):
+        evaluation(tmp_path / "base" / "0" / part, clicks)
+        evaluation(tmp_path / "t3_lora" / "0" / part, [k - 1 for k in clicks], adapted)
+        evaluation(tmp_path / "t3_lora" / "1" / part, [k + 2 for k in clicks], adapted)
+    for seed in "01":
+        training(tmp_path / "t3_lora" / seed / "train", trained=123456, gmac=14.4, base_gmac=7.2)
+    return tmp_path
+
+
+def cells(text: str, label: str) -> list[str]:
+    line = next(line for line in text.splitlines() if line.startswith(f"| {label} "))
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
+def test_the_papers_numbers_to_the_letter(folder: Path) -> None:
+    tables = paper.read(folder)
+    for text, comma in ((paper.markdown(tables), "|"), (paper.latex(tables).replace(" \\\\", ""), "&")):
+        lines = [[cell.strip() for cell in line.strip("| ").split(comma)] for line in text.splitlines()]
+        shown = [" ".join([line[0], *line[6::2]]) for line in lines if len(line) == 13 and line[0].strip("-")]
+        assert shown == PRINTED.strip().splitlines()
+
+
+def test_every_row_has_its_recipe() -> None:
+    rows = {row.row for table in paper.TABLES.values() for row in table} - {"base", "adapt_conv"}
+    assert {f"paper/{row}" for row in rows} == {name for name in recipe_names() if name.startswith("paper/")}
+
+
+def test_numbers_by_hand(folder: Path) -> None:
+    text = paper.markdown(paper.read(folder))
+    base, lora = cells(text, "RITM"), cells(text, "+ LoRA")
+    assert base[:4] == ["0", "–", "7.20", "0.50"]
+    assert lora[:4] == ["123,456", "320 × 480", "14.40", "0.50"]
+    assert [cell.split(" ")[0] for cell in base[4::2]] == ["**5.00**", "**6.00**", "**10.00**", "**11.00**"]
+    assert [cell.split(" ")[0] for cell in lora[4::2]] == ["5.50", "6.50", "10.50", "11.50"]  # mean of 4 and 7, ...
+    assert cells(text, "+ LoRA + HQSeg-44K")[4::2] == ["–"] * 4
+    assert "Seeds of one row differ by up to 3.00 clicks" in text
+    assert "base.safetensors (0123456789ab)" in text
+    assert "seeds a row: 2" in text
+
+
+def test_with_one_seed_the_interval_is_that_of_every_other_report(tmp_path: Path) -> None:
+    clicks = np.random.default_rng(3).integers(1, 19, 40).tolist()
+    for part in paper.SETS:
+        evaluation(tmp_path / "base" / "0" / part, clicks)
+    found = paper.read(tmp_path).lines["base"].clicks["high", "biou"]
+    run = paper.read_evaluations([str(tmp_path / "base" / "0" / "high")])[0]
+    row = next(row for row in summarise(run.traces, "biou") if row.measure == "NoC@90")
+    assert found[:3] == pytest.approx((row.value, row.low, row.high))
+
+
+def test_what_is_not_finished_is_left_out_and_named(folder: Path) -> None:
+    evaluation(folder / "t4_conv" / "0" / "regular", [1, 1, 1])
+    evaluation(folder / "t4_conv" / "0" / "high", [1, 1, 1], fail=True)
+    text = paper.markdown(paper.read(folder))
+    assert cells(text, "+ conv")[4::2] == ["–"] * 4
+    assert "Not finished, so left out: t4_conv/0." in text
+    with pytest.raises(HrsegError, match="no finished evaluation there"):
+        paper.read(folder / "nowhere")
+
+
+def test_seeds_on_other_objects_are_refused(folder: Path) -> None:
+    path = folder / "t3_lora" / "1" / "high" / "traces.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(HrsegError, match="t3_lora/0, t3_lora/1: not the same objects"):
+        paper.read(folder)
+
+
+def test_other_settings_are_told(folder: Path) -> None:
+    path = folder / "base" / "0" / "high" / "run.json"
+    record = json.loads(path.read_text())
+    record["asked"]["settings"]["protocol"]["flip"] = True
+    path.write_text(json.dumps(record))
+    assert "The numbers on high resolution do not compare: protocols differ in flip" in paper.latex(paper.read(folder))
+
+
+@pytest.mark.parametrize("format_", ["md", "tex"])
+def test_a_committed_copy_is_checked(hrseg: Callable[..., Any], folder: Path, tmp_path: Path, format_: str) -> None:
+    copy = tmp_path / f"tables.{format_}"
+    words = ["report", "--paper", folder, "--format", format_]
+    assert hrseg(*words, "--out", copy).code == 0
+    assert hrseg(*words, "--check", copy).code == 0
+    copy.write_text(copy.read_text().replace("5.50", "5.49"))
+    done = hrseg(*words, "--check", copy)
+    assert done.code == 1
+    assert "+" in done.err
+    assert "5.49" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "name run folders, or --paper FOLDER"),
+        (["--paper", "x", "run"], "--paper goes with"),
+        (["--paper", "x", "--partial"], "--paper goes with"),
+        (["--paper", "x", "--format", "csv"], "--paper writes md or tex"),
+    ],
+)
+def test_wrong_usage(hrseg: Callable[..., Any], words: list[str], told: str) -> None:
+    done = hrseg("report", *words)
+    assert done.code == 2
+    assert told in done.err.replace("\n", " ")
