@@ -98,7 +98,11 @@ class Feed(Dataset[Batch]):
         data = self.recipe.data
         rng = np.random.default_rng((self.recipe.seed, epoch, step))
         part, index = self._order(epoch)[step]
-        scene = load_scene(self.images[part][int(index)])
+        refs = self.images[part][int(index)]
+        if len(refs) > data.max_objects:
+            chosen = np.sort(rng.choice(len(refs), data.max_objects, replace=False))
+            refs = tuple(refs[k] for k in chosen)
+        scene = load_scene(refs)
         image, truths = scene.image, scene.truths
         if any(ref.stuff is not None for ref in scene.refs) and rng.random() >= data.parts[part].stuff:
             truths = truths[[ref.stuff is None for ref in scene.refs]]
@@ -126,8 +130,9 @@ class Feed(Dataset[Batch]):
         order = self._order(epoch)
         for _ in range(_DONOR_TRIES):
             part, index = order[rng.integers(len(order))]
-            scene: Scene = load_scene(self.images[part][int(index)])
-            truth = scene.truths[rng.integers(len(scene.truths))]
+            refs = self.images[part][int(index)]
+            scene: Scene = load_scene((refs[rng.integers(len(refs))],))
+            truth = scene.truths[0]
             if (truth == 1).mean() > 0.01:
                 break
         return scene.image, truth

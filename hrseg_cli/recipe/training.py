@@ -129,6 +129,7 @@ class Data(Settings):
     no targets. held_out: share of the images that training never sees, chosen by a hash of their names.
 
     longest: work on copies with sides of at most so many pixels, made once.
+    max_objects: of an image with more objects so many, drawn anew each time, are loaded; the others are background.
     """
 
     parts: list[Part] = Field(min_length=1)
@@ -137,6 +138,7 @@ class Data(Settings):
     min_area: int = Field(1000, ge=1)
     held_out: float = Field(0.0, ge=0, lt=1)
     longest: int | None = Field(None, ge=64)
+    max_objects: int = Field(1000, ge=1)
     augment: Augmentation = Augmentation()
     composite: Composite = Composite()
 
