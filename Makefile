@@ -17,7 +17,7 @@ DEMO_RUN = "$(OUT)/$(MODEL)"
 test: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tables test lint types contracts check wheel clean
+.PHONY: help demo tables test lint types contracts docs fresh check wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -51,7 +51,13 @@ types: ## mypy, strict
 contracts: ## who may import whom
 	./run lint-imports
 
-check: lint types contracts test ## all of the above
+docs: ## docs/commands/ again, from the help texts
+	./run python docs/write_commands.py
+
+fresh: ## whether docs/commands/ is up to date
+	./run python docs/write_commands.py --check
+
+check: lint types contracts fresh test ## all of the above
 
 wheel: ## the package, into dist/
 	./run python -m build --wheel --outdir dist
