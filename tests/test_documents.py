@@ -1,0 +1,84 @@
+"""Every command of the README and the tutorial, run as it is written, in the order in which it stands there."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from reference import GOLDEN, deterministic_weights
+from tiny_sets import write_all
+
+from hrseg_cli.models.hrnet_ocr import h18
+
+ROOT = Path(__file__).resolve().parent.parent
+ELSEWHERE = {  # command -> where it is run instead
+    "hrseg prepare-data hqseg44k --split val --root data": "downloads; tests/commands/test_known_datasets.py",
+    "make test": "this is it",
+    "make demo": ".ci/run",
+    "make demo DATA=my_photos": ".ci/run",
+    "make tables DATA=photos": "hours; tests/test_paper_tables.py",
+}
+
+
+def commands_of(text: str) -> Iterator[str]:
+    """The command lines in a document's blocks, indented or fenced, without their comments."""
+    fenced = False
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            command = re.sub(r"\s+# .*$", "", line).strip()
+            if command.startswith(("hrseg ", "make ")):
+                yield re.sub(r" {2,}", " ", command)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A folder with what the documents take for granted: photographs with masks, a public checkpoint, some clicks."""
+    here = tmp_path / "a desk"
+    here.mkdir()
+    run("hrseg prepare-data procedural --count 4 --size 256 --seed 5 --out my_photos", here)
+    first = sorted((here / "my_photos" / "images").iterdir())[0]
+    shutil.copy(first, here / "cat.jpg")
+    (here / "clicks.json").write_text(json.dumps({first.name: [[128, 128, 1], [10, 10, 0]]}))
+    config = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))["h18"]["config"]
+    weights = {"state_dict": deterministic_weights(h18().state_dict()), "config": config}
+    torch.save(weights, here / "coco_lvis_h18_itermask.pth")
+    write_all(here / "data")
+    return here
+
+
+def run(command: str, folder: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "HRSEG_DATA"}
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.Popen(
+        ["bash", "-o", "pipefail", "-c", command], cwd=folder, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    if command.startswith("hrseg annotate"):  # stays until it is told to stop
+        assert done.stdout is not None
+        assert "http://127.0.0.1" in done.stdout.readline()
+        os.killpg(done.pid, signal.SIGINT)
+    out, err = done.communicate(timeout=280)
+    wanted = (0, 130) if command.startswith("hrseg annotate") else (0,)
+    assert done.returncode in wanted, f"{command}\n{out[-2000:]}\n{err[-4000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("document", ["README.md", "docs/tutorial.md"])
+def test_the_commands_of_a_document_work_as_written(document: str, desk: Path) -> None:
+    commands = [c for c in commands_of((ROOT / document).read_text(encoding="utf-8")) if c not in ELSEWHERE]
+    assert len(commands) > 5, "the commands are not found any more"
+    for command in commands:
+        run(command, desk)
