@@ -56,7 +56,7 @@ class Part(Settings):
     dataset: as ``hrseg evaluate --dataset`` takes it. weight: share of the samples, relative to the other parts; its
         number of images where none is given.
     group: a regular expression whose first bracket names what must stay together in the held-out share (a video), on
-        the image's path without suffix.
+        the image's path below the folder of images, without suffix: '(.+)_\\d+$' or '(.+)/'.
     """
 
     dataset: str
