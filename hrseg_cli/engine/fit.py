@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ with warnings.catch_warnings():
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import Callback, WeightAveraging
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from hrseg_cli import catalog
 from hrseg_cli.clicks.sampler import add_next_click
@@ -151,13 +152,20 @@ class ClickTraining(pl.LightningModule):
         return joined.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else joined
 
     def _refuse_nan(self, loss: Tensor, batch: Batch) -> None:
-        if bool(torch.isfinite(loss)):
+        """All processes stop together: one that left alone would leave the others waiting for it."""
+        bad = not bool(torch.isfinite(loss))
+        folder = Path(self.trainer.default_root_dir)
+        if bad:
+            kept = {name: value.cpu() for name, value in batch.items()}
+            torch.save(kept, folder / f"bad_batch_{self.global_rank}.pt")
+        if not self.trainer.strategy.reduce_boolean_decision(bad, all=False):
             return
-        path = Path(self.trainer.default_root_dir) / f"bad_batch_{self.global_rank}.pt"
-        torch.save({name: value.cpu() for name, value in batch.items()}, path)
+        if self.global_rank:
+            raise Interrupted  # the first process says why
+        seen = next(iter(sorted(folder.glob("bad_batch_*.pt"))), folder / "bad_batch_*.pt")
         raise HrsegError(
-            f"the loss became {loss.item()} at step {self.global_step}; its batch is kept in {path}; "
-            "lower optim.lr, set optim.clip=1, or train in fp32"
+            f"the loss became {loss.item() if bad else 'no number'} at step {self.global_step}; its batch is kept in "
+            f"{seen}; lower optim.lr, set optim.clip=1, or train in fp32"
         )
 
     def configure_optimizers(self) -> Any:
@@ -244,6 +252,9 @@ class Judge(Callback):
             return
         module = _averaged(trainer) or pl_module
         assert isinstance(module, ClickTraining)
+        if trainer.world_size > 1:  # batch statistics differ between processes: those that are saved are judged
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, 0)
         found = self._click(module.model.eval(), trainer.global_rank, trainer.world_size)
         clicks, first, last = (float(v) for v in _over_ranks(found).mean(0))
         pl_module.log_dict({"val/clicks": clicks, "val/first": first, "val/last": last}, rank_zero_only=True)
@@ -268,6 +279,14 @@ class Judge(Callback):
             reached = [k for k, score in enumerate(scores, 1) if score >= self.validation.until]
             rows.append((reached[0] if reached else self.validation.max_clicks, scores[0], scores[-1]))
         return np.array(rows, np.float64).reshape(-1, 3)
+
+
+class Averaging(WeightAveraging):
+    """Keeps the average where the model will be: at its setup Lightning has not moved the model there yet."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
 
 
 def _averaged(trainer: pl.Trainer) -> nn.Module | None:
@@ -311,6 +330,17 @@ def judged_objects(recipe: Recipe, root: Path | None) -> list[Ref]:
         places = np.linspace(0, len(refs), min(len(refs), recipe.validation.objects), endpoint=False)
         chosen += [refs[int(place)] for place in places]
     return chosen
+
+
+def best_precision(device: str) -> Literal["bf16", "fp32"]:
+    """bf16 where ``device`` has units for it, else fp32: without them a CPU is eight times slower in bf16."""
+    if device == "cpu":
+        try:
+            flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+        except OSError:
+            flags = []
+        return "bf16" if {"avx512_bf16", "amx_bf16"}.intersection(flags) else "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------------
@@ -458,13 +488,13 @@ def make_trainer(
 ) -> pl.Trainer:
     callbacks: list[Callback] = []
     if recipe.optim.ema:
-        callbacks.append(WeightAveraging(avg_fn=partial(_average, recipe.optim.ema)))
+        callbacks.append(Averaging(avg_fn=partial(_average, recipe.optim.ema)))
     callbacks += [Judge(judged, recipe, folder, save), Keeper(folder, save, say)]
     processes = machine.processes * machine.nodes
     bars = _bars() if machine.progress else []
     return pl.Trainer(
         accelerator="cpu" if machine.device == "cpu" else "gpu",
-        devices=machine.processes,
+        devices=devices_of(machine),
         num_nodes=machine.nodes,
         strategy="ddp" if processes > 1 else "auto",
         precision=PRECISION[recipe.precision],  # type: ignore[arg-type]
@@ -483,10 +513,36 @@ def make_trainer(
     )
 
 
+def devices_of(machine: Machine) -> int | list[int]:
+    """The Trainer's ``devices``: how many, or the very one that was named. Raises HrsegError for one named to many."""
+    _, named, number = machine.device.partition(":")
+    if not named or machine.device.startswith("cpu"):
+        return machine.processes
+    if machine.processes > 1:
+        raise HrsegError(f"--device {machine.device}: one GPU for {machine.processes} processes; write --device cuda")
+    return [int(number)]
+
+
+def _csv_logger(folder: Path) -> CSVLogger:
+    """Goes on below the rows of the steps that are kept: Lightning would begin a new file."""
+    logger = CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1)
+    path = folder / "log" / "metrics.csv"
+    if rank_zero_only.rank or not (path.exists() and (folder / LAST).exists()):
+        return logger
+    done = torch.load(folder / LAST, mmap=True, weights_only=True)["global_step"]
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if int(row["step"]) < done]
+    logger.experiment.metrics_keys = list(reader.fieldnames or ())  # the file goes here
+    for row in rows:
+        _append(path, row)
+    return logger
+
+
 def _loggers(names: Sequence[str], folder: Path, recipe: Recipe) -> list[Logger]:
     made: list[Logger] = []
     if "csv" in names:
-        made.append(CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1))
+        made.append(_csv_logger(folder))
     if "tensorboard" in names:
         made.append(TensorBoardLogger(folder, name="", version="log"))
     if "wandb" in names:

@@ -257,6 +257,7 @@ class Validation(Settings):
 class Recipe(Settings):
     """batch: samples a step and process. epochs: of ``data.epoch`` samples each.
 
+    precision: ``auto`` is bf16 where the machine has units for it, else fp32; the run records what it came to.
     half: weights are written as float16, half the size; the checkpoint to go on from stays as it is.
     """
 
@@ -271,7 +272,7 @@ class Recipe(Settings):
     validation: Validation = Validation()
     batch: int = Field(28, ge=1)
     epochs: int = Field(230, ge=1)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     channels_last: bool = False
     half: bool = False
     seed: int = Field(0, ge=0)
