@@ -38,8 +38,8 @@ from hrseg_cli.engine.checkpoint import attach, load_backbone, load_model, save_
 from hrseg_cli.engine.cost import costs
 from hrseg_cli.engine.feed import Batch, Feed, Loader, Order, held_out_objects
 from hrseg_cli.engine.simulate import Plan, simulate
-from hrseg_cli.errors import HrsegError, Interrupted
-from hrseg_cli.losses import scheduled
+from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
+from hrseg_cli.losses import scheduled, signed_distance
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.hrnet_ocr import Scale
 from hrseg_cli.recipe import Optim, Recipe, load_protocol
@@ -229,9 +229,15 @@ class Judge(Callback):
         self.refs, self.folder, self.save = refs, folder, save
         self.validation = validation = recipe.validation
         self.best, self.best_last, self.bad = math.inf, 0.0, 0
+        try:
+            protocol = load_protocol(validation.protocol, validation.changes)
+        except UnknownName:
+            raise
+        except HrsegError as error:
+            raise HrsegError(f"validation.changes: {error}") from None
         self.plan = Plan(
             model="",
-            protocol=load_protocol(validation.protocol, validation.changes),
+            protocol=protocol,
             until={validation.metric: validation.until},
             max_clicks=validation.max_clicks,
         )
@@ -421,13 +427,17 @@ def fit(
     for name, parameter in model.named_parameters():
         if any(part in name for part in model.unused):
             parameter.requires_grad_(False)
+    check(model, recipe)
+    if machine.device == "cpu" and recipe.precision == "fp16":
+        raise HrsegError("precision=fp16: only on a GPU; set precision=auto")
+    if (last := folder / LAST).exists():
+        _steps_done(last)
     trainer = make_trainer(recipe, folder, machine, judged, partial(write_weights, recipe, provenance), say)
     module = ClickTraining(model, recipe)
     if recipe.channels_last:
         module.to(memory_format=torch.channels_last)
     order = Order(recipe.data.epoch, recipe.batch, trainer.global_rank, trainer.world_size)
     loader = Loader(feed, order, machine.workers, pin=machine.device != "cpu")
-    last = folder / LAST
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning|torch")
         trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
@@ -452,7 +462,10 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
             return model, {"started_from": started}
         base = {"base": started.get("file", wanted.weights), "base_weights": weights_hash(model)}
         return attach(model, adapter.name, adapter.options), base
-    model = catalog.resolve("model", wanted.name)(**wanted.options)
+    try:
+        model: InteractiveModel = catalog.resolve("model", wanted.name)(**wanted.options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise HrsegError(f"model.name={wanted.name}: {error}; mend model.options") from None
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_normal_(module.weight, gain=math.sqrt(2))
@@ -465,6 +478,39 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
         return model, {}
     share = load_backbone(model, Path(wanted.backbone), wanted.coverage)
     return model, {"backbone": Path(wanted.backbone).name, "coverage": round(share, 4)}
+
+
+def check(model: InteractiveModel, recipe: Recipe) -> None:
+    """What only the network and the losses can tell about a recipe. Raises HrsegError naming the key, before a step."""
+    catalog.resolve("metric", recipe.validation.metric)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise HrsegError(f"model: '{model.name}' has nothing to train; take h18s, h18 or h32, or a checkpoint of one")
+    some = torch.zeros(1, 1, 4, 4)
+    for term in recipe.losses:
+        loss = catalog.resolve("loss", term.name)
+        try:
+            if term.name == "boundary":
+                signed_distance(some[0, 0].numpy().astype(np.int8), **term.options)
+            else:
+                loss(some, some, **term.options)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise HrsegError(f"losses: '{term.name}': {error}; mend its options") from None
+    size = [side if side <= 128 else 128 + side % 32 for side in recipe.data.crop]
+    planes = 4 if model.with_prev_mask else 3
+    try:
+        with torch.no_grad():
+            out = model.eval()(torch.zeros(1, planes, *size), torch.full((1, 2, 3), -1.0))
+    except (RuntimeError, ValueError) as error:
+        raise HrsegError(
+            f"data.crop={list(recipe.data.crop)}: the network cannot take it ({str(error).splitlines()[0]}); "
+            "take sides of at least 32 pixels, divisible by 2"
+        ) from None
+    for term in recipe.losses:
+        if term.output not in out:
+            raise HrsegError(
+                f"losses: '{term.name}' is of output '{term.output}', which this network does not have; "
+                f"take one of {', '.join(out)}, or leave the term out"
+            )
 
 
 def write_weights(
@@ -523,13 +569,21 @@ def devices_of(machine: Machine) -> int | list[int]:
     return [int(number)]
 
 
+def _steps_done(last: Path) -> int:
+    """Steps of a checkpoint to go on from. Raises HrsegError for a damaged one."""
+    try:
+        return int(torch.load(last, mmap=True, weights_only=True)["global_step"])
+    except Exception:  # a torn file can raise nearly anything
+        raise HrsegError(f"{last}: is damaged; delete it, and the training begins anew") from None
+
+
 def _csv_logger(folder: Path) -> CSVLogger:
     """Goes on below the rows of the steps that are kept: Lightning would begin a new file."""
     logger = CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1)
     path = folder / "log" / "metrics.csv"
     if rank_zero_only.rank or not (path.exists() and (folder / LAST).exists()):
         return logger
-    done = torch.load(folder / LAST, mmap=True, weights_only=True)["global_step"]
+    done = _steps_done(folder / LAST)
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         rows = [row for row in reader if int(row["step"]) < done]
