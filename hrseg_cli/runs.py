@@ -101,14 +101,17 @@ class Run:
     """A run folder being written. Use as a context manager: the status is written last, whatever happens.
 
     settings: everything that decides the numbers. A folder that holds another set of settings is refused, the same
-    set is resumed.
+    set is resumed. machine: what it runs on, which decides nothing; a later command may run it on something else.
     """
 
-    def __init__(self, folder: Path, command: str, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, command: str, settings: dict[str, Any], machine: dict[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         self.summary: Any = None
+        kept = {} if machine is None else {"machine": machine}
         self._record: dict[str, Any] = {
-            "asked": {"command": command, "argv": sys.argv[1:], "settings": settings},
+            "asked": {"command": command, "argv": sys.argv[1:], "settings": settings, **kept},
             "got": {"status": "running"},
             "where": environment(),
         }

@@ -32,11 +32,11 @@ def adapt(
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder [runs/adapt-ADAPTER-DATASETS].")
     ] = None,
     resume: train.Resume = None,
-    device: options.Device = "cpu",
-    processes: train.Processes = 1,
-    nodes: train.Nodes = 1,
-    workers: train.Workers = 1,
-    logger: train.Loggers = ["csv", "tensorboard"],  # noqa: B006
+    device: train.Device = None,
+    processes: train.Processes = None,
+    nodes: train.Nodes = None,
+    workers: train.Workers = None,
+    logger: train.Loggers = [],  # noqa: B006
     root: options.Root = None,
 ) -> None:
     """Adapt a model to pictures: train an adapter on the frozen model and keep only what it changes.
@@ -46,8 +46,16 @@ def adapt(
     if merge:
         write_merged(base, merge)
         return
+    asked = {
+        "device": device,
+        "processes": processes,
+        "nodes": nodes,
+        "workers": workers,
+        "logger": logger,
+        "root": root,
+    }
     if resume:
-        recipe_, folder = train.resumed(resume, bool(set_ or out or dataset or adapter or recipe)), resume
+        recipe_, folder = train.resumed(resume, bool(set_ or out or dataset or adapter or recipe), asked), resume
     else:
         from hrseg_cli.recipe import load_recipe
 
@@ -64,7 +72,7 @@ def adapt(
         folder = out or Path("runs") / recipe_.name
     if recipe_.adapter.name == "none":
         raise HrsegError(f"recipe {recipe_.name}: trains no adapter; add --adapter, or use 'hrseg train'")
-    train.run_training(recipe_, folder, "adapt", device, processes, nodes, workers, logger, root)
+    train.run_training(recipe_, folder, "adapt", asked)
 
 
 def write_merged(spec: str, path: Path) -> None:

@@ -185,6 +185,8 @@ def device_of(text: str) -> str:
         raise HrsegError(f"--device {text}: write cpu or cuda")
     if not torch.cuda.is_available():
         raise HrsegError(f"--device {text}: this PyTorch sees no GPU; use --device cpu")
+    if (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise HrsegError(f"--device {text}: there are {count} GPUs, numbered from 0; take another number")
     return text
 
 

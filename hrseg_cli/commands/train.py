@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hrseg_cli import catalog
 from hrseg_cli.commands import options
-from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
 
 if TYPE_CHECKING:
     from hrseg_cli.recipe import Recipe
@@ -32,14 +33,32 @@ AdapterName = Annotated[
     str | None,
     typer.Option("--adapter", metavar="ADAPTER", help="lora, conv, or a control: full, head, bn, bitfit."),
 ]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="cpu or cuda[:N] [that of --resume, else cpu].")
+]
 Processes = Annotated[
-    int, typer.Option("--processes", metavar="N", min=1, help="Processes on this machine, one per GPU.")
+    int | None,
+    typer.Option(
+        "--processes", metavar="N", min=1, help="Processes on this machine, one per GPU [--resume's, else 1]."
+    ),
 ]
-Nodes = Annotated[int, typer.Option("--nodes", metavar="N", min=1, help="Machines, each running this command.")]
+Nodes = Annotated[
+    int | None,
+    typer.Option("--nodes", metavar="N", min=1, help="Machines, each running this command [as before, or 1]."),
+]
 Workers = Annotated[
-    int, typer.Option("--workers", metavar="N", min=0, help="Processes that prepare samples, for each process.")
+    int | None,
+    typer.Option(
+        "--workers", metavar="N", min=0, help="Processes that prepare samples, for each process [as before, or 1]."
+    ),
 ]
-Loggers = Annotated[list[str], typer.Option("--logger", metavar="NAME", help="csv, tensorboard or wandb; repeatable.")]
+Loggers = Annotated[
+    list[str],
+    typer.Option(
+        "--logger", metavar="NAME", help="csv, tensorboard or wandb; repeatable [as before, or csv and tensorboard]."
+    ),
+]
+MACHINE = {"device": "cpu", "processes": 1, "nodes": 1, "workers": 1, "logger": ["csv", "tensorboard"], "root": None}
 
 
 def train(
@@ -50,11 +69,11 @@ def train(
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder [runs/train-RECIPE].")
     ] = None,
     resume: Resume = None,
-    device: options.Device = "cpu",
-    processes: Processes = 1,
-    nodes: Nodes = 1,
-    workers: Workers = 1,
-    logger: Loggers = ["csv", "tensorboard"],  # noqa: B006
+    device: Device = None,
+    processes: Processes = None,
+    nodes: Nodes = None,
+    workers: Workers = None,
+    logger: Loggers = [],  # noqa: B006
     root: options.Root = None,
 ) -> None:
     """Train a click model by a recipe; the same command goes on where an interrupted one stopped.
@@ -65,12 +84,20 @@ def train(
 
     if (recipe is None and adapter is None) == (resume is None):
         raise HrsegError("give either --recipe RECIPE (or --adapter ADAPTER) or --resume RUN")
+    asked = {
+        "device": device,
+        "processes": processes,
+        "nodes": nodes,
+        "workers": workers,
+        "logger": logger,
+        "root": root,
+    }
     if resume:
-        chosen, folder = resumed(resume, bool(set_ or out)), resume
+        chosen, folder = resumed(resume, bool(set_ or out), asked), resume
     else:
         chosen = load_recipe(recipe or recipe_for(str(adapter)), [*adapter_change(recipe, adapter), *set_])
         folder = out or Path("runs") / f"train-{chosen.name}"
-    run_training(chosen, folder, "train", device, processes, nodes, workers, logger, root)
+    run_training(chosen, folder, "train", asked)
 
 
 def recipe_for(adapter: str) -> str:
@@ -93,58 +120,66 @@ def adapter_change(recipe: str | None, adapter: str | None) -> list[str]:
     return [] if own else [f"adapter={{name: {adapter}}}"]
 
 
-def resumed(run: Path, more: bool) -> Recipe:
-    """The recipe of a run folder. Raises HrsegError."""
+def resumed(run: Path, more: bool, asked: dict[str, Any]) -> Recipe:
+    """The recipe of a run folder; what it ran on fills the gaps of ``asked``. Raises HrsegError."""
     from hrseg_cli.recipe import recipe_of
     from hrseg_cli.runs import read_run
 
     if more:
         raise HrsegError("--resume: goes on with the recipe of that run; leave the options that change it off")
-    settings = read_run(run)["asked"]["settings"]
+    record = read_run(run)["asked"]
+    settings = record["settings"]
     if "recipe" not in settings:
         raise HrsegError(f"--resume {run}: is no training; give a run folder of 'hrseg train' or 'hrseg adapt'")
+    asked |= {key: value for key, value in record.get("machine", {}).items() if asked.get(key) in (None, [])}
     return recipe_of(settings["recipe"], f"--resume {run}: run.json")
 
 
-def run_training(
-    recipe: Recipe,
-    folder: Path,
-    command: str,
-    device: str,
-    processes: int,
-    nodes: int,
-    workers: int,
-    logger: list[str],
-    root: Path | None,
-) -> None:
-    """Train in ``folder``, from the beginning or from where it stopped; prints one JSON line."""
-    for name in logger:
+def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, Any]) -> None:
+    """Train in ``folder``, from the beginning or from where it stopped; prints one JSON line.
+
+    asked: the options of :data:`MACHINE` as they were given, None or an empty list where they were not.
+    """
+    asked = {key: MACHINE[key] if value in (None, []) else value for key, value in asked.items()}
+    for name in asked["logger"]:
         if name not in LOGGERS:
             raise UnknownName("logger", name, LOGGERS)
-    options.device_of(device)
+    options.device_of(asked["device"])
 
     from hrseg_cli.engine import fit
     from hrseg_cli.engine.feed import Feed, training_images
     from hrseg_cli.runs import Run
 
-    place = options.data_root(root)
+    if recipe.precision == "auto":
+        recipe = recipe.model_copy(update={"precision": fit.best_precision(asked["device"])})
+    place = options.data_root(asked["root"] and Path(asked["root"]))
     model, provenance = fit.start_model(recipe)
     provenance = {"recipe": recipe.name, "seed": recipe.seed, **provenance}
     feed = Feed(training_images(recipe.data, place, folder.parent / "copies"), recipe)
     judged = fit.judged_objects(recipe, place)
     if not judged:
         raise HrsegError("nothing to judge by: no object is held out; raise data.held_out or set validation.datasets")
-    machine = fit.Machine(device, processes, nodes, workers, tuple(logger), sys.stderr.isatty())
+    machine = fit.Machine(
+        asked["device"],
+        asked["processes"],
+        asked["nodes"],
+        asked["workers"],
+        tuple(asked["logger"]),
+        sys.stderr.isatty(),
+    )
     settings = {
         "recipe": recipe.model_dump(mode="json"),
-        "processes": processes * nodes,
+        "processes": machine.processes * machine.nodes,
         "images": [len(part) for part in feed.images],
         "judged": [f"{ref.dataset}/{ref.id}" for ref in judged],
         "started_from": {key: provenance[key] for key in ("started_from", "base_weights") if key in provenance},
     }
     if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) > 0:  # started by the first process
-        fit.fit(model, recipe, feed, judged, folder, machine, provenance)
+        # Which says itself why all stop; a code other than 0 would have it killed before it can.
+        with suppress(Interrupted):
+            fit.fit(model, recipe, feed, judged, folder, machine, provenance)
         return
-    with Run(folder, command, settings) as run:
+    root = asked["root"] and str(Path(asked["root"]).absolute())
+    with Run(folder, command, settings, {**asked, "root": root}) as run:
         run.summary = fit.fit(model, recipe, feed, judged, folder, machine, provenance, options.note)
     typer.echo(json.dumps({"run": str(folder), **run.summary}))

@@ -90,12 +90,20 @@ def open_dataset(
 def in_held_out(ref: Ref, share: float, group: str | None = None) -> bool:
     """Whether an object belongs to the held-out ``share`` of a dataset: a pure function of its image's file name.
 
-    group: a regular expression whose first bracket is hashed in the name's place, so that a video stays on one side.
+    group: a regular expression whose first bracket is hashed in the name's place, so that a video stays on one side;
+        it sees the image's path below the folder of images, without suffix: ``VIDEO/00001``.
     """
     name = str(ref.draw) if ref.draw else ref.image.stem
-    found = re.search(group, name) if group else None
+    found = re.search(group, _path_below_images(ref)) if group else None
     key = found.group(1) if found else name
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogateescape")).digest()[:8]) < share * 2**64
+
+
+def _path_below_images(ref: Ref) -> str:
+    """An id has as many parts as the path of its image below the folder of images; and itself may name a mask."""
+    if ref.draw:
+        return str(ref.draw)
+    return "/".join(ref.image.with_suffix("").parts[-1 - ref.id.partition(":")[0].count("/") :])
 
 
 def _share(spec: str, refs: list[Ref], options: dict[str, str]) -> list[Ref]:

@@ -102,7 +102,7 @@ def attach(model: InteractiveModel, name: str, options: dict[str, Any]) -> Inter
     """The model with an adapter of the catalog, ready to be trained; what is frozen is frozen. Raises HrsegError."""
     try:
         adapted: InteractiveModel = catalog.resolve("adapter", name)(model, **options)
-    except TypeError as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise HrsegError(f"adapter '{name}': {error}; mend adapter.options") from None
     return adapted
 

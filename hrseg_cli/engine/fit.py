@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ with warnings.catch_warnings():
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import Callback, WeightAveraging
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from hrseg_cli import catalog
 from hrseg_cli.clicks.sampler import add_next_click
@@ -37,8 +38,8 @@ from hrseg_cli.engine.checkpoint import attach, load_backbone, load_model, save_
 from hrseg_cli.engine.cost import costs
 from hrseg_cli.engine.feed import Batch, Feed, Loader, Order, held_out_objects
 from hrseg_cli.engine.simulate import Plan, simulate
-from hrseg_cli.errors import HrsegError, Interrupted
-from hrseg_cli.losses import scheduled
+from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
+from hrseg_cli.losses import scheduled, signed_distance
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.hrnet_ocr import Scale
 from hrseg_cli.recipe import Optim, Recipe, load_protocol
@@ -151,13 +152,20 @@ class ClickTraining(pl.LightningModule):
         return joined.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else joined
 
     def _refuse_nan(self, loss: Tensor, batch: Batch) -> None:
-        if bool(torch.isfinite(loss)):
+        """All processes stop together: one that left alone would leave the others waiting for it."""
+        bad = not bool(torch.isfinite(loss))
+        folder = Path(self.trainer.default_root_dir)
+        if bad:
+            kept = {name: value.cpu() for name, value in batch.items()}
+            torch.save(kept, folder / f"bad_batch_{self.global_rank}.pt")
+        if not self.trainer.strategy.reduce_boolean_decision(bad, all=False):
             return
-        path = Path(self.trainer.default_root_dir) / f"bad_batch_{self.global_rank}.pt"
-        torch.save({name: value.cpu() for name, value in batch.items()}, path)
+        if self.global_rank:
+            raise Interrupted  # the first process says why
+        seen = next(iter(sorted(folder.glob("bad_batch_*.pt"))), folder / "bad_batch_*.pt")
         raise HrsegError(
-            f"the loss became {loss.item()} at step {self.global_step}; its batch is kept in {path}; "
-            "lower optim.lr, set optim.clip=1, or train in fp32"
+            f"the loss became {loss.item() if bad else 'no number'} at step {self.global_step}; its batch is kept in "
+            f"{seen}; lower optim.lr, set optim.clip=1, or train in fp32"
         )
 
     def configure_optimizers(self) -> Any:
@@ -221,9 +229,15 @@ class Judge(Callback):
         self.refs, self.folder, self.save = refs, folder, save
         self.validation = validation = recipe.validation
         self.best, self.best_last, self.bad = math.inf, 0.0, 0
+        try:
+            protocol = load_protocol(validation.protocol, validation.changes)
+        except UnknownName:
+            raise
+        except HrsegError as error:
+            raise HrsegError(f"validation.changes: {error}") from None
         self.plan = Plan(
             model="",
-            protocol=load_protocol(validation.protocol, validation.changes),
+            protocol=protocol,
             until={validation.metric: validation.until},
             max_clicks=validation.max_clicks,
         )
@@ -244,6 +258,9 @@ class Judge(Callback):
             return
         module = _averaged(trainer) or pl_module
         assert isinstance(module, ClickTraining)
+        if trainer.world_size > 1:  # batch statistics differ between processes: those that are saved are judged
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, 0)
         found = self._click(module.model.eval(), trainer.global_rank, trainer.world_size)
         clicks, first, last = (float(v) for v in _over_ranks(found).mean(0))
         pl_module.log_dict({"val/clicks": clicks, "val/first": first, "val/last": last}, rank_zero_only=True)
@@ -268,6 +285,14 @@ class Judge(Callback):
             reached = [k for k, score in enumerate(scores, 1) if score >= self.validation.until]
             rows.append((reached[0] if reached else self.validation.max_clicks, scores[0], scores[-1]))
         return np.array(rows, np.float64).reshape(-1, 3)
+
+
+class Averaging(WeightAveraging):
+    """Keeps the average where the model will be: at its setup Lightning has not moved the model there yet."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
 
 
 def _averaged(trainer: pl.Trainer) -> nn.Module | None:
@@ -311,6 +336,17 @@ def judged_objects(recipe: Recipe, root: Path | None) -> list[Ref]:
         places = np.linspace(0, len(refs), min(len(refs), recipe.validation.objects), endpoint=False)
         chosen += [refs[int(place)] for place in places]
     return chosen
+
+
+def best_precision(device: str) -> Literal["bf16", "fp32"]:
+    """bf16 where ``device`` has units for it, else fp32: without them a CPU is eight times slower in bf16."""
+    if device == "cpu":
+        try:
+            flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+        except OSError:
+            flags = []
+        return "bf16" if {"avx512_bf16", "amx_bf16"}.intersection(flags) else "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------------
@@ -391,13 +427,17 @@ def fit(
     for name, parameter in model.named_parameters():
         if any(part in name for part in model.unused):
             parameter.requires_grad_(False)
+    check(model, recipe)
+    if machine.device == "cpu" and recipe.precision == "fp16":
+        raise HrsegError("precision=fp16: only on a GPU; set precision=auto")
+    if (last := folder / LAST).exists():
+        _steps_done(last)
     trainer = make_trainer(recipe, folder, machine, judged, partial(write_weights, recipe, provenance), say)
     module = ClickTraining(model, recipe)
     if recipe.channels_last:
         module.to(memory_format=torch.channels_last)
     order = Order(recipe.data.epoch, recipe.batch, trainer.global_rank, trainer.world_size)
     loader = Loader(feed, order, machine.workers, pin=machine.device != "cpu")
-    last = folder / LAST
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning|torch")
         trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
@@ -422,7 +462,10 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
             return model, {"started_from": started}
         base = {"base": started.get("file", wanted.weights), "base_weights": weights_hash(model)}
         return attach(model, adapter.name, adapter.options), base
-    model = catalog.resolve("model", wanted.name)(**wanted.options)
+    try:
+        model: InteractiveModel = catalog.resolve("model", wanted.name)(**wanted.options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise HrsegError(f"model.name={wanted.name}: {error}; mend model.options") from None
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_normal_(module.weight, gain=math.sqrt(2))
@@ -435,6 +478,39 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
         return model, {}
     share = load_backbone(model, Path(wanted.backbone), wanted.coverage)
     return model, {"backbone": Path(wanted.backbone).name, "coverage": round(share, 4)}
+
+
+def check(model: InteractiveModel, recipe: Recipe) -> None:
+    """What only the network and the losses can tell about a recipe. Raises HrsegError naming the key, before a step."""
+    catalog.resolve("metric", recipe.validation.metric)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise HrsegError(f"model: '{model.name}' has nothing to train; take h18s, h18 or h32, or a checkpoint of one")
+    some = torch.zeros(1, 1, 4, 4)
+    for term in recipe.losses:
+        loss = catalog.resolve("loss", term.name)
+        try:
+            if term.name == "boundary":
+                signed_distance(some[0, 0].numpy().astype(np.int8), **term.options)
+            else:
+                loss(some, some, **term.options)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise HrsegError(f"losses: '{term.name}': {error}; mend its options") from None
+    size = [side if side <= 128 else 128 + side % 32 for side in recipe.data.crop]
+    planes = 4 if model.with_prev_mask else 3
+    try:
+        with torch.no_grad():
+            out = model.eval()(torch.zeros(1, planes, *size), torch.full((1, 2, 3), -1.0))
+    except (RuntimeError, ValueError) as error:
+        raise HrsegError(
+            f"data.crop={list(recipe.data.crop)}: the network cannot take it ({str(error).splitlines()[0]}); "
+            "take sides of at least 32 pixels, divisible by 2"
+        ) from None
+    for term in recipe.losses:
+        if term.output not in out:
+            raise HrsegError(
+                f"losses: '{term.name}' is of output '{term.output}', which this network does not have; "
+                f"take one of {', '.join(out)}, or leave the term out"
+            )
 
 
 def write_weights(
@@ -458,13 +534,13 @@ def make_trainer(
 ) -> pl.Trainer:
     callbacks: list[Callback] = []
     if recipe.optim.ema:
-        callbacks.append(WeightAveraging(avg_fn=partial(_average, recipe.optim.ema)))
+        callbacks.append(Averaging(avg_fn=partial(_average, recipe.optim.ema)))
     callbacks += [Judge(judged, recipe, folder, save), Keeper(folder, save, say)]
     processes = machine.processes * machine.nodes
     bars = _bars() if machine.progress else []
     return pl.Trainer(
         accelerator="cpu" if machine.device == "cpu" else "gpu",
-        devices=machine.processes,
+        devices=devices_of(machine),
         num_nodes=machine.nodes,
         strategy="ddp" if processes > 1 else "auto",
         precision=PRECISION[recipe.precision],  # type: ignore[arg-type]
@@ -483,10 +559,44 @@ def make_trainer(
     )
 
 
+def devices_of(machine: Machine) -> int | list[int]:
+    """The Trainer's ``devices``: how many, or the very one that was named. Raises HrsegError for one named to many."""
+    _, named, number = machine.device.partition(":")
+    if not named or machine.device.startswith("cpu"):
+        return machine.processes
+    if machine.processes > 1:
+        raise HrsegError(f"--device {machine.device}: one GPU for {machine.processes} processes; write --device cuda")
+    return [int(number)]
+
+
+def _steps_done(last: Path) -> int:
+    """Steps of a checkpoint to go on from. Raises HrsegError for a damaged one."""
+    try:
+        return int(torch.load(last, mmap=True, weights_only=True)["global_step"])
+    except Exception:  # a torn file can raise nearly anything
+        raise HrsegError(f"{last}: is damaged; delete it, and the training begins anew") from None
+
+
+def _csv_logger(folder: Path) -> CSVLogger:
+    """Goes on below the rows of the steps that are kept: Lightning would begin a new file."""
+    logger = CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1)
+    path = folder / "log" / "metrics.csv"
+    if rank_zero_only.rank or not (path.exists() and (folder / LAST).exists()):
+        return logger
+    done = _steps_done(folder / LAST)
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if int(row["step"]) < done]
+    logger.experiment.metrics_keys = list(reader.fieldnames or ())  # the file goes here
+    for row in rows:
+        _append(path, row)
+    return logger
+
+
 def _loggers(names: Sequence[str], folder: Path, recipe: Recipe) -> list[Logger]:
     made: list[Logger] = []
     if "csv" in names:
-        made.append(CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1))
+        made.append(_csv_logger(folder))
     if "tensorboard" in names:
         made.append(TensorBoardLogger(folder, name="", version="log"))
     if "wandb" in names:

@@ -6,10 +6,11 @@ its public configurations) where RITM has the thing at all.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hrseg_cli.recipe.protocol import BinarizeRule, Pixels
 from hrseg_cli.recipe.reading import Settings, checked, names, read
@@ -17,6 +18,7 @@ from hrseg_cli.recipe.reading import Settings, checked, names, read
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Expansion = Annotated[float, Field(ge=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Nonnegative = Annotated[float, Field(ge=0)]
 
 
@@ -56,7 +58,7 @@ class Part(Settings):
     dataset: as ``hrseg evaluate --dataset`` takes it. weight: share of the samples, relative to the other parts; its
         number of images where none is given.
     group: a regular expression whose first bracket names what must stay together in the held-out share (a video), on
-        the image's path without suffix.
+        the image's path below the folder of images, without suffix: '(.+)_\\d+$' or '(.+)/'.
     """
 
     dataset: str
@@ -65,6 +67,17 @@ class Part(Settings):
     instances: bool = False
     binarize: BinarizeRule = "auto"
     stuff: Share = 0.3
+
+    @field_validator("group")
+    @classmethod
+    def _has_brackets(cls, group: str | None) -> str | None:
+        try:
+            brackets = re.compile(group or "()").groups
+        except re.error:
+            brackets = 0
+        if not brackets:
+            raise ValueError("must be a regular expression with brackets around what stays together, e.g. '(.+)/'")
+        return group
 
 
 class Augmentation(Settings):
@@ -220,7 +233,7 @@ class Optim(Settings):
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(5e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     backbone: float = Field(0.1, ge=0)
     heads: float = Field(0.1, ge=0)
@@ -257,6 +270,7 @@ class Validation(Settings):
 class Recipe(Settings):
     """batch: samples a step and process. epochs: of ``data.epoch`` samples each.
 
+    precision: ``auto`` is bf16 where the machine has units for it, else fp32; the run records what it came to.
     half: weights are written as float16, half the size; the checkpoint to go on from stays as it is.
     """
 
@@ -265,16 +279,16 @@ class Recipe(Settings):
     adapter: Adapter = Adapter()
     data: Data
     clicks: Clicks = Clicks()
-    losses: list[Loss] = [Loss(name="nfl"), Loss(name="bce", weight=0.4, output="aux")]
+    losses: list[Loss] = Field([Loss(name="nfl"), Loss(name="bce", weight=0.4, output="aux")], min_length=1)
     loss_schedule: LossSchedule = LossSchedule()
     optim: Optim = Optim()
     validation: Validation = Validation()
     batch: int = Field(28, ge=1)
     epochs: int = Field(230, ge=1)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     channels_last: bool = False
     half: bool = False
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _trainable(self) -> Recipe:

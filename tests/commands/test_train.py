@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hrseg_cli.engine.checkpoint import read_checkpoint
+from hrseg_cli.engine.fit import best_precision
 from hrseg_cli.recipe import load_recipe
 
 SMALL = [
@@ -39,6 +40,76 @@ def test_a_recipe_becomes_weights_and_a_second_call_finds_them_done(hrseg: Calla
 def test_tiny_procedural_is_what_the_demo_can_afford() -> None:
     recipe = load_recipe("tiny_procedural")
     assert recipe.epochs * recipe.data.epoch <= 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("data.part=1", "did you mean 'parts'?"),
+        ("optim=fast", "optim: input should be a valid dictionary"),
+        ("losses.0.weight=2", "losses: input should be a valid list"),
+        ("losses=[]", "losses: list should have at least 1 item"),
+        ("losses=[{name: nfl, output: base}]", "output 'base', which this network does not have; take one of logits"),
+        ("losses=[{name: nfl, options: {gama: 1}}]", "losses: 'nfl': "),
+        ("losses=[{name: nfl}, {name: boundary, options: {normalize: x}}]", "losses: 'boundary': "),
+        ("losses=[{name: nlf}]", "unknown loss 'nlf'. Did you mean 'nfl'?"),
+        ("data.crop=[1, 1]", "data.crop"),
+        ("data.crop=[0, 32]", "data.crop.0: input should be greater"),
+        ("data.epoch=1", "data.epoch=1: fewer samples than one batch"),
+        ("data.parts=[{dataset: nowhere}]", "unknown dataset 'nowhere'"),
+        (
+            "data.parts=[{dataset: nowhere, group: '('}]",
+            "data.parts.0.group: must be a regular expression with brackets",
+        ),
+        ("data.parts=[{dataset: 'procedural:count=x'}]", "count wants a whole number"),
+        ("data.parts=[{dataset: 'procedural:count=2,size=64', weight: 0}]", "not all 0"),
+        ("model={name: h18s, options: {depth: 3}}", "model.name=h18s: "),
+        ("model={name: hrnet_ocr}", "mend model.options"),
+        ("model={name: grabcut}", "has nothing to train"),
+        ("model={weights: grabcut}", "has nothing to train"),
+        ("model={name: h18_baseline}", "output 'aux', which this network does not have"),
+        ("model={weights: nowhere.pth}", "nowhere.pth"),
+        ("model={weights: broken.safetensors}", "broken.safetensors"),
+        ("model={backbone: broken.safetensors}", "broken.safetensors"),
+        ("adapter={name: lora}", "an adapter needs a trained base; set model.weights"),
+        ("optim.betas=[2, 3]", "optim.betas.0"),
+        ("precision=fp16", "precision=fp16: only on a GPU"),
+        ("precision=fp8", "precision: input should be"),
+        ("seed=99999999999999999999", "seed: input should be less"),
+        ("validation.datasets=[nowhere]", "unknown dataset 'nowhere'"),
+        ("validation.datasets=nowhere", "validation.datasets: input should be a valid list"),
+        ("validation.changes=[zoom.taget=5]", "validation.changes: protocol plain: unknown key 'zoom.taget'"),
+        ("validation.changes=[zoom]", "validation.changes: "),
+        ("validation.protocol=plan", "unknown protocol 'plan'. Did you mean 'plain'?"),
+        ("validation.metric=dice", "unknown metric 'dice'"),
+    ],
+)
+def test_wrong_recipes_are_one_line(
+    hrseg: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, told: str
+) -> None:
+    """Before the first step, and none of them is a defect."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.safetensors").write_bytes(bytes(8) + b"{" + bytes(20))
+    done = hrseg("train", *SMALL, "--set", change)
+    assert done.code in (1, 2), done.err
+    assert told in done.err
+    assert "defect" not in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("runs/*/last.ckpt"))
+
+
+def test_precision_auto_is_recorded_as_what_it_came_to(hrseg: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = hrseg("train", *SMALL, "--set", "precision=auto", "--out", str(out), "--logger", "csv")
+    assert done.code == 0, done.err
+    asked = json.loads((out / "run.json").read_text())["asked"]
+    assert asked["settings"]["recipe"]["precision"] == best_precision("cpu")
+    assert asked["machine"]["workers"] == 0
+    (out / "last.ckpt").write_bytes(b"torn")
+    torn = hrseg("train", "--resume", str(out))
+    assert torn.code == 1
+    assert "last.ckpt: is damaged; delete it" in torn.err
+    assert json.loads((out / "run.json").read_text())["asked"]["machine"] == asked["machine"]
 
 
 @pytest.mark.parametrize(

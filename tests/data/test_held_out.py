@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,27 @@ def test_a_video_stays_on_one_side(videos: Path) -> None:
     for video in {name.partition("_")[0] for name in held}:
         assert {f"{video}_{frame}" for frame in range(3)} <= set(held)
     assert 0 < len(held) < 120
+
+
+def test_a_folder_can_name_a_video(videos: Path, tmp_path: Path) -> None:
+    """Frames as VIDEO/00001.png, two objects a frame: whole videos, and not all videos with a frame 00001."""
+    pixels = (videos / "masks" / "v0_0.png").read_bytes()
+    for video in range(20):
+        for kind, names in (("images", ["00001", "00002"]), ("masks", ["00001_0", "00001_1", "00002"])):
+            (tmp_path / kind / f"v{video}").mkdir(parents=True)
+            for name in names:
+                (tmp_path / kind / f"v{video}" / f"{name}.png").write_bytes(pixels)
+    held = [ref.id for ref in open_dataset(f"{tmp_path}:held=0.3,group=(.+)/")]
+    found = {name.partition("/")[0] for name in held}
+    assert 1 < len(found) < 20
+    assert len(held) == 3 * len(found)
+
+
+def test_without_folders_a_group_is_what_it_was(videos: Path) -> None:
+    """The key is the bracket's text on the bare name: shares of existing sets must not move."""
+    for ref in open_dataset(str(videos)):
+        video = ref.id.partition("_")[0].encode()
+        assert in_held_out(ref, 0.3, r"(.+)_\d+$") == (int.from_bytes(hashlib.sha256(video).digest()[:8]) < 0.3 * 2**64)
 
 
 def test_the_limit_counts_what_is_left(videos: Path) -> None:

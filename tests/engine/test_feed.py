@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_sets
+from PIL import Image
 
 from hrseg_cli.data.index import Index, build_index
 from hrseg_cli.data.known import list_parts
+from hrseg_cli.data.refs import Ref
+from hrseg_cli.data.views import Scene, load_scene
+from hrseg_cli.engine import feed
 from hrseg_cli.engine.feed import Feed, open_part, training_images
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import Recipe, load_recipe, recipe_of
@@ -72,6 +76,35 @@ def test_smaller_copies_are_made_once(root: Path, tmp_path: Path) -> None:
     written = first.stat().st_mtime_ns
     training_images(recipe.data, root, tmp_path)
     assert first.stat().st_mtime_ns == written
+
+
+def test_of_a_crowded_image_a_few_objects_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most max_objects, drawn anew for each sample and the same for the same key; of a donor one."""
+    for kind in ("images", "masks"):
+        (tmp_path / "crowd" / kind).mkdir(parents=True)
+    ids = np.kron(np.arange(12, dtype=np.uint8).reshape(3, 4) + 1, np.ones((16, 16), np.uint8))
+    Image.fromarray(ids).save(tmp_path / "crowd" / "masks" / "a.png")
+    Image.fromarray(np.repeat(ids[:, :, None] * 20, 3, 2)).save(tmp_path / "crowd" / "images" / "a.png")
+    loaded: list[list[str]] = []
+
+    def spied(refs: tuple[Ref, ...]) -> Scene:
+        loaded.append([ref.id for ref in refs])
+        return load_scene(refs)
+
+    monkeypatch.setattr(feed, "load_scene", spied)
+    data = {"parts": [{"dataset": str(tmp_path / "crowd"), "instances": True}], "crop": [32, 32], "min_area": 1}
+    data |= {"epoch": 20, "max_objects": 3, "composite": {"probability": 1.0}}
+    recipe = recipe_of({"name": "x", "data": data}, "test")
+    samples = Feed(training_images(recipe.data, None, tmp_path), recipe)
+    first = [samples[(0, step)] for step in range(8)]
+    own, donors = loaded[::2], loaded[1::2]
+    assert {len(ids) for ids in own} == {3}
+    assert {len(ids) for ids in donors} == {1}
+    assert len({tuple(ids) for ids in own}) > 4
+    assert all(ids == sorted(ids, key=lambda name: int(name.partition("#")[2])) for ids in own)
+    again = samples[(0, 5)]
+    assert loaded[16] == own[5]
+    assert all((again[key] == first[5][key]).all() for key in again)
 
 
 def test_all_held_out_is_told(root: Path, tmp_path: Path) -> None:

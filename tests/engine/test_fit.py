@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from hrseg_cli.engine.checkpoint import load_backbone, read_checkpoint
 from hrseg_cli.engine.feed import Feed, Loader, Order, held_out_objects, training_images
 from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.models.hrnet_ocr import h18s
-from hrseg_cli.recipe import Optim, Recipe, recipe_of
+from hrseg_cli.recipe import Optim, Recipe, load_recipe, recipe_of
 
 NETWORK = np.load(GOLDEN / "network.npz")
 
@@ -239,11 +240,46 @@ def test_seeds_differ(photos: Path, tmp_path: Path, whole: Path) -> None:
 
 def test_averaged_weights_are_saved_and_resumed(photos: Path, tmp_path: Path, whole: Path) -> None:
     averaged = recipe_on(photos, optim={"ema": 0.5, "schedule": "constant"})
-    run(averaged, tmp_path / "one")
-    run(averaged.model_copy(update={"epochs": 1}), tmp_path / "two")
-    run(averaged, tmp_path / "two")
+    run(averaged, tmp_path / "one", loggers=("csv",))
+    run(averaged.model_copy(update={"epochs": 1}), tmp_path / "two", loggers=("csv",))
+    log = tmp_path / "two" / "log" / "metrics.csv"
+    columns = log.read_text().splitlines()[0].count(",") + 1
+    log.write_text(log.read_text() + ",".join(["99"] * columns) + "\n")  # a step that an outright kill has lost
+    run(averaged, tmp_path / "two", loggers=("csv",))
     assert not same_weights(whole, tmp_path / "one")
     assert same_weights(tmp_path / "one", tmp_path / "two")
+    logs = [(tmp_path / name / "log" / "metrics.csv").read_text() for name in ("one", "two")]
+    assert logs[0] == logs[1]  # with the rows of the first epoch, and once each
+
+
+def test_averages_lie_where_the_model_will_be() -> None:
+    """Lightning asks for them before it moves the model: with a GPU they would stay on the CPU."""
+    module = fit.ClickTraining(h18s(), load_recipe("tiny_procedural"))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    averaging = fit.Averaging()
+    averaging.setup(trainer, module, "fit")  # type: ignore[arg-type]
+    averaged = fit._averaged(SimpleNamespace(callbacks=[averaging]))  # type: ignore[arg-type]
+    assert averaged is not None
+    assert {value.device.type for value in averaged.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("machine", "devices"),
+    [
+        (fit.Machine(), 1),
+        (fit.Machine(processes=2), 2),
+        (fit.Machine("cuda"), 1),
+        (fit.Machine("cuda", processes=4), 4),
+        (fit.Machine("cuda:1"), [1]),
+    ],
+)
+def test_the_trainer_gets_the_device_that_was_named(machine: fit.Machine, devices: int | list[int]) -> None:
+    assert fit.devices_of(machine) == devices
+
+
+def test_one_gpu_for_many_processes_is_refused() -> None:
+    with pytest.raises(HrsegError, match=r"--device cuda:1: one GPU for 2 processes; write --device cuda"):
+        fit.devices_of(fit.Machine("cuda:1", processes=2))
 
 
 def test_ctrl_c_and_sigterm_save_and_stop(photos: Path, tmp_path: Path) -> None:
@@ -330,7 +366,8 @@ def test_a_signal_to_the_whole_job_saves_and_stops(photos: Path, tmp_path: Path)
 
 def test_two_processes_train_and_resume(photos: Path, tmp_path: Path) -> None:
     """Over gloo, killed outright and gone on with: the weights of the uninterrupted run."""
-    terms = recipe_on(photos, optim={"schedule": "constant"}, epochs=3, validation={"every": 3}).model_dump(mode="json")
+    recipe = recipe_on(photos, optim={"schedule": "constant"}, epochs=3, validation={"every": 3, "objects": 4})
+    terms = recipe.model_dump(mode="json")
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(terms))
     base = ["train", "--recipe", "r.yaml", "--processes", "2", "--workers", "0", "--logger", "csv"]
     done = command([*base, "--out", "one"], tmp_path)
@@ -341,12 +378,54 @@ def test_two_processes_train_and_resume(photos: Path, tmp_path: Path) -> None:
     wait_for(tmp_path / "two" / fit.LAST)
     os.killpg(job.pid, signal.SIGKILL)
     job.communicate()
-    resumed = command(["train", "--resume", "two", "--processes", "2", "--workers", "0"], tmp_path)
+    resumed = command(["train", "--resume", "two"], tmp_path)  # which knows of the processes
     assert resumed.returncode == 0, resumed.stderr
     assert same_weights(tmp_path / "one", tmp_path / "two")
     assert (tmp_path / "one" / "judged.csv").read_text() == (tmp_path / "two" / "judged.csv").read_text()
+    # The judged weights are the saved ones, batch statistics too: those of one process.
+    model, provenance = read_checkpoint(tmp_path / "one" / fit.BEST_WEIGHTS)
+    objects = fit.judged_objects(recipe, None)
+    assert len(objects) > 1
+    alone = fit.Judge(objects, recipe, tmp_path, fit.write_weights)._click(model.eval(), 0, 1).mean(0)
+    assert [provenance["judged"][key] for key in ("clicks", "first", "last")] == pytest.approx(
+        alone.tolist(), abs=1e-12
+    )
     lines = [line for line in done.stderr.splitlines() if line.startswith("epoch ")]
     assert lines[-1] == [line for line in resumed.stderr.splitlines() if line.startswith("epoch ")][-1]
+
+
+NAN_ON_ONE = """
+import os, torch
+from hrseg_cli.engine import fit
+kept = fit.ClickTraining.loss
+def loss(*arguments):
+    total, values = kept(*arguments)
+    return (total * float("nan") if os.environ.get("LOCAL_RANK", "0") == RANK else total), values
+fit.ClickTraining.loss = loss
+from hrseg_cli.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_no_number_in_one_process_ends_all_with_one_line(photos: Path, tmp_path: Path, rank: str) -> None:
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_on(photos).model_dump(mode="json")))
+    (tmp_path / "job.py").write_text(NAN_ON_ONE.replace("== RANK", f"== {rank!r}"))
+    arguments = ["train", "--recipe", "r.yaml", "--out", "run", "--processes", "2", "--workers", "0", "--logger", "csv"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "job.py", *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1, done.stderr
+    assert f"its batch is kept in run/bad_batch_{rank}.pt" in lines[0]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["got"]["status"] == "failed"
 
 
 def wait_for(path: Path) -> None:
