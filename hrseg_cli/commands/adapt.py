@@ -69,7 +69,7 @@ def adapt(
         names = [Path(name.partition("=")[0].partition(":")[0]).name for name in dataset]
         name = "+".join(["-".join(["adapt", recipe_.adapter.name, *names]), *set_])
         recipe_ = recipe_.model_copy(update={"name": name})
-        folder = out or Path("runs") / recipe_.name
+        folder = out or options.run_folder(recipe_.name)
     if recipe_.adapter.name == "none":
         raise HrsegError(f"recipe {recipe_.name}: trains no adapter; add --adapter, or use 'hrseg train'")
     train.run_training(recipe_, folder, "adapt", asked)

@@ -113,8 +113,7 @@ def _files_of(refs: list[Ref]) -> dict[str, str]:
 
 
 def _default_folder(model: str, datasets: list[str], protocol: str) -> Path:
-    name = "-".join([Path(model).stem, *datasets, protocol])
-    folder = Path("runs") / ("evaluate-" + "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in name)[:120])
+    folder = options.run_folder("-".join(["evaluate", Path(model).stem, *datasets, protocol]))
     typer.echo(f"writing to {folder}", err=True)
     return folder
 

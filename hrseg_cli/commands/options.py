@@ -171,6 +171,14 @@ def workers_of(number: int, device: str) -> int:
     return len(os.sched_getaffinity(0)) if device == "cpu" and hasattr(os, "sched_getaffinity") else 1
 
 
+def run_folder(name: str) -> Path:
+    """``runs/NAME``, with characters that every file system takes, cut where it grows too long for one."""
+    from hashlib import sha256
+
+    plain = "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in name)
+    return Path("runs") / (plain if len(plain) <= 120 else f"{plain[:100]}-{sha256(name.encode()).hexdigest()[:8]}")
+
+
 def device_of(text: str) -> str:
     """Checked here so that a missing accelerator is one line. Imports torch for anything but ``cpu``."""
     if text == "cpu":

@@ -96,7 +96,7 @@ def train(
         chosen, folder = resumed(resume, bool(set_ or out), asked), resume
     else:
         chosen = load_recipe(recipe or recipe_for(str(adapter)), [*adapter_change(recipe, adapter), *set_])
-        folder = out or Path("runs") / f"train-{chosen.name}"
+        folder = out or options.run_folder(f"train-{chosen.name}")
     run_training(chosen, folder, "train", asked)
 
 

@@ -587,7 +587,9 @@ def _csv_logger(folder: Path) -> CSVLogger:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         rows = [row for row in reader if int(row["step"]) < done]
-    logger.experiment.metrics_keys = list(reader.fieldnames or ())  # the file goes here
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the file goes here: its rows come back below
+        logger.experiment.metrics_keys = list(reader.fieldnames or ())
     for row in rows:
         _append(path, row)
     return logger
