@@ -160,6 +160,8 @@ def signed_distance(
     truncate: whole pixels, rounded towards 0, which the authors' data loader did by oversight; their published numbers
     come from it.
     """
+    if inner not in ("half", "reference") or normalize not in ("none", "diagonal", "max"):
+        raise ValueError(f"inner={inner}, normalize={normalize}: take half or reference; none, diagonal or max")
     is_object, is_background = truth == 1, truth == 0
     if not (is_object.any() and is_background.any()):
         return np.zeros(truth.shape, np.float32)
