@@ -80,8 +80,8 @@ def deepest(region: np.ndarray, excluded: Iterable[tuple[int, int]] = ()) -> Dee
     return found and Deepest(found.squared, found.row + top - 1, found.col + left - 1)
 
 
-# The functions below take a window, uint8 (H, W), 0 or 1, framed by zeros, both sides whole blocks, and the places in it,
-# all of them 1, that are no answer.
+# The functions below take a window, uint8 (H, W), 0 or 1, framed by zeros, both sides whole blocks, and the places in
+# it, all of them 1, that are no answer.
 
 
 def _by_walking(window: np.ndarray, level: np.ndarray, moves: int, spent: list[tuple[int, int]]) -> Deepest | None:

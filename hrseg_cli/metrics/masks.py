@@ -64,8 +64,8 @@ class IoU:
 class BoundaryIoU:
     """:func:`boundary_iou` against one truth. ``width``: the band's width in pixels.
 
-    From click to click a mask changes in places. The band of the mask before is kept, and only where it can have changed,
-    up to ``width`` pixels around what did, is it taken anew: the score is the same to the last bit.
+    From click to click a mask changes in places. The band of the mask before is kept and taken anew only where it can
+    have changed, up to ``width`` pixels around what did: the score is the same to the last bit.
     """
 
     def __init__(self, truth: np.ndarray, ratio: float = 0.02, width: int | None = None) -> None:

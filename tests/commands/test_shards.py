@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrseg_cli.commands.shards import Shard, share_of_cores, shard_of
+from hrseg_cli.commands.shards import Shard, shard_of, share_of_cores
 from hrseg_cli.errors import HrsegError
 
 Command = Callable[..., Any]
@@ -33,11 +33,10 @@ def table(hrseg: Command, *words: object) -> str:
     return str(done.out)
 
 
-
 @given(st.lists(st.integers()), st.integers(1, 9))
 def test_shares_are_a_balanced_partition(objects: list[int], of: int) -> None:
     shares = [Shard(number, of).share(objects) for number in range(1, of + 1)]
-    assert sorted(sum(shares, [])) == sorted(objects)
+    assert sorted(one for share in shares for one in share) == sorted(objects)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
