@@ -63,7 +63,10 @@ def measure(height: int, width: int, rounds: int) -> dict[str, object]:
             rounds,
             steps=2,
         )
-    jpeg, png = (cv2.imencode(ending, image)[1] for ending, image in ((".jpg", photo(height, width)), (".png", truth)))
+    jpeg, png = (
+        cv2.imencode(ending, image)[1]
+        for ending, image in ((".jpg", photo(height, width)), (".png", 255 * (truth == 1).astype(np.uint8)))
+    )
     found["decode JPEG, ms"] = least(lambda: cv2.imdecode(jpeg, cv2.IMREAD_COLOR), rounds)
     found["decode PNG mask, ms"] = least(lambda: cv2.imdecode(png, cv2.IMREAD_GRAYSCALE), rounds)
     return found
