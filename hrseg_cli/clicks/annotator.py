@@ -67,10 +67,9 @@ def deepest(region: np.ndarray, excluded: Iterable[tuple[int, int]] = ()) -> Dee
 
     # What is left after one, two and four steps of peeling lies at least 2, 3 and 5 chessboard moves deep. A pixel of
     # Euclidean depth d lies between d / sqrt(2) and d moves deep.
-    moves, level = 1, window
-    thick = window
+    moves, thick, level = 1, window, window
     for steps in (1, 1, 2):
-        peeled = cv2.erode(level, np.ones((2 * steps + 1, 2 * steps + 1), np.uint8))
+        peeled: np.ndarray = cv2.erode(level, np.ones((2 * steps + 1, 2 * steps + 1), np.uint8))
         if cv2.countNonZero(peeled) <= sum(int(peeled[place]) for place in spent):
             found = _by_walking(window, level, moves, spent)
             break
