@@ -7,6 +7,7 @@ and on what else it does: compare only what one call printed, on an idle machine
 from __future__ import annotations
 
 import resource
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -57,7 +58,8 @@ class Case:
 
 def measure_apart(case: Case) -> dict[str, Any]:
     """:func:`measure` in a process of its own. Raises HrsegError where that one dies."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    # An interrupt ends the process without a traceback of its own.
+    with ProcessPoolExecutor(1, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:
         try:
             return pool.submit(measure, case).result()
         except BrokenProcessPool:
