@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hrseg_cli import __version__
-from hrseg_cli.commands import options
+from hrseg_cli.commands import options, shards
 
 if TYPE_CHECKING:
     from hrseg_cli.data.samples import Ref
@@ -47,6 +47,7 @@ def evaluate(
     root: options.Root = None,
     device: options.Device = "cpu",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the bootstrap intervals.")] = 0,
+    shard: shards.Option = None,
 ) -> None:
     """Simulate clicks on every object and count how many it takes (NoC), by IoU or Boundary IoU.
 
@@ -57,6 +58,7 @@ def evaluate(
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     width = options.band_of(band)
     options.device_of(device)
+    part = shards.shard_of(shard)
 
     from hrseg_cli.engine.checkpoint import load_model
     from hrseg_cli.engine.simulate import Plan
@@ -72,7 +74,7 @@ def evaluate(
         protocols=own,
         until=targets,
         max_clicks=max_clicks or chosen.max_clicks,
-        device=device,
+        device=shards.own_device(device),
         band=width,
         keep_masks=KEPT_CLICKS if keep_masks else (),
     )
@@ -97,9 +99,11 @@ def evaluate(
         "seed": seed,
     }
     folder = out or _default_folder(model, names, chosen.name)
+    if part:
+        settings["shard"], folder, refs = str(part), part.folder(folder), part.share(refs)
     with Run(folder, "evaluate", settings) as run:
-        traces = _simulate(plan, refs, run, options.workers_of(workers, device))
-        run.summary = _write_results(run, plan, traces, names, composed, seed)
+        traces = _simulate(plan, refs, run, workers or shards.share_of_cores(options.workers_of(0, device)))
+        run.summary = _write_results(run, plan, traces, names, composed, seed, {"shard": str(part)} if part else {})
         run.summary["binarize"] = dict(Counter(trace.rule for trace in traces))
         run.summary["notes"] = dict(sum((Counter(trace.notes) for trace in traces), Counter()))
 
@@ -145,7 +149,13 @@ def _simulate(plan: Plan, refs: list[Ref], run: Run, workers: int) -> list[Trace
 
 
 def _write_results(
-    run: Run, plan: Plan, traces: list[Trace], datasets: list[str], composed: dict[str, list[str]], seed: int
+    run: Run,
+    plan: Plan,
+    traces: list[Trace],
+    datasets: list[str],
+    composed: dict[str, list[str]],
+    seed: int,
+    shard: dict[str, str],
 ) -> dict[str, Any]:
     """CSVs into the folder, one JSON row per (dataset, metric) to stdout; the summary for ``run.json``.
 
@@ -174,7 +184,7 @@ def _write_results(
         own = [replace(trace, dataset=name) for trace in traces if trace.dataset in parts]
         for metric in plan.until:
             intervals: dict[str, list[float]] = {}
-            record: dict[str, Any] = {"dataset": name, "metric": metric, "n": len(own)}
+            record: dict[str, Any] = {"dataset": name, "metric": metric, "n": len(own), **shard}
             for row in summarise(own, metric, thresholds, plan.max_clicks, seed=seed):
                 table.append([row.dataset, row.metric, row.measure, row.value, row.low, row.high, row.n])
                 record[row.measure] = round(row.value, 4)

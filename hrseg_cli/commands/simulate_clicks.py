@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hrseg_cli.commands import options
+from hrseg_cli.commands import options, shards
 from hrseg_cli.errors import HrsegError, Interrupted
 
 if TYPE_CHECKING:
@@ -41,17 +41,20 @@ def simulate_clicks(
     instances: options.Instances = False,
     root: options.Root = None,
     device: options.Device = "cpu",
+    shard: shards.Option = None,
 ) -> None:
     """Click on every object and write one JSON line per object: clicks, scores after each, seconds.
 
     With --replay the clicks come from an earlier run, so that two models answer the same clicks; objects without a
-    trace in that file are left out.
+    trace in that file are left out. With --shard the file's name gets the shard's.
     """
     chosen = options.protocol_of(protocol, set_, binarize)
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     width = options.band_of(band)
     options.device_of(device)
+    part = shards.shard_of(shard)
     if out is not None:
+        out = part.file(out) if part else out
         _check_writable(out)
 
     from hrseg_cli.engine.simulate import Plan, run
@@ -63,6 +66,8 @@ def simulate_clicks(
         refs = [ref for ref in refs if f"{ref.dataset}/{ref.id}" in given]
         if not refs:
             raise HrsegError(f"--replay {replay}: holds no trace of these datasets; give it the names it was made with")
+    if part:
+        refs = part.share(refs)
     chosen, own = options.own_protocols(protocol, chosen, {ref.dataset for ref in refs}, set_)
     plan = Plan(
         model=model,
@@ -70,14 +75,14 @@ def simulate_clicks(
         until=targets,
         max_clicks=max_clicks or chosen.max_clicks,
         protocols=own,
-        device=device,
+        device=shards.own_device(device),
         band=width,
         replay=given,
     )
     lines: dict[int, str] = {}
     printed = 0
     try:
-        for index, outcome in run(plan, refs, options.workers_of(workers, device)):
+        for index, outcome in run(plan, refs, workers or shards.share_of_cores(options.workers_of(0, device))):
             lines[index] = outcome.trace.to_json() + "\n"
             while out is None and printed in lines:  # in dataset order, as soon as the order allows
                 typer.echo(lines.pop(printed), nl=False)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
@@ -138,11 +139,28 @@ def _here(plan: Plan, refs: Sequence[Ref]) -> Iterator[tuple[int, Outcome]]:
     _one_thread()
     try:
         model, _ = load_model(plan.model, plan.device)
-        for index, ref in enumerate(refs):
-            yield index, _work(plan, model, ref)
+        # Not on a CPU: there the cores are busy, and decoding would be counted into the seconds of a click.
+        loaded = decoded(refs, ahead=plan.device != "cpu")
+        for index, (ref, (sample, rule)) in enumerate(zip(refs, loaded, strict=True)):
+            yield index, _work(plan, model, ref, sample, rule)
     finally:
         torch.set_num_threads(threads[0])
         cv2.setNumThreads(threads[1])
+
+
+def decoded(refs: Sequence[Ref], ahead: bool) -> Iterator[tuple[Sample, str]]:
+    """Samples and their label rules in order; with ``ahead`` a thread decodes the next one while one is in use."""
+    if not ahead:
+        yield from map(load_with_rule, refs)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[tuple[Sample, str]]] = deque()
+        for ref in refs:
+            waiting.append(pool.submit(load_with_rule, ref))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _in_processes(plan: Plan, refs: Sequence[Ref], workers: int) -> Iterator[tuple[int, Outcome]]:
@@ -181,7 +199,7 @@ def _start_worker(plan: Plan) -> None:
     Thread(target=_follow_parent, daemon=True).start()
     _one_thread()
     model, _ = load_model(plan.model, plan.device)
-    _worker = partial(_work, plan, model)
+    _worker = partial(_load_and_work, plan, model)
 
 
 def _follow_parent() -> None:
@@ -201,8 +219,11 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _work(plan: Plan, model: InteractiveModel, ref: Ref) -> Outcome:
-    sample, rule = load_with_rule(ref)
+def _load_and_work(plan: Plan, model: InteractiveModel, ref: Ref) -> Outcome:
+    return _work(plan, model, ref, *load_with_rule(ref))
+
+
+def _work(plan: Plan, model: InteractiveModel, ref: Ref, sample: Sample, rule: str) -> Outcome:
     trace, kept = simulate(sample, model, plan)
     trace = Trace(**{**trace.__dict__, "rule": rule})
     if not plan.keep_masks:

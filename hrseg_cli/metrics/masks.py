@@ -54,21 +54,52 @@ class IoU:
 
     def __init__(self, truth: np.ndarray) -> None:
         self._object, self._valid = _split(truth)
+        self._pixels = cv2.countNonZero(self._object)
 
     def __call__(self, prediction: np.ndarray) -> float:
-        return _overlap(_without_ignored(prediction, self._valid), self._object)
+        mask = _without_ignored(prediction, self._valid)
+        return _share(cv2.countNonZero(mask & self._object), cv2.countNonZero(mask), self._pixels)
 
 
 class BoundaryIoU:
-    """:func:`boundary_iou` against one truth. ``width``: the band's width in pixels."""
+    """:func:`boundary_iou` against one truth. ``width``: the band's width in pixels.
+
+    From click to click a mask changes in places. The band of the mask before is kept and taken anew only where it can
+    have changed, up to ``width`` pixels around what did: the score is the same to the last bit.
+    """
 
     def __init__(self, truth: np.ndarray, ratio: float = 0.02, width: int | None = None) -> None:
         mask, self._valid = _split(truth)
         self.width = band_width(truth.shape[0], truth.shape[1], ratio) if width is None else width
         self._band = boundary(mask, self.width)
+        self._pixels = cv2.countNonZero(self._band)
+        self._seen = np.zeros_like(mask)
+        self._seen_band = np.zeros_like(mask)
+        self._counts = 0, 0  # of the band seen: pixels in the truth's band too, and all
 
     def __call__(self, prediction: np.ndarray) -> float:
-        return _overlap(boundary(_without_ignored(prediction, self._valid), self.width), self._band)
+        mask = _without_ignored(prediction, self._valid)
+        left, top, columns, rows = cv2.boundingRect(mask ^ self._seen)
+        if not rows:
+            return _share(*self._counts, self._pixels)
+        self._seen = mask
+        within = _grown(top, left, rows, columns, 2 * self.width)
+        _, _, *whole = cv2.boundingRect(mask)
+        if mask[within].size >= whole[0] * whole[1]:  # much has changed: the object's own box is less to look at
+            self._seen_band = boundary(mask, self.width)
+            self._counts = cv2.countNonZero(self._seen_band & self._band), cv2.countNonZero(self._seen_band)
+            return _share(*self._counts, self._pixels)
+        near = _grown(top, left, rows, columns, self.width)
+        old, truth = self._seen_band[near], self._band[near]
+        # Beyond the outer window boundary() sees background, which no pixel of the inner one can tell.
+        inner = np.s_[near[0].start - within[0].start :, near[1].start - within[1].start :]
+        new = boundary(mask[within], self.width)[inner][: old.shape[0], : old.shape[1]]
+        self._counts = (
+            self._counts[0] + cv2.countNonZero(new & truth) - cv2.countNonZero(old & truth),
+            self._counts[1] + cv2.countNonZero(new) - cv2.countNonZero(old),
+        )
+        self._seen_band[near] = new
+        return _share(*self._counts, self._pixels)
 
 
 class MeanBoundaryAccuracy:
@@ -166,7 +197,12 @@ def _as_bytes(mask: np.ndarray) -> np.ndarray:
     return flags.view(np.uint8)
 
 
-def _overlap(one: np.ndarray, other: np.ndarray) -> float:
-    both = cv2.countNonZero(one & other)
-    either = cv2.countNonZero(one) + cv2.countNonZero(other) - both
+def _share(both: int, one: int, other: int) -> float:
+    """Intersection over union from the pixels of both, of the one and of the other."""
+    either = one + other - both
     return both / either if either else 1.0
+
+
+def _grown(top: int, left: int, rows: int, columns: int, by: int) -> tuple[slice, slice]:
+    """A window with so many pixels more on each side; what would lie before the image is cut off."""
+    return slice(max(0, top - by), top + rows + by), slice(max(0, left - by), left + columns + by)

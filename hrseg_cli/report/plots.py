@@ -337,7 +337,8 @@ def _ranked(traces: Sequence[Trace], metric: str, max_clicks: int, count: int) -
 
 def _mask_records(run: Evaluation) -> Iterator[dict[str, Any]]:
     """Lines of ``masks.jsonl``, one at a time: those of a large dataset would fill the memory."""
-    paths = [run.folder / "masks.jsonl", *([run.folder / "masks.part.jsonl"] if run.status != "done" else [])]
+    names = ["masks.jsonl", *(["masks.part.jsonl"] if run.status != "done" else [])]
+    paths = [folder / name for folder in run.shards or (run.folder,) for name in names]
     if not any(path.is_file() for path in paths):
         raise HrsegError(f"--pictures: {run.folder} holds no masks.jsonl; evaluate with --keep-masks")
     for path in filter(Path.is_file, paths):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ DEFAULT_MEASURES = ("NoC@80", "NoC@85", "NoC@90", "NoF@90")
 METRIC_LABELS = {"iou": "IoU", "biou": "bIoU", "mba": "mBA"}
 
 _MEASURE = re.compile(r"(?:NoC|NoF|>=\d+)@(?P<percent>\d+(?:\.\d+)?)|mean@(?P<click>\d+)|AUC|SPC")
+_SHARD = re.compile(r"shard-\d+-of-\d+")
 _NEEDED = {"model", "metrics", "until", "max_clicks", "protocol", "seed"}
 
 
@@ -31,7 +33,8 @@ class Evaluation:
     """One run folder, read back.
 
     label: what the user calls it. settings: what was asked, as ``run.json`` holds it. max_clicks: clicks an object got
-    before it counted as not reached. traces: in dataset order; those there are, when the run is not done.
+    before it counted as not reached. traces: in dataset order; those there are, when the run is not done. shards: the
+    folders that hold its parts, where several machines made it.
     """
 
     label: str
@@ -41,6 +44,7 @@ class Evaluation:
     commit: str
     max_clicks: int
     traces: tuple[Trace, ...]
+    shards: tuple[Path, ...] = ()
 
     def counted(self) -> list[Trace]:
         """All traces, and those of composed datasets (HQSeg-44K has four parts) once more under the whole's name."""
@@ -84,28 +88,85 @@ class Table:
 
 
 def read_evaluations(arguments: Iterable[str], partial: bool = False) -> list[Evaluation]:
-    """Runs named as ``FOLDER`` or ``LABEL=FOLDER``, in the given order.
+    """Runs named as ``FOLDER`` or ``LABEL=FOLDER``, in the given order; shards of one evaluation become one.
 
-    Raises HrsegError when one is not a run with traces, is not finished (unless ``partial``) or repeats a label.
+    A folder of shards stands for all of them; shards named one by one belong together by label, which is the name of
+    the folder around them. Raises HrsegError when one is not a run with traces, is not finished or lacks a shard
+    (unless ``partial``), repeats a label, or has shards that differ in their settings.
     """
-    runs: dict[str, Evaluation] = {}
+    folders: dict[str, list[Path]] = {}
     for argument in arguments:
         label, folder = _label_and_folder(argument)
-        if label in runs:
+        single = _SHARD.fullmatch(folder.resolve().name)
+        if label in folders and not (single and _SHARD.fullmatch(folders[label][0].resolve().name)):
             raise HrsegError(
                 f"{argument}: a run called '{label}' is already there; name this one, as in OTHER={folder}"
             )
-        runs[label] = _read_evaluation(label, folder, partial)
-    return list(runs.values())
+        below = [path for path in folder.glob("shard-*-of-*") if _SHARD.fullmatch(path.name)]
+        whole = (folder / "run.json").exists() or not below
+        folders.setdefault(label, []).extend([folder] if whole else below)
+    return [
+        _merge(label, [_read_evaluation(label, folder, partial) for folder in those], partial)
+        for label, those in folders.items()
+    ]
 
 
 def _label_and_folder(argument: str) -> tuple[str, Path]:
     label, equals, path = argument.partition("=")
     if not equals or Path(argument).is_dir():
-        return Path(argument).resolve().name, Path(argument)
+        folder = Path(argument).resolve()
+        return (folder.parent if _SHARD.fullmatch(folder.name) else folder).name, Path(argument)
     if not label or not path:
         raise HrsegError(f"{argument}: write FOLDER or LABEL=FOLDER")
     return label, Path(path)
+
+
+def _merge(label: str, runs: list[Evaluation], partial: bool) -> Evaluation:
+    """The one evaluation whose shards these are; a run that is none stays as it is."""
+    first = runs[0]
+    if "shard" not in first.settings and len(runs) == 1:
+        return first
+    told = str(first.settings.get("shard", "1/1"))
+    numbers: dict[int, Evaluation] = {}
+    for run in runs:
+        shard = str(run.settings.get("shard", "1/1"))
+        number, of = (int(part) for part in shard.split("/"))
+        keys = run.settings.keys() | first.settings.keys()
+        other = [key for key in sorted(keys - {"shard"}) if run.settings.get(key) != first.settings.get(key)]
+        if other or not told.endswith(f"/{of}"):
+            what = f"differs in {', '.join(other)} from" if other else "does not go with"
+            raise HrsegError(
+                f"{run.folder}: shard {shard} {what} {told} in {first.folder}; "
+                "report shards of one evaluation, or give others a LABEL= of their own"
+            )
+        if number in numbers:
+            raise HrsegError(f"{run.folder}: shard {shard} of '{label}' is there twice; name it once")
+        numbers[number] = run
+    missing = [f"{number}/{of}" for number in range(1, of + 1) if number not in numbers]
+    if missing and not partial:
+        raise HrsegError(
+            f"{first.folder.parent}: shard {', '.join(missing)} of '{label}' is missing; run its command "
+            f"with --shard {missing[0]}, or add --partial"
+        )
+    # Every N-th object is in the same shard: dealing the traces out one by one restores the order of the dataset.
+    ordered = [numbers[number] for number in sorted(numbers)]
+    dealt = zip_longest(*(run.traces for run in ordered))
+    traces = tuple(trace for deal in dealt for trace in deal if trace is not None)
+    if not traces or (not partial and len(traces) != first.settings.get("objects", len(traces))):
+        raise HrsegError(
+            f"{first.folder.parent}: the shards of '{label}' hold {len(traces)} traces of "
+            f"{first.settings.get('objects')} objects; repeat their command"
+        )
+    states = {run.status for run in ordered} - {"done"} or ({"incomplete"} if missing else {"done"})
+    return replace(
+        first,
+        folder=first.folder.parent,
+        status=", ".join(sorted(states)),
+        settings={key: value for key, value in first.settings.items() if key != "shard"},
+        commit=", ".join(sorted({run.commit for run in ordered})),
+        traces=traces,
+        shards=tuple(run.folder for run in ordered),
+    )
 
 
 def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
@@ -124,7 +185,7 @@ def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
     # An unfinished run has only the second file; one that was resumed may have both.
     paths = [folder / name for name in ("traces.jsonl", "traces.part.jsonl") if partial or name == "traces.jsonl"]
     traces = {(t.dataset, t.id): t for path in paths if path.is_file() for t in read_traces(path)}
-    if not traces:
+    if not traces and "shard" not in settings:  # of more shards than objects some are empty
         raise HrsegError(f"{folder}: no traces in it; give a folder written by 'hrseg evaluate --out'")
     return Evaluation(
         label=label,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import plain
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from reference import GOLDEN
@@ -66,6 +67,55 @@ def test_window_equals_whole_image(region: np.ndarray, data: st.DataObject) -> N
     else:
         row, col = np.unravel_index(whole.argmax(), whole.shape)
         assert answer == (round(whole.max()), row, col)
+
+
+def shapes_in(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Nothing, all, noise, or discs and rectangles that may touch the border or each other."""
+    kind = rng.integers(7)
+    if kind < 2:
+        return np.full((height, width), bool(kind))
+    if kind == 2:
+        return rng.random((height, width)) < rng.random()
+    mask = np.zeros((height, width), bool)
+    y, x = np.ogrid[:height, :width]
+    for _ in range(rng.integers(1, 8)):
+        row, col, size = rng.integers(height), rng.integers(width), rng.integers(1, 90)
+        if rng.random() < 0.5:
+            mask ^= (y - row) ** 2 + (x - col) ** 2 < size**2
+        else:
+            mask[row : row + size, col : col + rng.integers(1, 90)] ^= True
+    return mask
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1))
+def test_equal_to_transforms_of_the_whole_image(seed: int) -> None:
+    """Large enough for every way there is: thin parts, thick ones, noise; ignored pixels and many clicks in a row."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 200, 2)
+    truth = shapes_in(rng, height, width).astype(np.int8)
+    moved = np.roll(truth == 1, rng.integers(-4, 5, 2), axis=(0, 1))  # a rim of mistakes
+    prediction = moved ^ shapes_in(rng, height, width) if rng.random() < 0.5 else moved
+    if rng.random() < 0.4:
+        truth[shapes_in(rng, height, width)] = -1
+    clicks: list[Click] = []
+    for _ in range(6):
+        click = next_click(truth, prediction, clicks)
+        assert click == plain.next_click(truth, prediction, clicks)
+        if click is None:
+            break
+        clicks.append(click)
+
+
+def test_a_block_full_of_clicks() -> None:
+    """More clicks than a block has pixels, all in the middle of one disc: the bounds of that block no longer hold."""
+    truth = np.zeros((90, 150), np.int8)
+    y, x = np.ogrid[:90, :150]
+    truth[(y - 45) ** 2 + (x - 45) ** 2 < 40**2] = 1
+    truth[(y - 45) ** 2 + (x - 120) ** 2 < 18**2] = 1
+    nothing = np.zeros(truth.shape, bool)
+    clicks = [Click(row, col, True) for row in range(10, 80) for col in range(10, 81)]
+    assert next_click(truth, nothing, clicks) == plain.next_click(truth, nothing, clicks)
 
 
 def test_nothing_wrong_is_nothing_to_click() -> None:

@@ -173,6 +173,30 @@ def test_band_without_width_is_refused() -> None:
         BoundaryIoU(np.ones((4, 4), np.int8), width=0)
 
 
+@st.composite
+def sequences(draw: st.DrawFn) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A truth, ignored pixels too, and masks that change a little, much, or not at all, as from click to click."""
+    mask, truth = draw(judged())
+    masks = [mask]
+    for _ in range(draw(st.integers(1, 5))):
+        masks.append(masks[-1].copy())
+        top, left = (draw(st.integers(0, side - 1)) for side in mask.shape)
+        rows, columns = (draw(st.integers(0, side)) for side in mask.shape)
+        masks[-1][top : top + rows, left : left + columns] ^= True
+    if draw(st.booleans()):  # larger than twice the band, so that only a part is taken anew
+        masks, truth = [one.repeat(5, 0).repeat(5, 1) for one in masks], truth.repeat(5, 0).repeat(5, 1)
+    return truth, masks
+
+
+@given(sequences(), st.integers(1, 4))
+def test_boundary_iou_from_click_to_click_is_the_one_from_nothing(
+    sequence: tuple[np.ndarray, list[np.ndarray]], width: int
+) -> None:
+    truth, masks = sequence
+    kept = BoundaryIoU(truth, width=width)
+    assert [kept(mask) for mask in masks] == [BoundaryIoU(truth, width=width)(mask) for mask in masks]
+
+
 def test_thin_object_has_the_plain_iou() -> None:
     """An object no thicker than two bands is all band."""
     truth = np.zeros((300, 400), np.int8)

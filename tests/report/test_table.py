@@ -131,6 +131,39 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         read_evaluations([str(tmp_path / "fit")])
 
 
+def shard_folders(out: Path, of: int, **settings: Any) -> list[Path]:
+    """The three traces, dealt out to ``of`` shards."""
+    return [
+        run_folder(out / f"shard-{k + 1}-of-{of}", THREE[k::of], shard=f"{k + 1}/{of}", objects=3, **settings)
+        for k in range(of)
+    ]
+
+
+@pytest.mark.parametrize("of", [2, 3, 5])
+def test_shards_are_one_run(tmp_path: Path, of: int) -> None:
+    """By the folder around them or one by one; in the order of the dataset, so that intervals are the same too."""
+    folders = shard_folders(tmp_path / "a" / "run", of)
+    whole = build(read_evaluations([str(run_folder(tmp_path / "b" / "run"))]))
+    for arguments in ([tmp_path / "a" / "run"], folders[::-1]):
+        (run,) = read_evaluations([str(one) for one in arguments])
+        assert run.traces == THREE
+        assert build([run]).rows == whole.rows
+
+
+def test_shards_that_do_not_make_a_run_are_refused(tmp_path: Path) -> None:
+    one, two, three = shard_folders(tmp_path / "run", 3)
+    for arguments, reason in (
+        ([one, three], "shard 2/3 of 'run' is missing"),
+        ([one, two, two], "twice"),
+        ([one, two, shard_folders(tmp_path / "far" / "run", 3, max_clicks=9)[2]], "differs in max_clicks"),
+        ([one, shard_folders(tmp_path / "five" / "run", 5)[1]], "does not go with"),
+    ):
+        with pytest.raises(HrsegError, match=reason):
+            read_evaluations([str(argument) for argument in arguments])
+    (run,) = read_evaluations([str(one), str(three)], partial=True)
+    assert (run.status, len(run.traces)) == ("incomplete", 2)
+
+
 def test_unfinished_run_needs_partial(tmp_path: Path) -> None:
     folder = stopped_folder(tmp_path / "a")
     with pytest.raises(HrsegError, match=r"'interrupted', not done; .*--partial"):

@@ -1,0 +1,176 @@
+"""Where a click's time goes: choosing it, cropping, the network, pasting, scoring; and the memory at its peak.
+
+Each case runs in a process of its own, for the peak of memory is the process's. Absolute times depend on the machine
+and on what else it does: compare only what one call printed, on an idle machine.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from hrseg_cli import catalog
+from hrseg_cli.clicks.annotator import next_click
+from hrseg_cli.data import procedural
+from hrseg_cli.data.samples import load, open_dataset
+from hrseg_cli.engine.checkpoint import load_model
+from hrseg_cli.engine.session import Session
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Click
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.recipe import Protocol
+
+PARTS = ("next_click", "view", "network", "paste", "metrics")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one row of the table is about; travels to the process that measures it.
+
+    size: (height, width) in pixels. objects, clicks: how many objects are clicked on, how often each; one more object
+    warms up. threads: of PyTorch and OpenCV.
+    """
+
+    model: str
+    protocol: Protocol
+    size: tuple[int, int]
+    device: str
+    metrics: tuple[str, ...]
+    objects: int
+    clicks: int
+    threads: int
+
+
+def measure_apart(case: Case) -> dict[str, Any]:
+    """:func:`measure` in a process of its own. Raises HrsegError where that one dies."""
+    # An interrupt ends the process without a traceback of its own.
+    with ProcessPoolExecutor(1, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:
+        try:
+            return pool.submit(measure, case).result()
+        except BrokenProcessPool:
+            height, width = case.size
+            raise HrsegError(
+                f"{case.model} at {height}x{width}: the process died, most likely for want of memory; "
+                "give a smaller --size or another --protocol"
+            ) from None
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """One row: seconds, medians over objects and clicks, and the peak of memory in MB.
+
+    decode: reading an object's files. start: the image as a tensor, the truth's share of the metrics. first, later: the
+    parts of the first click and of those after it, each with a total; view: all before the network sees its input,
+    paste: all after its answer until there is a mask.
+    """
+    torch.set_num_threads(case.threads)
+    cv2.setNumThreads(case.threads)
+    model, _ = load_model(case.model, case.device)
+    laps = _Laps(model, case.device)
+    seen: dict[str, list[dict[str, float]]] = {"object": [], "first": [], "later": []}
+    with TemporaryDirectory() as name:
+        _draw(Path(name), case.objects + 1, case.size)
+        for number, ref in enumerate(open_dataset(name)):
+            laps.begin()
+            sample = load(ref)
+            laps.lap("decode")
+            session = Session(model, sample.image, case.protocol, sample.initial, undo=0)
+            metrics = [catalog.resolve("metric", metric)(sample.truth) for metric in case.metrics]
+            laps.lap("start")
+            if number:
+                seen["object"].append(laps.seconds)
+            clicks: list[Click] = []
+            mask = session.mask
+            for count in range(case.clicks):
+                laps.begin()
+                click = next_click(sample.truth, mask, clicks) or Click(0, 0, False)
+                laps.lap("next_click")
+                mask = session.click(click)
+                laps.lap("paste")
+                for metric in metrics:
+                    metric(mask)
+                laps.lap("metrics")
+                clicks.append(click)
+                if number:
+                    seen["later" if count else "first"].append(laps.seconds)
+    row: dict[str, Any] = {
+        "model": case.model,
+        "protocol": case.protocol.name,
+        "size": f"{case.size[0]}x{case.size[1]}",
+        "device": case.device,
+        "threads": case.threads,
+        "metrics": list(case.metrics),
+        "objects": case.objects,
+        "clicks": case.clicks,
+        **{part: _median(one[part] for one in seen["object"]) for part in ("decode", "start")},
+    }
+    for which in ("first", "later"):
+        if seen[which]:
+            row[which] = {part: _median(one[part] for one in seen[which]) for part in PARTS}
+            row[which]["total"] = _median(sum(one.values()) for one in seen[which])
+    row["memory_mb"] = _peak_memory()
+    if case.device != "cpu":
+        row["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(case.device) / 1e6)
+    return row
+
+
+class _Laps:
+    """Seconds by part since :meth:`begin`. The model's own hooks tell the network from what is around it."""
+
+    def __init__(self, model: InteractiveModel, device: str) -> None:
+        self._device = device
+        model.register_forward_pre_hook(lambda *_: self.lap("view"))
+        model.register_forward_hook(lambda *_: self.lap("network"))
+        self.begin()
+
+    def begin(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._then = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        if self._device != "cpu":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.seconds[part] += now - self._then
+        self._then = now
+
+
+def _draw(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """Drawn objects as JPEG and PNG files of the size; enlarged, for drawing a large one takes long."""
+    for part in ("images", "masks"):
+        (folder / part).mkdir()
+    for index in range(count):
+        image, coverage = procedural.draw(0, index, min(1024, max(size)))
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
+        mask = cv2.resize(coverage, size[::-1], interpolation=cv2.INTER_LINEAR)
+        cv2.imwrite(str(folder / "images" / f"{index}.jpg"), image[..., ::-1])
+        cv2.imwrite(str(folder / "masks" / f"{index}.png"), np.where(mask > 127, 255, 0).astype(np.uint8))
+
+
+def _median(values: Any) -> float:
+    return round(median(values), 5)
+
+
+def _peak_memory() -> int:
+    """MB this process has held at most. Linux's ``ru_maxrss`` would remember the parent's, from before the start."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) * 1024 / 1e6)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6)
