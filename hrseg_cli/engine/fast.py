@@ -1,23 +1,38 @@
-"""The form of a model that only answers: the same clicks, sooner and in less memory. Made after loading, never saved."""
+"""The form of a model that only answers: the same clicks, sooner, in less memory. Made after loading, never saved."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hrseg_cli.adapters import lora
 from hrseg_cli.adapters.resample import Resampled
+from hrseg_cli.engine.checkpoint import load_model
+from hrseg_cli.errors import UnknownName
 from hrseg_cli.models import hrnet_fast
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.hrnet_ocr import ClickHRNet
 
-Precision = Literal["fp32", "bf16"]
+PRECISIONS = ("fp32", "bf16")
 
 
-def fast(model: InteractiveModel, precision: Precision = "fp32") -> InteractiveModel:
+def open_fast(spec: str, device: str = "cpu", precision: str = "fp32") -> tuple[InteractiveModel, dict[str, Any]]:
+    """:func:`hrseg_cli.engine.checkpoint.load_model` for commands that only ask: the fast form, and its provenance,
+    which tells of a precision below single. Raises HrsegError or UnknownName.
+    """
+    if precision not in PRECISIONS:
+        raise UnknownName("precision", precision, PRECISIONS)
+    model, provenance = load_model(spec, device)
+    answering = fast(model, precision)
+    if precision != "fp32" and answering is not model:
+        provenance = {**provenance, "precision": precision}
+    return answering, provenance
+
+
+def fast(model: InteractiveModel, precision: str = "fp32") -> InteractiveModel:
     """A model that gives the logits of ``model`` and nothing else; ``model`` itself stays as it is.
 
     LoRA is folded. precision: of the click network inside (of a resampling adapter: of its base). A model of another
@@ -37,7 +52,7 @@ def fast(model: InteractiveModel, precision: Precision = "fp32") -> InteractiveM
     return hrnet_fast.FastClickHRNet(_without_lora(model), dtype)
 
 
-def _plain(model: ClickHRNet, precision: Precision) -> ClickHRNet:
+def _plain(model: ClickHRNet, precision: str) -> ClickHRNet:
     """For accelerators, and where something reads its features: folded and channels last, else as it was."""
     answering: Any = hrnet_fast.folded(_without_lora(model)).to(memory_format=torch.channels_last)
     if precision == "bf16":

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrseg_cli.models.base import InteractiveModel
-from hrseg_cli.models.hrnet_ocr import ClickHRNet, Exchange, HRNetOCR, resize
+from hrseg_cli.models.hrnet_ocr import ClickHRNet, Exchange, resize
 
 STEM_BAND = 2**16  # pixels at a quarter of the input's size that the stem handles at once, at 256 channels
 HEAD_BAND = 24  # rows at a quarter of the size: few enough that the matrices that enlarge stay small
@@ -338,7 +338,7 @@ def _enlarging(size: int, to: int, taps: int) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _row_matrix(size: int, to: int, taps: int, top: int, bottom: int, dtype: torch.dtype) -> tuple[Tensor, int, int]:
-    """For rows top to bottom of the enlarged map: (rows, taps x (high - low)) and which rows of the small one matter."""
+    """For rows top to bottom of the enlarged map: (rows, taps x (high - low)) and which rows of the small one."""
     band = _enlarging(size, to, taps)[:, top:bottom]
     low, high = _reach(band)
     return band[..., low:high].permute(1, 0, 2).flatten(1).to(dtype), low, high

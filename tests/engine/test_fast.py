@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +17,10 @@ from reference import GOLDEN, case, deterministic_weights
 from hrseg_cli import catalog
 from hrseg_cli.adapters.lora import attach_lora
 from hrseg_cli.adapters.resample import Resampled
-from hrseg_cli.engine.fast import fast
+from hrseg_cli.engine.checkpoint import save_checkpoint
+from hrseg_cli.engine.fast import fast, open_fast
 from hrseg_cli.engine.simulate import Plan, simulate
+from hrseg_cli.errors import UnknownName
 from hrseg_cli.interaction import Sample
 from hrseg_cli.models import hrnet_fast
 from hrseg_cli.models.base import InteractiveModel
@@ -124,6 +129,38 @@ def test_the_same_clicks(h18s: ClickHRNet) -> None:
         (plain, _), (quick, _) = (simulate(sample, model, plan) for model in (h18s, fast(h18s)))
         assert quick.clicks == plain.clicks
         np.testing.assert_allclose(quick.scores["iou"], plain.scores["iou"], atol=1e-4)
+
+
+FIRST_CLICK = """
+import resource, sys
+import numpy as np, torch
+from hrseg_cli.engine.fast import open_fast
+from hrseg_cli.engine.session import Session
+from hrseg_cli.interaction import Click
+from hrseg_cli.recipe import load_protocol
+torch.set_num_threads(1)
+image = np.random.default_rng(0).integers(0, 256, (2048, 3072, 3), np.uint8)
+Session(open_fast(sys.argv[1])[0], image, load_protocol("ritm"), undo=0).click(Click(1000, 1500, True))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_a_first_click_on_six_megapixels(h18s: ClickHRNet, tmp_path: Path) -> None:
+    """The whole image and its mirror image, in a process of its own: at most 1.5 GiB with everything imported."""
+    save_checkpoint(h18s, tmp_path / "model.safetensors", {})
+    command = [sys.executable, "-c", FIRST_CLICK, str(tmp_path / "model.safetensors")]
+    assert float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) < 1.5
+
+
+def test_a_precision_is_told_and_checked(h18s: ClickHRNet, tmp_path: Path) -> None:
+    save_checkpoint(h18s, tmp_path / "model.safetensors", {})
+    spec = str(tmp_path / "model.safetensors")
+    assert "precision" not in open_fast(spec)[1]
+    assert open_fast(spec, precision="bf16")[1]["precision"] == "bf16"
+    assert "precision" not in open_fast("grabcut", precision="bf16")[1]
+    with pytest.raises(UnknownName, match="Did you mean 'bf16'"):
+        open_fast(spec, precision="bf6")
 
 
 def test_bf16_is_near(h18s: ClickHRNet) -> None:
