@@ -35,8 +35,8 @@ def open_fast(spec: str, device: str = "cpu", precision: str = "fp32") -> tuple[
 def fast(model: InteractiveModel, precision: str = "fp32") -> InteractiveModel:
     """A model that gives the logits of ``model`` and nothing else; ``model`` itself stays as it is.
 
-    LoRA is folded. precision: of the click network inside (of a resampling adapter: of its base). A model of another
-    kind comes back as it is, whatever the precision.
+    LoRA is folded. precision: of the click network inside; of a resampling adapter, of its base, which stays in single
+    precision in design c. A model of another kind comes back as it is, whatever the precision.
     """
     if isinstance(model, Resampled):
         around = copy.copy(model)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrseg_cli.models.base import InteractiveModel
-from hrseg_cli.models.hrnet_ocr import ClickHRNet, Exchange, resize
+from hrseg_cli.models.hrnet_ocr import ClickHRNet, resize
 
 STEM_BAND = 2**16  # pixels at a quarter of the input's size that the stem handles at once, at 256 channels
 HEAD_BAND = 24  # rows at a quarter of the size: few enough that the matrices that enlarge stay small
@@ -76,25 +76,25 @@ class Conv:
         """``columns``: only these input channels."""
         self.weight = conv.weight[:, columns].to(dtype)
         self.bias = None if conv.bias is None else conv.bias.to(dtype)
-        self.geometry = [list(conv.padding), list(conv.stride), [1, 1], 1]
+        assert not isinstance(conv.padding, str)
+        self.padding, self.stride = list(conv.padding), list(conv.stride)
         self.packed: Tensor | None = None
 
     def __call__(self, x: Tensor, relu: bool = False, onto: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """The convolution of ``x``, summed into ``onto`` where there is one, then ReLU. bias: in place of its own."""
-        padding, stride, dilation, groups = self.geometry
+        shape = (self.padding, self.stride, [1, 1], 1)  # then dilation and groups
         if self.packed is None:
             reorder = torch.ops.mkldnn._reorder_convolution_weight
-            self.packed = reorder(self.weight, padding, stride, dilation, groups, x.shape)
-            self.weight = self.weight[:0]
+            self.packed = reorder(self.weight, *shape, x.shape)
+            del self.weight
         bias = self.bias if bias is None else bias
-        shape = (padding, stride, dilation, groups)
         out: Tensor
         if onto is None:
-            act = "relu" if relu else "none"
-            out = torch.ops.mkldnn._convolution_pointwise(x, self.packed, bias, *shape, act, [], "")
+            after = "relu" if relu else "none"
+            out = torch.ops.mkldnn._convolution_pointwise(x, self.packed, bias, *shape, after, [], "")
         else:
-            sum_into, act = torch.ops.mkldnn._convolution_pointwise_.binary, "relu" if relu else None
-            out = sum_into(onto, x, self.packed, bias, *shape, "add", 1.0, act, [], "")
+            sum_into = torch.ops.mkldnn._convolution_pointwise_.binary
+            out = sum_into(onto, x, self.packed, bias, *shape, "add", 1.0, "relu" if relu else None, [], "")
         return out
 
 
@@ -128,7 +128,7 @@ class FastClickHRNet(InteractiveModel):
         self.head = Head(plain.feature_extractor, dtype)
 
     # Clicks are drawn as the plain network draws them, from attributes of the same names.
-    click_features = ClickHRNet.click_features
+    click_features: Any = ClickHRNet.click_features
 
     @torch.inference_mode()
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ class FastClickHRNet(InteractiveModel):
         return {"logits": torch.cat([self._one(image[i : i + 1], points[i : i + 1]) for i in range(len(image))])}
 
     def _one(self, image: Tensor, points: Tensor) -> Tensor:
-        maps = self.click_features(image, points)  # type: ignore[misc]  # of a ClickHRNet, as this nearly is
+        maps = self.click_features(image, points)
         height, width = image.shape[-2:]
         rows, cols = -(-height // 4), -(-width // 4)
         # A band starts at a row that all strides have, and sees so many more rows that the zeros beyond its ends do
@@ -175,11 +175,15 @@ class Stem:
 
     def __init__(self, net: Any, dtype: torch.dtype) -> None:
         self.conv1, self.conv2 = Conv(net.conv1, dtype), Conv(net.conv2, dtype)
-        self.layer1 = [
-            (*(Conv(layer, dtype) for layer in (block.conv1, block.conv2, block.conv3)), block.downsample)
+        self.layer1: list[tuple[Conv, Conv, Conv, Conv | None]] = [
+            (
+                Conv(block.conv1, dtype),
+                Conv(block.conv2, dtype),
+                Conv(block.conv3, dtype),
+                Conv(block.downsample[0], dtype) if block.downsample else None,
+            )
             for block in net.layer1
         ]
-        self.layer1 = [(*convs, down and Conv(down[0], dtype)) for *convs, down in self.layer1]
         self.fine, self.coarse = Conv(net.transition1[0][0], dtype), Conv(net.transition1[1][0][0], dtype)
         self.halo = (len(self.layer1) + 3) // 2 * 2  # rows at H/4 that a border reaches, even
 
@@ -199,24 +203,23 @@ class Stages:
 
     def __init__(self, net: Any, dtype: torch.dtype) -> None:
         self.modules = [[_Exchange(module, dtype) for module in part] for part in (net.stage2, net.stage3, net.stage4)]
-        self.added = [Conv(net.transition2[-1][0][0], dtype), Conv(net.transition3[-1][0][0], dtype), None]
+        self.added = [Conv(net.transition2[-1][0][0], dtype), Conv(net.transition3[-1][0][0], dtype)]
 
     def __call__(self, branches: list[Tensor]) -> list[Tensor]:
-        for modules, added in zip(self.modules, self.added, strict=True):
+        for count, modules in enumerate(self.modules):
+            if count:
+                branches = [*branches, self.added[count - 1](branches[-1], relu=True)]
             for module in modules:
                 branches = module(branches)
-            if added is not None:
-                branches = [*branches, added(branches[-1], relu=True)]
         return branches
 
 
 class _Exchange:
     """:class:`hrseg_cli.models.hrnet_ocr.Exchange`; overwrites its inputs."""
 
-    def __init__(self, module: Exchange, dtype: torch.dtype) -> None:
+    def __init__(self, module: Any, dtype: torch.dtype) -> None:
         self.branches: list[list[tuple[Conv, Conv]]] = [
-            [(Conv(block.conv1, dtype), Conv(block.conv2, dtype)) for block in branch]  # type: ignore[union-attr]
-            for branch in module.branches
+            [(Conv(block.conv1, dtype), Conv(block.conv2, dtype)) for block in branch] for branch in module.branches
         ]
         self.bridges = [
             [
@@ -267,7 +270,7 @@ class Head:
         rows, cols = finest.shape[-2:]
         bands = [slice(top, min(top + HEAD_BAND, rows)) for top in range(0, rows, HEAD_BAND)]
         features = finest.new_empty(rows, cols, self.pixels.outputs)
-        aux = finest.new_empty(rows, cols)
+        aux = torch.empty(rows, cols)
         for band in bands:
             features[band] = self.pixels.coarse(branches, band)
             if self.has_ocr:
@@ -277,7 +280,7 @@ class Head:
         self.pixels.fine(finest, relu=True, onto=_as_maps(features))
         logits = torch.empty(rows, cols)
         if self.has_ocr:
-            share = aux.flatten().float().softmax(0).to(self.dtype)
+            share = aux.flatten().softmax(0).to(self.dtype)
             context = (share @ features.flatten(0, 1)).float()
             for weight, bias in (self.down, self.up):
                 context = F.relu(context @ weight + bias)
