@@ -26,7 +26,8 @@ from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.hrnet_ocr import ClickHRNet, resize
 
 STEM_BAND = 2**16  # pixels at a quarter of the input's size that the stem handles at once, at 256 channels
-HEAD_BAND = 24  # rows at a quarter of the size: few enough that the matrices that enlarge stay small
+HEAD_BAND = 34  # rows at a quarter of the size: few enough that the matrices that enlarge stay small
+HEAD_COLUMNS = 48  # likewise
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -272,9 +273,9 @@ class Head:
         features = finest.new_empty(rows, cols, self.pixels.outputs)
         aux = torch.empty(rows, cols)
         for band in bands:
-            features[band] = self.pixels.coarse(branches, band)
+            self.pixels.coarse(branches, band, features[band])
             if self.has_ocr:
-                found = self.spread.coarse(branches, band)
+                found = self.spread.coarse(branches, band, finest.new_empty(len(aux[band]), cols, self.spread.outputs))
                 self.spread.fine(finest[:, :, band], relu=True, onto=_as_maps(found))
                 aux[band] = found @ self.find[0][:, 0]  # its bias does not reach a softmax
         self.pixels.fine(finest, relu=True, onto=_as_maps(features))
@@ -307,25 +308,24 @@ class JoinedConv:
         # Per branch and tap row (inputs, tap columns x outputs)
         self.weights = [part.permute(2, 1, 3, 0).flatten(2).contiguous() for part in parts]
 
-    def coarse(self, branches: list[Tensor], band: slice) -> Tensor:
-        """(rows of the band, W, outputs): what the coarser branches add to those rows."""
+    def coarse(self, branches: list[Tensor], band: slice, out: Tensor) -> Tensor:
+        """Into ``out`` (rows of the band, W, outputs): what the coarser branches add to those rows."""
         rows, cols = branches[0].shape[-2:]
-        total: Tensor | None = None
+        matrices, products = [], []
         for x, weights in zip(branches[1:], self.weights, strict=True):
             matrix, low, high = _row_matrix(x.shape[-2], rows, self.taps, band.start, band.stop, x.dtype)
-            part = x[0, :, low:high].permute(1, 2, 0).flatten(0, 1)  # (rows x cols, inputs)
-            products = x.new_empty(self.taps, len(part), self.taps * self.outputs)
-            for weight, product in zip(weights, products, strict=True):
-                torch.mm(part, weight, out=product)
-            tall = (matrix @ products.view(matrix.shape[1], -1)).view(len(matrix), -1, self.taps * self.outputs)
-            wide = resize(_as_maps(tall), (len(matrix), cols))
-            total = wide if total is None else total.add_(wide)
-        assert total is not None
-        apart = total[0].unflatten(0, (self.taps, self.outputs)).permute(0, 2, 3, 1)  # (taps, rows, W, outputs)
-        out = apart[self.taps // 2].contiguous()
-        if self.taps == 3:
-            out[:, 1:] += apart[0, :, :-1]
-            out[:, :-1] += apart[2, :, 1:]
+            matrices.append(matrix)
+            part = x[0, :, low:high].permute(1, 2, 0)  # (rows, cols, inputs)
+            products += [(part @ weight).view(high - low, -1, self.outputs) for weight in weights]
+        wide = out.new_empty(sum(len(product) for product in products), cols, self.outputs)
+        start = 0
+        for x, group in zip(branches[1:], range(0, len(products), self.taps), strict=True):
+            for product in products[group : group + self.taps]:
+                place = wide[start : start + len(product)]
+                for matrix, left, right, low, high in _column_matrices(x.shape[-1], cols, self.taps, x.dtype):
+                    torch.bmm(matrix.expand(len(product), -1, -1), product[:, low:high], out=place[:, left:right])
+                start += len(product)
+        torch.mm(torch.cat(matrices, 1), wide.flatten(1), out=out.flatten(1))
         return out
 
 
@@ -345,6 +345,18 @@ def _row_matrix(size: int, to: int, taps: int, top: int, bottom: int, dtype: tor
     band = _enlarging(size, to, taps)[:, top:bottom]
     low, high = _reach(band)
     return band[..., low:high].permute(1, 0, 2).flatten(1).to(dtype), low, high
+
+
+@lru_cache(maxsize=512)
+def _column_matrices(size: int, to: int, taps: int, dtype: torch.dtype) -> list[tuple[Tensor, int, int, int, int]]:
+    """Blocks of columns left to right: (columns, (high - low) / taps x taps), and low and high among columns x taps."""
+    made = []
+    for left in range(0, to, HEAD_COLUMNS):
+        block = _enlarging(size, to, taps)[:, left : left + HEAD_COLUMNS]
+        low, high = _reach(block)
+        matrix = block[..., low:high].permute(1, 2, 0).flatten(1).to(dtype)
+        made.append((matrix, left, left + block.shape[1], low * taps, high * taps))
+    return made
 
 
 def _reach(matrix: Tensor) -> tuple[int, int]:
