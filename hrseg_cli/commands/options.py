@@ -84,6 +84,12 @@ Binarize = Annotated[
         help="How grey values become truth: auto, nonzero, gt128, void128, grabcut [protocol's].",
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", metavar="PRECISION", help="Of the network: fp32, or bf16: quicker, numbers differ a little."
+    ),
+]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu or cuda[:N].")]
 Band = Annotated[
     str,

@@ -41,6 +41,7 @@ def simulate_clicks(
     instances: options.Instances = False,
     root: options.Root = None,
     device: options.Device = "cpu",
+    precision: options.Precision = "fp32",
     shard: shards.Option = None,
 ) -> None:
     """Click on every object and write one JSON line per object: clicks, scores after each, seconds.
@@ -76,6 +77,7 @@ def simulate_clicks(
         max_clicks=max_clicks or chosen.max_clicks,
         protocols=own,
         device=shards.own_device(device),
+        precision=precision,
         band=width,
         replay=given,
     )

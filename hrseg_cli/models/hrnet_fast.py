@@ -1,0 +1,385 @@
+"""The click network for answering only: the function of :mod:`hrseg_cli.models.hrnet_ocr`, with less to compute.
+
+What is left out or computed elsewhere (all exact but for rounding):
+
+- BatchNorm is part of the convolution before it; ReLU and sums of residuals happen while a convolution writes.
+- The head's convolutions read the four branches at their own sizes. A bilinear enlargement and a sum over channels
+  commute, so a coarse branch is multiplied by the weights of every tap first, and the products are enlarged, shifted
+  and summed by small matrices. That is a third of the multiplications of the largest convolution of the network.
+- The object's context is one vector: it reaches the last convolution as a part of its bias.
+- The stem and the head work on bands of rows, so that the memory of large images does not hold their many channels.
+
+Shapes: H, W the input; all maps are (1, C, rows, cols), channels last.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.hrnet_ocr import ClickHRNet, resize
+
+STEM_BAND = 2**16  # pixels at a quarter of the input's size that the stem handles at once, at 256 channels
+HEAD_BAND = 34  # rows at a quarter of the size: few enough that the matrices that enlarge stay small
+HEAD_COLUMNS = 48  # likewise
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A copy whose normalisations (in eval mode) are part of the convolutions before them; an identity stays there.
+
+    The products are taken in double precision.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for parent in model.modules():
+        for conv, norm, place in _pairs(parent):
+            scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            bias = 0 if conv.bias is None else conv.bias.double()
+            shift = norm.bias.double() + (bias - norm.running_mean.double()) * scale
+            dtype = conv.weight.dtype
+            conv.weight = nn.Parameter((conv.weight.double() * scale.view(-1, 1, 1, 1)).to(dtype), requires_grad=False)
+            conv.bias = nn.Parameter(shift.to(dtype), requires_grad=False)
+            setattr(*place, nn.Identity())
+    return model
+
+
+def _pairs(parent: nn.Module) -> list[tuple[nn.Conv2d, Any, tuple[nn.Module, str]]]:
+    """Convolutions with the normalisation that follows each among the children of a module, and where that hangs."""
+    children = dict(parent.named_children())
+    found = []
+    for name, conv in children.items():
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        after = str(int(name) + 1) if name.isdigit() else name.replace("conv", "bn")
+        holder, norm = parent, children.get(after)
+        if isinstance(norm, nn.Sequential):
+            holder, after, norm = norm, "0", norm[0]
+        if isinstance(norm, nn.BatchNorm2d):
+            found.append((conv, norm, (holder, after)))
+    return found
+
+
+def is_possible() -> bool:
+    """Whether this PyTorch has oneDNN's convolutions with prepared weights and something done to their result."""
+    operators = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+
+
+class Conv:
+    """A convolution whose weights lie as oneDNN wants them, and that can add its result to something."""
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, columns: slice = slice(None)) -> None:
+        """``columns``: only these input channels."""
+        self.weight = conv.weight[:, columns].to(dtype)
+        self.bias = None if conv.bias is None else conv.bias.to(dtype)
+        assert not isinstance(conv.padding, str)
+        self.padding, self.stride = list(conv.padding), list(conv.stride)
+        self.packed: Tensor | None = None
+
+    def __call__(self, x: Tensor, relu: bool = False, onto: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """The convolution of ``x``, summed into ``onto`` where there is one, then ReLU. bias: in place of its own."""
+        shape = (self.padding, self.stride, [1, 1], 1)  # then dilation and groups
+        if self.packed is None:
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            self.packed = reorder(self.weight, *shape, x.shape)
+            del self.weight
+        bias = self.bias if bias is None else bias
+        out: Tensor
+        if onto is None:
+            after = "relu" if relu else "none"
+            out = torch.ops.mkldnn._convolution_pointwise(x, self.packed, bias, *shape, after, [], "")
+        else:
+            sum_into = torch.ops.mkldnn._convolution_pointwise_.binary
+            out = sum_into(onto, x, self.packed, bias, *shape, "add", 1.0, "relu" if relu else None, [], "")
+        return out
+
+
+class FastClickHRNet(InteractiveModel):
+    """A :class:`ClickHRNet` that answers faster on a CPU and with less memory, and cannot be trained or saved.
+
+    It gives logits only. dtype: of the network inside; logits are float32.
+    """
+
+    def __init__(self, model: ClickHRNet, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.name, self.config, self.dtype = model.name, model.config, dtype
+        self.with_prev_mask, self.binary_prev_mask = model.with_prev_mask, model.binary_prev_mask
+        self.use_disks, self.norm_radius = model.use_disks, model.norm_radius
+        self._mean, self._std = model._mean.cpu(), model._std.cpu()
+        plain: Any = folded(model)
+        self.mix_first: Conv | None = None
+        self.mix_last: Conv | None = None
+        self.clicks: Conv | None = None
+        if model.use_rgb_conv:
+            first, _, activation, last = plain.rgb_conv
+            self.mix_first, self.slope, self.mix_last = Conv(first, dtype), _slope(activation), Conv(last, dtype)
+        elif isinstance(plain.maps_transform, nn.Conv2d):
+            self.clicks = Conv(plain.maps_transform, dtype)
+        else:
+            first, activation, last, scale = plain.maps_transform
+            for parameter in (last.weight, last.bias):
+                parameter.data = (parameter.double() * scale.scale.double().abs()).to(parameter.dtype)
+            self.mix_first, self.slope, self.clicks = Conv(first, dtype), _slope(activation), Conv(last, dtype)
+        self.stem, self.stages = Stem(plain.feature_extractor, dtype), Stages(plain.feature_extractor, dtype)
+        self.head = Head(plain.feature_extractor, dtype)
+
+    # Clicks are drawn as the plain network draws them, from attributes of the same names.
+    click_features: Any = ClickHRNet.click_features
+
+    @torch.inference_mode()
+    def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
+        # One after the other is as quick as a batch on a CPU, and takes less memory.
+        return {"logits": torch.cat([self._one(image[i : i + 1], points[i : i + 1]) for i in range(len(image))])}
+
+    def _one(self, image: Tensor, points: Tensor) -> Tensor:
+        maps = self.click_features(image, points)
+        height, width = image.shape[-2:]
+        rows, cols = -(-height // 4), -(-width // 4)
+        # A band starts at a row that all strides have, and sees so many more rows that the zeros beyond its ends do
+        # not reach what is kept of it.
+        halo, band = self.stem.halo, max(32, STEM_BAND // cols // 8 * 8)
+        if rows <= band + halo:
+            band = rows
+        fine, coarse = [], []
+        for top in range(0, rows, band):
+            bottom = min(top + band, rows)
+            low, high = max(0, top - halo), min(bottom + halo, rows)
+            seen = slice(4 * low, 4 * high)
+            pair = self.stem(*self._joined(image[:, :3, seen], maps[:, :, seen]), self.clicks)
+            fine.append(pair[0][:, :, top - low : bottom - low])
+            coarse.append(pair[1][:, :, (top - low) // 2 : (bottom - low + 1) // 2])
+        del maps, pair
+        branches = [parts[0] if len(parts) == 1 else torch.cat(parts, 2) for parts in (fine, coarse)]
+        del fine, coarse
+        return resize(self.head(self.stages(branches)), (height, width))
+
+    def _joined(self, rgb: Tensor, maps: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the stem reads, and what its clicks' convolution reads, if it has one."""
+        rgb = (rgb - self._mean) / self._std
+        if self.mix_last is not None:
+            maps = torch.cat([rgb, maps], 1)
+        maps = _channels_last(maps, self.dtype)
+        if self.mix_first is not None:
+            maps = F.leaky_relu_(self.mix_first(maps), self.slope)
+        if self.mix_last is not None:
+            return self.mix_last(maps), None
+        return _channels_last(rgb, self.dtype), maps
+
+
+class Stem:
+    """From the image to the first two branches: (1, 3, H, W) -> (1, w, H/4, W/4) and (1, 2w, H/8, W/8)."""
+
+    def __init__(self, net: Any, dtype: torch.dtype) -> None:
+        self.conv1, self.conv2 = Conv(net.conv1, dtype), Conv(net.conv2, dtype)
+        self.layer1: list[tuple[Conv, Conv, Conv, Conv | None]] = [
+            (
+                Conv(block.conv1, dtype),
+                Conv(block.conv2, dtype),
+                Conv(block.conv3, dtype),
+                Conv(block.downsample[0], dtype) if block.downsample else None,
+            )
+            for block in net.layer1
+        ]
+        self.fine, self.coarse = Conv(net.transition1[0][0], dtype), Conv(net.transition1[1][0][0], dtype)
+        self.halo = (len(self.layer1) + 3) // 2 * 2  # rows at H/4 that a border reaches, even
+
+    def __call__(self, rgb: Tensor, maps: Tensor | None, clicks: Conv | None) -> tuple[Tensor, Tensor]:
+        x = self.conv1(rgb, relu=True)
+        if clicks is not None and maps is not None:
+            x = clicks(maps, onto=x)
+        x = self.conv2(x, relu=True)
+        for into, across, out, down in self.layer1:
+            y = across(into(x, relu=True), relu=True)
+            x = out(y, relu=True, onto=x if down is None else down(x))
+        return self.fine(x, relu=True), self.coarse(x, relu=True)
+
+
+class Stages:
+    """From the first two branches to all four, in place."""
+
+    def __init__(self, net: Any, dtype: torch.dtype) -> None:
+        self.modules = [[_Exchange(module, dtype) for module in part] for part in (net.stage2, net.stage3, net.stage4)]
+        self.added = [Conv(net.transition2[-1][0][0], dtype), Conv(net.transition3[-1][0][0], dtype)]
+
+    def __call__(self, branches: list[Tensor]) -> list[Tensor]:
+        for count, modules in enumerate(self.modules):
+            if count:
+                branches = [*branches, self.added[count - 1](branches[-1], relu=True)]
+            for module in modules:
+                branches = module(branches)
+        return branches
+
+
+class _Exchange:
+    """:class:`hrseg_cli.models.hrnet_ocr.Exchange`; overwrites its inputs."""
+
+    def __init__(self, module: Any, dtype: torch.dtype) -> None:
+        self.branches: list[list[tuple[Conv, Conv]]] = [
+            [(Conv(block.conv1, dtype), Conv(block.conv2, dtype)) for block in branch] for branch in module.branches
+        ]
+        self.bridges = [
+            [
+                [Conv(layer, dtype) for layer in bridge.modules() if isinstance(layer, nn.Conv2d)] if bridge else []
+                for bridge in row
+            ]
+            for row in module.fuse_layers
+        ]
+
+    def __call__(self, xs: list[Tensor]) -> list[Tensor]:
+        for i, blocks in enumerate(self.branches):
+            for first, second in blocks:
+                xs[i] = second(first(xs[i], relu=True), relu=True, onto=xs[i])
+        return [self._received(i, xs) for i in range(len(xs))]
+
+    def _received(self, i: int, xs: list[Tensor]) -> Tensor:
+        total = xs[i].clone()
+        for j, x in enumerate(xs):
+            if j > i:
+                total += resize(self.bridges[i][j][0](x), total.shape[-2:])
+            elif j < i:
+                *steps, last = self.bridges[i][j]
+                for step in steps:
+                    x = step(x, relu=True)
+                last(x, onto=total)
+        return total.relu_()
+
+
+class Head:
+    """From the branches to (1, 1, H/4, W/4) float32 logits."""
+
+    def __init__(self, net: Any, dtype: torch.dtype) -> None:
+        widths = [branch[0].conv1.in_channels for branch in net.stage4[0].branches]
+        self.dtype, self.has_ocr = dtype, net.has_ocr
+        if not net.has_ocr:
+            self.pixels, self.classify = JoinedConv(net.cls_head[0], widths, dtype), _linear(net.cls_head[3], dtype)
+            return
+        self.pixels, self.classify = JoinedConv(net.conv3x3_ocr[0], widths, dtype), _linear(net.cls_head, dtype)
+        self.spread, self.find = JoinedConv(net.aux_head[0], widths, dtype), _linear(net.aux_head[3], dtype)
+        block, mix = net.ocr_distri_head.object_context_block, net.ocr_distri_head.conv_bn_dropout[0]
+        self.down, self.up = (_linear(block[name][0], torch.float32) for name in ("f_down", "f_up"))
+        middle = mix.out_channels
+        self.of_context, self.bias = mix.weight[:, :middle, 0, 0].T.float(), mix.bias
+        self.mix = Conv(mix, dtype, slice(middle, None))
+
+    def __call__(self, branches: list[Tensor]) -> Tensor:
+        finest = branches[0]
+        rows, cols = finest.shape[-2:]
+        bands = [slice(top, min(top + HEAD_BAND, rows)) for top in range(0, rows, HEAD_BAND)]
+        features = finest.new_empty(rows, cols, self.pixels.outputs)
+        aux = torch.empty(rows, cols)
+        for band in bands:
+            self.pixels.coarse(branches, band, features[band])
+            if self.has_ocr:
+                found = self.spread.coarse(branches, band, finest.new_empty(len(aux[band]), cols, self.spread.outputs))
+                self.spread.fine(finest[:, :, band], relu=True, onto=_as_maps(found))
+                aux[band] = found @ self.find[0][:, 0]  # its bias does not reach a softmax
+        self.pixels.fine(finest, relu=True, onto=_as_maps(features))
+        logits = torch.empty(rows, cols)
+        if self.has_ocr:
+            share = aux.flatten().softmax(0).to(self.dtype)
+            context = (share @ features.flatten(0, 1)).float()
+            for weight, bias in (self.down, self.up):
+                context = F.relu(context @ weight + bias)
+            mixed_bias = (self.bias + context @ self.of_context).to(self.dtype)
+        weight, bias = self.classify
+        for band in bands:
+            part = features[band]
+            if self.has_ocr:
+                part = self.mix(_as_maps(part), relu=True, bias=mixed_bias)[0].permute(1, 2, 0)
+            logits[band] = (part @ weight)[..., 0] + bias
+        return logits[None, None]
+
+
+class JoinedConv:
+    """A k x k convolution of all branches, enlarged to the finest one's size and joined, from their own sizes.
+
+    ``fine`` is the finest branch's part of it, with the bias; ``coarse`` that of the others.
+    """
+
+    def __init__(self, conv: nn.Conv2d, widths: list[int], dtype: torch.dtype) -> None:
+        self.outputs, self.taps = conv.out_channels, conv.kernel_size[0]
+        self.fine = Conv(conv, dtype, slice(0, widths[0]))
+        parts = conv.weight.to(dtype).split(widths, 1)[1:]
+        # Per branch and tap row (inputs, tap columns x outputs)
+        self.weights = [part.permute(2, 1, 3, 0).flatten(2).contiguous() for part in parts]
+
+    def coarse(self, branches: list[Tensor], band: slice, out: Tensor) -> Tensor:
+        """Into ``out`` (rows of the band, W, outputs): what the coarser branches add to those rows."""
+        rows, cols = branches[0].shape[-2:]
+        matrices, products = [], []
+        for x, weights in zip(branches[1:], self.weights, strict=True):
+            matrix, low, high = _row_matrix(x.shape[-2], rows, self.taps, band.start, band.stop, x.dtype)
+            matrices.append(matrix)
+            part = x[0, :, low:high].permute(1, 2, 0)  # (rows, cols, inputs)
+            products += [(part @ weight).view(high - low, -1, self.outputs) for weight in weights]
+        wide = out.new_empty(sum(len(product) for product in products), cols, self.outputs)
+        start = 0
+        for x, group in zip(branches[1:], range(0, len(products), self.taps), strict=True):
+            for product in products[group : group + self.taps]:
+                place = wide[start : start + len(product)]
+                for matrix, left, right, low, high in _column_matrices(x.shape[-1], cols, self.taps, x.dtype):
+                    torch.bmm(matrix.expand(len(product), -1, -1), product[:, low:high], out=place[:, left:right])
+                start += len(product)
+        torch.mm(torch.cat(matrices, 1), wide.flatten(1), out=out.flatten(1))
+        return out
+
+
+@lru_cache(maxsize=64)
+def _enlarging(size: int, to: int, taps: int) -> Tensor:
+    """(taps, to, size) float32: bilinear enlargement with aligned corners, then a step of tap - taps // 2 pixels, zeros
+    from beyond the ends. The numbers are those that :func:`resize` uses."""
+    matrix = resize(torch.eye(size)[None, :, :, None], (to, 1))[0, :, :, 0].T
+    reach = taps // 2
+    padded = F.pad(matrix, (0, 0, reach, reach))
+    return torch.stack([padded[tap : tap + to] for tap in range(taps)])
+
+
+@lru_cache(maxsize=4096)
+def _row_matrix(size: int, to: int, taps: int, top: int, bottom: int, dtype: torch.dtype) -> tuple[Tensor, int, int]:
+    """For rows top to bottom of the enlarged map: (rows, taps x (high - low)) and which rows of the small one."""
+    band = _enlarging(size, to, taps)[:, top:bottom]
+    low, high = _reach(band)
+    return band[..., low:high].permute(1, 0, 2).flatten(1).to(dtype), low, high
+
+
+@lru_cache(maxsize=512)
+def _column_matrices(size: int, to: int, taps: int, dtype: torch.dtype) -> list[tuple[Tensor, int, int, int, int]]:
+    """Blocks of columns left to right: (columns, (high - low) / taps x taps), and low and high among columns x taps."""
+    made = []
+    for left in range(0, to, HEAD_COLUMNS):
+        block = _enlarging(size, to, taps)[:, left : left + HEAD_COLUMNS]
+        low, high = _reach(block)
+        matrix = block[..., low:high].permute(1, 2, 0).flatten(1).to(dtype)
+        made.append((matrix, left, left + block.shape[1], low * taps, high * taps))
+    return made
+
+
+def _reach(matrix: Tensor) -> tuple[int, int]:
+    """First and one past the last index of the last axis that holds anything."""
+    used = matrix.flatten(0, 1).any(0).nonzero()[:, 0]
+    return int(used[0]), int(used[-1]) + 1
+
+
+def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype, memory_format=torch.channels_last)
+
+
+def _as_maps(x: Tensor) -> Tensor:
+    """(rows, cols, C) as (1, C, rows, cols), channels last; the same memory."""
+    return x.permute(2, 0, 1)[None]
+
+
+def _linear(conv: nn.Conv2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A 1 x 1 convolution as a matrix (inputs, outputs) and a bias in single precision."""
+    assert conv.bias is not None
+    return conv.weight[:, :, 0, 0].T.to(dtype), conv.bias.float()
+
+
+def _slope(activation: nn.Module) -> float:
+    """Of LeakyReLU below zero; ReLU's is 0."""
+    return float(getattr(activation, "negative_slope", 0))
