@@ -46,6 +46,7 @@ def evaluate(
     instances: options.Instances = False,
     root: options.Root = None,
     device: options.Device = "cpu",
+    runtime: options.Runtime = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the bootstrap intervals.")] = 0,
 ) -> None:
     """Simulate clicks on every object and count how many it takes (NoC), by IoU or Boundary IoU.
@@ -58,11 +59,11 @@ def evaluate(
     width = options.band_of(band)
     options.device_of(device)
 
-    from hrseg_cli.engine.checkpoint import load_model
+    from hrseg_cli.engine.runtimes import open_model
     from hrseg_cli.engine.simulate import Plan
     from hrseg_cli.runs import Run
 
-    loaded, provenance = load_model(model)
+    loaded, provenance = open_model(model, runtime)
     refs, composed, incomplete = options.open_datasets(dataset, root, instances, chosen.binarize, limit)
     names = list(dict.fromkeys(ref.dataset for ref in refs))
     chosen, own = options.own_protocols(protocol, chosen, names, set_)
@@ -73,6 +74,7 @@ def evaluate(
         until=targets,
         max_clicks=max_clicks or chosen.max_clicks,
         device=device,
+        runtime=runtime,
         band=width,
         keep_masks=KEPT_CLICKS if keep_masks else (),
     )

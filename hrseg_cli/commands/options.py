@@ -84,6 +84,14 @@ Binarize = Annotated[
         help="How grey values become truth: auto, nonzero, gt128, void128, grabcut [protocol's].",
     ),
 ]
+Runtime = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        metavar="RUNTIME",
+        help="torch, onnxruntime, openvino or openvino-bf16; an .onnx file of 'hrseg export' works as --model too.",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu or cuda[:N].")]
 Band = Annotated[
     str,

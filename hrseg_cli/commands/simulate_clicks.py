@@ -41,6 +41,7 @@ def simulate_clicks(
     instances: options.Instances = False,
     root: options.Root = None,
     device: options.Device = "cpu",
+    runtime: options.Runtime = None,
 ) -> None:
     """Click on every object and write one JSON line per object: clicks, scores after each, seconds.
 
@@ -54,6 +55,7 @@ def simulate_clicks(
     if out is not None:
         _check_writable(out)
 
+    from hrseg_cli.engine.runtimes import open_model
     from hrseg_cli.engine.simulate import Plan, run
     from hrseg_cli.runs import write_atomically
 
@@ -71,9 +73,11 @@ def simulate_clicks(
         max_clicks=max_clicks or chosen.max_clicks,
         protocols=own,
         device=device,
+        runtime=runtime,
         band=width,
         replay=given,
     )
+    open_model(model, runtime, device)  # says what is wrong with it once, and exports it once, before there are workers
     lines: dict[int, str] = {}
     printed = 0
     try:

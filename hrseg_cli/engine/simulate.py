@@ -27,7 +27,7 @@ from pycocotools import mask as coco
 from hrseg_cli import catalog
 from hrseg_cli.clicks.annotator import next_click
 from hrseg_cli.data.samples import Ref, load_with_rule
-from hrseg_cli.engine.checkpoint import load_model
+from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Sample, Trace
@@ -53,6 +53,7 @@ class Plan:
     max_clicks: int
     protocols: dict[str, Protocol] = field(default_factory=dict)
     device: str = "cpu"
+    runtime: str | None = None
     band: dict[str, Any] = field(default_factory=dict)
     keep_masks: tuple[int, ...] = ()
     replay: dict[str, tuple[Click, ...]] | None = None
@@ -137,7 +138,7 @@ def _here(plan: Plan, refs: Sequence[Ref]) -> Iterator[tuple[int, Outcome]]:
     threads = torch.get_num_threads(), cv2.getNumThreads()
     _one_thread()
     try:
-        model, _ = load_model(plan.model, plan.device)
+        model, _ = open_model(plan.model, plan.runtime, plan.device)
         for index, ref in enumerate(refs):
             yield index, _work(plan, model, ref)
     finally:
@@ -180,7 +181,7 @@ def _start_worker(plan: Plan) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     Thread(target=_follow_parent, daemon=True).start()
     _one_thread()
-    model, _ = load_model(plan.model, plan.device)
+    model, _ = open_model(plan.model, plan.runtime, plan.device)
     _worker = partial(_work, plan, model)
 
 
