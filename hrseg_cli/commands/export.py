@@ -20,7 +20,9 @@ def export(
     ] = False,
     calibrate: Annotated[
         list[str],
-        typer.Option("--calibrate", metavar="DATASET", help="Objects to click on, as --dataset takes them. Repeatable."),
+        typer.Option(
+            "--calibrate", metavar="DATASET", help="Objects to click on, as --dataset takes them. Repeatable."
+        ),
     ] = [],  # noqa: B006 - Typer copies it
     calibrate_count: Annotated[
         int, typer.Option("--calibrate-count", metavar="N", min=2, help="How many objects, spread over the dataset.")
