@@ -186,5 +186,6 @@ def need(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        packages = " ".join(dict.fromkeys(["onnx", "onnxruntime", package]))
-        raise HrsegError(f"{package} is not installed; run: pip install {packages}") from None
+        name = package.partition(".")[0]
+        packages = " ".join(dict.fromkeys(["onnx", "onnxruntime", name]))
+        raise HrsegError(f"{name} is not installed; run: pip install {packages}") from None

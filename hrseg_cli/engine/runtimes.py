@@ -43,11 +43,14 @@ def open_model(spec: str, runtime: str | None = None, device: str = "cpu") -> tu
         raise HrsegError(f"--device {device}: --runtime {chosen} computes on the CPU; leave one of them out")
     start, package, precision = GRAPHS[chosen]
     need(package)
-    path, provenance = (file, {}) if file else _exported(spec)
-    if not path.is_file():
-        raise HrsegError(f"--model {spec}: no such file; write it with 'hrseg export MODEL --out {spec}'")
-    header, digest = read_header(path)
-    if file:
+    if file is None:
+        path, provenance = _exported(spec)
+        header, _ = read_header(path)
+    else:
+        path = file
+        if not path.is_file():
+            raise HrsegError(f"--model {spec}: no such file; write it with 'hrseg export MODEL --out {spec}'")
+        header, digest = read_header(path)
         provenance = {
             "name": header["name"],
             "options": header["options"],

@@ -1,6 +1,6 @@
 """CVAT's interactor as a nuclio function: points in, the object's mask out.
 
-Asked:    {"image": base64, "pos_points": [[x, y], ...], "neg_points": [[x, y], ...], "obj_bbox": [[x, y], [x, y]] or null}
+Asked: {"image": base64, "pos_points": [[x, y], ...], "neg_points": the same, "obj_bbox": [[x, y], [x, y]] or null}.
 Answered: {"mask": rows of 0 and 1, "points": [[x, y], ...]}: the mask, and its largest piece as a polygon.
 """
 

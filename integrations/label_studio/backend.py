@@ -4,8 +4,9 @@
     POST /setup    {"project", "schema", ...}            {"model_version"}
     POST /predict  {"tasks", "label_config", "params"}   {"results": [{"result", "score", "model_version"}], ...}
 
-Settings come from the environment: HRSEG_MODEL (a checkpoint, a model's name, BASE+ADAPTER or an .onnx file), HRSEG_RUNTIME,
-HRSEG_IMAGES (the folder of Label Studio's local files), LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY (for uploaded images).
+Settings come from the environment: HRSEG_MODEL (a checkpoint, a model's name, BASE+ADAPTER or an .onnx file),
+HRSEG_RUNTIME, HRSEG_IMAGES (the folder of Label Studio's local files), LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY (for
+uploaded images).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import base64
 import json
 import os
 import uuid
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
@@ -178,7 +180,7 @@ def fetch(url: str, images: Path | None, host: str, token: str) -> bytes:
         asked = Request(whole.geturl(), headers={"Authorization": f"Token {token}"} if token else {})
         with build_opener(_NoRedirect).open(asked, timeout=30) as found:
             blob: bytes = found.read(MAX_BYTES + 1)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise HrsegError(f"{url}: cannot be fetched ({error}); is LABEL_STUDIO_API_KEY right?") from None
     if len(blob) > MAX_BYTES:
         raise HrsegError(f"{url}: has more than {MAX_BYTES:,} bytes")
