@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -23,9 +24,11 @@ from hrseg_cli.recipe import Protocol, load_protocol
 CLICKS = 3  # of each object
 HELD = 6  # one step of so many is not calibrated on but compared
 
-# Convolutions that stay in single precision, by parts of their names: those that read the image and the clicks, those
-# that decide, and an adapter's corrections. A twentieth of the work in h18s.
-FLOAT = ("maps_transform", "rgb_conv", "feature_extractor/conv1/", "/down/", "/correct/", "cls_head", "aux_head.3")
+# Convolutions that stay in single precision, by their names: those that read the image and the clicks, those that
+# decide, and an adapter's corrections. A twentieth of the work in h18s.
+FLOAT = re.compile(
+    r"maps_transform|rgb_conv|^/model(/base)?(/feature_extractor)?/conv1|cls_head|aux_head\.3|/(down|correct|inject)/|/levels\."
+)
 
 
 def quantize(
@@ -53,7 +56,7 @@ def quantize(
     with tempfile.TemporaryDirectory() as folder:
         plain, small = Path(folder) / "plain.onnx", Path(folder) / "small.onnx"
         header = export(model, plain, provenance)
-        single = [node.name for node in onnx.load(plain).graph.node if any(part in node.name for part in FLOAT)]
+        single = [node.name for node in onnx.load(plain).graph.node if FLOAT.search(node.name)]
         logging.disable(logging.WARNING)  # it asks for a pass that cannot follow sizes that change, and is not needed
         try:
             with warnings.catch_warnings():
