@@ -15,6 +15,7 @@ from reference import case
 from hrseg_cli.data.samples import load, open_dataset
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside of pycocotools
 @pytest.mark.parametrize("kind", ["rle", "polygon"])
 def test_written_and_read_back(kind: str, hrseg: Callable[..., Any], tmp_path: Path) -> None:
     image, _ = case(0)
