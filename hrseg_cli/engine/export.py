@@ -85,7 +85,7 @@ def export(model: InteractiveModel, path: Path, provenance: dict[str, Any]) -> d
     sizes: dict[str, dict[int, str]] = {name: {0: "batch", 2: "height", 3: "width"} for name in names}
     sizes["clicks"] = {0: "batch", 1: "clicks"}
     sizes["probability"] = sizes["logits"] = sizes["image"]
-    file = io.BytesIO()
+    file: Any = io.BytesIO()  # which is taken, and not in the exporter's annotations
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the tracer's, of shapes that are not constants; the check below would notice
         # torch.export needs 35 times as long (33 s for h18s) for the same graph and the same answers.
