@@ -12,6 +12,7 @@ from hrseg_cli import __version__
 from hrseg_cli.commands.adapt import adapt
 from hrseg_cli.commands.benchmark import benchmark
 from hrseg_cli.commands.evaluate import evaluate
+from hrseg_cli.commands.export import export
 from hrseg_cli.commands.predict import predict
 from hrseg_cli.commands.prepare_data import prepare_data
 from hrseg_cli.commands.report import report
@@ -51,6 +52,7 @@ app.command("adapt", short_help="Adapt a trained model to your pictures.")(adapt
 app.command("train", short_help="Train a click model by a recipe.")(train)
 app.command("predict", short_help="Masks of your own images.")(predict)
 app.command("evaluate", short_help="Count the clicks a model needs (NoC).")(evaluate)
+app.command("export", short_help="The click step as an ONNX file.")(export)
 app.command("benchmark", short_help="Where a click's time goes here.")(benchmark)
 app.command("report", short_help="Tables, curves and pictures of runs.")(report)
 

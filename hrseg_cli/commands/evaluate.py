@@ -47,6 +47,7 @@ def evaluate(
     root: options.Root = None,
     device: options.Device = "cpu",
     precision: options.Precision = "fp32",
+    runtime: options.Runtime = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the bootstrap intervals.")] = 0,
     shard: shards.Option = None,
 ) -> None:
@@ -61,11 +62,11 @@ def evaluate(
     options.device_of(device)
     part = shards.shard_of(shard)
 
-    from hrseg_cli.engine.fast import open_fast
+    from hrseg_cli.engine.runtimes import open_model
     from hrseg_cli.engine.simulate import Plan
     from hrseg_cli.runs import Run
 
-    loaded, provenance = open_fast(model, precision=precision)
+    loaded, provenance = open_model(model, runtime, precision=precision)
     refs, composed, incomplete = options.open_datasets(dataset, root, instances, chosen.binarize, limit)
     names = list(dict.fromkeys(ref.dataset for ref in refs))
     chosen, own = options.own_protocols(protocol, chosen, names, set_)
@@ -77,6 +78,7 @@ def evaluate(
         max_clicks=max_clicks or chosen.max_clicks,
         device=shards.own_device(device),
         precision=precision,
+        runtime=runtime,
         band=width,
         keep_masks=KEPT_CLICKS if keep_masks else (),
     )

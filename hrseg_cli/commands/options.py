@@ -90,6 +90,14 @@ Precision = Annotated[
         "--precision", metavar="PRECISION", help="Of the network: fp32, or bf16: quicker, numbers differ a little."
     ),
 ]
+Runtime = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        metavar="RUNTIME",
+        help="torch, onnxruntime, openvino or openvino-bf16; an .onnx file of 'hrseg export' works as --model too.",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu or cuda[:N].")]
 Band = Annotated[
     str,

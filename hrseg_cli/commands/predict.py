@@ -51,6 +51,7 @@ def predict(
     set_: options.Changes = [],  # noqa: B006
     device: options.Device = "cpu",
     precision: options.Precision = "fp32",
+    runtime: options.Runtime = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the masks go.")] = Path(
         "runs/predict"
     ),
@@ -79,14 +80,14 @@ def predict(
 
     from hrseg_cli.engine import predict as engine
     from hrseg_cli.engine.checkpoint import WEIGHTS
-    from hrseg_cli.engine.fast import open_fast
+    from hrseg_cli.engine.runtimes import open_model
 
     jobs = [engine.Job(image, name, its) for image, inside in objects.items() for name, its in inside.items()]
     if init_mask:
         jobs = _with_masks(jobs, init_mask, out)
     if model is None and not (WEIGHTS / "h18s.safetensors").is_file():
         raise HrsegError("--model: this hrseg comes without weights; give a checkpoint, or 'grabcut'")
-    loaded, provenance = open_fast(model or "h18s", device, precision)
+    loaded, provenance = open_model(model or "h18s", runtime, device, precision)
     asked = engine.Asked(loaded, provenance, chosen, tuple(dict.fromkeys(format_)), tolerance)
     errors: dict[str, None] = {}
     kept = 0

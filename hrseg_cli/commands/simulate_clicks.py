@@ -43,6 +43,7 @@ def simulate_clicks(
     device: options.Device = "cpu",
     precision: options.Precision = "fp32",
     shard: shards.Option = None,
+    runtime: options.Runtime = None,
 ) -> None:
     """Click on every object and write one JSON line per object: clicks, scores after each, seconds.
 
@@ -58,6 +59,7 @@ def simulate_clicks(
         out = part.file(out) if part else out
         _check_writable(out)
 
+    from hrseg_cli.engine.runtimes import open_model
     from hrseg_cli.engine.simulate import Plan, run
     from hrseg_cli.runs import write_atomically
 
@@ -78,9 +80,13 @@ def simulate_clicks(
         protocols=own,
         device=shards.own_device(device),
         precision=precision,
+        runtime=runtime,
         band=width,
         replay=given,
     )
+    open_model(
+        model, runtime, device, precision
+    )  # says what is wrong with it once, and exports it once, before there are workers
     lines: dict[int, str] = {}
     printed = 0
     try:

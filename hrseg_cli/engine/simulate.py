@@ -28,7 +28,7 @@ from pycocotools import mask as coco
 from hrseg_cli import catalog
 from hrseg_cli.clicks.annotator import next_click
 from hrseg_cli.data.samples import Ref, load_with_rule
-from hrseg_cli.engine.fast import open_fast
+from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Sample, Trace
@@ -55,6 +55,7 @@ class Plan:
     protocols: dict[str, Protocol] = field(default_factory=dict)
     device: str = "cpu"
     precision: str = "fp32"
+    runtime: str | None = None
     band: dict[str, Any] = field(default_factory=dict)
     keep_masks: tuple[int, ...] = ()
     replay: dict[str, tuple[Click, ...]] | None = None
@@ -139,7 +140,7 @@ def _here(plan: Plan, refs: Sequence[Ref]) -> Iterator[tuple[int, Outcome]]:
     threads = torch.get_num_threads(), cv2.getNumThreads()
     _one_thread()
     try:
-        model, _ = open_fast(plan.model, plan.device, plan.precision)
+        model, _ = open_model(plan.model, plan.runtime, plan.device, plan.precision)
         # Not on a CPU: there the cores are busy, and decoding would be counted into the seconds of a click.
         loaded = decoded(refs, ahead=plan.device != "cpu")
         for index, (ref, (sample, rule)) in enumerate(zip(refs, loaded, strict=True)):
@@ -199,7 +200,7 @@ def _start_worker(plan: Plan) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     Thread(target=_follow_parent, daemon=True).start()
     _one_thread()
-    model, _ = open_fast(plan.model, plan.device, plan.precision)
+    model, _ = open_model(plan.model, plan.runtime, plan.device, plan.precision)
     _worker = partial(_load_and_work, plan, model)
 
 

@@ -23,6 +23,8 @@ def disk_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:
 
     Only the window around each click is touched: every click proposes its (2r + 2)^2 nearest pixels.
     """
+    if torch.onnx.is_in_onnx_export():
+        return _disk_maps_of_a_graph(points, height, width, radius)
     batch, slots, _ = points.shape
     centre = points[..., :2].double()
     reach = math.ceil(radius) + 1
@@ -47,6 +49,8 @@ def disk_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:
 
 def distance_maps(points: Tensor, height: int, width: int, norm_radius: float) -> Tensor:
     """(B, 2, H, W) float32: tanh(2 d / norm_radius), d the distance in pixels to the nearest click; 1 without."""
+    if torch.onnx.is_in_onnx_export():
+        return _distance_maps_of_a_graph(points, height, width, norm_radius)
     batch, slots, _ = points.shape
     rows = torch.arange(height, dtype=torch.float64, device=points.device)
     cols = torch.arange(width, dtype=torch.float64, device=points.device)
@@ -60,3 +64,32 @@ def distance_maps(points: Tensor, height: int, width: int, norm_radius: float) -
         side = int(slot >= slots // 2)
         nearest[:, side] = torch.minimum(nearest[:, side], squared)
     return nearest.sqrt_().mul_(2).tanh_()
+
+
+# The same maps for an exported graph: no indices that depend on values, no loop over a number of clicks that is not
+# known yet. Every runtime has these operators.
+
+
+def _disk_maps_of_a_graph(points: Tensor, height: int, width: int, radius: float) -> Tensor:
+    """As :func:`disk_maps`: a disk is a stack of (2r + 2) pieces of rows, and a matrix product lays all of them."""
+    centre = points[..., :2]
+    reach = math.ceil(radius) + 1
+    near = torch.floor(centre[..., 0, None]) + torch.arange(-reach, reach + 1, device=points.device)  # (B, 2N, K) rows
+    down = (near - centre[..., 0, None]).float().square()
+    across = (torch.arange(width, device=points.device) - centre[..., 1, None]).float().square()  # (B, 2N, W)
+    in_piece = (down[..., None] + across[:, :, None] <= radius * radius) & valid_slots(points)[..., None, None]
+    in_row = near[..., None] == torch.arange(height, device=points.device)  # (B, 2N, K, H)
+    pieces = in_piece.float().view(points.shape[0], 2, -1, width)
+    covered = in_row.float().view(points.shape[0], 2, -1, height).transpose(2, 3) @ pieces
+    return (covered > 0).float()
+
+
+def _distance_maps_of_a_graph(points: Tensor, height: int, width: int, norm_radius: float) -> Tensor:
+    """As :func:`distance_maps`, with all clicks at once: memory grows with them."""
+    rows, cols = torch.arange(height, device=points.device), torch.arange(width, device=points.device)
+    down = ((rows - points[..., 0, None]).float() / norm_radius).square()
+    across = ((cols - points[..., 1, None]).float() / norm_radius).square()
+    squared = down[..., None] + across[:, :, None]
+    squared = torch.where(valid_slots(points)[..., None, None], squared, torch.full_like(squared, 1e6))
+    nearest = squared.view(points.shape[0], 2, -1, height, width).amin(2)
+    return torch.tanh(2 * torch.sqrt(nearest))

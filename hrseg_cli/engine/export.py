@@ -1,0 +1,191 @@
+"""The whole click step as one ONNX file: image, previous mask and clicks in, the object's probability out.
+
+    image       (batch, 3, height, width) float32, RGB in [0, 1]
+    previous    (batch, 1, height, width) float32, the last answer's probability; zeros before the first click
+    clicks      (batch, clicks, 3) float32, rows (row, col, label): label 1 on the object, 0 beside it, -1 padding
+    probability (batch, 1, height, width) float32 in [0, 1]
+    logits      (batch, 1, height, width) float32, what the probability is the sigmoid of
+
+All of batch, height, width and clicks may change from call to call. Normalisation and the drawing of clicks are inside.
+The file's metadata holds one key, ``hrseg``: JSON of what it was made from and how far it was from PyTorch.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import io
+import json
+import warnings
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hrseg_cli import __version__
+from hrseg_cli.adapters.lora import merge
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.runs import write_atomically
+
+FORMAT = 1
+OPSET = 17
+TOLERANCE = 1e-4
+SIZES = ((1, 96, 128, 3), (2, 101, 75, 6), (1, 64, 160, 1))  # batch, height, width, clicks
+ABOUT = " ".join((__doc__ or "").split())
+
+
+class ClickStep(nn.Module):
+    """A click network as the file has it: ``(image, previous, clicks) -> (probability, logits)``; without ``previous``
+    where the network does not look at it."""
+
+    def __init__(self, model: InteractiveModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        *previous, clicks = rest
+        logits: Tensor = self.model(torch.cat([image, *previous], 1), points_of(clicks))["logits"]
+        return logits.sigmoid(), logits
+
+
+def points_of(clicks: Tensor) -> Tensor:
+    """Clicks with labels, (B, N, 3), as the network takes them: (B, 2N, 3), see :mod:`hrseg_cli.models.click_maps`."""
+    place, label = clicks[..., :2], clicks[..., 2:]
+    empty = torch.full_like(place, -1)
+    sides = torch.cat([torch.where(label == side, place, empty) for side in (1, 0)], 1)
+    return torch.cat([sides, torch.zeros_like(sides[..., :1])], 2)
+
+
+def clicks_of(points: Tensor) -> Tensor:
+    """The reverse of :func:`points_of`, float32 (B, 2N, 3)."""
+    half = points.shape[1] // 2
+    label = torch.cat([points.new_ones(half, 1), points.new_zeros(half, 1)])
+    label = torch.where(points[..., :2].amax(2, keepdim=True) < 0, -1, label)
+    return torch.cat([points[..., :2], label], 2).float()
+
+
+def export(model: InteractiveModel, path: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Write ``model`` to ``path`` once it answers as PyTorch does; what the file's metadata says.
+
+    LoRA is folded; convolutional adapters are part of the graph. Raises HrsegError for a model without a network, for
+    a missing package, and where an answer differs by more than :data:`TOLERANCE` (then nothing is written).
+    """
+    onnx = need("onnx")
+    if next(model.parameters(), None) is None:
+        raise HrsegError(f"{model.name}: has no network that could be exported; take a checkpoint")
+    model = copy.deepcopy(model).cpu().eval()
+    merge(model)
+    step = ClickStep(model).eval()
+    names = ["image", *(["previous"] if model.with_prev_mask else []), "clicks"]
+    sizes: dict[str, dict[int, str]] = {name: {0: "batch", 2: "height", 3: "width"} for name in names}
+    sizes["clicks"] = {0: "batch", 1: "clicks"}
+    sizes["probability"] = sizes["logits"] = sizes["image"]
+    file: Any = io.BytesIO()  # which is taken, and not in the exporter's annotations
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # the tracer's, of shapes that are not constants; the check below would notice
+        # torch.export needs 35 times as long (33 s for h18s) for the same graph and the same answers.
+        torch.onnx.export(
+            step,
+            inputs(step, *SIZES[0]),
+            file,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=names,
+            output_names=["probability", "logits"],
+            dynamic_axes=sizes,
+        )
+    graph = onnx.load_model_from_string(file.getvalue())
+    for output in graph.graph.output:
+        output.type.tensor_type.shape.dim[1].dim_value = 1
+    header = {
+        "format": FORMAT,
+        "name": model.name,
+        "options": model.config,
+        "with_prev_mask": model.with_prev_mask,
+        "mirror": model.mirror,
+        "enlarge": model.enlarge,
+        "opset": OPSET,
+        "precision": "fp32",
+        "provenance": provenance,
+        "made_by": {"hrseg": __version__, "torch": torch.__version__, "onnx": onnx.__version__},
+    }
+    header["checked"] = check(graph.SerializeToString(), step)
+    write_graph(graph, header, path)
+    return header
+
+
+def write_graph(graph: Any, header: dict[str, Any], path: Path) -> None:
+    """An ONNX graph as a file with ``header`` as its metadata."""
+    graph.doc_string = ABOUT
+    graph.producer_name, graph.producer_version = "hrseg", __version__
+    del graph.metadata_props[:]
+    graph.metadata_props.add(key="hrseg", value=json.dumps(header, sort_keys=True))
+    write_atomically(path, graph.SerializeToString())
+
+
+def check(graph: bytes, step: ClickStep) -> list[dict[str, Any]]:
+    """Largest differences between ONNX Runtime and PyTorch, at each of :data:`SIZES`. Raises HrsegError above 1e-4."""
+    ort = need("onnxruntime")
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    rows = []
+    for size in SIZES:
+        given = inputs(step, *size)
+        with torch.inference_mode():
+            wanted = step(*given)
+        feed = {entry.name: value.numpy() for entry, value in zip(session.get_inputs(), given, strict=True)}
+        found = session.run(None, feed)
+        apart = [float(np.abs(a.numpy() - b).max()) for a, b in zip(wanted, found, strict=True)]
+        rows.append({"batch_height_width_clicks": list(size), "probability": apart[0], "logits": apart[1]})
+    worst = max(chain.from_iterable((row["probability"], row["logits"]) for row in rows))
+    if not worst <= TOLERANCE:  # NaN too
+        raise HrsegError(
+            f"the exported graph answers {worst:.1e} beside PyTorch, more than {TOLERANCE:.0e}; nothing was written, "
+            "please report the model and the versions of torch and onnx"
+        )
+    return rows
+
+
+def inputs(step: ClickStep, batch: int, height: int, width: int, clicks: int) -> tuple[Tensor, ...]:
+    """A call of that size: noise, and clicks anywhere, whole and fractional, one of three of each label."""
+    random = torch.Generator().manual_seed(height * width)
+    image = torch.rand(batch, 3, height, width, generator=random)
+    previous = torch.rand(batch, 1, height, width, generator=random)
+    place = torch.rand(batch, clicks, 2, generator=random) * torch.tensor([height - 1, width - 1])
+    place[:, ::2] = place[:, ::2].round()
+    label = torch.tensor([1.0, 0.0, -1.0]).repeat(clicks)[:clicks, None].expand(batch, -1, 1)
+    return (image, *([previous] if step.model.with_prev_mask else []), torch.cat([place, label], 2))
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], str]:
+    """What :func:`export` wrote into a file's metadata, and the file's sha256. Raises HrsegError for other files."""
+    onnx = need("onnx")
+    try:
+        blob = path.read_bytes()
+        graph = onnx.load_model_from_string(blob)
+    except OSError as error:
+        raise HrsegError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception:  # protobuf's own, which is not always the same class
+        raise HrsegError(f"{path}: is no ONNX file, or a damaged one; write it again with 'hrseg export'") from None
+    try:
+        header: dict[str, Any] = json.loads({entry.key: entry.value for entry in graph.metadata_props}["hrseg"])
+        version = int(header["format"])
+    except (KeyError, ValueError, TypeError):
+        raise HrsegError(f"{path}: was not written by 'hrseg export', its inputs are not known; export it") from None
+    if version > FORMAT:
+        raise HrsegError(f"{path}: was written by a newer hrseg (format {version}); update hrseg")
+    return header, hashlib.sha256(blob).hexdigest()
+
+
+def need(package: str) -> Any:
+    """An optional package. Raises HrsegError with the command that installs it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        name = package.partition(".")[0]
+        packages = " ".join(dict.fromkeys(["onnx", "onnxruntime", name]))
+        raise HrsegError(f"{name} is not installed; run: pip install {packages}") from None

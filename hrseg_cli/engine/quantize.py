@@ -1,0 +1,133 @@
+"""An exported click network in 8 bits: scales of activations from real clicks, one scale of weights per channel."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from hrseg_cli.data.samples import Ref, load
+from hrseg_cli.engine.export import clicks_of, export, need, write_graph
+from hrseg_cli.engine.runtimes import Answer, Feed, start_onnxruntime
+from hrseg_cli.engine.simulate import Plan, simulate
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.recipe import Protocol, load_protocol
+
+CLICKS = 3  # of each object
+HELD = 6  # one step of so many is not calibrated on but compared
+
+# Convolutions that stay in single precision, by their names: those that read the image and the clicks, those that
+# decide, and an adapter's corrections. A twentieth of the work in h18s.
+FLOAT = re.compile(
+    r"maps_transform|rgb_conv|^/model(/base)?(/feature_extractor)?/conv1|cls_head|aux_head\.3|/(down|correct|inject)/|/levels\."
+)
+
+
+def quantize(
+    model: InteractiveModel,
+    path: Path,
+    provenance: dict[str, Any],
+    refs: Sequence[Ref],
+    count: int,
+    protocol: Protocol | None = None,
+) -> dict[str, Any]:
+    """Write ``model`` to ``path`` as an ONNX file that computes in 8 bits; what the file's metadata says.
+
+    refs, count: the objects that are clicked on, and how many of them, evenly spread. protocol: how the network looks
+        at them; None: as ``photo`` does.
+    The metadata's ``int8`` compares answers to clicks that were not calibrated on with those of single precision.
+    Raises HrsegError as :func:`hrseg_cli.engine.export.export` does.
+    """
+    onnx = need("onnx")
+    quantization = need("onnxruntime.quantization")
+    if count > len(refs):
+        raise HrsegError(f"--calibrate-count {count}: there are {len(refs)} objects; name more data, or fewer objects")
+    chosen = [refs[number * len(refs) // count] for number in range(count)]
+    steps = click_steps(model, chosen, protocol or load_protocol("photo", ["flip=false"]))
+    held, kept = steps[::HELD], [step for number, step in enumerate(steps) if number % HELD]
+    with tempfile.TemporaryDirectory() as folder:
+        plain, small = Path(folder) / "plain.onnx", Path(folder) / "small.onnx"
+        header = export(model, plain, provenance)
+        single = [node.name for node in onnx.load(plain).graph.node if FLOAT.search(node.name)]
+        logging.disable(logging.WARNING)  # it asks for a pass that cannot follow sizes that change, and is not needed
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                quantization.quantize_static(
+                    plain,
+                    small,
+                    _Reader(kept),
+                    quant_format=quantization.QuantFormat.QDQ,
+                    op_types_to_quantize=["Conv"],
+                    nodes_to_exclude=single,
+                    per_channel=True,
+                    activation_type=quantization.QuantType.QUInt8,
+                    weight_type=quantization.QuantType.QInt8,
+                )
+        finally:
+            logging.disable(logging.NOTSET)
+        header["precision"] = "int8"
+        header["int8"] = {
+            "objects": count,
+            "steps": len(kept),
+            **compare(start_onnxruntime(plain), start_onnxruntime(small), held),
+        }
+        write_graph(onnx.load(small), header, path)
+    return header
+
+
+def click_steps(model: InteractiveModel, refs: Sequence[Ref], protocol: Protocol) -> list[Feed]:
+    """What the network is asked while these objects are clicked on, :data:`CLICKS` times each, as a graph's inputs."""
+    recorder = _Recorder(model)
+    plan = Plan(model="", protocol=protocol, until={"iou": 2.0}, max_clicks=CLICKS)
+    for ref in refs:
+        simulate(load(ref), recorder, plan)
+    return recorder.asked
+
+
+def compare(one: Answer, other: Answer, steps: Sequence[Feed]) -> dict[str, Any]:
+    """How far two graphs are apart: share of pixels on another side of 0.5, mean difference of the probability."""
+    flipped, apart = [], []
+    for step in steps:
+        a, b = one(step), other(step)
+        flipped.append(np.mean((a > 0) != (b > 0)))
+        apart.append(np.abs(1 / (1 + np.exp(-a)) - 1 / (1 + np.exp(-b))).mean())
+    return {
+        "compared": len(steps),
+        "flipped": round(float(np.mean(flipped)), 6),
+        "probability": round(float(np.mean(apart)), 6),
+    }
+
+
+class _Recorder(InteractiveModel):
+    """A model that keeps what it was asked."""
+
+    def __init__(self, model: InteractiveModel) -> None:
+        super().__init__()
+        self.model = model
+        self.with_prev_mask, self.mirror, self.enlarge = model.with_prev_mask, model.mirror, model.enlarge
+        self.asked: list[Feed] = []
+
+    def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
+        previous = {"previous": image[:, 3:].numpy()} if self.with_prev_mask else {}
+        self.asked.append({"image": image[:, :3].numpy(), **previous, "clicks": clicks_of(points).numpy()})
+        answer: dict[str, Tensor] = self.model(image, points)
+        return answer
+
+
+class _Reader:
+    """Steps one after another, as ONNX Runtime's calibration asks for them."""
+
+    def __init__(self, steps: Sequence[Feed]) -> None:
+        self.steps = iter(steps)
+
+    def get_next(self) -> Feed | None:
+        return next(self.steps, None)

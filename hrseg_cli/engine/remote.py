@@ -1,0 +1,91 @@
+"""Masks for other annotation programs, which send the image's address and all of its clicks every time."""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from threading import Lock
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from hrseg_cli.engine.session import Session
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Click
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.recipe import Protocol
+
+MAX_PIXELS = 10**8
+
+
+class Remote:
+    """Answers to sets of clicks. The last images' sessions are kept, so that one more click costs one more answer.
+
+    keep: how many; each holds its image and up to five probability maps in memory. One answer is computed at a time.
+    """
+
+    def __init__(self, model: InteractiveModel, protocol: Protocol, keep: int = 4) -> None:
+        self.model, self.protocol, self.keep = model, protocol, keep
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._lock = Lock()
+
+    def mask(
+        self,
+        key: str,
+        read: Callable[[], np.ndarray],
+        clicks: Sequence[Click],
+        box: tuple[float, float, float, float] | None = None,
+    ) -> np.ndarray:
+        """bool (H, W). Raises HrsegError, or what ``read`` raises.
+
+        key: says which image it is, and whose object. read: gives the image, uint8 (H, W, 3), when it is not at hand.
+        clicks: all of the object; those outside the image are moved to its border, their order does not matter where
+            they came one by one. box: (top, left, bottom, right) in pixels around the object: nothing outside belongs
+            to it, and its middle is clicked first where nothing else is positive.
+        """
+        with self._lock:
+            session = self._sessions.pop(key, None)
+            if session is None:
+                session = self._start(read())
+            height, width = session.mask.shape
+            wanted = list(clicks)
+            if box and not any(click.positive for click in wanted):
+                wanted.insert(0, Click((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, True))
+            wanted = [_inside(click, height, width) for click in wanted]
+            while not set(session.state.clicks) <= set(wanted):
+                if not session.undo():  # too far back
+                    session = self._start(read())
+            for click in dict.fromkeys(wanted):
+                if click not in session.state.clicks:
+                    session.click(click)
+            self._sessions[key] = session
+            while len(self._sessions) > self.keep:
+                self._sessions.popitem(last=False)
+            mask = session.mask
+        if box:
+            within = np.zeros_like(mask)
+            top, left, bottom, right = (max(0, round(end)) for end in box)
+            within[top : bottom + 1, left : right + 1] = True
+            mask = mask & within
+        return mask
+
+    def _start(self, image: np.ndarray) -> Session:
+        return Session(self.model, image, self.protocol, undo=4)
+
+
+def picture(blob: bytes) -> np.ndarray:
+    """uint8 (H, W, 3) of an image file's bytes, upright. Raises HrsegError for others, and above 100 megapixels."""
+    try:
+        with Image.open(io.BytesIO(blob)) as file:
+            if file.width * file.height > MAX_PIXELS:  # before anything is unpacked
+                raise HrsegError(f"the image has {file.width} x {file.height} pixels; send at most {MAX_PIXELS:,}")
+            return np.array(ImageOps.exif_transpose(file).convert("RGB"))
+    except HrsegError:
+        raise
+    except Exception:  # a torn or hostile file can raise nearly anything
+        raise HrsegError("what came is no image, or a damaged one; send a JPEG or PNG") from None
+
+
+def _inside(click: Click, height: int, width: int) -> Click:
+    return Click(min(max(click.row, 0), height - 1), min(max(click.col, 0), width - 1), click.positive)
