@@ -109,11 +109,12 @@ def _by_walking(window: np.ndarray, level: np.ndarray, moves: int, spent: list[t
 
 @cache
 def _shells() -> list[tuple[int, list[tuple[int, int]]]]:
-    """Squared distance -> the places that far away, for all within four moves."""
+    """Squared distance -> the places that far away, up to that of four moves along a diagonal: five straight ones too."""
     found: dict[int, list[tuple[int, int]]] = {}
-    for row in range(-4, 5):
-        for col in range(-4, 5):
-            found.setdefault(row**2 + col**2, []).append((row, col))
+    for row in range(-5, 6):
+        for col in range(-5, 6):
+            if row**2 + col**2 <= 2 * 4**2:
+                found.setdefault(row**2 + col**2, []).append((row, col))
     return sorted(found.items())
 
 

@@ -70,8 +70,10 @@ def test_window_equals_whole_image(region: np.ndarray, data: st.DataObject) -> N
 
 
 def shapes_in(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Nothing, all, noise, or discs and rectangles that may touch the border or each other."""
-    kind = rng.integers(7)
+    """Nothing, all, noise, rough or smooth, or discs and rectangles that may touch the border or each other."""
+    kind = rng.integers(8)
+    if kind == 7:  # ragged parts of any thickness
+        return np.asarray(ndimage.gaussian_filter(rng.standard_normal((height, width)), rng.uniform(0.5, 6)) > 0)
     if kind < 2:
         return np.full((height, width), bool(kind))
     if kind == 2:
