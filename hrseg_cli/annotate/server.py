@@ -101,8 +101,7 @@ def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
         return JSONResponse(await work(desk.act, which, wish))
 
     def page(path: str) -> Route:
-        name, kind = PAGE[path]
-        content = files("hrseg_cli.annotate").joinpath("page", name).read_bytes()
+        content, kind = page_file(path), PAGE[path][1]
 
         async def send(_: Request) -> Response:
             return Response(content, media_type=kind)
@@ -127,6 +126,10 @@ def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
         },
     )
     return guarded(inner, token, frozenset(hosts))
+
+
+def page_file(path: str) -> bytes:
+    return files("hrseg_cli.annotate").joinpath("page", PAGE[path][0]).read_bytes()
 
 
 def _say(status: int, text: str) -> Response:

@@ -29,7 +29,7 @@ from hrseg_cli.annotate.folder import Folder
 from hrseg_cli.annotate.server import BODY, PAGE, application
 from hrseg_cli.recipe import load_protocol
 
-TOKEN = "a-token"  # noqa: S105
+TOKEN = "a-token"
 HOST = "127.0.0.1:8017"
 RED, BLUE = {"row": 30, "col": 30}, {"row": 70, "col": 100}
 
@@ -123,9 +123,6 @@ def test_a_tab_that_is_behind_is_told(client: TestClient, place: Path) -> None:
 
 
 # What others try
-
-Change = Callable[[dict[str, str]], Any]
-
 
 @pytest.mark.parametrize(
     ("status", "headers"),
@@ -279,16 +276,6 @@ def test_large_bodies_are_not_read(client: TestClient) -> None:
     assert client.post("/api/images/0", content=b" " * (BODY + 1)).status_code == 413
     assert client.post("/api/images/0", content=b" " * BODY).status_code == 400
 
-    read = 0
-
-    def endless() -> Iterator[bytes]:
-        nonlocal read
-        while True:
-            read += 65536
-            assert read < 20 * BODY, "the server reads on"
-            yield b" " * 65536
-
-    # Through the test client a whole body is collected first; a long one with a false length is what can be tried.
     answer = client.post("/api/images/0", content=b"{}", headers={"content-length": "-1"})
     assert answer.status_code == 413
     assert client.post("/api/images/0", content=b"{}", headers={"content-length": "9" * 5000}).status_code == 413
