@@ -41,8 +41,8 @@ class Act(Strict):
 
 class DoClick(Act):
     do: Literal["click"]
-    row: int = Field(ge=0)
-    col: int = Field(ge=0)
+    row: int = Field(ge=0, le=LARGEST)
+    col: int = Field(ge=0, le=LARGEST)
     positive: bool = True
     box: tuple[int, int, int, int] | None = None
 

@@ -161,7 +161,9 @@ def guarded(inner: ASGIApp, token: str, hosts: frozenset[str]) -> ASGIApp:
     """Asks who asks: the names of this server, no other site, the token for /api/, and bodies of a decent size."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
+            await inner(scope, receive, send)
+        if scope["type"] != "http":  # a websocket is not answered
             return
 
         async def send_guarded(message: Message) -> None:

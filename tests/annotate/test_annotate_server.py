@@ -124,6 +124,7 @@ def test_a_tab_that_is_behind_is_told(client: TestClient, place: Path) -> None:
 
 # What others try
 
+
 @pytest.mark.parametrize(
     ("status", "headers"),
     [
@@ -178,7 +179,7 @@ def test_a_header_sent_twice_counts_as_none(place: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/../secret.txt", "/%2e%2e/secret.txt", "/..%2fsecret.txt", "/page/../server.py", "/server.py", "/app.js/..",
+        "/../secret.txt", "/%2e%2e/secret.txt", "/..%2fsecret.txt", "/page/../server.py", "/server.py", "/app.js/x",
         "/api/images/../../secret.txt", "/api/images/%2e%2e%2fsecret.txt", "/api/images/..%5csecret.txt",
         "/api/images/0/../../secret.txt", "/api/images/a.png/pixels", "/api/images/-1/pixels", "/api/images/2/pixels",
         "/api/images/0/pixels/../../../secret.txt", "/api/images/99999999999999999999999999/pixels",
@@ -197,9 +198,8 @@ def test_no_path_leads_out(client: TestClient, place: Path, path: str) -> None:
 OUT = ["../a", "..", "/etc/passwd", "a_0/../../b", "a_0\x00", "masks/a_0", "~", "C:\\x", "a_0.png", ""]
 
 
-@pytest.mark.parametrize("key", OUT)
 @pytest.mark.parametrize("do", ["undo", "delete", "click", "rename", "stroke", "threshold", "colour"])
-def test_no_name_of_an_object_leads_out(client: TestClient, place: Path, do: str, key: str) -> None:
+def test_no_name_of_an_object_leads_out(client: TestClient, place: Path, do: str) -> None:
     post(client, do="click", **RED)
     before = sorted(place.parent.rglob("*"))
     more = {
@@ -209,8 +209,8 @@ def test_no_name_of_an_object_leads_out(client: TestClient, place: Path, do: str
         "threshold": {"threshold": 0.3},
         "colour": {"colour": 1},
     }
-    answer = post(client, do=do, object=key, **more.get(do, {}))
-    assert answer.status_code == 404
+    for key in OUT:
+        assert post(client, do=do, object=key, **more.get(do, {})).status_code == 404, key
     assert sorted(place.parent.rglob("*")) == before
 
 
@@ -226,9 +226,7 @@ def test_a_name_is_only_a_name(client: TestClient, place: Path, name: str) -> No
 CLICK = {"do": "click", "revision": 0, **RED}
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
+MALFORMED = [
         b"", b"{", b"null", b"[]", b"\xff\xfe", b'"click"', b"[" * 100_000, b'{"do":' * 10_000, b"1e999",
         *[
             json.dumps(CLICK | change).encode()
@@ -256,13 +254,15 @@ CLICK = {"do": "click", "revision": 0, **RED}
                 {"do": "finish", "finished": "yes"},
             )
         ],
-    ],
-)  # fmt: skip
-def test_malformed_bodies_are_answered_400(client: TestClient, place: Path, body: bytes) -> None:
-    answer = client.post("/api/images/0", content=body)
-    assert answer.status_code == 400
-    assert answer.json()["error"].startswith("not understood")
-    assert len(answer.text) < 500
+]  # fmt: skip
+
+
+def test_malformed_bodies_are_answered_400(client: TestClient, place: Path) -> None:
+    for body in MALFORMED:
+        answer = client.post("/api/images/0", content=body)
+        assert answer.status_code == 400, body[:200]
+        assert answer.json()["error"].startswith("not understood")
+        assert len(answer.text) < 500
     assert not (place / "masks").exists()
 
 
@@ -393,6 +393,9 @@ def test_it_starts_on_loopback_and_ends_on_ctrl_c(place: Path) -> None:
             answer = b"".join(iter(lambda: line.recv(65536), b""))
         assert b'"images/a.png"' in answer
         assert b"uvicorn" not in answer
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
+            line.sendall(f"GET /../../../../etc/passwd HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            assert line.recv(65536).startswith(b"HTTP/1.1 404")
         with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
             line.sendall(f"POST /api/images/0 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n".encode())
             line.sendall(f"Authorization: Bearer {found[2]}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
