@@ -128,6 +128,7 @@ function take(answer) {
 
 // again: the same image as it is now, seen from where it was seen
 async function open(id, again = false) {
+  while (waiting && !again) await queue; // an action that waits is for the image it was done on
   const turn = ++opening;
   const chosen = again ? scene.chosen?.key : null;
   if (!again) {
@@ -559,6 +560,7 @@ $("finish").onclick = () => PRESSED.d();
 $("add").onclick = add;
 $("help-button").onclick = () => $("help").showModal();
 $("help-close").onclick = () => $("help").close();
+for (const button of document.querySelectorAll(".cancel")) button.onclick = () => button.closest("dialog").close();
 
 let thresholdTimer = 0;
 $("threshold").oninput = () => {
