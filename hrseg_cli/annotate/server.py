@@ -66,8 +66,7 @@ def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
             raise Refused(503, "too much at once; wait a moment")
         waiting += 1
         try:
-            # A browser that goes away must not stop a change half-way, nor free its place before it has ended.
-            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(worker, task, *arguments))
+            return await asyncio.get_running_loop().run_in_executor(worker, task, *arguments)
         finally:
             waiting -= 1
 
