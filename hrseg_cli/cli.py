@@ -10,6 +10,7 @@ import typer
 
 from hrseg_cli import __version__
 from hrseg_cli.commands.adapt import adapt
+from hrseg_cli.commands.annotate import annotate
 from hrseg_cli.commands.benchmark import benchmark
 from hrseg_cli.commands.evaluate import evaluate
 from hrseg_cli.commands.export import export
@@ -51,6 +52,7 @@ app.command("simulate-clicks", short_help="Click on objects; traces as JSON line
 app.command("adapt", short_help="Adapt a trained model to your pictures.")(adapt)
 app.command("train", short_help="Train a click model by a recipe.")(train)
 app.command("predict", short_help="Masks of your own images.")(predict)
+app.command("annotate", short_help="Click on your own images in the browser.")(annotate)
 app.command("evaluate", short_help="Count the clicks a model needs (NoC).")(evaluate)
 app.command("export", short_help="The click step as an ONNX file.")(export)
 app.command("benchmark", short_help="Where a click's time goes here.")(benchmark)

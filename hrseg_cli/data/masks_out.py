@@ -54,11 +54,11 @@ def write_mask(
     for kind in formats:
         path = folder / f"{name}{ENDINGS[kind]}"
         if kind == "png":
-            _save(path, mask.astype(np.uint8) * 255)
+            save_png(path, mask.astype(np.uint8) * 255)
         elif kind == "soft":
-            _save(path, soft_values(probability))
+            save_png(path, soft_values(probability))
         elif kind == "cutout":
-            _save(path, np.dstack([image * mask[:, :, None], mask.astype(np.uint8) * 255]))
+            save_png(path, np.dstack([image * mask[:, :, None], mask.astype(np.uint8) * 255]))
         else:
             shape = run_lengths(mask) if kind == "rle" else polygons(mask, tolerance)
             write_atomically(path, json.dumps(coco_file(mask, shape, source, category), ensure_ascii=False) + "\n")
@@ -141,6 +141,7 @@ def coco_file(mask: np.ndarray, shape: Any, source: str, category: str) -> dict[
     }
 
 
-def _save(path: Path, pixels: np.ndarray) -> None:
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Atomically; uint8 or uint16 (H, W), or uint8 (H, W, 3 or 4)."""
     with writing_atomically(path) as file:
         Image.fromarray(pixels).save(file, "PNG", compress_level=3)

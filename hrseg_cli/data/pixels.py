@@ -78,9 +78,12 @@ def grey_values(pixels: MaskPixels, rule: BinarizeRule) -> tuple[np.ndarray, Bin
     return values, "nonzero" if rule == "auto" else rule
 
 
-def read_image(path: Path) -> np.ndarray:
-    """uint8, (H, W, 3), RGB, as OpenCV reads it: EXIF turned, alpha dropped, the upper 8 of 16 bits."""
-    picture = _decode(path)
+def read_image(path: Path, at_most: int = MAX_PIXELS) -> np.ndarray:
+    """uint8, (H, W, 3), RGB, as OpenCV reads it: EXIF turned, alpha dropped, the upper 8 of 16 bits.
+
+    at_most: pixels; a larger image is refused by its header.
+    """
+    picture = _decode(path, at_most=at_most)
     if picture.mode == "F":
         raise HrsegError(f"{path}: floating-point pixels; save the image with 8 or 16 bits a channel")
     if picture.mode.startswith("I"):
@@ -89,16 +92,16 @@ def read_image(path: Path) -> np.ndarray:
     return np.array(picture.convert("RGB"))
 
 
-def read_mask(path: Path) -> MaskPixels:
+def read_mask(path: Path, at_most: int = MAX_PIXELS) -> MaskPixels:
     """A mask as stored, turned by its EXIF tag. Of colours the maximum; a cut-out of one colour gives its alpha.
 
-    ``.mat`` is a file of SBD, ``.pickle`` one of COCO+LVIS.
+    ``.mat`` is a file of SBD, ``.pickle`` one of COCO+LVIS. at_most: as of :func:`read_image`.
     """
     if path.suffix == ".mat":
         return MaskPixels(packed.read_mat(path))
     if path.suffix == ".pickle":
         return _read_layers(path)
-    picture = _decode(path)
+    picture = _decode(path, at_most=at_most)
     if picture.mode in ("P", "PA"):
         colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
         indices = np.array(picture if picture.mode == "P" else picture.getchannel(0))
@@ -158,15 +161,16 @@ def _read_layers(path: Path) -> MaskPixels:
     return MaskPixels(values, objects=places)
 
 
-def _decode(path: Path, data: bytes | None = None) -> Image.Image:
+def _decode(path: Path, data: bytes | None = None, at_most: int = MAX_PIXELS) -> Image.Image:
     """A picture with all its pixels, upright. PIL, for it notices truncated files and keeps palettes.
 
     data: its bytes, where they lie inside of ``path``.
     """
     try:
         with _opened(path, data) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise HrsegError(f"{path}: {picture.width}x{picture.height} is more than 1 gigapixel; make it smaller")
+            if picture.width * picture.height > at_most:
+                limit = "1 gigapixel" if at_most == MAX_PIXELS else f"{at_most / 1e6:g} megapixels"
+                raise HrsegError(f"{path}: {picture.width}x{picture.height} is more than {limit}; make it smaller")
             if picture.format == "PNG":  # pixels that are damaged inside of the file are decoded without complaint
                 picture.verify()
         with _opened(path, data) as picture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,12 +33,24 @@ class State:
 
 
 @torch.inference_mode()
-def step(model: InteractiveModel, image: Tensor, state: State, click: Click, protocol: Protocol) -> State:
+def step(
+    model: InteractiveModel,
+    image: Tensor,
+    state: State,
+    click: Click,
+    protocol: Protocol,
+    around: Box | None = None,
+) -> State:
     """The state after one more click. Pure: nothing of model, image or state changes.
 
-    image: (1, 3, H, W) float32 in [0, 1].
+    image: (1, 3, H, W) float32 in [0, 1]. around: where the object is known to lie; a protocol with zoom-in crops
+    there instead of guessing from the previous answer.
     """
     clicks = (*state.clicks, click)
+    if around is not None and protocol.zoom:
+        guide = torch.zeros_like(state.probability)
+        guide[..., around.top : around.bottom + 1, around.left : around.right + 1] = 1
+        return _look(model, image, state, guide, clicks, protocol)
     answer = _look(model, image, state, state.probability, clicks, protocol)
     zoom = protocol.zoom
     if zoom and zoom.skip_clicks <= 0 and answer.box is None:
@@ -114,25 +126,46 @@ class Session:
         device = next(iter(model.parameters()), torch.empty(0)).device
         self.model, self.protocol = model, protocol
         self._image = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
-        start = torch.zeros(1, 1, *image.shape[:2], device=device)
-        if initial is not None:
-            if initial.shape != image.shape[:2]:
-                raise HrsegError(f"the mask to start from is {initial.shape}, its image {image.shape[:2]}")
-            start = torch.from_numpy(initial.astype(np.float32))[None, None].to(device).clamp(0, 1)
-        self.state = State(start)
         self._past: deque[State] = deque(maxlen=undo)
         self._future: list[State] = []
+        self.begin(initial)
 
-    def click(self, click: Click) -> np.ndarray:
-        """Answer one more click; the new mask, bool (H, W). Raises HrsegError for a click outside the image."""
+    def begin(self, initial: np.ndarray | None = None) -> None:
+        """Turn to another object of the image: no clicks, and the mask to start from, if any."""
+        size = tuple(self._image.shape[-2:])
+        if initial is None:
+            start = self._image.new_zeros(1, 1, *size)
+        elif initial.shape == size:
+            start = torch.from_numpy(initial.astype(np.float32))[None, None].to(self._image.device).clamp(0, 1)
+        else:
+            raise HrsegError(f"the mask to start from is {initial.shape}, its image {size}")
+        self.state = State(start)
+        self._past.clear()
+        self._future.clear()
+
+    def click(self, click: Click, around: Box | None = None) -> np.ndarray:
+        """Answer one more click; the new mask, bool (H, W). Raises HrsegError for a click outside the image.
+
+        around: see :func:`step`.
+        """
         height, width = self._image.shape[-2:]
         if not (0 <= click.row < height and 0 <= click.col < width):
             raise HrsegError(f"click {click.row},{click.col} lies outside the image ({height} rows, {width} columns)")
-        after = step(self.model, self._image, self.state, click, self.protocol)
+        self._follow(step(self.model, self._image, self.state, click, self.protocol, around))
+        return self.mask
+
+    def paint(self, where: np.ndarray, positive: bool) -> np.ndarray:
+        """Make the pixels of a bool mask (H, W) object, or background, by hand; the new mask. Later clicks start from
+        it, and may change it again."""
+        painted = torch.from_numpy(where).to(self.state.probability.device)[None, None]
+        after = self.state.probability.masked_fill(painted, float(positive))
+        self._follow(replace(self.state, probability=after))
+        return self.mask
+
+    def _follow(self, after: State) -> None:
         self._past.append(self.state)
         self._future.clear()
         self.state = after
-        return self.mask
 
     def undo(self) -> bool:
         """Take the last click back; False when there is none left to take back."""

@@ -11,6 +11,7 @@ from reference import GOLDEN, FakeNetwork, case
 
 from hrseg_cli.engine.session import Session, step
 from hrseg_cli.engine.simulate import Plan, simulate
+from hrseg_cli.engine.views import Box
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Sample
 from hrseg_cli.metrics.noc import ge_max, noc
@@ -197,3 +198,29 @@ def test_perfect_mask_without_the_quirk_ends_the_loop() -> None:
         trace, _ = simulate(sample, Perfect(), plan)
         assert len(trace.clicks) == clicks
     assert trace.clicks[0] == Click(14, 14, True)
+
+
+def test_painting_by_hand_is_a_step_like_a_click() -> None:
+    image, _ = case(0)
+    session = Session(FakeNetwork(), image, load_protocol("plain"))
+    where = np.zeros(image.shape[:2], bool)
+    where[5:9, 5:9] = True
+    assert np.array_equal(session.paint(where, True), where)
+    assert not session.paint(where, False).any()
+    assert session.undo()
+    assert np.array_equal(session.mask, where)
+    session.begin(~where)
+    assert np.array_equal(session.mask, ~where)
+    assert not session.undo()
+    with pytest.raises(HrsegError, match="to start from"):
+        session.begin(where[1:])
+
+
+def test_a_box_decides_where_a_click_is_looked_at() -> None:
+    """Instead of the whole image; outside of the crop nothing is found."""
+    image, _ = case(0)
+    session = Session(FakeNetwork(), image, load_protocol("photo", ["zoom.min_crop=8"]))
+    session.click(Click(20, 20, True), Box(10, 30, 10, 30))
+    assert session.state.box is not None
+    assert max(session.state.box.size) <= 1.4 * 21 + 2
+    assert not session.mask[40:].any()

@@ -1,0 +1,351 @@
+"""What a person's work on a folder leaves in it.
+
+    masks/STEM_N.png                one object each, 255 and 0: the layout "folder"
+    pairs.csv                       only where the images lie in FOLDER itself: which mask belongs to which image
+    annotations/coco.json           all objects that were worked on, as COCO's run lengths
+    annotations/traces.jsonl        their clicks, as ``simulate-clicks --replay`` reads them
+    annotations/images/STEM.json    names, colours, clicks and strokes of an image, undone ones too
+    annotations/start/              masks as they were before the first click on them
+
+Every file is written beside and renamed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hrseg_cli.data.folders import by_stem
+from hrseg_cli.data.masks_out import run_lengths, save_png
+from hrseg_cli.data.photos import find_images
+from hrseg_cli.data.pixels import binarize, grey_values, read_mask
+from hrseg_cli.data.refs import PAIRS
+from hrseg_cli.data.samples import relative, size_and_time
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Click, Trace
+from hrseg_cli.runs import write_atomically
+
+COLOURS = 8
+
+
+class Strict(BaseModel):
+    """Nothing is guessed: no unknown keys, no texts for numbers, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Clicked(Strict):
+    """A click, row and col in pixels. box: [top, bottom, left, right], both ends inside, where it was dragged."""
+
+    kind: Literal["click"] = "click"
+    row: int = Field(ge=0)
+    col: int = Field(ge=0)
+    positive: bool
+    box: tuple[int, int, int, int] | None = None
+    seconds: float = Field(0.0, ge=0)
+
+
+class Stroke(Strict):
+    """A brush drawn along points (row, col), in pixels."""
+
+    kind: Literal["stroke"] = "stroke"
+    points: list[tuple[float, float]] = Field(min_length=1, max_length=5000)
+    radius: float = Field(ge=0.5, le=2000)
+    positive: bool
+
+
+Action = Annotated[Clicked | Stroke, Field(discriminator="kind")]
+Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class Object(Strict):
+    """One object of an image.
+
+    key: name of its mask without ending, below masks/. file: the mask that is there, "" for none.
+    actions: what was done, then what was undone; the first ``done`` count, the first ``base`` are in ``start`` already.
+    start: the mask all began with, below annotations/start/. stamp: size and time of ``file`` as it was written.
+    model: what answered the clicks. shape: [top, left, bottom, right, pixels] and COCO's run lengths of the mask.
+    """
+
+    key: str
+    name: Name
+    colour: int = Field(ge=0, lt=COLOURS)
+    threshold: float = Field(gt=0, lt=1)
+    file: str = ""
+    actions: list[Action] = []
+    done: int = 0
+    base: int = 0
+    start: str = ""
+    stamp: str = ""
+    model: str = ""
+    bbox: list[int] = []
+    area: int = 0
+    counts: str = ""
+
+    @property
+    def clicks(self) -> list[Clicked]:
+        return [action for action in self.actions[: self.done] if isinstance(action, Clicked)]
+
+
+class Picture(Strict):
+    """Everything about one image. revision: grows with every change, so that two tabs do not undo each other's."""
+
+    version: Literal[1] = 1
+    revision: int = 0
+    finished: bool = False
+    size: tuple[int, int] = (0, 0)
+    objects: list[Object] = []
+
+    def find(self, key: str) -> Object | None:
+        return next((one for one in self.objects if one.key == key), None)
+
+
+class Folder:
+    """The images of a folder, numbered from 0, and their pictures. threshold: of objects whose masks lie there already.
+
+    Raises HrsegError for a folder that cannot be worked in.
+    """
+
+    def __init__(self, place: Path, threshold: float) -> None:
+        if not place.is_dir():
+            raise HrsegError(f"{place}: no such folder; give a folder of images, or one with images/ and masks/")
+        self.place = place
+        self.name = Path(os.path.abspath(place)).name
+        self.masks, self.notes = place / "masks", place / "annotations"
+        flat = not (place / "images").is_dir()
+        self.images = _images(place, flat)
+        self.stems = list(self.images)
+        self.pairs = flat or (place / PAIRS).is_file()
+        if self.pairs:
+            _check_pairs(place / PAIRS)
+        there = self._masks_there()
+        self.pictures = [self._open(stem, there.get(stem, []), threshold) for stem in self.stems]
+        self._known: dict[str, int] = {}
+        self._lines = [self._describe(number) for number in range(len(self.stems))]
+
+    def path(self, number: int) -> Path:
+        return self.images[self.stems[number]]
+
+    def title(self, number: int) -> str:
+        """The image as seen from the folder."""
+        return relative(self.path(number), self.place)
+
+    def new_key(self, number: int) -> str:
+        """STEM_N that is no mask's name yet, nor another image's."""
+        stem = self.stems[number]
+        taken = {one.key for one in self.pictures[number].objects} | self.images.keys()
+        return next(
+            key
+            for n in count()
+            if (key := f"{stem}_{n}") not in taken and not any(self.masks.glob(f"{_escaped(key)}.*"))
+        )
+
+    def read(self, path: Path, size: tuple[int, int]) -> np.ndarray:
+        """bool (H, W) of a mask file. Raises HrsegError for a broken one or one of another size."""
+        truth, _ = binarize(*grey_values(read_mask(path, at_most=size[0] * size[1]), "auto"))
+        if truth.shape != size:
+            raise HrsegError(
+                f"{path}: has {truth.shape[0]} rows and {truth.shape[1]} columns, its image {size[0]} and {size[1]}; "
+                "resize the mask"
+            )
+        return np.asarray(truth == 1)
+
+    def mask(self, one: Object, size: tuple[int, int]) -> np.ndarray:
+        """What is on disk."""
+        return self.read(self.masks / one.file, size) if one.file else np.zeros(size, bool)
+
+    def first_mask(self, one: Object, size: tuple[int, int]) -> np.ndarray | None:
+        return self.read(self.notes / "start" / one.start, size) if one.start else None
+
+    def settle(self, one: Object, model: str) -> None:
+        """Begin anew from the mask on disk where the actions cannot have led to it: it was there before them, somebody
+        else has written it, or another model answered. It is kept in annotations/start/ first."""
+        file = self.masks / one.file
+        if one.file and not file.is_file():  # removed by hand
+            one.file = one.stamp = ""
+            changed = True
+        else:
+            changed = bool(one.file) and one.stamp != size_and_time(file)
+        answered = any(isinstance(action, Clicked) for action in one.actions[one.base : one.done])
+        if not changed and not (answered and one.model != model):
+            return
+        one.start = ""
+        if one.file:
+            start = self.notes / "start"
+            one.start = next(name for n in count(1) if not (start / (name := f"{one.key}-{n}{file.suffix}")).exists())
+            (start / one.start).parent.mkdir(parents=True, exist_ok=True)
+            beside = start / f"{one.start}.part"
+            shutil.copyfile(file, beside)
+            os.replace(beside, start / one.start)
+            one.stamp = size_and_time(file)
+        del one.actions[one.done :]
+        one.base = one.done
+
+    def write_mask(self, one: Object, mask: np.ndarray) -> None:
+        """A mask of no pixels is no file: a dataset has no such object."""
+        before = one.file
+        rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if rows.size:
+            one.file = f"{one.key}.png"
+            save_png(self.masks / one.file, mask.astype(np.uint8) * 255)
+            one.stamp = size_and_time(self.masks / one.file)
+            one.bbox = [int(cols[0]), int(rows[0]), int(np.ptp(cols)) + 1, int(np.ptp(rows)) + 1]
+            one.area, one.counts = int(np.count_nonzero(mask)), run_lengths(mask)["counts"]
+        else:
+            one.file = one.stamp = one.counts = ""
+            one.bbox, one.area = [], 0
+        if before and before != one.file:
+            (self.masks / before).unlink(missing_ok=True)
+
+    def save(self, number: int, picture: Picture) -> None:
+        """Take a changed picture for the present one, and write all but the masks."""
+        path = self._record(self.stems[number])
+        write_atomically(path, picture.model_dump_json() + "\n")
+        self.pictures[number] = picture
+        self._lines[number] = self._describe(number)
+        write_atomically(self.notes / "traces.jsonl", "".join(lines for lines, _ in self._lines))
+        write_atomically(self.notes / "coco.json", json.dumps(self._coco(), ensure_ascii=False) + "\n")
+        if self.pairs:
+            write_atomically(self.place / PAIRS, self._table())
+
+    def _open(self, stem: str, masks: list[tuple[str, str]], threshold: float) -> Picture:
+        """What is recorded of an image, and the masks that lie there besides. A mask that was removed is no object."""
+        path = self._record(stem)
+        picture = Picture()
+        if path.is_file():
+            try:
+                picture = Picture.model_validate_json(path.read_bytes())
+            except (OSError, ValidationError) as error:
+                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+                raise HrsegError(f"{path}: not as hrseg annotate writes it ({reason}); mend or remove it") from None
+            _check_names(path, picture, stem)
+            picture.objects = [one for one in picture.objects if not one.file or (self.masks / one.file).is_file()]
+        known = {one.key for one in picture.objects}
+        for key, file in masks:
+            if key not in known:
+                name = "object" if not picture.objects else f"object {len(picture.objects) + 1}"
+                colour = len(picture.objects) % COLOURS
+                one = Object(key=key, name=name, colour=colour, threshold=threshold, file=file)
+                picture.objects.append(one)
+        return picture
+
+    def _masks_there(self) -> dict[str, list[tuple[str, str]]]:
+        """Image -> (key, file) of its masks: STEM, or STEM_<digits> that is no image itself."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for key, path in (by_stem(self.masks)[0] if self.masks.is_dir() else {}).items():
+            owner = key if key in self.images else re.sub("_[0-9]+$", "", key)
+            found.setdefault(owner, []).append((key, relative(path, self.masks)))
+        return {stem: sorted(its, key=lambda one: (len(one[0]), one[0])) for stem, its in found.items()}
+
+    def _record(self, stem: str) -> Path:
+        return self.notes / "images" / f"{stem}.json"
+
+    def _describe(self, number: int) -> tuple[str, list[dict[str, Any]]]:
+        """What an image adds to the files about all of them: lines of traces, and COCO's annotations."""
+        picture, stem = self.pictures[number], self.stems[number]
+        there = [one for one in picture.objects if one.file]
+        lines = ""
+        for one in there:
+            if one.clicks:
+                notes = {
+                    "boxes": sum(click.box is not None for click in one.clicks),
+                    "strokes": one.done - len(one.clicks),
+                    "restarts": int(bool(one.base)),
+                }
+                trace = Trace(
+                    id=stem if len(there) == 1 else one.key,
+                    dataset=self.name,
+                    clicks=tuple(Click(click.row, click.col, click.positive) for click in one.clicks),
+                    scores={},
+                    seconds=tuple(click.seconds for click in one.clicks),
+                    until={},
+                    size=picture.size,
+                    area=one.area,
+                    notes={name: number for name, number in notes.items() if number},
+                )
+                lines += trace.to_json() + "\n"
+        height, width = picture.size
+        annotations = [
+            {
+                "category_id": self._known.setdefault(one.name, len(self._known) + 1),
+                "segmentation": {"size": [height, width], "counts": one.counts},
+                "area": one.area,
+                "bbox": one.bbox,
+                "iscrowd": 0,
+            }
+            for one in there
+            if one.counts
+        ]
+        return lines, annotations
+
+    def _coco(self) -> dict[str, Any]:
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for number, (_, its) in enumerate(self._lines):
+            if its:
+                height, width = self.pictures[number].size
+                file = {"file_name": self.title(number), "height": height, "width": width}
+                images.append({"id": number + 1, **file})
+            for one in its:
+                annotations.append({"id": len(annotations) + 1, "image_id": number + 1, **one})
+        used = {one["category_id"] for one in annotations}
+        categories = [{"id": number, "name": name} for name, number in self._known.items() if number in used]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _table(self) -> str:
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["image", "mask"])
+        for number, picture in enumerate(self.pictures):
+            table.writerows([self.title(number), f"masks/{one.file}"] for one in picture.objects if one.file)
+        return text.getvalue()
+
+
+def _images(place: Path, flat: bool) -> dict[str, Path]:
+    if not flat:
+        found, _ = by_stem(place / "images")
+        if not found:
+            raise HrsegError(f"{place / 'images'}: no image there; put some in")
+        return dict(sorted(found.items()))
+    images: dict[str, Path] = {}
+    for path in find_images([str(place)]):
+        if path.stem in images:
+            raise HrsegError(f"{images[path.stem]} and {path}: the same name twice; rename or remove one of them")
+        images[path.stem] = path
+    return images
+
+
+def _check_pairs(path: Path) -> None:
+    """Masks elsewhere than in masks/, or of several objects, would be lost from the table."""
+    if not path.is_file():
+        return
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        raise HrsegError(f"{path}: cannot be read; mend or remove it") from None
+    if any(not (row.get("mask") or "").startswith("masks/") or row.get("kind") == "instance" for row in rows):
+        raise HrsegError(f"{path}: names masks that annotate cannot keep; move it away, or annotate another folder")
+
+
+def _check_names(path: Path, picture: Picture, stem: str) -> None:
+    """Names of files that a record brings along must stay where they belong, whoever wrote it."""
+    for one in picture.objects:
+        suffix = rf"{re.escape(one.key)}(-\d+)?\.\w+"
+        own = re.fullmatch(rf"{re.escape(stem)}(_\d+)?", one.key)
+        files = all(not name or re.fullmatch(suffix, name) for name in (one.file, one.start))
+        if not (own and files and 0 <= one.base <= one.done <= len(one.actions)):
+            raise HrsegError(f"{path}: object '{one.key}' is not as hrseg annotate writes it; mend or remove the file")
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", text)

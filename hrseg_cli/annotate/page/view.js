@@ -1,0 +1,261 @@
+// The picture under the glass: zoom, pan, and masks drawn from their own pixels for just what is on the screen.
+
+export const COLOURS = [
+  [230, 57, 70], [29, 120, 220], [40, 160, 80], [240, 150, 20],
+  [150, 80, 210], [0, 165, 175], [225, 80, 160], [130, 110, 40],
+];
+
+// One byte per pixel of the mask's box; runs alternate between background and object.
+export function unpack({ box, runs }) {
+  const [top, left, height, width] = box;
+  const inside = new Uint8Array(height * width);
+  let at = 0;
+  runs.forEach((length, index) => {
+    if (index % 2) inside.fill(1, at, at + length);
+    at += length;
+  });
+  return { top, left, height, width, inside };
+}
+
+export class View {
+  constructor(picture, overlay) {
+    this.picture = picture;
+    this.overlay = overlay;
+    this.bitmap = null;
+    this.size = [1, 1]; // rows, columns
+    this.scale = 1; // screen pixels (CSS) per image pixel
+    this.x = 0; // of the image's corner on the screen
+    this.y = 0;
+    this.cross = [0, 0]; // row, column, in image pixels; a whole number plus a half is a pixel's centre
+    this.scene = { objects: [], chosen: null, opacity: 0.45, draft: null, showCross: false, hidden: false };
+    new ResizeObserver(() => this.resize()).observe(overlay);
+  }
+
+  show(bitmap, rows, cols) {
+    this.bitmap?.close();
+    this.bitmap = bitmap;
+    this.size = [rows, cols];
+    this.cross = [Math.floor(rows / 2) + 0.5, Math.floor(cols / 2) + 0.5];
+    this.fit();
+  }
+
+  get width() { return this.overlay.clientWidth; }
+  get height() { return this.overlay.clientHeight; }
+
+  resize() {
+    this.ratio = window.devicePixelRatio || 1;
+    for (const canvas of [this.picture, this.overlay]) {
+      canvas.width = Math.max(1, Math.round(this.width * this.ratio));
+      canvas.height = Math.max(1, Math.round(this.height * this.ratio));
+    }
+    if (this.fitted) this.fit();
+    this.draw();
+  }
+
+  fit() {
+    const [rows, cols] = this.size;
+    this.zoomTo(Math.min((this.width - 24) / cols, (this.height - 24) / rows, 8));
+    this.x = (this.width - cols * this.scale) / 2;
+    this.y = (this.height - rows * this.scale) / 2;
+    this.fitted = true;
+    this.draw();
+  }
+
+  // Keeps the image's point under (x, y) where it is.
+  zoomTo(scale, x = this.width / 2, y = this.height / 2) {
+    const [rows, cols] = this.size;
+    const least = Math.min(0.5 * Math.min(this.width / cols, this.height / rows), 1);
+    scale = Math.min(Math.max(scale, least), 64);
+    this.x = x - ((x - this.x) * scale) / this.scale;
+    this.y = y - ((y - this.y) * scale) / this.scale;
+    this.scale = scale;
+    this.fitted = false;
+    this.keep();
+    this.draw();
+  }
+
+  pan(dx, dy) {
+    this.x += dx;
+    this.y += dy;
+    this.fitted = false;
+    this.keep();
+    this.draw();
+  }
+
+  // Some of the image stays on the screen.
+  keep() {
+    const [rows, cols] = this.size;
+    const edge = 40;
+    this.x = Math.min(this.width - edge, Math.max(edge - cols * this.scale, this.x));
+    this.y = Math.min(this.height - edge, Math.max(edge - rows * this.scale, this.y));
+  }
+
+  toImage(x, y) { return [(y - this.y) / this.scale, (x - this.x) / this.scale]; }
+  toScreen(row, col) { return [col * this.scale + this.x, row * this.scale + this.y]; }
+  holds(row, col) { return row >= 0 && col >= 0 && row < this.size[0] && col < this.size[1]; }
+
+  moveCross(down, right) {
+    const clamp = (value, end) => Math.min(Math.max(Math.floor(value) + 0.5, 0.5), end - 0.5);
+    this.cross = [clamp(this.cross[0] + down, this.size[0]), clamp(this.cross[1] + right, this.size[1])];
+    const [x, y] = this.toScreen(...this.cross);
+    const edge = 30;
+    const dx = Math.max(edge - x, 0) + Math.min(this.width - edge - x, 0);
+    const dy = Math.max(edge - y, 0) + Math.min(this.height - edge - y, 0);
+    if (dx || dy) this.pan(dx, dy);
+    this.draw();
+  }
+
+  draw() {
+    if (this.asked) return;
+    this.asked = requestAnimationFrame(() => {
+      this.asked = 0;
+      this.drawPicture();
+      this.drawOverlay();
+      // Where the image lies on the screen, for whoever looks from outside.
+      Object.assign(this.overlay.dataset, { scale: this.scale, x: this.x, y: this.y });
+    });
+  }
+
+  drawPicture() {
+    const pen = this.picture.getContext("2d");
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.clearRect(0, 0, this.picture.width, this.picture.height);
+    if (!this.bitmap) return;
+    const [rows, cols] = this.size;
+    const [top, left] = this.toImage(0, 0).map((value) => Math.max(0, Math.floor(value)));
+    const [bottom, right] = this.toImage(this.width, this.height);
+    const height = Math.min(rows, Math.ceil(bottom)) - top, width = Math.min(cols, Math.ceil(right)) - left;
+    if (height <= 0 || width <= 0) return;
+    const [x, y] = this.toScreen(top, left);
+    pen.scale(this.ratio, this.ratio);
+    pen.imageSmoothingEnabled = this.scale * this.ratio < 2;
+    pen.imageSmoothingQuality = "medium";
+    pen.drawImage(this.bitmap, left, top, width, height, x, y, width * this.scale, height * this.scale);
+  }
+
+  drawOverlay() {
+    const pen = this.overlay.getContext("2d");
+    const { width, height } = this.overlay;
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.clearRect(0, 0, width, height);
+    if (!this.bitmap) return;
+    const { objects, chosen, hidden } = this.scene;
+    if (!hidden) {
+      const sheet = pen.createImageData(width, height);
+      for (const one of objects) if (one !== chosen) this.stain(sheet, one, false);
+      if (chosen) this.stain(sheet, chosen, true);
+      pen.putImageData(sheet, 0, 0);
+    }
+    pen.scale(this.ratio, this.ratio);
+    if (chosen && !hidden) chosen.clicks.forEach((click, index) => this.dot(pen, click, index === chosen.clicks.length - 1));
+    this.drawDraft(pen);
+    if (this.scene.showCross) this.drawCross(pen);
+  }
+
+  // The part of a mask that is on the screen: a transparent colour, and an opaque line along the inside of its edge.
+  stain(sheet, one, chosen) {
+    const { top, left, height, width, inside } = one.mask;
+    if (!inside.length) return;
+    const step = 1 / (this.scale * this.ratio);
+    const thick = Math.round((chosen ? 2 : 1) * this.ratio);
+    const [x0, y0] = this.toScreen(top, left).map((value) => Math.floor(value * this.ratio));
+    const [x1, y1] = this.toScreen(top + height, left + width).map((value) => Math.ceil(value * this.ratio));
+    const first = [Math.max(0, x0), Math.max(0, y0)], last = [Math.min(sheet.width, x1), Math.min(sheet.height, y1)];
+    const w = last[0] - first[0] + 2 * thick, h = last[1] - first[1] + 2 * thick;
+    if (w <= 2 * thick || h <= 2 * thick) return;
+    const columns = new Int32Array(w);
+    for (let i = 0; i < w; i++) {
+      const col = Math.floor((first[0] - thick + i + 0.5) * step - this.x / this.scale) - left;
+      columns[i] = col >= 0 && col < width ? col : -1;
+    }
+    const seen = new Uint8Array(w * h);
+    for (let j = 0; j < h; j++) {
+      const row = Math.floor((first[1] - thick + j + 0.5) * step - this.y / this.scale) - top;
+      if (row < 0 || row >= height) continue;
+      for (let i = 0; i < w; i++) if (columns[i] >= 0) seen[j * w + i] = inside[row * width + columns[i]];
+    }
+    const [red, green, blue] = COLOURS[one.colour];
+    const fill = 255 * this.scene.opacity * (chosen ? 1 : 0.7), edge = chosen ? 255 : 170;
+    const data = sheet.data;
+    for (let j = thick; j < h - thick; j++) {
+      let at = ((first[1] + j - thick) * sheet.width + first[0]) * 4;
+      for (let i = thick, k = j * w + thick; i < w - thick; i++, k++, at += 4) {
+        if (!seen[k]) continue;
+        const deep = seen[k - thick] && seen[k + thick] && seen[k - thick * w] && seen[k + thick * w];
+        const alpha = deep ? fill : edge;
+        if (alpha < data[at + 3] && !chosen) continue;
+        data[at] = red; data[at + 1] = green; data[at + 2] = blue; data[at + 3] = alpha;
+      }
+    }
+  }
+
+  dot(pen, [row, col, positive], last) {
+    const [x, y] = this.toScreen(row + 0.5, col + 0.5);
+    const radius = last ? 6 : 4.5;
+    pen.beginPath();
+    pen.arc(x, y, radius, 0, 7);
+    pen.fillStyle = positive ? "#2fae5b" : "#d8343f";
+    pen.fill();
+    pen.lineWidth = 1.5;
+    pen.strokeStyle = "#fff";
+    pen.stroke();
+    pen.beginPath(); // not by colour alone: a plus on the object, a minus on the background
+    pen.moveTo(x - radius / 2, y);
+    pen.lineTo(x + radius / 2, y);
+    if (positive) {
+      pen.moveTo(x, y - radius / 2);
+      pen.lineTo(x, y + radius / 2);
+    }
+    pen.stroke();
+  }
+
+  // What is being drawn: a box, or a stroke of the brush; and the brush's own circle.
+  drawDraft(pen) {
+    const { draft, brush } = this.scene;
+    if (draft?.box) {
+      const [x0, y0] = this.toScreen(...draft.box[0]), [x1, y1] = this.toScreen(...draft.box[1]);
+      for (const [colour, dash] of [["#000", []], ["#fff", [5, 5]]]) {
+        pen.setLineDash(dash);
+        pen.lineWidth = 1.5;
+        pen.strokeStyle = colour;
+        pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
+      }
+      pen.setLineDash([]);
+    }
+    if (draft?.stroke) {
+      pen.lineCap = pen.lineJoin = "round";
+      pen.lineWidth = 2 * draft.radius * this.scale;
+      pen.strokeStyle = draft.positive ? `rgb(${COLOURS[draft.colour]} / .6)` : "rgb(255 255 255 / .55)";
+      pen.beginPath();
+      draft.stroke.forEach(([row, col], index) => {
+        const [x, y] = this.toScreen(row, col);
+        if (index) pen.lineTo(x, y); else { pen.moveTo(x, y); pen.lineTo(x + 0.01, y); }
+      });
+      pen.stroke();
+    }
+    if (brush) {
+      const [x, y] = this.toScreen(...brush.at);
+      for (const [colour, wide] of [["#000", 2.5], ["#fff", 1]]) {
+        pen.beginPath();
+        pen.arc(x, y, Math.max(brush.radius * this.scale, 1.5), 0, 7);
+        pen.lineWidth = wide;
+        pen.strokeStyle = colour;
+        pen.stroke();
+      }
+    }
+  }
+
+  drawCross(pen) {
+    const [x, y] = this.toScreen(...this.cross);
+    for (const [colour, wide] of [["#000", 3], ["#fff", 1]]) {
+      pen.beginPath();
+      for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
+        pen.moveTo(x + 5 * dx, y + 5 * dy);
+        pen.lineTo(x + 22 * dx, y + 22 * dy);
+      }
+      pen.lineWidth = wide;
+      pen.strokeStyle = colour;
+      pen.stroke();
+    }
+  }
+}

@@ -1,0 +1,56 @@
+"""hrseg annotate: a page to click on, for a folder of one's own images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hrseg_cli.commands import options
+from hrseg_cli.errors import HrsegError, Interrupted
+
+
+def annotate(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder of images, or one that holds images/ and perhaps masks/.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="MODEL", help="A checkpoint, a model's name, or BASE+ADAPTER [h18s]."),
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option("--protocol", metavar="PROTOCOL", help="photo, another protocol, or a YAML file.")
+    ] = "photo",
+    set_: options.Changes = [],  # noqa: B006 - Typer copies it
+    device: options.Device = "cpu",
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", min=0, max=65535, help="Where the page is served; 0: any free one.")
+    ] = 8017,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+) -> None:
+    """Segment your own images by clicking on them in the browser.
+
+    The page's address is printed; it works on this machine only. Every click is saved: masks as a dataset that
+    evaluate and train read, clicks as traces, everything as COCO. Ctrl-C ends it.
+    """
+    from hrseg_cli.recipe import load_protocol
+
+    chosen = load_protocol(protocol, set_)
+    options.device_of(device)
+
+    from hrseg_cli.annotate.desk import Desk
+    from hrseg_cli.annotate.folder import Folder
+    from hrseg_cli.annotate.server import serve
+    from hrseg_cli.data.lock import only_one
+    from hrseg_cli.engine.checkpoint import WEIGHTS, load_model
+
+    if model is None and not (WEIGHTS / "h18s.safetensors").is_file():
+        raise HrsegError("--model: this hrseg comes without weights; give a checkpoint, or 'grabcut'")
+    opened = Folder(folder, chosen.threshold)
+    loaded, provenance = load_model(model or "h18s", device)
+    with only_one(opened.notes / ".lock", str(folder)):
+        try:
+            serve(Desk(opened, loaded, provenance, chosen), port, browser, options.note)
+        except Interrupted:
+            options.note(f"stopped; everything is saved in {folder}")

@@ -1,0 +1,262 @@
+"""The page as a person uses it, in the system's Chromium, over the real server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+from tiny_photos import SameColour, folder_of, truth
+
+from hrseg_cli.annotate.desk import Desk
+from hrseg_cli.annotate.folder import Folder
+from hrseg_cli.annotate.server import application
+from hrseg_cli.recipe import load_protocol
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+
+RED, BLUE, GROUND = (40, 40), (70, 120), (10, 100)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with sync_api.sync_playwright() as play:
+        # In a container there are no user namespaces for a sandbox; the only site it visits is ours.
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Served:
+    """A folder under the real server; start() again is what a restart is."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.start()
+
+    def start(self) -> None:
+        protocol = load_protocol("plain")
+        desk = Desk(Folder(self.place, protocol.threshold), SameColour(), {}, protocol)
+        ear = socket.socket()
+        ear.bind(("127.0.0.1", 0))
+        ear.listen()
+        port = ear.getsockname()[1]
+        app = application(desk, "a-token", [f"127.0.0.1:{port}"])
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
+        self.thread = threading.Thread(target=self.server.run, args=([ear],))
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{port}/#a-token"
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+
+    def mask(self, key: str) -> np.ndarray:
+        return np.asarray(Image.open(self.place / "masks" / f"{key}.png")) == 255
+
+
+class Tab:
+    """A page and what a hand does on it, in pixels of the image."""
+
+    def __init__(self, context: Any, url: str) -> None:
+        self.page = context.new_page()
+        self.errors: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda line: line.type == "error" and self.errors.append(line.text))
+        self.page.goto(url)
+        self.ready()
+
+    def ready(self) -> None:
+        self.page.wait_for_selector("#overlay[data-scale]")
+        self.page.wait_for_selector("#empty", state="hidden")
+        self.idle()
+
+    def idle(self) -> None:
+        """Answered, and drawn."""
+        self.page.wait_for_selector('body[data-busy="0"]')
+        self.page.evaluate(
+            "() => new Promise(done => { setTimeout(done, 500);"
+            " requestAnimationFrame(() => requestAnimationFrame(done)); })"
+        )
+
+    def at(self, place: tuple[float, float]) -> tuple[float, float]:
+        scale, x, y = self.page.evaluate(
+            "() => { const o = document.getElementById('overlay'), q = o.getBoundingClientRect();"
+            " return [+o.dataset.scale, q.x + +o.dataset.x, q.y + +o.dataset.y]; }"
+        )
+        return x + (place[1] + 0.5) * scale, y + (place[0] + 0.5) * scale
+
+    def click(self, place: tuple[float, float], button: str = "left") -> None:
+        self.page.mouse.click(*self.at(place), button=button)
+        self.idle()
+
+    def drag(self, *places: tuple[float, float], button: str = "left") -> None:
+        self.page.mouse.move(*self.at(places[0]))
+        self.page.mouse.down(button=button)
+        for place in places[1:]:
+            self.page.mouse.move(*self.at(place), steps=3)
+        self.page.mouse.up(button=button)
+        self.idle()
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+            self.idle()
+
+    def colour(self, place: tuple[float, float]) -> list[int]:
+        """Red, green, blue and alpha of the glass over the picture."""
+        x, y = self.at(place)
+        found: list[int] = self.page.evaluate(
+            "([x, y]) => { const o = document.getElementById('overlay'), q = o.getBoundingClientRect();"
+            " const d = o.width / q.width;"
+            " return [...o.getContext('2d').getImageData((x - q.x) * d, (y - q.y) * d, 1, 1).data]; }",
+            [x, y],
+        )
+        return found
+
+    def text(self, selector: str) -> str:
+        return str(self.page.inner_text(selector))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    served = Served(folder_of(tmp_path / "shop", "a.png", "b.png"))
+    yield served
+    served.stop()
+
+
+@pytest.fixture
+def context(chromium: Any) -> Iterator[Any]:
+    context = chromium.new_context(viewport={"width": 1000, "height": 640})
+    context.set_default_timeout(60_000)
+    yield context
+    context.close()
+
+
+def test_click_undo_reload_restart(served: Served, context: Any) -> None:
+    tab = Tab(context, served.url)
+    tab.click(RED)
+    assert np.array_equal(served.mask("a_0"), truth("red"))
+    assert tab.colour((30, 30))[3] > 80
+    assert tab.colour((30, 100))[3] == 0
+    assert "model " in tab.text("#time")
+    tab.click(BLUE)
+    assert np.array_equal(served.mask("a_0"), truth("red") | truth("blue"))
+    tab.click((45, 60), button="right")
+    assert np.array_equal(served.mask("a_0"), truth("blue"))
+    tab.page.click("#undo")
+    tab.idle()
+    assert np.array_equal(served.mask("a_0"), truth("red") | truth("blue"))
+    tab.page.keyboard.press("Control+z")
+    tab.idle()
+    tab.page.reload()
+    tab.ready()
+    assert tab.colour((30, 30))[3] > 80
+    assert tab.text("#objects .clicks") == "1"
+    assert tab.errors == []
+    served.stop()
+    served.start()
+    again = Tab(context, served.url)
+    again.press("y")
+    assert np.array_equal(served.mask("a_0"), truth("red") | truth("blue"))
+    assert again.text("#objects .clicks") == "2"
+    assert again.errors == []
+
+
+def test_a_mask_that_lay_there_is_corrected(served: Served, context: Any) -> None:
+    (served.place / "masks").mkdir()
+    Image.fromarray((truth("red") | truth("blue")).astype(np.uint8) * 255).save(served.place / "masks" / "a.png")
+    served.stop()
+    served.start()
+    tab = Tab(context, served.url)
+    assert tab.colour(BLUE)[3] > 80
+    tab.page.keyboard.down("Shift")  # for trackpads without a right button
+    tab.click(BLUE)
+    tab.page.keyboard.up("Shift")
+    assert np.array_equal(served.mask("a"), truth("red"))
+    assert tab.errors == []
+
+
+def test_box_brush_objects_and_zoom(served: Served, context: Any) -> None:
+    tab = Tab(context, served.url)
+    tab.drag((18, 18), (62, 72))
+    assert np.array_equal(served.mask("a_0"), truth("red"))
+    tab.press("n", "b")
+    tab.drag((110, 20), (110, 80))
+    line = served.mask("a_1")
+    assert line[110, 20:80].all()
+    assert not line[:100].any()
+    tab.drag((110, 50), button="right")
+    assert not served.mask("a_1")[110, 50]
+    tab.press("r")
+    tab.page.keyboard.type("twig")
+    tab.press("Enter", "c", "Escape")
+    assert [one.inner_text() for one in tab.page.query_selector_all("#objects .name")] == ["object", "twig"]
+    tab.press("v")
+    tab.page.mouse.move(*tab.at(BLUE))
+    before = tab.at((0, 1))[0] - tab.at((0, 0))[0]
+    tab.page.mouse.wheel(0, -200)
+    tab.idle()
+    assert tab.at((0, 1))[0] - tab.at((0, 0))[0] > 1.2 * before
+    tab.click((98, 140))
+    assert served.mask("a_1")[truth("blue")].all()
+    tab.press("Delete", "Tab", "Enter")
+    tab.page.wait_for_selector("#objects li:nth-child(2)", state="detached")
+    assert not (served.place / "masks" / "a_1.png").exists()
+    assert tab.errors == []
+
+
+def test_keyboard_only(served: Served, context: Any) -> None:
+    tab = Tab(context, served.url)
+    for _ in range(4):
+        tab.page.keyboard.press("ArrowUp")
+    for _ in range(10):
+        tab.page.keyboard.press("ArrowLeft")
+    tab.press("Shift+ArrowLeft", "Enter")
+    assert np.array_equal(served.mask("a_0"), truth("red"))
+    tab.press("z")
+    assert not (served.place / "masks" / "a_0.png").exists()
+    tab.press("y", "Shift+Enter")
+    assert not (served.place / "masks" / "a_0.png").exists(), "the background click takes the colour away again"
+    tab.press("z", "d")
+    assert "1 of 2 done" in tab.text("#count")
+    tab.press("?")
+    assert tab.page.is_visible("#help")
+    tab.press("Escape", "PageDown")
+    tab.page.wait_for_selector("#title:has-text('b.png')")
+    tab.ready()
+    tab.press("x", "Enter", *["ArrowDown"] * 3, *["ArrowRight"] * 3, "Enter")
+    record = json.loads((served.place / "annotations" / "images" / "b.json").read_text())
+    assert record["objects"][0]["actions"][0]["box"] is not None
+    assert tab.errors == []
+
+
+def test_two_tabs_on_one_image(served: Served, context: Any) -> None:
+    one, other = Tab(context, served.url), Tab(context, served.url)
+    one.click(RED)
+    other.click(BLUE)
+    assert "another tab" in other.text("#message")
+    assert other.colour(RED)[3] > 80, "it shows what the first has done"
+    assert np.array_equal(served.mask("a_0"), truth("red"))
+    other.click(BLUE)
+    assert np.array_equal(served.mask("a_0"), truth("red") | truth("blue"))
+    one.page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    one.page.wait_for_selector("#message:has-text('another tab')")
+    assert one.colour((60, 100))[3] > 80
+    assert one.errors == []
+
+
+def test_a_wrong_token_shows_a_line(served: Served, context: Any) -> None:
+    page = context.new_page()
+    page.goto(served.url + "x")
+    page.wait_for_selector("#empty:has-text('earlier start')")

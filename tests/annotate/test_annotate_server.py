@@ -1,0 +1,448 @@
+"""The page's server: what it answers to the page, and what it does not answer to anybody else."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+from tiny_photos import SIZE, SameColour, folder_of, photograph, truth
+
+from hrseg_cli.annotate.desk import Desk
+from hrseg_cli.annotate.folder import Folder
+from hrseg_cli.annotate.server import BODY, PAGE, application
+from hrseg_cli.recipe import load_protocol
+
+TOKEN = "a-token"
+HOST = "127.0.0.1:8017"
+RED, BLUE = {"row": 30, "col": 30}, {"row": 70, "col": 100}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return folder_of(tmp_path / "shop", "a.png", "b.png")
+
+
+def client_of(place: Path, **headers: str) -> TestClient:
+    protocol = load_protocol("plain")
+    desk = Desk(Folder(place, protocol.threshold), SameColour(), {}, protocol)
+    client = TestClient(application(desk, TOKEN, [HOST]), f"http://{HOST}", raise_server_exceptions=False)
+    client.headers.update({"authorization": f"Bearer {TOKEN}", **headers})
+    return client
+
+
+@pytest.fixture
+def client(place: Path) -> Iterator[TestClient]:
+    with client_of(place) as client:
+        yield client
+
+
+def post(client: TestClient, number: int = 0, **wish: Any) -> Any:
+    wish.setdefault("revision", client.get(f"/api/images/{number}/revision").json()["revision"])
+    return client.post(f"/api/images/{number}", json=wish)
+
+
+# What the page needs
+
+
+def test_the_page_is_whole_and_asks_nobody_else(client: TestClient) -> None:
+    """No network, no inline code, nothing but what the server serves; every element that a script names is there."""
+    texts = {path: client.get(path).text for path in PAGE}
+    assert all(texts.values())
+    for path in ("/", "/app.js", "/view.js", "/style.css"):
+        assert not re.search(r"https?://|//cdn|eval\(|innerHTML|onclick=\"| style=\"", texts[path]), path
+    used = set(re.findall(r'(?:src|href)="([^"]+)"|from "\./([^"]+)"', texts["/"] + texts["/app.js"]))
+    assert {f"/{a or b}" for a, b in used} == PAGE.keys() - {"/"}
+    assert set(re.findall(r'\$\("([\w-]+)"\)', texts["/app.js"])) <= set(re.findall(r'id="([\w-]+)"', texts["/"]))
+    headers = client.get("/").headers
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "unsafe" not in headers["content-security-policy"]
+    assert headers["cache-control"] == "no-store"
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_list_of_images_and_an_image(client: TestClient) -> None:
+    folder = client.get("/api/folder").json()
+    assert folder["folder"] == "shop"
+    assert folder["images"][1] == {"id": 1, "name": "images/b.png", "state": "todo"}
+    answer = client.get("/api/images/1/pixels")
+    assert answer.headers["content-type"] == "image/jpeg"
+    seen = np.asarray(Image.open(io.BytesIO(answer.content)), int)
+    assert np.abs(seen - photograph()).mean() < 2
+    shown = client.get("/api/images/1").json()
+    assert shown == {"revision": 0, "finished": False, "id": 1, "size": list(SIZE), "objects": []}
+
+
+def test_a_session_of_clicks(client: TestClient, place: Path) -> None:
+    made = post(client, do="click", **RED).json()
+    assert made["revision"] == 1
+    one = made["object"]
+    assert (one["key"], one["clicks"], one["undo"], one["redo"]) == ("a_0", [[30, 30, 1]], 1, 0)
+    assert one["mask"] == {"box": [20, 20, 40, 50], "runs": [0, 2000]}
+    assert one["area"] == truth("red").sum()
+    assert one["seconds"] > 0
+    assert post(client, do="add").json()["order"] == ["a_0", "a_1"]
+    assert post(client, do="rename", object="a_1", name="Stuhl ü").json()["object"]["name"] == "Stuhl ü"
+    assert post(client, do="colour", object="a_1", colour=5).json()["object"]["colour"] == 5
+    assert post(client, do="stroke", object="a_1", points=[[70, 100]], radius=4).json()["object"]["area"] > 40
+    assert post(client, do="undo", object="a_1").json()["object"]["redo"] == 1
+    assert post(client, do="redo", object="a_1").json()["object"]["area"] > 40
+    assert post(client, do="threshold", object="a_0", threshold=0.7).json()["object"]["area"] == 2000
+    assert post(client, do="delete", object="a_1").json()["order"] == ["a_0"]
+    assert post(client, do="finish", finished=True).json()["finished"] is True
+    assert client.get("/api/folder").json()["images"][0]["state"] == "done"
+    with client_of(place) as again:
+        shown = again.get("/api/images/0").json()
+        assert shown["finished"] is True
+        assert shown["objects"][0]["mask"] == one["mask"]
+        assert shown["revision"] == client.get("/api/images/0/revision").json()["revision"]
+
+
+def test_a_tab_that_is_behind_is_told(client: TestClient, place: Path) -> None:
+    post(client, do="click", **RED)
+    late = post(client, do="click", object="a_0", revision=0, **BLUE)
+    assert late.status_code == 409
+    assert "another tab" in late.json()["error"]
+    assert np.array_equal(np.asarray(Image.open(place / "masks" / "a_0.png")) == 255, truth("red"))
+
+
+# What others try
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (401, {"authorization": ""}),
+        (401, {"authorization": "Bearer "}),
+        (401, {"authorization": f"Bearer {TOKEN}x"}),
+        (401, {"authorization": f"Bearer {TOKEN[:-1]}"}),
+        (401, {"authorization": f"Basic {TOKEN}"}),
+        (401, {"authorization": "Bearer \xff"}),
+        (401, {"authorization": "", "cookie": f"token={TOKEN}"}),
+        (403, {"host": "evil.example"}),
+        (403, {"host": "127.0.0.1"}),
+        (403, {"host": "127.0.0.1:8018"}),
+        (403, {"host": "evil.example:8017"}),
+        (403, {"origin": "http://evil.example"}),
+        (403, {"origin": "null"}),
+        (403, {"origin": "http://127.0.0.1:8018"}),
+        (403, {"origin": f"https://{HOST}"}),
+        (403, {"sec-fetch-site": "cross-site"}),
+        (403, {"sec-fetch-site": "same-site"}),
+    ],
+)
+def test_who_may_not_ask(place: Path, status: int, headers: dict[str, str]) -> None:
+    with client_of(place) as client:
+        client.headers.update({name: value.encode("latin-1") for name, value in headers.items()})  # type: ignore[dict-item]
+        answers = [
+            client.get("/api/folder"),
+            client.get("/api/images/0"),
+            client.get("/api/images/0/pixels"),
+            client.get("/api/images/0/revision"),
+            client.post("/api/images/0", json={"do": "click", "revision": 0, **RED}),
+            client.post("/api/images/0", content=b"x" * (BODY + 1)),
+        ]
+    assert {answer.status_code for answer in answers} == {status}
+    assert not any("shop" in answer.text or "a.png" in answer.text for answer in answers)
+    assert not (place / "masks").exists()
+
+
+def test_the_own_page_may_ask(place: Path) -> None:
+    for origin, site in [(f"http://{HOST}", "same-origin"), (f"http://{HOST}", "none")]:
+        with client_of(place, origin=origin) as client:
+            client.headers["sec-fetch-site"] = site
+            assert client.get("/api/folder").status_code == 200
+
+
+def test_a_header_sent_twice_counts_as_none(place: Path) -> None:
+    with client_of(place) as client:
+        twice = [("host", HOST), ("host", "evil.example"), ("authorization", f"Bearer {TOKEN}")]
+        assert client.get("/api/folder", headers=twice).status_code == 403  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../secret.txt", "/%2e%2e/secret.txt", "/..%2fsecret.txt", "/page/../server.py", "/server.py", "/app.js/x",
+        "/api/images/../../secret.txt", "/api/images/%2e%2e%2fsecret.txt", "/api/images/..%5csecret.txt",
+        "/api/images/0/../../secret.txt", "/api/images/a.png/pixels", "/api/images/-1/pixels", "/api/images/2/pixels",
+        "/api/images/0/pixels/../../../secret.txt", "/api/images/99999999999999999999999999/pixels",
+        "/api/images/0%00/pixels", "/api/images/٣/pixels", "//api/folder", "/api/folder/..",
+    ],
+)  # fmt: skip
+def test_no_path_leads_out(client: TestClient, place: Path, path: str) -> None:
+    (place.parent / "secret.txt").write_text("secret")
+    (place / "secret.txt").write_text("secret")
+    scope = {**client.headers, "host": HOST}
+    answer = client.request("GET", f"http://{HOST}{path}", headers=scope)
+    assert answer.status_code in (404, 405)
+    assert "secret" not in answer.text
+
+
+OUT = ["../a", "..", "/etc/passwd", "a_0/../../b", "a_0\x00", "masks/a_0", "~", "C:\\x", "a_0.png", ""]
+
+
+@pytest.mark.parametrize("do", ["undo", "delete", "click", "rename", "stroke", "threshold", "colour"])
+def test_no_name_of_an_object_leads_out(client: TestClient, place: Path, do: str) -> None:
+    post(client, do="click", **RED)
+    before = sorted(place.parent.rglob("*"))
+    more = {
+        "click": BLUE,
+        "rename": {"name": "x"},
+        "stroke": {"points": [[1, 1]], "radius": 2},
+        "threshold": {"threshold": 0.3},
+        "colour": {"colour": 1},
+    }
+    for key in OUT:
+        assert post(client, do=do, object=key, **more.get(do, {})).status_code == 404, key
+    assert sorted(place.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "..", "<script>", "a" * 60, '"; rm', "\u202e"])
+def test_a_name_is_only_a_name(client: TestClient, place: Path, name: str) -> None:
+    post(client, do="click", **RED)
+    before = sorted(place.parent.rglob("*"))
+    assert post(client, do="rename", object="a_0", name=name).json()["object"]["name"] == name
+    assert sorted(place.parent.rglob("*")) == before
+    assert json.loads((place / "annotations" / "coco.json").read_text())["categories"][0]["name"] == name
+
+
+CLICK = {"do": "click", "revision": 0, **RED}
+
+
+MALFORMED = [
+        b"", b"{", b"null", b"[]", b"\xff\xfe", b'"click"', b"[" * 100_000, b'{"do":' * 10_000, b"1e999",
+        *[
+            json.dumps(CLICK | change).encode()
+            for change in (
+                {"do": "format"}, {"do": None}, {"revision": "0"}, {"revision": 0.5}, {"row": "30"}, {"row": -1},
+                {"row": 1.5}, {"row": float("nan")}, {"row": 10**30}, {"col": None}, {"col": True}, {"positive": 1},
+                {"box": [1, 2, 3]}, {"box": "all"}, {"box": [1, 2, 3, float("inf")]}, {"more": 1}, {"object": 5},
+                {"object": ["a"]},
+                {"do": "stroke"},
+            )
+        ],
+        *[
+            json.dumps({"do": "stroke", "revision": 0, "points": [[1, 1]], "radius": 2} | change).encode()
+            for change in (
+                {"points": []}, {"points": [[1]]}, {"points": [[1, float("nan")]]}, {"points": [[1, 1]] * 5001},
+                {"radius": 0}, {"radius": 1e9}, {"radius": float("inf")}, {"points": [["1", 1]]},
+            )
+        ],
+        *[
+            json.dumps({"revision": 0, "object": "a_0"} | change).encode()
+            for change in (
+                {"do": "rename", "name": ""}, {"do": "rename", "name": "a" * 61}, {"do": "rename", "name": "a\nb"},
+                {"do": "rename", "name": "\x00"}, {"do": "colour", "colour": 8}, {"do": "colour", "colour": -1},
+                {"do": "threshold", "threshold": 1}, {"do": "threshold", "threshold": float("nan")},
+                {"do": "finish", "finished": "yes"},
+            )
+        ],
+]  # fmt: skip
+
+
+def test_malformed_bodies_are_answered_400(client: TestClient, place: Path) -> None:
+    for body in MALFORMED:
+        answer = client.post("/api/images/0", content=body)
+        assert answer.status_code == 400, body[:200]
+        assert answer.json()["error"].startswith("not understood")
+        assert len(answer.text) < 500
+    assert not (place / "masks").exists()
+
+
+def test_a_name_that_is_not_utf8_cannot_be_stored(client: TestClient) -> None:
+    post(client, do="click", **RED)
+    answer = client.post("/api/images/0", content=b'{"do":"rename","revision":1,"object":"a_0","name":"\\ud800"}')
+    assert answer.status_code == 400
+
+
+def test_large_bodies_are_not_read(client: TestClient) -> None:
+    assert client.post("/api/images/0", content=b" " * (BODY + 1)).status_code == 413
+    assert client.post("/api/images/0", content=b" " * BODY).status_code == 400
+
+    answer = client.post("/api/images/0", content=b"{}", headers={"content-length": "-1"})
+    assert answer.status_code == 413
+    assert client.post("/api/images/0", content=b"{}", headers={"content-length": "9" * 5000}).status_code == 413
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_other_methods_do_nothing(client: TestClient, method: str) -> None:
+    for path in ("/", "/api/folder", "/api/images/0", "/api/images/0/pixels"):
+        assert client.request(method, path).status_code == 405
+
+
+# Files that are traps
+
+
+def bomb(rows: int, cols: int) -> bytes:
+    """A PNG whose header promises so many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", cols, rows, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_bombs_and_broken_images_are_a_line_and_the_rest_goes_on(tmp_path: Path) -> None:
+    place = folder_of(tmp_path / "shop", "good.png")
+    (place / "images" / "bomb.png").write_bytes(bomb(30000, 30000))
+    (place / "images" / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
+    (place / "images" / "page.png").write_bytes(b"<svg onload='alert(1)'/>")
+    with client_of(place) as client:
+        names = [image["name"] for image in client.get("/api/folder").json()["images"]]
+        assert len(names) == 4
+        for name in ("images/bomb.png", "images/torn.jpg", "images/page.png"):
+            number = names.index(name)
+            for answer in (
+                client.get(f"/api/images/{number}"),
+                client.get(f"/api/images/{number}/pixels"),
+                post(client, number, do="click", **RED),
+            ):
+                assert answer.status_code == 422
+                assert name in answer.json()["error"]
+        assert "megapixels" in client.get(f"/api/images/{names.index('images/bomb.png')}").json()["error"]
+        assert post(client, names.index("images/good.png"), do="click", **RED).status_code == 200
+
+
+def test_masks_that_are_traps(tmp_path: Path) -> None:
+    """Of another size, broken, or a bomb: the object is shown with its error, others are worked on, the files stay."""
+    place = folder_of(tmp_path / "shop", "a.png")
+    (place / "masks").mkdir()
+    (place / "masks" / "a_0.png").write_bytes(bomb(40000, 20000))
+    (place / "masks" / "a_1.png").write_bytes(b"torn")
+    Image.fromarray(truth("red")[:50]).save(place / "masks" / "a_2.png")
+    before = {path: path.read_bytes() for path in (place / "masks").iterdir()}
+    with client_of(place) as client:
+        objects = client.get("/api/images/0").json()["objects"]
+        assert all("masks/a_" in one["error"] for one in objects)
+        for one in objects:
+            assert post(client, do="click", object=one["key"], **RED).status_code == 422
+        assert post(client, do="click", **RED).json()["object"]["key"] == "a_3"
+    assert before.items() <= {path: path.read_bytes() for path in (place / "masks").iterdir()}.items()
+
+
+def test_a_full_disk_is_told_and_the_change_is_not_made(client: TestClient, place: Path) -> None:
+    post(client, do="click", **RED)
+    (place / "annotations" / "coco.json").unlink()
+    (place / "annotations" / "coco.json").mkdir()  # as good as a full disk: it cannot be replaced
+    answer = post(client, do="click", object="a_0", **BLUE)
+    assert answer.status_code == 507
+    assert "not saved" in answer.json()["error"]
+    (place / "annotations" / "coco.json").rmdir()
+    assert post(client, do="undo", object="a_0").status_code == 200
+
+
+# Many at once
+
+
+def test_a_hundred_clicks_at_once(place: Path) -> None:
+    """One of those with the same revision wins, others are told or turned away; each image's file is whole."""
+    with client_of(place) as client, ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(lambda n: client.post(f"/api/images/{n % 2}", json=CLICK), range(100)))
+        counts = Counter(answer.status_code for answer in answers)
+        assert counts[200] == 2
+        assert counts.keys() <= {200, 409, 503}
+        for number, name in enumerate("ab"):
+            shown = client.get(f"/api/images/{number}").json()
+            assert shown["revision"] == 1
+            assert len(shown["objects"]) == 1
+            assert np.array_equal(np.asarray(Image.open(place / "masks" / f"{name}_0.png")) == 255, truth("red"))
+        assert post(client, do="undo", object="a_0").status_code == 200
+
+
+# The command
+
+
+def command(place: Path, *more: str) -> list[str]:
+    program = "from hrseg_cli.cli import main; main()"
+    return [sys.executable, "-c", program, "annotate", str(place), "--model", "grabcut", "--no-browser", *more]
+
+
+def test_it_starts_on_loopback_and_ends_on_ctrl_c(place: Path) -> None:
+    job = subprocess.Popen(command(place, "--port", "0"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert job.stderr is not None
+        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/#([\w-]{32})\n", job.stderr.readline())
+        assert found
+        port = int(found[1])
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
+            line.sendall(f"GET /api/folder HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n".encode())
+            line.sendall(f"Authorization: Bearer {found[2]}\r\nConnection: close\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: line.recv(65536), b""))
+        assert b'"images/a.png"' in answer
+        assert b"uvicorn" not in answer
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
+            line.sendall(f"GET /../../../../etc/passwd HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            assert line.recv(65536).startswith(b"HTTP/1.1 404")
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
+            line.sendall(f"POST /api/images/0 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n".encode())
+            line.sendall(f"Authorization: Bearer {found[2]}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+            sender = threading.Thread(target=flood, args=(line,), daemon=True)
+            sender.start()
+            assert line.recv(65536).startswith(b"HTTP/1.1 413")
+        second = subprocess.run(command(place, "--port", str(port)), capture_output=True, text=True, timeout=120)
+        assert second.returncode == 1
+        assert second.stderr.count("\n") == 1
+        assert "another hrseg is at work there" in second.stderr
+        job.send_signal(signal.SIGINT)
+        out, err = job.communicate(timeout=60)
+        assert (job.returncode, out, err) == (0, "", f"stopped; everything is saved in {place}\n")
+    finally:
+        job.kill()
+        job.communicate()
+
+
+def flood(line: socket.socket) -> None:
+    """Chunks of spaces until the server has had enough."""
+    try:
+        for _ in range(1000):
+            line.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
+    except OSError:
+        pass
+
+
+def test_a_taken_port_is_one_line(hrseg: Callable[..., Any], place: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = hrseg("annotate", place, "--model", "grabcut", "--no-browser", "--port", port)
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+    assert f"--port {port}" in done.err
+    assert "0 for any" in done.err
+
+
+def test_what_is_wrong_is_one_line(hrseg: Callable[..., Any], tmp_path: Path) -> None:
+    for words, code, text in [
+        ([tmp_path / "none", "--model", "grabcut"], 1, "no such folder"),
+        ([tmp_path, "--model", "grabcut"], 1, "no image there"),
+        ([tmp_path, "--model", "grabcat"], 1, "no image there"),
+        ([tmp_path, "--model", "grabcut", "--protocol", "foto"], 2, "Did you mean 'photo'"),
+        ([tmp_path, "--port", "70000"], 2, "--port"),
+    ]:
+        done = hrseg("annotate", *words, "--no-browser")
+        assert done.code == code
+        assert text in done.err

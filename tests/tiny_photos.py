@@ -1,0 +1,58 @@
+"""A folder of drawn photographs, and a model that knows their colours: for what is done with clicks, not how well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hrseg_cli.models.base import InteractiveModel
+
+SIZE = (120, 160)
+SQUARES = {"red": (slice(20, 60), slice(20, 70)), "blue": (slice(50, 100), slice(90, 150))}
+COLOURS = {"red": (200, 60, 50), "blue": (60, 80, 190)}
+
+
+class SameColour(InteractiveModel):
+    """The object is what was object before and what has a positively clicked colour, without what has a negatively
+    clicked one."""
+
+    name = "same-colour"
+    config: dict[str, Any] = {}  # noqa: RUF012
+    mirror = False
+
+    def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
+        found = image[0, 3] > 0.5
+        half = points.shape[1] // 2
+        for index, (row, col, _) in enumerate(points[0].tolist()):
+            if row >= 0:
+                colour = image[0, :3, int(row), int(col)]
+                alike = ((image[0, :3] - colour[:, None, None]).abs() < 0.15).all(0)
+                found = found | alike if index < half else found & ~alike
+        return {"logits": torch.where(found, 8.0, -8.0)[None, None]}
+
+
+def photograph() -> np.ndarray:
+    image = np.full((*SIZE, 3), 225, np.uint8)
+    for name, place in SQUARES.items():
+        image[place] = COLOURS[name]
+    return image
+
+
+def truth(name: str) -> np.ndarray:
+    mask = np.zeros(SIZE, bool)
+    mask[SQUARES[name]] = True
+    return mask
+
+
+def folder_of(place: Path, *names: str, flat: bool = False) -> Path:
+    """Photographs, in images/ or not; all alike."""
+    inside = place if flat else place / "images"
+    inside.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.fromarray(photograph()).save(inside / name)
+    return place
