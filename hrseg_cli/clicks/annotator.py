@@ -109,7 +109,7 @@ def _by_walking(window: np.ndarray, level: np.ndarray, moves: int, spent: list[t
 
 @cache
 def _shells() -> list[tuple[int, list[tuple[int, int]]]]:
-    """Squared distance -> the places that far away, up to that of four moves along a diagonal: five straight ones too."""
+    """Squared distance -> the places that far away, up to that of four diagonal moves (five straight ones are less)."""
     found: dict[int, list[tuple[int, int]]] = {}
     for row in range(-5, 6):
         for col in range(-5, 6):

@@ -162,7 +162,7 @@ def _draw(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 
 def _median(values: Any) -> float:
-    return round(median(values), 5)
+    return round(float(median(values)), 5)
 
 
 def _peak_memory() -> int:

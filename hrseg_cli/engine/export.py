@@ -132,7 +132,7 @@ def check(graph: bytes, step: ClickStep) -> list[dict[str, Any]]:
     """Largest differences between ONNX Runtime and PyTorch, at each of :data:`SIZES`. Raises HrsegError above 1e-4."""
     ort = need("onnxruntime")
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for size in SIZES:
         given = inputs(step, *size)
         with torch.inference_mode():

@@ -54,7 +54,8 @@ def fast(model: InteractiveModel, precision: str = "fp32") -> InteractiveModel:
 
 def _plain(model: ClickHRNet, precision: str) -> ClickHRNet:
     """For accelerators, and where something reads its features: folded and channels last, else as it was."""
-    answering: Any = hrnet_fast.folded(_without_lora(model)).to(memory_format=torch.channels_last)
+    answering: Any = hrnet_fast.folded(_without_lora(model))
+    answering.to(memory_format=torch.channels_last)
     if precision == "bf16":
         forward = answering.forward
 

@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import Callback, WeightAveraging
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+    from lightning.pytorch.utilities import rank_zero_only
 
 from hrseg_cli import catalog
 from hrseg_cli.clicks.sampler import add_next_click
@@ -454,6 +454,7 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
     """The model that a training starts from, and where its weights are from. Raises HrsegError."""
     wanted, adapter = recipe.model, recipe.adapter
     torch.manual_seed(recipe.seed)
+    model: InteractiveModel
     if wanted.weights:
         model, found = load_model(wanted.weights)
         started = {key: found[key] for key in ("file", "sha256") if key in found}
@@ -463,7 +464,7 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
         base = {"base": started.get("file", wanted.weights), "base_weights": weights_hash(model)}
         return attach(model, adapter.name, adapter.options), base
     try:
-        model: InteractiveModel = catalog.resolve("model", wanted.name)(**wanted.options)
+        model = catalog.resolve("model", wanted.name)(**wanted.options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise HrsegError(f"model.name={wanted.name}: {error}; mend model.options") from None
     for module in model.modules():
@@ -581,7 +582,7 @@ def _csv_logger(folder: Path) -> CSVLogger:
     """Goes on below the rows of the steps that are kept: Lightning would begin a new file."""
     logger = CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1)
     path = folder / "log" / "metrics.csv"
-    if rank_zero_only.rank or not (path.exists() and (folder / LAST).exists()):
+    if getattr(rank_zero_only, "rank", 0) or not (path.exists() and (folder / LAST).exists()):
         return logger
     done = _steps_done(folder / LAST)
     with path.open(newline="") as file:

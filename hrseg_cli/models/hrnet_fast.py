@@ -67,7 +67,8 @@ def _pairs(parent: nn.Module) -> list[tuple[nn.Conv2d, Any, tuple[nn.Module, str
 def is_possible() -> bool:
     """Whether this PyTorch has oneDNN's convolutions with prepared weights and something done to their result."""
     operators = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and all(hasattr(torch.ops.mkldnn, name) for name in operators)
 
 
 class Conv:
@@ -304,7 +305,7 @@ class JoinedConv:
     def __init__(self, conv: nn.Conv2d, widths: list[int], dtype: torch.dtype) -> None:
         self.outputs, self.taps = conv.out_channels, conv.kernel_size[0]
         self.fine = Conv(conv, dtype, slice(0, widths[0]))
-        parts = conv.weight.to(dtype).split(widths, 1)[1:]
+        parts = torch.split(conv.weight.to(dtype), widths, 1)[1:]
         # Per branch and tap row (inputs, tap columns x outputs)
         self.weights = [part.permute(2, 1, 3, 0).flatten(2).contiguous() for part in parts]
 
