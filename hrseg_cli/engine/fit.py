@@ -51,7 +51,8 @@ PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 Save = Callable[[InteractiveModel, Path, dict[str, Any]], None]
 KEEP_EVERY = 300  # seconds between checkpoints inside of an epoch
 
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it greets, advertises and repeats what we set
+for _name in ("lightning.pytorch", "lightning.fabric"):  # they greet, advertise and repeat what we set
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
