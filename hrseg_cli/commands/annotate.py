@@ -8,22 +8,21 @@ from typing import Annotated
 import typer
 
 from hrseg_cli.commands import options
-from hrseg_cli.errors import HrsegError, Interrupted
+from hrseg_cli.errors import Interrupted
 
 
 def annotate(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="A folder of images, or one that holds images/ and perhaps masks/.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="MODEL", help="A checkpoint, a model's name, or BASE+ADAPTER [h18s]."),
-    ] = None,
+    model: options.Model = "h18s",
     protocol: Annotated[
         str, typer.Option("--protocol", metavar="PROTOCOL", help="photo, another protocol, or a YAML file.")
     ] = "photo",
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
     device: options.Device = "cpu",
+    precision: options.Precision = "fp32",
+    runtime: options.Runtime = None,
     port: Annotated[
         int, typer.Option("--port", metavar="N", min=0, max=65535, help="Where the page is served; 0: any free one.")
     ] = 8017,
@@ -43,12 +42,10 @@ def annotate(
     from hrseg_cli.annotate.folder import Folder
     from hrseg_cli.annotate.server import serve
     from hrseg_cli.data.lock import only_one
-    from hrseg_cli.engine.checkpoint import WEIGHTS, load_model
+    from hrseg_cli.engine.runtimes import open_model
 
-    if model is None and not (WEIGHTS / "h18s.safetensors").is_file():
-        raise HrsegError("--model: this hrseg comes without weights; give a checkpoint, or 'grabcut'")
     opened = Folder(folder, chosen.threshold)
-    loaded, provenance = load_model(model or "h18s", device)
+    loaded, provenance = open_model(model, runtime, device, precision)
     with only_one(opened.notes / ".lock", str(folder)):
         try:
             serve(Desk(opened, loaded, provenance, chosen), port, browser, options.note)

@@ -89,5 +89,7 @@ def _print(table: Table) -> None:
     from rich.console import Console
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = 160  # a file has room for all columns
     console.print("milliseconds, medians", highlight=False)
     console.print(table, highlight=False)

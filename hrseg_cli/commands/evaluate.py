@@ -25,8 +25,8 @@ KEPT_CLICKS = (1, 3, 5, 10)
 
 
 def evaluate(
-    model: options.Model,
     dataset: options.Datasets,
+    model: options.Model = "h18s",
     metric: options.Metrics = ["iou"],  # noqa: B006 - Typer copies it
     protocol: options.ProtocolName = None,
     set_: options.Changes = [],  # noqa: B006

@@ -24,7 +24,10 @@ if TYPE_CHECKING:  # pydantic and rich take longer to import than the help to pr
 Model = Annotated[
     str,
     typer.Option(
-        "--model", "-m", metavar="MODEL", help="A checkpoint (.pth of RITM, .safetensors of hrseg), or 'grabcut'."
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A checkpoint (.pth of RITM, .safetensors of hrseg), BASE+ADAPTER, or a name: h18s, grabcut.",
     ),
 ]
 Datasets = Annotated[

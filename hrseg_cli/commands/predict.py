@@ -22,10 +22,7 @@ def predict(
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGE", help="Images, folders of images, or patterns in quotes.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="MODEL", help="A checkpoint, a model's name, or BASE+ADAPTER [h18s]."),
-    ] = None,
+    model: options.Model = "h18s",
     click: Annotated[
         list[str],
         typer.Option("--click", metavar="ROW,COL[,neg]", help="A click on the object; neg: beside it. Repeatable."),
@@ -79,15 +76,12 @@ def predict(
     objects = _clicks_of(found, click, clicks)
 
     from hrseg_cli.engine import predict as engine
-    from hrseg_cli.engine.checkpoint import WEIGHTS
     from hrseg_cli.engine.runtimes import open_model
 
     jobs = [engine.Job(image, name, its) for image, inside in objects.items() for name, its in inside.items()]
     if init_mask:
         jobs = _with_masks(jobs, init_mask, out)
-    if model is None and not (WEIGHTS / "h18s.safetensors").is_file():
-        raise HrsegError("--model: this hrseg comes without weights; give a checkpoint, or 'grabcut'")
-    loaded, provenance = open_model(model or "h18s", runtime, device, precision)
+    loaded, provenance = open_model(model, runtime, device, precision)
     asked = engine.Asked(loaded, provenance, chosen, tuple(dict.fromkeys(format_)), tolerance)
     errors: dict[str, None] = {}
     kept = 0

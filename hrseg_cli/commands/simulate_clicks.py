@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def simulate_clicks(
-    model: options.Model,
     dataset: options.Datasets,
+    model: options.Model = "h18s",
     metric: options.Metrics = ["iou"],  # noqa: B006 - Typer copies it
     protocol: options.ProtocolName = None,
     set_: options.Changes = [],  # noqa: B006

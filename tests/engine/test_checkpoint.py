@@ -191,7 +191,7 @@ def test_a_wrong_file_says_what_it_is(what: str, weights: State, tmp_path: Path)
     ("spec", "message", "kind"),
     [
         ("missing.pth", "no such file", HrsegError),
-        ("h18s", "without weights", HrsegError),
+        ("h32", "without weights", HrsegError),
         ("grabcutt", "Did you mean 'grabcut'", UnknownName),
     ],
 )
