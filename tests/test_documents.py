@@ -23,6 +23,7 @@ from hrseg_cli.models.hrnet_ocr import h18
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {  # command -> where it is run instead
     "hrseg prepare-data hqseg44k --split val --root data": "downloads; tests/commands/test_known_datasets.py",
+    "hrseg prepare-data procedural --count 50 --size 2048 --seed 1 --out data/drawn": "minutes; test_prepare_data.py",
     "make test": "this is it",
     "make demo": ".ci/run",
     "make demo DATA=my_photos": ".ci/run",
@@ -47,7 +48,7 @@ def desk(tmp_path: Path) -> Path:
     """A folder with what the documents take for granted: photographs with masks, a public checkpoint, some clicks."""
     here = tmp_path / "a desk"
     here.mkdir()
-    run("hrseg prepare-data procedural --count 4 --size 256 --seed 5 --out my_photos", here)
+    run("hrseg prepare-data procedural --count 6 --size 256 --seed 5 --out my_photos", here)
     first = sorted((here / "my_photos" / "images").iterdir())[0]
     shutil.copy(first, here / "cat.jpg")
     (here / "clicks.json").write_text(json.dumps({first.name: [[128, 128, 1], [10, 10, 0]]}))

@@ -19,7 +19,9 @@ COLUMNS = ("model", "protocol", "size", "device")  # what tells rows apart; a ne
 
 
 def benchmark(
-    model: Annotated[list[str], typer.Option("--model", "-m", metavar="MODEL", help="As evaluate's; repeatable.")],
+    model: Annotated[list[str], typer.Option("--model", "-m", metavar="MODEL", help="As evaluate's; repeatable.")] = [  # noqa: B006
+        "h18s"
+    ],
     size: Annotated[
         list[str], typer.Option("--size", metavar="HEIGHTxWIDTH", help="Of the images, in pixels; repeatable.")
     ] = ["1024x1024"],  # noqa: B006 - Typer copies it
