@@ -61,14 +61,18 @@ def desk(tmp_path: Path) -> Path:
 
 def run(command: str, folder: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "HRSEG_DATA"}
-    environment |= {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "BROWSER": "true",
+    }
     done = subprocess.Popen(
         ["bash", "-o", "pipefail", "-c", command], cwd=folder, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     if command.startswith("hrseg annotate"):  # stays until it is told to stop
-        assert done.stdout is not None
-        assert "http://127.0.0.1" in done.stdout.readline()
+        assert done.stderr is not None
+        assert "http://127.0.0.1" in done.stderr.readline()
         os.killpg(done.pid, signal.SIGINT)
     out, err = done.communicate(timeout=280)
     wanted = (0, 130) if command.startswith("hrseg annotate") else (0,)
