@@ -46,14 +46,7 @@ def adapt(
     if merge:
         write_merged(base, merge)
         return
-    asked = {
-        "device": device,
-        "processes": processes,
-        "nodes": nodes,
-        "workers": workers,
-        "logger": logger,
-        "root": root,
-    }
+    asked = dict(zip(train.MACHINE, (device, processes, nodes, workers, logger, root), strict=True))
     if resume:
         recipe_, folder = train.resumed(resume, bool(set_ or out or dataset or adapter or recipe), asked), resume
     else:

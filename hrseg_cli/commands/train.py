@@ -84,14 +84,7 @@ def train(
 
     if (recipe is None and adapter is None) == (resume is None):
         raise HrsegError("give either --recipe RECIPE (or --adapter ADAPTER) or --resume RUN")
-    asked = {
-        "device": device,
-        "processes": processes,
-        "nodes": nodes,
-        "workers": workers,
-        "logger": logger,
-        "root": root,
-    }
+    asked = dict(zip(MACHINE, (device, processes, nodes, workers, logger, root), strict=True))
     if resume:
         chosen, folder = resumed(resume, bool(set_ or out), asked), resume
     else:
