@@ -108,6 +108,7 @@ class Memory:
         return self._kept[key][0]
 
     def put(self, key: Any, value: Any, size: int) -> None:
+        """key: one that is not there."""
         self._kept[key] = value, size
         self.size += size
         while self.size > self.limit and len(self._kept) > 2:
@@ -130,6 +131,7 @@ class Desk:
         asked = json.dumps([provenance, protocol.model_dump()], sort_keys=True, default=str)
         self.digest = sha256(asked.encode()).hexdigest()[:16]
         self.memory = Memory(memory)
+        self._sizes: dict[int, tuple[int, int]] = {}
 
     # What is shown
 
@@ -264,12 +266,17 @@ class Desk:
         return session
 
     def _size(self, number: int) -> tuple[int, int]:
-        """(rows, columns) of the image, read once."""
-        picture = self.folder.pictures[number]
-        if picture.size == (0, 0):
-            rows, cols = read_image(self.folder.path(number), at_most=LARGEST).shape[:2]
-            picture.size = rows, cols
-        return picture.size
+        """(rows, columns) of the image, read once; not what its record says, for the image may be another since."""
+        if number not in self._sizes:
+            path, picture = self.folder.path(number), self.folder.pictures[number]
+            rows, cols = read_image(path, at_most=LARGEST).shape[:2]
+            if picture.objects and picture.size not in ((0, 0), (rows, cols)):
+                raise HrsegError(
+                    f"{path}: has {rows} rows and {cols} columns, its clicks were made on {picture.size[0]} and "
+                    f"{picture.size[1]}; put that image back, or remove {self.folder.record(number)}"
+                )
+            self._sizes[number] = rows, cols
+        return self._sizes[number]
 
     def _new(self, number: int, picture: Picture) -> Object:
         colours = [one.colour for one in picture.objects]

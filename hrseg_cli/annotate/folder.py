@@ -13,6 +13,7 @@ Every file is written beside and renamed.
 from __future__ import annotations
 
 import csv
+import filecmp
 import io
 import json
 import os
@@ -36,6 +37,7 @@ from hrseg_cli.interaction import Click, Trace
 from hrseg_cli.runs import write_atomically
 
 COLOURS = 8
+NOTES = "annotations"
 
 
 class Strict(BaseModel):
@@ -117,19 +119,16 @@ class Folder:
     """
 
     def __init__(self, place: Path, threshold: float) -> None:
-        if not place.is_dir():
-            raise HrsegError(f"{place}: no such folder; give a folder of images, or one with images/ and masks/")
+        self.images = images_of(place)
         self.place = place
         self.name = Path(os.path.abspath(place)).name
-        self.masks, self.notes = place / "masks", place / "annotations"
-        flat = not (place / "images").is_dir()
-        self.images = _images(place, flat)
+        self.masks, self.notes = place / "masks", place / NOTES
         self.stems = list(self.images)
-        self.pairs = flat or (place / PAIRS).is_file()
+        self.pairs = not (place / "images").is_dir() or (place / PAIRS).is_file()
         if self.pairs:
             _check_pairs(place / PAIRS)
         there = self._masks_there()
-        self.pictures = [self._open(stem, there.get(stem, []), threshold) for stem in self.stems]
+        self.pictures = [self._open(number, there.get(stem, []), threshold) for number, stem in enumerate(self.stems)]
         self._known: dict[str, int] = {}
         self._lines = [self._describe(number) for number in range(len(self.stems))]
 
@@ -139,6 +138,10 @@ class Folder:
     def title(self, number: int) -> str:
         """The image as seen from the folder."""
         return relative(self.path(number), self.place)
+
+    def record(self, number: int) -> Path:
+        """The file that tells about the image."""
+        return self.notes / "images" / f"{self.stems[number]}.json"
 
     def new_key(self, number: int) -> str:
         """STEM_N that is no mask's name yet, nor another image's."""
@@ -181,15 +184,25 @@ class Folder:
             return
         one.start = ""
         if one.file:
-            start = self.notes / "start"
-            one.start = next(name for n in count(1) if not (start / (name := f"{one.key}-{n}{file.suffix}")).exists())
-            (start / one.start).parent.mkdir(parents=True, exist_ok=True)
-            beside = start / f"{one.start}.part"
-            shutil.copyfile(file, beside)
-            os.replace(beside, start / one.start)
+            one.start = self._keep(one.key, file)
             one.stamp = size_and_time(file)
         del one.actions[one.done :]
         one.base = one.done
+
+    def _keep(self, key: str, file: Path) -> str:
+        """The name of a copy of a mask below annotations/start/: the one that is there, or a new one."""
+        start = self.notes / "start"
+        for n in count(1):
+            kept = start / f"{key}-{n}{file.suffix}"
+            if not kept.exists():
+                break
+            if filecmp.cmp(file, kept, shallow=False):
+                return relative(kept, start)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        beside = kept.with_name(f"{kept.name}.part")
+        shutil.copyfile(file, beside)
+        os.replace(beside, kept)
+        return relative(kept, start)
 
     def write_mask(self, one: Object, mask: np.ndarray) -> None:
         """A mask of no pixels is no file: a dataset has no such object."""
@@ -209,8 +222,7 @@ class Folder:
 
     def save(self, number: int, picture: Picture) -> None:
         """Take a changed picture for the present one, and write all but the masks."""
-        path = self._record(self.stems[number])
-        write_atomically(path, picture.model_dump_json() + "\n")
+        write_atomically(self.record(number), picture.model_dump_json() + "\n")
         self.pictures[number] = picture
         self._lines[number] = self._describe(number)
         write_atomically(self.notes / "traces.jsonl", "".join(lines for lines, _ in self._lines))
@@ -218,9 +230,9 @@ class Folder:
         if self.pairs:
             write_atomically(self.place / PAIRS, self._table())
 
-    def _open(self, stem: str, masks: list[tuple[str, str]], threshold: float) -> Picture:
+    def _open(self, number: int, masks: list[tuple[str, str]], threshold: float) -> Picture:
         """What is recorded of an image, and the masks that lie there besides. A mask that was removed is no object."""
-        path = self._record(stem)
+        path = self.record(number)
         picture = Picture()
         if path.is_file():
             try:
@@ -228,7 +240,7 @@ class Folder:
             except (OSError, ValidationError) as error:
                 reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
                 raise HrsegError(f"{path}: not as hrseg annotate writes it ({reason}); mend or remove it") from None
-            _check_names(path, picture, stem)
+            _check_names(path, picture, self.stems[number])
             picture.objects = [one for one in picture.objects if not one.file or (self.masks / one.file).is_file()]
         known = {one.key for one in picture.objects}
         for key, file in masks:
@@ -246,9 +258,6 @@ class Folder:
             owner = key if key in self.images else re.sub("_[0-9]+$", "", key)
             found.setdefault(owner, []).append((key, relative(path, self.masks)))
         return {stem: sorted(its, key=lambda one: (len(one[0]), one[0])) for stem, its in found.items()}
-
-    def _record(self, stem: str) -> Path:
-        return self.notes / "images" / f"{stem}.json"
 
     def _describe(self, number: int) -> tuple[str, list[dict[str, Any]]]:
         """What an image adds to the files about all of them: lines of traces, and COCO's annotations."""
@@ -311,8 +320,11 @@ class Folder:
         return text.getvalue()
 
 
-def _images(place: Path, flat: bool) -> dict[str, Path]:
-    if not flat:
+def images_of(place: Path) -> dict[str, Path]:
+    """Stem -> file of each image. Raises HrsegError for a folder that holds none."""
+    if not place.is_dir():
+        raise HrsegError(f"{place}: no such folder; give a folder of images, or one with images/ and masks/")
+    if (place / "images").is_dir():
         found, _ = by_stem(place / "images")
         if not found:
             raise HrsegError(f"{place / 'images'}: no image there; put some in")

@@ -31,7 +31,7 @@ from hrseg_cli.errors import HrsegError
 
 HOST = "127.0.0.1"
 BODY = 512 * 1024  # bytes; 5000 points of a stroke take 200 KB
-WAITING = 64  # actions in the queue; more are turned away
+WAITING = 64  # requests in a line; more are turned away
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -53,22 +53,31 @@ HEADERS = {
 Result = TypeVar("Result")
 
 
+class Line:
+    """One task after another, in a thread of its own. Answers that nobody waits for any more are not made: a person
+    who leafs through large images leaves many behind."""
+
+    def __init__(self, name: str) -> None:
+        self.worker, self.turn, self.waiting = ThreadPoolExecutor(1, name), asyncio.Lock(), 0
+
+    async def do(self, request: Request, task: Callable[..., Result], *arguments: Any) -> Result:
+        await request.body()  # what comes after it is that the asker has gone
+        if self.waiting >= WAITING:
+            raise Refused(503, "too much at once; wait a moment")
+        self.waiting += 1
+        try:
+            async with self.turn:
+                if request.method == "GET" and await request.is_disconnected():
+                    raise Refused(499, "nobody waits for this any more")
+                return await asyncio.get_running_loop().run_in_executor(self.worker, task, *arguments)
+        finally:
+            self.waiting -= 1
+
+
 def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
     """The server as an ASGI application. hosts: what may stand in a request's Host, such as ``127.0.0.1:8017``."""
     asked: TypeAdapter[Asked] = TypeAdapter(Asked)
-    worker = ThreadPoolExecutor(1, "desk")
-    reader = ThreadPoolExecutor(1, "images")
-    waiting = 0
-
-    async def work(task: Callable[..., Result], *arguments: Any) -> Result:
-        nonlocal waiting
-        if waiting >= WAITING:
-            raise Refused(503, "too much at once; wait a moment")
-        waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(worker, task, *arguments)
-        finally:
-            waiting -= 1
+    work, read = Line("desk").do, Line("images").do
 
     def number(request: Request) -> int:
         found = request.path_params["number"]
@@ -76,18 +85,17 @@ def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
             raise Refused(404, "no such image")
         return int(found)
 
-    async def overview(_: Request) -> Response:
-        return JSONResponse(await work(desk.overview))
+    async def overview(request: Request) -> Response:
+        return JSONResponse(await work(request, desk.overview))
 
     async def picture(request: Request) -> Response:
-        return JSONResponse(await work(desk.picture, number(request)))
+        return JSONResponse(await work(request, desk.picture, number(request)))
 
     async def revision(request: Request) -> Response:
         return JSONResponse({"revision": desk.folder.pictures[number(request)].revision})
 
     async def pixels(request: Request) -> Response:
-        loop = asyncio.get_running_loop()
-        return Response(await loop.run_in_executor(reader, desk.pixels, number(request)), media_type="image/jpeg")
+        return Response(await read(request, desk.pixels, number(request)), media_type="image/jpeg")
 
     async def act(request: Request) -> Response:
         which = number(request)
@@ -97,7 +105,7 @@ def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise Refused(400, f"not understood: {place + ': ' if place else ''}{first['msg']}") from None
-        return JSONResponse(await work(desk.act, which, wish))
+        return JSONResponse(await work(request, desk.act, which, wish))
 
     def page(path: str) -> Route:
         content, kind = page_file(path), PAGE[path][1]

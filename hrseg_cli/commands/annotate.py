@@ -39,14 +39,15 @@ def annotate(
     options.device_of(device)
 
     from hrseg_cli.annotate.desk import Desk
-    from hrseg_cli.annotate.folder import Folder
+    from hrseg_cli.annotate.folder import NOTES, Folder, images_of
     from hrseg_cli.annotate.server import serve
     from hrseg_cli.data.lock import only_one
     from hrseg_cli.engine.runtimes import open_model
 
-    opened = Folder(folder, chosen.threshold)
-    loaded, provenance = open_model(model, runtime, device, precision)
-    with only_one(opened.notes / ".lock", str(folder)):
+    images_of(folder)  # complains before anything is written there
+    with only_one(folder / NOTES / ".lock", str(folder)):  # before the folder is read: what is read is what is there
+        loaded, provenance = open_model(model, runtime, device, precision)
+        opened = Folder(folder, chosen.threshold)
         try:
             serve(Desk(opened, loaded, provenance, chosen), port, browser, options.note)
         except Interrupted:

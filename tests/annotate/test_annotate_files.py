@@ -243,6 +243,30 @@ def test_folders_that_cannot_be_worked_in(tmp_path: Path) -> None:
         desk_of(place)
 
 
+def test_an_image_of_another_size_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    """The clicks' places would mean something else."""
+    place = folder_of(tmp_path / "shop", "a.png")
+    click(desk_of(place), RED)
+    whole = Image.open(place / "images" / "a.png").copy()
+    whole.resize((80, 60)).save(place / "images" / "a.png")
+    desk = desk_of(place)
+    with pytest.raises(HrsegError, match=r"a\.png: has 60 rows and 80 columns, its clicks .* remove .*a\.json"):
+        desk.picture(0)
+    whole.save(place / "images" / "a.png")
+    assert desk.picture(0)["size"] == SIZE
+
+
+def test_a_mask_is_kept_once_however_often_it_is_clicked_on(tmp_path: Path) -> None:
+    place = folder_of(tmp_path / "shop", "a.png")
+    (place / "masks").mkdir()
+    (place / "masks" / "a.png").write_bytes(b"torn")
+    desk = desk_of(place)
+    for _ in range(3):
+        with pytest.raises(HrsegError, match=r"a-1\.png: cannot be read"):
+            click(desk, RED, "a")
+    assert [path.name for path in (place / "annotations" / "start").iterdir()] == ["a-1.png"]
+
+
 def test_memory_keeps_what_was_used_last() -> None:
     memory = Memory(30)
     for key in "abc":

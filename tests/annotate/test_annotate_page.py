@@ -6,7 +6,8 @@ import json
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,24 @@ def chromium() -> Iterator[Any]:
 
 
 class Served:
-    """A folder under the real server; start() again is what a restart is."""
+    """A folder under the real server; start() again is what a restart is. delay: seconds that each answer and each
+    image takes longer."""
 
     def __init__(self, place: Path) -> None:
-        self.place = place
+        self.place, self.delay = place, 0.0
         self.start()
+
+    def late(self, answer: Callable[..., Any]) -> Callable[..., Any]:
+        def wait(*arguments: Any) -> Any:
+            time.sleep(self.delay)
+            return answer(*arguments)
+
+        return wait
 
     def start(self) -> None:
         protocol = load_protocol("plain")
         desk = Desk(Folder(self.place, protocol.threshold), SameColour(), {}, protocol)
+        desk.act, desk.pixels = self.late(desk.act), self.late(desk.pixels)  # type: ignore[method-assign]
         ear = socket.socket()
         ear.bind(("127.0.0.1", 0))
         ear.listen()
@@ -254,6 +264,65 @@ def test_two_tabs_on_one_image(served: Served, context: Any) -> None:
     one.page.wait_for_selector("#message:has-text('another tab')")
     assert one.colour((60, 100))[3] > 80
     assert one.errors == []
+
+
+def test_a_hand_that_is_quicker_than_the_model(served: Served, context: Any) -> None:
+    """What is done is for the object that was meant, and for the image that was seen."""
+    tab = Tab(context, served.url)
+    served.delay = 0.3
+    tab.page.mouse.click(*tab.at(RED))
+    tab.page.keyboard.press("n")
+    tab.page.mouse.click(*tab.at(BLUE))
+    tab.idle()
+    tab.page.evaluate(
+        "keys => { for (const key of keys) document.dispatchEvent(new KeyboardEvent('keydown', { key })); }",
+        ["PageDown", "Enter", "z", "d", "n"],  # at once: there is nothing to see yet
+    )
+    tab.ready()
+    assert "b.png" in tab.text("#title")
+    assert np.array_equal(served.mask("a_0"), truth("red"))
+    assert np.array_equal(served.mask("a_1"), truth("blue"))
+    assert sorted(path.name for path in (served.place / "annotations" / "images").iterdir()) == ["a.json"]
+    assert tab.page.is_hidden("#message")
+    assert tab.errors == []
+
+
+def test_what_was_meant_for_another_state_is_given_up(served: Served, context: Any) -> None:
+    """All of it, not just the first of three quick clicks."""
+    one, other = Tab(context, served.url), Tab(context, served.url)
+    one.click(RED)
+    served.delay = 0.3
+    for _ in range(3):
+        other.page.mouse.click(*other.at(BLUE))
+    other.idle()
+    assert "another tab" in other.text("#message")
+    assert np.array_equal(served.mask("a_0"), truth("red"))
+
+
+def test_a_threshold_is_not_lost_by_turning_the_page(served: Served, context: Any) -> None:
+    tab = Tab(context, served.url)
+    tab.click(RED)
+    tab.page.keyboard.press("t")
+    tab.page.keyboard.press("PageDown")
+    tab.page.wait_for_selector("#title:has-text('b.png')")
+    tab.ready()
+    record = json.loads((served.place / "annotations" / "images" / "a.json").read_text())
+    assert record["objects"][0]["threshold"] == 0.54
+    assert tab.page.is_hidden("#message")
+
+
+def test_a_full_disk_shows_what_is_there(served: Served, context: Any) -> None:
+    tab = Tab(context, served.url)
+    tab.click(RED)
+    traces = served.place / "annotations" / "traces.jsonl"
+    traces.unlink()
+    traces.mkdir()  # as good as a full disk: it cannot be replaced
+    tab.click(BLUE)
+    assert "traces.jsonl" in tab.text("#message")
+    traces.rmdir()
+    tab.click((45, 60), button="right")
+    assert tab.page.is_hidden("#message"), "it has seen the revision that was stored"
+    assert np.array_equal(served.mask("a_0"), truth("blue"))
 
 
 def test_a_wrong_token_shows_a_line(served: Served, context: Any) -> None:

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 from tiny_photos import SIZE, SameColour, folder_of, photograph, truth
@@ -27,6 +29,7 @@ from tiny_photos import SIZE, SameColour, folder_of, photograph, truth
 from hrseg_cli.annotate.desk import Desk
 from hrseg_cli.annotate.folder import Folder
 from hrseg_cli.annotate.server import BODY, PAGE, application
+from hrseg_cli.data.lock import only_one
 from hrseg_cli.recipe import load_protocol
 
 TOKEN = "a-token"
@@ -372,6 +375,39 @@ def test_a_hundred_clicks_at_once(place: Path) -> None:
         assert post(client, do="undo", object="a_0").status_code == 200
 
 
+def test_images_that_nobody_waits_for_are_not_made(place: Path) -> None:
+    """Who leafs through large images sees the last one at once."""
+    protocol = load_protocol("plain")
+    desk = Desk(Folder(place, protocol.threshold), SameColour(), {}, protocol)
+    made: list[int] = []
+    pixels = desk.pixels
+
+    def slow(number: int) -> bytes:
+        made.append(number)
+        time.sleep(0.3)
+        return pixels(number)
+
+    desk.pixels = slow  # type: ignore[method-assign]
+    with socket.create_server(("127.0.0.1", 0)) as ear:
+        at = ear.getsockname()
+        app = application(desk, TOKEN, [f"127.0.0.1:{at[1]}"])
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
+        thread = threading.Thread(target=server.run, args=([ear],))
+        thread.start()
+        head = f"Host: 127.0.0.1:{at[1]}\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
+        for _ in range(20):
+            with socket.create_connection(at, timeout=30) as line:
+                line.sendall(f"GET /api/images/0/pixels HTTP/1.1\r\n{head}".encode())
+        with socket.create_connection(at, timeout=30) as line:
+            line.sendall(f"GET /api/images/1/pixels HTTP/1.1\r\n{head}".encode())
+            answer = b"".join(iter(lambda: line.recv(65536), b""))
+        server.should_exit = True
+        thread.join()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert made[-1] == 1
+    assert len(made) <= 3
+
+
 # The command
 
 
@@ -421,6 +457,17 @@ def flood(line: socket.socket) -> None:
             line.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
     except OSError:
         pass
+
+
+def test_a_folder_is_read_only_when_nobody_else_writes_there(hrseg: Callable[..., Any], place: Path) -> None:
+    """Else what the first one still does would be overwritten by what the second has read before."""
+    notes = place / "annotations"
+    with only_one(notes / ".lock", str(place)):
+        (notes / "images").mkdir()
+        (notes / "images" / "a.json").write_text("{")
+        done = hrseg("annotate", place, "--model", "grabcut", "--no-browser")
+        assert (done.code, "another hrseg is at work there" in done.err) == (1, True)
+    assert "a.json: not as hrseg annotate writes it" in hrseg("annotate", place, "--model", "grabcut").err
 
 
 def test_a_taken_port_is_one_line(hrseg: Callable[..., Any], place: Path) -> None:

@@ -49,11 +49,13 @@ const scene = view.scene;
 
 let images = []; // {id, name, state}
 let current = null; // id of the image shown
-let picture = { revision: 0, finished: false };
+let picture = null; // {revision, finished} of the image shown; null until it is there
+let target = { key: null }; // the object that what is done next is for; a new one has its key when the server answers
 let tool = "click";
 let queue = Promise.resolve();
 let waiting = 0;
-let opening = 0;
+let failures = 0;
+let opening = new AbortController();
 let draft = null; // a pointer's, or the keyboard's, box or stroke
 let space = false;
 
@@ -66,8 +68,8 @@ class Refusal extends Error {
   }
 }
 
-async function ask(path, wish) {
-  const options = { headers: { Authorization: `Bearer ${token}` } };
+async function ask(path, wish, signal) {
+  const options = { headers: { Authorization: `Bearer ${token}` }, signal };
   if (wish) Object.assign(options, { method: "POST", body: JSON.stringify(wish) });
   let answer;
   try {
@@ -80,25 +82,24 @@ async function ask(path, wish) {
   throw new Refusal(answer.status, error);
 }
 
-// Actions wait for each other: each tells the revision that the one before it has led to.
-function act(wish) {
-  if (current === null) return queue;
-  const id = current, asked = performance.now();
-  const object = "object" in wish ? wish.object : scene.chosen?.key;
+// Actions wait for each other: each tells the revision that the one before it has led to. Where one fails, those that
+// wait behind it are given up: they were meant for what the person saw, which is not what is there.
+function act(wish, object = target) {
+  if (!picture) return queue;
+  const id = current, asked = performance.now(), failed = failures;
   waiting += 1;
   showState();
   queue = queue.then(async () => {
-    if (id !== current) return;
+    if (failed !== failures) return;
     try {
-      // The first click makes an object; one that follows before the answer is for the same.
-      const key = object === undefined ? scene.chosen?.key ?? null : object;
-      const answer = await (await ask(`images/${id}`, { ...wish, object: key, revision: picture.revision })).json();
-      if (id !== current) return;
+      const answer = await (await ask(`images/${id}`, { ...wish, object: object.key, revision: picture.revision })).json();
+      if (answer.object) object.key = answer.object.key;
       take(answer);
       if (wish.do === "click") showTime(answer.object.seconds, performance.now() - asked);
       hideMessage();
     } catch (error) {
-      if (error.status === 409 || error.status === 404) await open(id, true);
+      failures += 1;
+      if (error.status === 404 || error.status === 409 || error.status >= 500) await open(id, true);
       showMessage(error.message);
     }
   }).finally(() => {
@@ -115,12 +116,18 @@ function take(answer) {
     const old = scene.objects[index];
     const one = { ...answer.object, mask: answer.object.mask ? unpack(answer.object.mask) : old.mask };
     if (old) scene.objects[index] = one; else scene.objects.push(one);
-    if (!old || scene.chosen?.key === one.key) scene.chosen = one;
   }
   scene.objects = answer.order.map((key) => scene.objects.find((one) => one.key === key)).filter(Boolean);
-  if (!scene.objects.includes(scene.chosen)) scene.chosen = scene.objects.at(-1) ?? null;
+  showScene();
+}
+
+// After any change of the objects. One that has gone is no target; one that is still to come is.
+function showScene() {
+  const find = () => scene.objects.find((one) => one.key === target.key) ?? null;
+  if (target.key !== null && !find()) target = { key: scene.objects.at(-1)?.key ?? null };
+  scene.chosen = find();
   const image = images[current];
-  image.state = picture.finished ? "done" : scene.objects.length ? "work" : "todo";
+  if (picture) image.state = picture.finished ? "done" : scene.objects.length ? "work" : "todo";
   showImage(image);
   showObjects();
   view.draw();
@@ -128,47 +135,51 @@ function take(answer) {
 
 // again: the same image as it is now, seen from where it was seen
 async function open(id, again = false) {
-  while (waiting && !again) await queue; // an action that waits is for the image it was done on
-  const turn = ++opening;
-  const chosen = again ? scene.chosen?.key : null;
   if (!again) {
+    sendThreshold();
+    while (waiting) await queue; // an action that waits is for the image it was done on
     current = id;
-    draft = scene.draft = null;
+    picture = draft = scene.draft = null;
+    scene.objects = [];
+    target = { key: null };
+    view.show(null);
     showCurrent();
+    showScene();
     $("empty").hidden = false;
     $("empty").textContent = "opening";
   }
+  opening.abort();
+  const turn = opening = new AbortController();
   try {
     const [found, bitmap] = await Promise.all([
-      ask(`images/${id}`).then((answer) => answer.json()),
-      again ? null : ask(`images/${id}/pixels`).then((answer) => answer.blob()).then((blob) => createImageBitmap(blob)),
+      ask(`images/${id}`, null, turn.signal).then((answer) => answer.json()),
+      again ? null : ask(`images/${id}/pixels`, null, turn.signal).then((answer) => answer.blob()).then(createImageBitmap),
     ]);
     if (turn !== opening) return bitmap?.close();
     picture = { revision: found.revision, finished: found.finished };
     scene.objects = found.objects.map((one) => ({ ...one, mask: unpack(one.mask) }));
-    scene.chosen = scene.objects.find((one) => one.key === chosen) ?? scene.objects.at(-1) ?? null;
+    if (target.key === null) target = { key: scene.objects.at(-1)?.key ?? null };
     if (bitmap) view.show(bitmap, ...found.size);
     $("empty").hidden = true;
     const broken = found.objects.find((one) => one.error);
     if (broken) showMessage(broken.error);
   } catch (error) {
     if (turn !== opening) return;
+    picture = null;
     scene.objects = [];
-    scene.chosen = null;
-    view.bitmap = null;
+    view.show(null);
+    $("empty").hidden = false;
     $("empty").textContent = error.message ?? "cannot be shown";
   }
-  showObjects();
-  showState();
-  view.draw();
+  showScene();
 }
 
 async function lookAgain() {
-  if (current === null || waiting) return;
+  if (!picture || waiting) return;
   const id = current;
   try {
     const { revision } = await (await ask(`images/${id}/revision`)).json();
-    if (id !== current || waiting || revision === picture.revision) return;
+    if (id !== current || !picture || waiting || revision === picture.revision) return;
     await open(id, true);
     showMessage("this image was changed in another tab; it is shown as it is now");
   } catch (error) {
@@ -250,13 +261,13 @@ function showState() {
   const one = scene.chosen;
   $("undo").disabled = !one?.undo;
   $("redo").disabled = !one?.redo;
-  $("finish").setAttribute("aria-pressed", String(picture.finished));
+  $("finish").setAttribute("aria-pressed", String(picture?.finished ?? false));
   if (document.activeElement !== $("threshold") || !waiting) {
     $("threshold").disabled = !one;
     $("threshold").value = one?.threshold ?? 0.5;
     $("threshold-text").textContent = one ? one.threshold.toFixed(2) : "";
   }
-  $("saved").textContent = waiting ? "working" : picture.revision ? "saved" : "";
+  $("saved").textContent = waiting ? "working" : picture?.revision ? "saved" : "";
   document.body.dataset.busy = waiting;
 }
 
@@ -298,9 +309,8 @@ function setTool(name) {
 function again(which) { if (scene.chosen) act({ do: which }); }
 
 function choose(one) {
-  scene.chosen = one;
-  showObjects();
-  view.draw();
+  target = { key: one.key };
+  showScene();
 }
 
 function step(by) {
@@ -308,9 +318,13 @@ function step(by) {
   if (objects.length) choose(objects[(objects.indexOf(chosen) + by + objects.length) % objects.length]);
 }
 
-function recolour(one) { if (one) act({ do: "colour", object: one.key, colour: (one.colour + 1) % COLOURS.length }); }
+function recolour(one) { if (one) act({ do: "colour", colour: (one.colour + 1) % COLOURS.length }, one); }
 
-function add() { act({ do: "add", object: null }); }
+function add() {
+  if (!picture) return;
+  target = { key: null };
+  act({ do: "add" });
+}
 
 function rename(one) {
   if (!one) return;
@@ -319,7 +333,7 @@ function rename(one) {
   $("rename").returnValue = "";
   $("rename").onclose = () => {
     const name = $("rename-text").value.trim();
-    if ($("rename").returnValue === "ok" && name && name !== one.name) act({ do: "rename", object: one.key, name });
+    if ($("rename").returnValue === "ok" && name && name !== one.name) act({ do: "rename", name }, one);
     overlay.focus();
   };
   $("rename").showModal();
@@ -332,7 +346,7 @@ function remove(one) {
   $("delete-text").textContent = `${one.name}, ${one.clicks.length} clicks. Its mask goes too.`;
   $("delete").returnValue = "";
   $("delete").onclose = () => {
-    if ($("delete").returnValue === "ok") act({ do: "delete", object: one.key });
+    if ($("delete").returnValue === "ok") act({ do: "delete" }, one);
     overlay.focus();
   };
   $("delete").showModal();
@@ -508,7 +522,7 @@ const PRESSED = {
   0: () => view.fit(), 1: () => zoom(1 / (view.scale * view.ratio)),
   W: () => view.pan(0, 80), S: () => view.pan(0, -80), A: () => view.pan(80, 0), D: () => view.pan(-80, 0),
   h: () => { scene.hidden = !scene.hidden; view.draw(); },
-  d: () => act({ do: "finish", finished: !picture.finished, object: null }),
+  d: () => act({ do: "finish", finished: !picture?.finished }, { key: null }),
   PageDown: () => turn(1), PageUp: () => turn(-1),
   "?": () => $("help").showModal(),
   Escape: () => { giveUp(); hideMessage(); overlay.focus(); },
@@ -562,12 +576,19 @@ $("help-button").onclick = () => $("help").showModal();
 $("help-close").onclick = () => $("help").close();
 for (const button of document.querySelectorAll(".cancel")) button.onclick = () => button.closest("dialog").close();
 
-let thresholdTimer = 0;
+let later = null; // a threshold that is sent once the slider rests
+function sendThreshold() {
+  if (!later) return;
+  const { one, threshold, timer } = later;
+  clearTimeout(timer);
+  later = null;
+  act({ do: "threshold", threshold }, one);
+}
 $("threshold").oninput = () => {
-  const threshold = Number($("threshold").value), object = scene.chosen?.key;
+  const threshold = Number($("threshold").value), one = scene.chosen;
   $("threshold-text").textContent = threshold.toFixed(2);
-  clearTimeout(thresholdTimer);
-  if (object) thresholdTimer = setTimeout(() => act({ do: "threshold", object, threshold }), 120);
+  clearTimeout(later?.timer);
+  later = one && { one, threshold, timer: setTimeout(sendThreshold, 120) };
 };
 $("opacity").oninput = () => {
   scene.opacity = Number($("opacity").value);

@@ -31,7 +31,8 @@ export class View {
     new ResizeObserver(() => this.resize()).observe(overlay);
   }
 
-  show(bitmap, rows, cols) {
+  // null: nothing
+  show(bitmap, rows = 1, cols = 1) {
     this.bitmap?.close();
     this.bitmap = bitmap;
     this.size = [rows, cols];
