@@ -17,7 +17,7 @@ DEMO_RUN = "$(OUT)/$(MODEL)"
 test: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tables test lint types contracts docs fresh check wheel clean
+.PHONY: help demo tables test lint types contracts docs pictures fresh check wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -53,6 +53,9 @@ contracts: ## who may import whom
 
 docs: ## docs/commands/ again, from the help texts
 	./run python docs/write_commands.py
+
+pictures: ## docs/pictures/ again, from runs of the shipped network; needs Chromium
+	./run python docs/make_pictures.py
 
 fresh: ## whether docs/commands/ is up to date
 	./run python docs/write_commands.py --check

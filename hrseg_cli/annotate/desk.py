@@ -117,7 +117,8 @@ class Memory:
 
 
 class Desk:
-    """A folder, a model and a protocol. provenance: of the model, what ``load_model`` says of it."""
+    """A folder, a model and a protocol. provenance: of the model, what ``load_model`` says of it. name: what the page
+    calls the model, as the person has named it."""
 
     def __init__(
         self,
@@ -126,8 +127,10 @@ class Desk:
         provenance: dict[str, Any],
         protocol: Protocol,
         memory: int = MEMORY,
+        name: str | None = None,
     ) -> None:
         self.folder, self.model, self.protocol = folder, model, protocol
+        self.name = name or model.name
         asked = json.dumps([provenance, protocol.model_dump()], sort_keys=True, default=str)
         self.digest = sha256(asked.encode()).hexdigest()[:16]
         self.memory = Memory(memory)
@@ -144,7 +147,7 @@ class Desk:
             images.append({"id": number, "name": self.folder.title(number), "state": state})
         return {
             "folder": self.folder.name,
-            "model": self.model.name,
+            "model": self.name,
             "protocol": self.protocol.name,
             "threshold": self.protocol.threshold,
             "images": images,

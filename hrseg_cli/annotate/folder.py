@@ -269,7 +269,7 @@ class Folder:
                 notes = {
                     "boxes": sum(click.box is not None for click in one.clicks),
                     "strokes": one.done - len(one.clicks),
-                    "restarts": int(bool(one.base)),
+                    "restarts": int(bool(one.base or one.start)),
                 }
                 trace = Trace(
                     id=stem if len(there) == 1 else one.key,

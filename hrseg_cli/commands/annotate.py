@@ -49,6 +49,6 @@ def annotate(
         loaded, provenance = open_model(model, runtime, device, precision)
         opened = Folder(folder, chosen.threshold)
         try:
-            serve(Desk(opened, loaded, provenance, chosen), port, browser, options.note)
+            serve(Desk(opened, loaded, provenance, chosen, name=model), port, browser, options.note)
         except Interrupted:
             options.note(f"stopped; everything is saved in {folder}")

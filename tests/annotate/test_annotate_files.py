@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tiny_photos import SIZE, SameColour, folder_of, truth
 from hrseg_cli.annotate.desk import Asked, Desk, Memory, Refused, drawn, runs
 from hrseg_cli.annotate.folder import Folder, Stroke
 from hrseg_cli.data.samples import load, open_dataset
+from hrseg_cli.engine.checkpoint import load_model
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import load_protocol
 from hrseg_cli.runs import read_traces
@@ -241,6 +243,27 @@ def test_folders_that_cannot_be_worked_in(tmp_path: Path) -> None:
     (place / "pairs.csv").write_text("image,mask\na.png,truth/a.png\n")
     with pytest.raises(HrsegError, match="cannot keep"):
         desk_of(place)
+
+
+def test_the_traces_replayed_give_the_same_masks(tmp_path: Path, hrseg: Callable[..., Any]) -> None:
+    """With the model and the protocol of the page, as docs/annotate.md says."""
+    place = folder_of(tmp_path / "shop", "a.png", "b.png")
+    protocol = load_protocol("photo")
+    model, provenance = load_model("grabcut")
+    desk = Desk(Folder(place, protocol.threshold), model, provenance, protocol)
+    key = click(desk, RED)
+    click(desk, (40, 60), key)
+    click(desk, BLUE)
+    click(desk, BLUE, number=1)
+    traces = place / "annotations" / "traces.jsonl"
+    done = hrseg(
+        "simulate-clicks", "--model", "grabcut", "--dataset", place, "--protocol", "photo", "--replay", traces,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [(row["id"], len(row["clicks"]), row["iou"][-1]) for row in rows] == [
+        ("a_0", 2, 1), ("a_1", 1, 1), ("b", 1, 1),
+    ]  # fmt: skip
 
 
 def test_an_image_of_another_size_is_not_taken_for_the_old_one(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ function act(wish, object = target) {
       const answer = await (await ask(`images/${id}`, { ...wish, object: object.key, revision: picture.revision })).json();
       if (answer.object) object.key = answer.object.key;
       take(answer);
-      if (wish.do === "click") showTime(answer.object.seconds, performance.now() - asked);
+      $("time").textContent = wish.do === "click" ? timeText(answer.object.seconds, performance.now() - asked) : "";
       hideMessage();
     } catch (error) {
       failures += 1;
@@ -143,6 +143,7 @@ async function open(id, again = false) {
     scene.objects = [];
     target = { key: null };
     view.show(null);
+    showPlace(view.cross);
     showCurrent();
     showScene();
     $("empty").hidden = false;
@@ -241,12 +242,12 @@ function showObjects() {
       ondblclick: () => rename(one),
     });
     name.setAttribute("aria-pressed", String(chosen));
-    name.setAttribute("aria-label", `${one.name}, ${one.clicks.length} clicks`);
+    name.setAttribute("aria-label", `${one.name}, ${clicksText(one)}`);
     name.style.background = "none";
     name.style.color = "inherit";
     name.style.fontWeight = chosen ? "600" : "";
     const clicks = element("span", { className: "clicks", textContent: one.clicks.length || "", title: "clicks" });
-    const edit = element("button", { className: "tool", textContent: "name", title: "rename (R)", onclick: () => rename(one) });
+    const edit = element("button", { className: "tool rename", textContent: "name", title: "rename (R)", onclick: () => rename(one) });
     edit.setAttribute("aria-label", `rename ${one.name}`);
     const drop = element("button", { className: "tool", textContent: "×", title: "delete (Del)", onclick: () => remove(one) });
     drop.setAttribute("aria-label", `delete ${one.name}`);
@@ -271,9 +272,8 @@ function showState() {
   document.body.dataset.busy = waiting;
 }
 
-function showTime(seconds, whole) {
-  $("time").textContent = `model ${seconds.toFixed(2)} s, screen ${(whole / 1000).toFixed(2)} s`;
-}
+const timeText = (seconds, whole) => `model ${seconds.toFixed(2)} s, screen ${(whole / 1000).toFixed(2)} s`;
+const clicksText = ({ clicks: { length } }) => `${length} ${length === 1 ? "click" : "clicks"}`;
 
 function showPlace(at) {
   const [row, col] = at.map(Math.floor);
@@ -343,7 +343,7 @@ function rename(one) {
 function remove(one) {
   if (!one) return;
   choose(one);
-  $("delete-text").textContent = `${one.name}, ${one.clicks.length} clicks. Its mask goes too.`;
+  $("delete-text").textContent = `${one.name}, ${clicksText(one)}. Its mask goes too.`;
   $("delete").returnValue = "";
   $("delete").onclose = () => {
     if ($("delete").returnValue === "ok") act({ do: "delete" }, one);
@@ -378,9 +378,15 @@ function paint({ stroke, radius, positive }) {
 
 function startDraft(at, positive) {
   if (tool === "brush" || tool === "eraser") {
-    return { stroke: [at], radius: radius(), positive: (tool === "brush") === positive, colour: scene.chosen?.colour ?? 0 };
+    return { stroke: [at], radius: radius(), positive: (tool === "brush") === positive, colour: scene.chosen?.colour ?? newColour() };
   }
   return { box: [at, at], positive };
+}
+
+// As the server chooses it: the first of those that are used least.
+function newColour() {
+  const used = COLOURS.map((_, colour) => scene.objects.filter((one) => one.colour === colour).length);
+  return used.indexOf(Math.min(...used));
 }
 
 function growDraft(at) {

@@ -226,7 +226,7 @@ export class View {
     if (draft?.stroke) {
       pen.lineCap = pen.lineJoin = "round";
       pen.lineWidth = 2 * draft.radius * this.scale;
-      pen.strokeStyle = draft.positive ? `rgb(${COLOURS[draft.colour]} / .6)` : "rgb(255 255 255 / .55)";
+      pen.strokeStyle = draft.positive ? `rgba(${COLOURS[draft.colour]}, .6)` : "rgba(255, 255, 255, .55)";
       pen.beginPath();
       draft.stroke.forEach(([row, col], index) => {
         const [x, y] = this.toScreen(row, col);

@@ -1,0 +1,113 @@
+"""Make the README's pictures, docs/pictures/, from runs of the network that comes with hrseg.
+
+python docs/make_pictures.py    needs Playwright (pip install 'hrseg[dev]') and Chromium; minutes on two cores
+
+All photographs on them are drawn by hrseg itself, so that they may be shown anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+FOLDER = Path(__file__).resolve().parent / "pictures"
+DRAWN = ["--count", "8", "--size", "400", "--seed", "11"]
+WIDTH = 1100  # pixels of a picture
+MODELS = {"h18s": "h18s", "graph cut": "grabcut"}
+SHOWN = 2  # objects, and clicks on the page
+
+
+def main() -> None:
+    with TemporaryDirectory() as folder:
+        work = Path(folder)
+        hrseg("prepare-data", "procedural", *DRAWN, "--out", work / "drawn")
+        runs = []
+        for label, model in MODELS.items():
+            hrseg(
+                "evaluate", "--model", model, "--dataset", work / "drawn", "--metric", "iou", "--metric", "biou",
+                "--max-clicks", "10", "--keep-masks", "--out", work / model,
+            )  # fmt: skip
+            runs.append(f"{label}={work / model}")
+        hrseg("report", *runs, "--plot", work / "curves.png")
+        hrseg("report", runs[0], "--pictures", work / "clicks.png", "--objects", "4")
+        screenshot(work)
+        FOLDER.mkdir(exist_ok=True)
+        for name in ("curves", "clicks", "annotate"):
+            small(work / f"{name}.png", FOLDER / f"{name}.webp")
+
+
+def hrseg(*words: object) -> None:
+    subprocess.run([sys.executable, "-m", "hrseg_cli.cli", *map(str, words)], check=True, stdout=sys.stderr)
+
+
+def screenshot(work: Path) -> None:
+    """The page after the clicks that a simulated person has made on the same pictures."""
+    photos = work / "photos"
+    shutil.copytree(work / "drawn" / "images", photos / "images")
+    traces = [json.loads(line) for line in (work / "h18s" / "traces.jsonl").read_text(encoding="utf-8").splitlines()]
+    best = max(traces, key=lambda trace: trace["biou"][:SHOWN][-1])
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        sys.exit("needs Chromium: apt-get install chromium")
+    with annotate(photos) as address, sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": WIDTH, "height": 640})
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        idle(page)
+        page.click(f"#images button[title*='{best['id']}']")
+        page.wait_for_selector(f"#title:has-text('{best['id']}')")
+        idle(page)
+        for row, col, positive in best["clicks"][:SHOWN]:
+            scale, left, top = page.evaluate(
+                "() => { const o = document.getElementById('overlay'), q = o.getBoundingClientRect();"
+                " return [+o.dataset.scale, q.x + +o.dataset.x, q.y + +o.dataset.y]; }"
+            )
+            at = left + (col + 0.5) * scale, top + (row + 0.5) * scale
+            page.mouse.click(*at, button="left" if positive else "right")
+            idle(page)
+        page.screenshot(path=work / "annotate.png")
+        browser.close()
+
+
+def idle(page: Any) -> None:
+    """Answered, and drawn."""
+    page.wait_for_selector("#empty", state="hidden")
+    page.wait_for_selector('body[data-busy="0"]')
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+@contextmanager
+def annotate(photos: Path) -> Iterator[str]:
+    """The address of the page, while it is served."""
+    words = [sys.executable, "-m", "hrseg_cli.cli", "annotate", str(photos), "--port", "0", "--no-browser"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ) as job:
+        assert job.stderr is not None
+        try:
+            yield job.stderr.readline().strip()
+        finally:
+            job.send_signal(signal.SIGINT)
+            job.communicate()
+
+
+def small(source: Path, target: Path) -> None:
+    picture = Image.open(source).convert("RGB")
+    picture.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
+    picture.save(target, quality=82)
+    print(f"{target}: {target.stat().st_size // 1000} kB")
+
+
+if __name__ == "__main__":
+    main()
