@@ -1,10 +1,13 @@
 """What each runtime and precision costs and gives: seconds beside PyTorch's, and the clicks it takes, in one table.
 
-    python benchmarks/runtime_noc.py MODEL --dataset DATASET --calibrate DATASET [--limit N] [--out FOLDER]
+    python benchmarks/runtime_noc.py MODEL --dataset DATASET ... --calibrate DATASET ... [--limit N] [--out FOLDER]
 
-Seconds are CPU seconds of one answer at 400 x 400 with one thread, medians of answers that take turns, so that a noisy
-machine slows all of them. NoC@90 is counted on the same objects, with 95 % bootstrap intervals over them. The objects
-that the 8-bit scales are calibrated on must not be among those that are counted.
+Seconds are of one answer at 400 x 400: CPU seconds with one thread, seconds of the clock with two; medians of answers
+that take turns, so that a noisy machine slows all of them, beside PyTorch's. NoC@90 is the mean over the same objects
+of all data sets, --limit of each; "beside torch" is the mean difference on an object, with its 95 % bootstrap interval.
+The objects that the 8-bit scales are calibrated on must not be among those that are counted.
+
+A runtime's clicks are kept in --out, and are not clicked again.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from hrseg_cli.commands.options import open_datasets
@@ -23,11 +27,15 @@ from hrseg_cli.engine.checkpoint import load_model
 from hrseg_cli.engine.quantize import quantize
 from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.simulate import Plan, run
-from hrseg_cli.metrics.noc import summarise
+from hrseg_cli.interaction import Trace
+from hrseg_cli.metrics.noc import noc
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import load_protocol
+from hrseg_cli.runs import read_traces, write_atomically
 
 ROUNDS, MAX_CLICKS = 9, 20
+TARGETS = {"iou": 0.9, "biou": 0.9}
+LABELS = {"iou": "IoU", "biou": "Boundary IoU"}
 
 
 def main() -> None:
@@ -42,7 +50,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/runtime_noc"))
     asked = parser.parse_args()
-    torch.set_num_threads(1)
 
     asked.out.mkdir(parents=True, exist_ok=True)
     int8 = asked.out / "int8.onnx"
@@ -58,35 +65,56 @@ def main() -> None:
         "onnxruntime int8": (str(int8), "onnxruntime"),
         "openvino int8": (str(int8), "openvino"),
     }
-    seconds = speed({name: open_model(*way)[0] for name, way in ways.items()})
+    one = speed(ways, 1, time.process_time)
+    two = speed(ways, 2, time.perf_counter)
     refs = []
     for dataset in asked.dataset:
         found = open_datasets([dataset], asked.root, False, "auto", None).refs
         count = min(asked.limit or len(found), len(found))
         refs += [found[number * len(found) // count] for number in range(count)]
+    heads = [f"NoC@90, {LABELS[metric]} | beside torch" for metric in TARGETS]
     lines = [
-        f"| runtime | CPU s beside torch | NoC@90, IoU, n={len(refs)} | NoC@90, Boundary IoU |",
-        "|---|---|---|---|",
+        f"| runtime | CPU s, 1 thread | s, 2 threads | {' | '.join(heads)} |",
+        "|" + "---|" * (3 + 2 * len(heads)),
     ]
+    base: list[Trace] = []
     for name, (spec, runtime) in ways.items():
-        protocol = load_protocol(asked.protocol)
-        targets = {"iou": 0.9, "biou": 0.9}
-        plan = Plan(spec, protocol, targets, MAX_CLICKS, runtime=runtime)
-        found = sorted(run(plan, refs, asked.workers), key=lambda one: one[0])
-        traces = [replace(outcome.trace, dataset="all") for _, outcome in found]
-        (asked.out / f"{name.replace(' ', '-')}.jsonl").write_text("".join(trace.to_json() + "\n" for trace in traces))
-        cells = []
-        for metric in targets:
-            row = next(r for r in summarise(traces, metric, [0.9], MAX_CLICKS, seed=0) if r.measure == "NoC@90")
-            cells.append(f"{row.value:.2f} ({row.low:.2f}, {row.high:.2f})")
-        lines.append(f"| {name} | {seconds[name] / seconds['torch']:.2f} | {' | '.join(cells)} |")
+        kept = asked.out / f"{name.replace(' ', '-')}.jsonl"
+        if not kept.is_file():
+            plan = Plan(spec, load_protocol(asked.protocol), TARGETS, MAX_CLICKS, runtime=runtime)
+            outcomes = dict(run(plan, refs, asked.workers))
+            write_atomically(kept, "".join(outcomes[index].trace.to_json() + "\n" for index in range(len(refs))))
+        traces = list(read_traces(kept))
+        if [(trace.dataset, trace.id) for trace in traces] != [(ref.dataset, ref.id) for ref in refs]:
+            parser.error(f"{kept}: of other objects; name another --out")
+        base = base or traces
+        cells = [f"{one[name] / one['torch']:.2f}", f"{two[name] / two['torch']:.2f}"]
+        for metric in TARGETS:
+            clicks = counted(traces, metric)
+            cells += [f"{clicks.mean():.2f}", interval(clicks - counted(base, metric))]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
-    (asked.out / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    table = "\n".join([*lines, "", f"{len(refs)} objects of {', '.join(asked.dataset)}; at most {MAX_CLICKS} clicks."])
+    write_atomically(asked.out / "table.md", table + "\n")
+    print(f"\n{table}")
 
 
-def speed(models: dict[str, InteractiveModel]) -> dict[str, float]:
-    """Median CPU seconds of an answer, all models in turn."""
+def counted(traces: list[Trace], metric: str) -> np.ndarray:
+    return np.array([noc(trace.scores[metric], TARGETS[metric], MAX_CLICKS) for trace in traces])
+
+
+def interval(differences: np.ndarray) -> str:
+    """Mean, and its 95 % percentile bootstrap interval."""
+    random = np.random.default_rng(0)
+    means = random.choice(differences, (10_000, len(differences))).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return f"{differences.mean():+.2f} ({low:+.2f}, {high:+.2f})"
+
+
+def speed(ways: dict[str, tuple[str, str]], threads: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Median seconds of an answer by ``clock``, all models in turn."""
+    torch.set_num_threads(threads)
+    models: dict[str, InteractiveModel] = {name: open_model(*way)[0] for name, way in ways.items()}
     random = torch.Generator().manual_seed(0)
     image = torch.rand(1, 4, 400, 400, generator=random)
     points = torch.tensor([[[200.0, 180, 0], [150, 220, 1], [10, 20, 2], [-1, -1, -1]]]).double()
@@ -94,10 +122,10 @@ def speed(models: dict[str, InteractiveModel]) -> dict[str, float]:
     with torch.inference_mode():
         for number in range(ROUNDS + 1):
             for name, model in models.items():
-                started = time.process_time()
+                started = clock()
                 model(image, points)
                 if number:  # the first one prepares itself
-                    spent[name].append(time.process_time() - started)
+                    spent[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in spent.items()}
 
 

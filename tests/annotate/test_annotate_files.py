@@ -121,6 +121,8 @@ def test_a_mask_that_lay_there_is_corrected_and_kept(tmp_path: Path) -> None:
     act(desk, do="undo", object="a")
     assert np.array_equal(stored(place, "a"), truth("red") | truth("blue"))
     assert [path.name for path in (place / "annotations" / "start").iterdir()] == ["a-1.bmp"]
+    act(desk, do="redo", object="a")
+    assert next(read_traces(place / "annotations" / "traces.jsonl")).notes == {"restarts": 1}
     assert click(desk, RED) == "a_0", "a_1 is another image"
     assert desk.picture(1)["objects"] == []
 

@@ -226,6 +226,36 @@ def test_box_brush_objects_and_zoom(served: Served, context: Any) -> None:
     assert tab.errors == []
 
 
+def test_a_stroke_is_drawn_in_the_colour_that_its_object_gets(served: Served, context: Any) -> None:
+    """While it is drawn, and when it is there."""
+    tab = Tab(context, served.url)
+    for number, wanted in enumerate([(230, 57, 70), (29, 120, 220)]):
+        tab.press("n", "b")
+        tab.page.mouse.move(*tab.at((80 + 20 * number, 20)))
+        tab.page.mouse.down()
+        tab.page.mouse.move(*tab.at((80 + 20 * number, 80)), steps=3)
+        tab.idle()
+        assert np.abs(np.subtract(tab.colour((80 + 20 * number, 50))[:3], wanted)).max() < 4
+        tab.page.mouse.up()
+        tab.idle()
+        assert np.abs(np.subtract(tab.colour((80 + 20 * number, 50))[:3], wanted)).max() < 4
+
+
+def test_a_narrow_window_shows_all(served: Served, context: Any) -> None:
+    tab = Tab(context, served.url)
+    tab.page.set_viewport_size({"width": 400, "height": 700})
+    tab.idle()
+    stage = tab.page.locator("#stage").bounding_box()
+    assert stage["width"] == 400
+    assert stage["height"] > 300
+    for part in ("nav", "aside"):
+        box = tab.page.locator(part).bounding_box()
+        assert box["y"] >= stage["height"]
+        assert box["y"] + box["height"] <= 700
+    tab.click(RED)
+    assert np.array_equal(served.mask("a_0"), truth("red"))
+
+
 def test_keyboard_only(served: Served, context: Any) -> None:
     tab = Tab(context, served.url)
     for _ in range(4):
