@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -106,9 +106,7 @@ def trained_model(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Interac
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
             pl_module = callback._average_model.module  # type: ignore[assignment]
-    model = pl_module.model
-    assert isinstance(model, InteractiveModel)
-    return model
+    return cast(InteractiveModel, pl_module.model)
 
 
 def move_average(decay: float, average: list[Tensor], current: list[Tensor], number: Tensor) -> None:
