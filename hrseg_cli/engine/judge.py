@@ -36,6 +36,7 @@ class Judge(Callback):
         self.refs, self.folder, self.save = refs, folder, save
         self.validation = validation = recipe.validation
         self.best, self.best_last, self.bad = math.inf, 0.0, 0
+        self.epoch = 0  # that was judged last
         try:
             protocol = load_protocol(validation.protocol, validation.changes)
         except UnknownName:
@@ -68,6 +69,7 @@ class Judge(Callback):
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
         found = self._click(model.eval(), trainer.global_rank, trainer.world_size)
+        self.epoch = epoch
         clicks, first, last = (float(v) for v in _over_ranks(found).mean(0))
         pl_module.log_dict({"val/clicks": clicks, "val/first": first, "val/last": last}, rank_zero_only=True)
         better = (clicks, -last) < (self.best, -self.best_last)  # while nothing is reached, the score decides
