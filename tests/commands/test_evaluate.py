@@ -174,10 +174,9 @@ def test_in_flight_ends_interrupted_and_not_with_the_same_traces(folder: Path, t
     assert (broken / "masks.jsonl").read_text() == (alone / "masks.jsonl").read_text()
     clicks = [hrseg("simulate-clicks", *words[:6], "--in-flight", number) for number in (1, 3)]
     lines = [[json.loads(line) for line in done.out.splitlines()] for done in clicks]
-    assert [[(one["id"], one["clicks"]) for one in some] for some in lines][0] == [
-        (one["id"], one["clicks"]) for one in lines[1]
-    ]
-    assert len(lines[0]) == 3
+    one, other = ([(line["id"], line["clicks"]) for line in some] for some in lines)
+    assert one == other
+    assert len(one) == 3
 
 
 @pytest.mark.parametrize(("whole_traces", "whole_masks"), [(1, 1), (2, 1), (1, 2), (0, 1)])
