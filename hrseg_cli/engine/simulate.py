@@ -176,9 +176,15 @@ def _in_flight(plan: Plan, refs: Sequence[Ref], in_flight: int, threads: int) ->
                 for ref, (sample, rule) in zip(refs, loaded, strict=True)
             )
             with closing(fly(model, courses, in_flight, threads)) as landed:
-                for index, outcome in landed:
-                    left -= 1
-                    yield index, outcome
+                try:
+                    for index, outcome in landed:
+                        left -= 1
+                        yield index, outcome
+                except torch.OutOfMemoryError:
+                    raise HrsegError(
+                        f"the GPU's memory is full; run the same command with fewer --in-flight than {in_flight}, "
+                        "finished objects are kept"
+                    ) from None
 
 
 def decoded(refs: Sequence[Ref], ahead: int) -> Generator[tuple[Sample, str], None, None]:
