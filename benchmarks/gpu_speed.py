@@ -9,9 +9,10 @@ so that ratios are of clicks per second. Every row names the objects it took, it
 the ratio to one at a time, how many objects have the clicks of one at a time, and the peak of the GPU's memory. A row
 of parts comes from a run of its own, in which every pass of the network is waited for: ms per click in the network, in
 choosing the next click, in scores, and in the rest (crops, pasting, masks from the GPU), the latter three summed over
-threads. "plain" is RITM's way (:mod:`yardstick`) in single precision, "plain, TF32" with PyTorch's own settings; it
-stops on IoU alone, so its ratio too is of clicks. The first passes of every new size of batch are in the numbers, as
-they are in an evaluation. Rows that no longer fit the budget are left out and named.
+threads. "plain" is RITM's way (:mod:`yardstick`) in single precision, "plain, TF32" with PyTorch's own settings, to
+which rows in flight are compared too (to_plain); it stops on IoU alone, so that only clicks per second compare. The
+first passes of every new size of batch are in the numbers, as they are in an evaluation. Rows that no longer fit the
+budget are left out and named.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))
 
-from yardstick import PlainNetwork, count_clicks
+import yardstick as ritm
 
 from hrseg_cli.data.procedural import draw
 from hrseg_cli.data.samples import load, open_dataset
@@ -51,6 +52,7 @@ from hrseg_cli.interaction import Sample
 from hrseg_cli.recipe import load_protocol
 
 STARTED = time.perf_counter()
+Alone = dict[tuple[str, str, str], tuple[list[Any], float]]  # set, precision, protocol: traces, clicks per second
 SIZES = {"small": (512, 768), "large": (1024, 1024)}
 
 
@@ -70,7 +72,7 @@ def main() -> None:
     parser.add_argument("--until", type=float, default=0.95)
     parser.add_argument("--model", default="h18s")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--budget", type=float, default=85, help="seconds after which no row is begun")
+    parser.add_argument("--budget", type=float, default=75, help="seconds after which no row is begun")
     parser.add_argument("--out", type=Path, help="JSON, rewritten after every row")
     options = parser.parse_args()
     sets = objects(options)
@@ -86,7 +88,8 @@ def objects(options: argparse.Namespace) -> dict[str, list[Sample]]:
         for name in ("large", "small")
         for number in range(wanted[name])
     ]
-    with ProcessPoolExecutor(options.threads, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
+    # Forked before there is a CUDA context: nothing is imported again.
+    with ProcessPoolExecutor(options.threads, get_context("fork"), cv2.setNumThreads, (1,)) as pool:
         drawn = list(pool.map(picture, jobs))
     return {name: [sample for sample in drawn if sample.dataset == name] for name in wanted if wanted[name]}
 
@@ -149,13 +152,14 @@ def measure(options: argparse.Namespace, sets: dict[str, list[Sample]]) -> None:
         until = {"iou": options.until, "biou": options.until}
         cases = [
             (name, precision, protocol, Plan("", chosen, until, options.max_clicks, device=options.device))
-            for name in sets
             for precision in options.precision
             for protocol, chosen in protocols.items()
+            for name in sets
         ]
         for some, model in product(sets.values(), models.values()):  # kernels are loaded before a clock runs
             together(options, model, some[:2], Plan("", protocols["ritm"], until, 2), 2)
-        alone: dict[tuple[str, str, str], tuple[list[Any], float]] = {}
+        alone: Alone = {}
+        plain: dict[str, float] = {}
         first, *others = options.in_flight
         for name, precision, protocol, plan in cases:
             model, samples = models[precision], sets[name]
@@ -164,9 +168,11 @@ def measure(options: argparse.Namespace, sets: dict[str, list[Sample]]) -> None:
                 continue
             few = samples[: options.alone]
             traces, row = timed(options, lambda: [simulate.simulate(one, model, plan)[0] for one in few])  # noqa: B023
-            alone[key] = traces, row["clicks/s"]
+            alone[key] = traces, row["clicks"] / row["seconds"]
             report.add(set=name, precision=precision, protocol=protocol, way="alone", **row)
-            flown(options, report, key, model, samples, plan, first, alone)
+            if (precision, protocol) == ("fp32", "ritm"):
+                plain[name] = yardstick(options, report, name, samples, traces, alone[key][1])
+            flown(options, report, key, model, samples, plan, first, alone, plain)
             for way, numbers in (
                 ("alone", few[: len(few) // 2]),
                 (f"in flight {first}", samples[: 2 * first]),
@@ -182,8 +188,7 @@ def measure(options: argparse.Namespace, sets: dict[str, list[Sample]]) -> None:
                 # More in flight than two thirds of a set's objects would be the same again.
                 key = (name, precision, protocol)
                 if key in alone and number < 1.5 * len(sets[name]) and report.begin(*key, number):
-                    flown(options, report, key, models[precision], sets[name], plan, number, alone)
-    yardstick(options, report, sets, alone)
+                    flown(options, report, key, models[precision], sets[name], plan, number, alone, plain)
     report.write()
     if report.found["left_out"]:
         print("left out:", *report.found["left_out"], sep="\n  ")
@@ -197,7 +202,8 @@ def flown(
     samples: list[Sample],
     plan: Plan,
     number: int,
-    alone: dict[tuple[str, str, str], tuple[list[Any], float]],
+    alone: Alone,
+    plain: dict[str, float],
 ) -> None:
     traces, row = timed(options, partial(together, options, model, samples, plan, number))
     one_by_one, rate = alone[key]
@@ -209,7 +215,8 @@ def flown(
         protocol=protocol,
         way=f"in flight {number}",
         **row,
-        ratio=round(row["clicks/s"] / rate, 2),
+        ratio=round(row["clicks"] / row["seconds"] / rate, 2),
+        to_plain=round(row["clicks"] / row["seconds"] / plain[name], 2) if name in plain else None,
         identical=f"{same} of {len(one_by_one)}",
     )
 
@@ -311,43 +318,40 @@ def watched(device: str) -> Iterator[Parts]:
 def yardstick(
     options: argparse.Namespace,
     report: Report,
-    sets: dict[str, list[Sample]],
-    alone: dict[tuple[str, str, str], tuple[list[Any], float]],
-) -> None:
-    if options.shrink > 1:
-        import yardstick as plain
-
-        plain.TARGET //= options.shrink
+    name: str,
+    samples: list[Sample],
+    alone: list[Any],
+    rate: float,
+) -> float:
+    """Rows of RITM's way, with all threads; its clicks per second with PyTorch's own settings, TF32 among them."""
+    ritm.TARGET = 400 // options.shrink
     loaded, _ = load_model(options.model)
-    network = PlainNetwork(**loaded.config).eval().requires_grad_(False)
+    network = ritm.PlainNetwork(**loaded.config).eval().requires_grad_(False)
     network.load_state_dict(loaded.state_dict())
     network.to(options.device)
-    cv2.setNumThreads(options.threads)
-    torch.set_num_threads(options.threads)
+    few = samples[: options.plain]
 
-    def count(samples: list[Sample]) -> list[Any]:
-        return [count_clicks(network, one, options.max_clicks, options.until)[0] for one in samples]
+    def count() -> list[Any]:
+        return [ritm.count_clicks(network, one, options.max_clicks, options.until)[0] for one in few]
 
-    # RITM's loop ends on IoU alone: one at a time under the same end, for the same clicks.
-    model = open_fast(options.model, options.device)[0]
-    target = [f"zoom.target={400 // options.shrink}"] if options.shrink > 1 else []
-    plan = Plan("", load_protocol("ritm", target), {"iou": options.until}, options.max_clicks, device=options.device)
-    for name, samples in sets.items():
-        few = samples[: options.plain]
-        count(few[:1])
-        rate = alone.get((name, "fp32", "ritm"), (None, None))[1]
-        for way in ("plain", "plain, TF32"):
-            if not report.begin(name, way):
-                continue
-            if way == "plain":
-                with reproducible():
-                    clicks, row = timed(options, partial(count, few))
-                    ours = [list(simulate.simulate(one, model, plan)[0].clicks) for one in few]
-                same = {"identical": f"{sum(a == b for a, b in zip(clicks, ours, strict=True))} of {len(few)}"}
-            else:
-                (clicks, row), same = timed(options, partial(count, few)), {}
-            ratio = {"ratio": round(row["clicks/s"] / rate, 2)} if rate else {}
-            report.add(set=name, precision="fp32", protocol="ritm", way=way, **row, **ratio, **same)
+    threads = options.threads
+    cv2.setNumThreads(threads)
+    torch.set_num_threads(threads)
+    ritm.count_clicks(network, few[0], 2, options.until)
+    # Its loop ends on IoU: of clicks that were made under both metrics, as many as that takes.
+    ends = [next((i for i, v in enumerate(one.scores["iou"], 1) if v >= options.until), None) for one in alone]
+    ours = [list(one.clicks[:end]) for one, end in zip(alone, ends, strict=True)]
+    clicks, row = timed(options, count)
+    same = sum(a == b for a, b in zip(clicks, ours, strict=False))
+    known = {"set": name, "precision": "fp32", "protocol": "ritm"}
+    identical = f"{same} of {min(len(few), len(ours))}"
+    report.add(**known, way="plain", **row, ratio=round(row["clicks"] / row["seconds"] / rate, 2), identical=identical)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True):
+        _, row = timed(options, count)
+    report.add(**known, way="plain, TF32", **row, ratio=round(row["clicks"] / row["seconds"] / rate, 2))
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    return float(row["clicks"] / row["seconds"])
 
 
 if __name__ == "__main__":

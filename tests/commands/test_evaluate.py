@@ -172,7 +172,8 @@ def test_in_flight_ends_interrupted_and_not_with_the_same_traces(folder: Path, t
     assert done.code == 0, done.err
     assert traces(broken / "traces.jsonl") == traces(alone / "traces.jsonl")
     assert (broken / "masks.jsonl").read_text() == (alone / "masks.jsonl").read_text()
-    clicks = [hrseg("simulate-clicks", *words[:6], "--in-flight", number) for number in (1, 3)]
+    words = ["-m", "grabcut", "-d", folder, "--max-clicks", "2", "--protocol", "plain", "--workers", 1]
+    clicks = [hrseg("simulate-clicks", *words, "--in-flight", number) for number in (1, 3)]
     lines = [[json.loads(line) for line in done.out.splitlines()] for done in clicks]
     one, other = ([(line["id"], line["clicks"]) for line in some] for some in lines)
     assert one == other
