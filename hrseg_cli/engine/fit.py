@@ -239,8 +239,8 @@ def best_precision(device: str) -> Literal["bf16", "fp32"]:
 class Keeper(Callback):
     """Keeps what a run needs to go on: every few minutes, after each epoch, and when it is asked to stop."""
 
-    def __init__(self, folder: Path, save: Save, say: Callable[[str], None]) -> None:
-        self.folder, self.save, self.say = folder, save, say
+    def __init__(self, folder: Path, judge: Judge, save: Save, say: Callable[[str], None]) -> None:
+        self.folder, self.judge, self.save, self.say = folder, judge, save, say
         self.asked = False
         self.kept = time.monotonic()
         self._before: dict[int, Any] = {}
@@ -279,7 +279,7 @@ class Keeper(Callback):
         if trainer.is_global_zero:
             epoch = trainer.current_epoch + 1
             self.save(model, self.folder / LAST_WEIGHTS, {"epoch": epoch})
-            judged = f", {seen['val/clicks']:.2f} clicks" if "val/clicks" in seen else ""
+            judged = f", {seen['val/clicks']:.2f} clicks" if self.judge.epoch == epoch else ""
             self.say(f"epoch {epoch}/{trainer.max_epochs}: loss {seen['train/loss_epoch']:.4f}{judged}")
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             raise Interrupted
@@ -419,7 +419,8 @@ def make_trainer(
     callbacks: list[Callback] = []
     if recipe.optim.ema:
         callbacks.append(Averaging(multi_avg_fn=partial(move_average, recipe.optim.ema)))
-    callbacks += [Judge(judged, recipe, folder, save), Keeper(folder, save, say)]
+    judge = Judge(judged, recipe, folder, save)
+    callbacks += [judge, Keeper(folder, judge, save, say)]
     processes = machine.processes * machine.nodes
     bars = _bars() if machine.progress else []
     return pl.Trainer(

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class Judge(Callback):
         self.refs, self.folder, self.save = refs, folder, save
         self.validation = validation = recipe.validation
         self.best, self.best_last, self.bad = math.inf, 0.0, 0
+        self.epoch = 0  # that was judged last
         try:
             protocol = load_protocol(validation.protocol, validation.changes)
         except UnknownName:
@@ -68,6 +69,7 @@ class Judge(Callback):
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
         found = self._click(model.eval(), trainer.global_rank, trainer.world_size)
+        self.epoch = epoch
         clicks, first, last = (float(v) for v in _over_ranks(found).mean(0))
         pl_module.log_dict({"val/clicks": clicks, "val/first": first, "val/last": last}, rank_zero_only=True)
         better = (clicks, -last) < (self.best, -self.best_last)  # while nothing is reached, the score decides
@@ -106,9 +108,7 @@ def trained_model(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Interac
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
             pl_module = callback._average_model.module  # type: ignore[assignment]
-    model = pl_module.model
-    assert isinstance(model, InteractiveModel)
-    return model
+    return cast(InteractiveModel, pl_module.model)
 
 
 def move_average(decay: float, average: list[Tensor], current: list[Tensor], number: Tensor) -> None:
