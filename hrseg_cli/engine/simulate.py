@@ -273,7 +273,8 @@ def _one_thread_for_now() -> Iterator[None]:
 
 
 def _load_and_work(plan: Plan, model: InteractiveModel, ref: Ref) -> Outcome:
-    return views.follow(model, _work(plan, model, ref, *load_with_rule(ref)))
+    with reproducible():
+        return views.follow(model, _work(plan, model, ref, *load_with_rule(ref)))
 
 
 def _work(
