@@ -21,6 +21,8 @@ class ZoomIn(Settings):
     expansion: crop side over object side. min_crop: smallest crop side in pixels.
     recompute_iou: the crop moves when its overlap with the current wish falls below this.
     mask_threshold: probability above which a pixel belongs to the object whose box is taken.
+    pad: the resized crop's sides are padded to multiples of this (its last row and column repeated), so that crops of
+        many objects have few shapes and make large batches.
     """
 
     target: Pixels | tuple[Pixels, Pixels] = 400
@@ -29,6 +31,7 @@ class ZoomIn(Settings):
     min_crop: int | None = Field(200, ge=1)
     recompute_iou: float = Field(0.5, ge=0, le=1)
     mask_threshold: float = Field(0.5, ge=0, le=1)
+    pad: Pixels | None = None
 
 
 class Tiles(Settings):
