@@ -6,19 +6,21 @@ import gzip
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from reference import GOLDEN, deterministic_weights
+from PIL import Image
+from reference import GOLDEN
+from tiny_photos import photograph, truth
 from tiny_sets import write_all
 
-from hrseg_cli.models.hrnet_ocr import h18
+from hrseg_cli.engine.checkpoint import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {  # command -> where it is run instead
@@ -50,15 +52,20 @@ def commands_of(text: str) -> Iterator[str]:
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """A folder with what the documents take for granted: photographs with masks, a public checkpoint, some clicks."""
+    """A folder with what the documents take for granted: photographs with masks, a public checkpoint, some clicks. The
+    photographs are easy and the checkpoint is small, for it is the commands that are tried."""
     here = tmp_path / "a desk"
     here.mkdir()
-    run("hrseg prepare-data procedural --count 3 --size 160 --seed 5 --out my_photos", here)
-    first = sorted((here / "my_photos" / "images").iterdir())[0]
-    shutil.copy(first, here / "cat.jpg")
-    (here / "clicks.json").write_text(json.dumps({first.name: [[128, 128, 1], [10, 10, 0]]}))
-    config = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))["h18"]["config"]
-    weights = {"state_dict": deterministic_weights(h18().state_dict()), "config": config}
+    for folder, pixels in (("images", photograph()), ("masks", truth("red").astype(np.uint8) * 255)):
+        (here / "my_photos" / folder).mkdir(parents=True)
+        for name in ("a.png", "b.png", "c.png"):
+            Image.fromarray(pixels).resize((320, 240), Image.Resampling.NEAREST).save(
+                here / "my_photos" / folder / name
+            )
+    Image.open(here / "my_photos" / "images" / "a.png").save(here / "cat.jpg")
+    (here / "clicks.json").write_text(json.dumps({"a.png": [[80, 80, 1], [10, 10, 0]]}))
+    config = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))["h18s"]["config"]
+    weights = {"state_dict": load_model("h18s")[0].state_dict(), "config": config}
     torch.save(weights, here / "coco_lvis_h18_itermask.pth")
     write_all(here / "data")
     return here
