@@ -88,7 +88,7 @@ def _look(
     assert zoom is not None
     if box is None or not views.holds_positive_clicks(box, clicks) or views.box_iou(wish, box) < zoom.recompute_iou:
         box = wish
-    size = views.crop_size(box, views.enlarged(zoom.target, model.enlarge))
+    size = views.crop_size(box, views.enlarged(zoom.target, model.enlarge), zoom.multiple)
     x = torch.cat([views.crop(image, box, size), views.crop(previous, box, size)], 1)
     answer = _sigmoid(model, x, views.crop_clicks(clicks, box, size), protocol)
     return State(views.paste(answer, box, height, width), clicks, box, state.stale)
@@ -99,6 +99,8 @@ def _sigmoid(model: InteractiveModel, x: Tensor, clicks: Sequence[Click], protoc
 
 
 def _above(probability: Tensor, threshold: float) -> np.ndarray:
+    if probability.device.type == "cpu":
+        return np.asarray(probability[0, 0].numpy() > np.float32(threshold))  # NumPy's takes half as long as PyTorch's
     return (probability[0, 0] > threshold).cpu().numpy()
 
 
@@ -125,7 +127,7 @@ class Session:
             raise HrsegError(f"an image must be uint8 (height, width, 3), not {image.dtype} {image.shape}")
         device = next(iter(model.parameters()), torch.empty(0)).device
         self.model, self.protocol = model, protocol
-        self._image = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+        self._image = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float().div_(255)
         self._past: deque[State] = deque(maxlen=undo)
         self._future: list[State] = []
         self.begin(initial)

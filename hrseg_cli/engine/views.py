@@ -152,12 +152,14 @@ def enlarged(target: int | tuple[int, int], factor: int) -> int | tuple[int, int
     return target * factor if isinstance(target, int) else (target[0] * factor, target[1] * factor)
 
 
-def crop_size(box: Box, target: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the resized crop: ``target`` itself, or its longer side at ``target``."""
+def crop_size(box: Box, target: int | tuple[int, int], multiple: int = 1) -> tuple[int, int]:
+    """(height, width) of the resized crop: ``target`` itself, or its longer side at ``target``; then both are rounded
+    to multiples of ``multiple``."""
     if not isinstance(target, int):
         return target
     scale = target / max(box.size)
-    return max(1, round(box.size[0] * scale)), max(1, round(box.size[1] * scale))
+    height, width = (max(1, round(side * scale / multiple)) * multiple for side in box.size)
+    return height, width
 
 
 def crop(x: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
@@ -173,8 +175,15 @@ def crop_clicks(clicks: Sequence[Click], box: Box, size: tuple[int, int]) -> lis
 
 
 def paste(probability: Tensor, box: Box, height: int, width: int) -> Tensor:
-    """(1, 1, H, W): a crop's probabilities resized into its box, 0 outside."""
-    whole = probability.new_zeros(1, 1, height, width)
-    inside = F.interpolate(probability, size=box.size, mode="bilinear", align_corners=True)
-    whole[:, :, box.top : box.bottom + 1, box.left : box.right + 1] = inside
+    """(1, 1, H, W): a crop's probabilities resized into its box, 0 outside.
+
+    Written once, where it belongs: on a CPU a large image costs what its box costs.
+    """
+    if probability.device.type == "cpu":
+        # Unlike PyTorch's, NumPy's zeros take no time until they are touched.
+        whole = torch.from_numpy(np.zeros((1, 1, height, width), np.float32))
+    else:
+        whole = probability.new_zeros(1, 1, height, width)
+    inside = whole[:, :, box.top : box.bottom + 1, box.left : box.right + 1]
+    torch.ops.aten.upsample_bilinear2d.out(probability, list(box.size), True, None, None, out=inside)
     return whole
