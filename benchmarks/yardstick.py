@@ -2,7 +2,8 @@
 
 Sofiiuk et al. 2021 as their evaluator does it: the first click sees the whole image, later ones a crop of 400 pixels;
 image and mirror image as a batch of two; every distance over the whole image; the network in eager mode, as it was
-trained. It shares network definition and weights with hrseg, and nothing of how hrseg makes them fast.
+trained. It shares network definition and weights with hrseg, and nothing of how hrseg makes them fast. On a GPU the
+network, its crops and its masks are there; clicks and scores are work of the CPU.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class PlainNetwork(ClickHRNet):
 
     def click_features(self, image: Tensor, points: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        rows, cols = torch.arange(height)[:, None], torch.arange(width)[None, :]
+        rows, cols = (torch.arange(side, device=image.device) for side in (height, width))
+        rows, cols = rows[:, None], cols[None, :]
         places = points[..., :2, None, None]  # (B, 2N, 2, 1, 1)
         squared = (rows - places[:, :, 0]).float().square() + (cols - places[:, :, 1]).float().square()
         squared[points[..., :2].amax(2) < 0] = 1e6
@@ -37,18 +39,19 @@ class PlainNetwork(ClickHRNet):
 @torch.no_grad()
 def count_clicks(network: ClickHRNet, sample: Sample, max_clicks: int, until: float) -> tuple[list[Click], list[float]]:
     """Clicks and the IoU after each, until it is reached or the clicks are used up."""
+    device = network._mean.device
     truth, valid = sample.truth == 1, sample.truth != -1
     height, width = truth.shape
     mask, free = np.zeros_like(truth), np.ones_like(truth)
-    previous = torch.zeros(1, 1, height, width)
+    previous = torch.zeros(1, 1, height, width, device=device)
     clicks: list[Click] = []
     scores: list[float] = []
     roi: Roi | None = None
     while len(clicks) < max_clicks and not (scores and scores[-1] >= until):
         clicks.append(_next_click(truth, mask, valid, free))
-        image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
+        image = torch.from_numpy(sample.image).to(device).permute(2, 0, 1)[None].float() / 255
         x = torch.cat([image, previous], 1)
-        wish = _roi_of(previous[0, 0].numpy() > 0.5, clicks) if len(clicks) > 1 else None
+        wish = _roi_of(previous[0, 0].cpu().numpy() > 0.5, clicks) if len(clicks) > 1 else None
         if wish is None:
             probability = _ask(network, x, clicks)
         else:
@@ -65,13 +68,13 @@ def count_clicks(network: ClickHRNet, sample: Sample, max_clicks: int, until: fl
             probability = _ask(network, window, inside)
         if roi is not None:  # also where the whole image was seen again: so the evaluator does it
             top, bottom, left, right = roi
-            whole = torch.zeros(1, 1, height, width)
+            whole = torch.zeros(1, 1, height, width, device=device)
             size = bottom - top + 1, right - left + 1
             inside_roi = F.interpolate(probability, size=size, mode="bilinear", align_corners=True)
             whole[:, :, top : bottom + 1, left : right + 1] = inside_roi
             probability = whole
         previous = probability
-        mask = probability[0, 0].numpy() > 0.49
+        mask = probability[0, 0].cpu().numpy() > 0.49
         scores.append(float((mask & truth & valid).sum() / ((mask | truth) & valid).sum()))
     return clicks, scores
 
@@ -90,7 +93,7 @@ def _next_click(truth: np.ndarray, mask: np.ndarray, valid: np.ndarray, free: np
 
 def _ask(network: ClickHRNet, x: Tensor, clicks: list[Click]) -> Tensor:
     mirrored = [Click(c.row, x.shape[-1] - c.col - 1, c.positive) for c in clicks]
-    points = torch.cat([_points(clicks), _points(mirrored)])
+    points = torch.cat([_points(clicks), _points(mirrored)]).to(x.device)
     straight, turned = network(torch.cat([x, x.flip(3)]), points)["logits"]
     return torch.sigmoid(0.5 * (straight + turned.flip(2)))[None]
 

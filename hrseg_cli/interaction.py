@@ -42,7 +42,8 @@ class Trace:
     """What happened on one object; one line of ``traces.jsonl``.
 
     scores: metric name -> one value after each click; ``iou`` is always measured.
-    seconds: wall time of each click: choosing it and answering it; decoding and scoring are left out.
+    seconds: wall time of each click: choosing it and answering it; decoding and scoring are left out. Where several
+        objects shared a model, that time over their number: a share, not how long a person would have waited.
     until: metric name -> value at which that metric was content; the loop ended when all were.
     size: (height, width) of the image; area: object pixels of the truth; rule: how the mask file became truth.
     notes: counts of rare events, e.g. how often a kept quirk of a protocol fired.

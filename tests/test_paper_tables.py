@@ -45,8 +45,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"TEST_REGULAR=regular={home}/boxes\nTEST_HIGH=high={home}/boxes\n"
         "CHANGES='data.crop=[32,32] data.epoch=2 batch=2 epochs=1 data.min_area=20 clicks.rounds=0 data.held_out=0.3\n"
         "    optim.warmup=0 validation.objects=1 validation.max_clicks=1'\n"
-        "CHANGES_CONV='data.crop=[32,64]'\nTRAIN='--workers 0 --logger csv'\n"
-        "EVALUATE='--limit 1 --max-clicks 1 --protocol plain --workers 1'\n"
+        "CHANGES_CONV='data.crop=[32,64]'\nTRAIN_ON='--workers 0 --logger csv'\n"
+        "EVALUATE='--limit 1 --max-clicks 1 --protocol plain'\nEVALUATE_ON='--workers 1'\n"
     )
     (home / "hrseg").write_text(
         "#!/bin/sh\n"

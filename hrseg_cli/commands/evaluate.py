@@ -34,6 +34,7 @@ def evaluate(
     max_clicks: options.MaxClicks = None,
     limit: options.Limit = None,
     workers: options.Workers = 0,
+    in_flight: options.InFlight = 0,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FOLDER", help="Run folder [runs/evaluate-MODEL-DATASETS-PROTOCOL]."),
@@ -106,7 +107,9 @@ def evaluate(
     if part:
         settings["shard"], folder, refs = str(part), part.folder(folder), part.share(refs)
     with Run(folder, "evaluate", settings) as run:
-        traces = _simulate(plan, refs, run, workers or shards.share_of_cores(options.workers_of(0, device)))
+        at_once = options.in_flight_of(in_flight, device)
+        workers = workers or shards.share_of_cores(options.workers_of(0, device, at_once))
+        traces = _simulate(plan, refs, run, workers, at_once)
         run.summary = _write_results(run, plan, traces, names, composed, seed, {"shard": str(part)} if part else {})
         run.summary["binarize"] = dict(Counter(trace.rule for trace in traces))
         run.summary["notes"] = dict(sum((Counter(trace.notes) for trace in traces), Counter()))
@@ -126,7 +129,7 @@ def _default_folder(model: str, datasets: list[str], protocol: str) -> Path:
     return folder
 
 
-def _simulate(plan: Plan, refs: list[Ref], run: Run, workers: int) -> list[Trace]:
+def _simulate(plan: Plan, refs: list[Ref], run: Run, workers: int, in_flight: int) -> list[Trace]:
     """All traces in dataset order; those that the run folder already holds are not made again."""
     from hrseg_cli.engine.simulate import run as run_plan
 
@@ -138,7 +141,7 @@ def _simulate(plan: Plan, refs: list[Ref], run: Run, workers: int) -> list[Trace
         options.progress() as bar,
     ):
         task = bar.add_task("objects", total=len(refs), completed=len(refs) - len(left))
-        for _, outcome in run_plan(plan, left, workers):
+        for _, outcome in run_plan(plan, left, workers, in_flight):
             trace = outcome.trace
             if outcome.masks is not None:
                 masks.write(json.dumps(outcome.masks, separators=(",", ":")) + "\n")

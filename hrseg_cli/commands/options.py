@@ -72,7 +72,18 @@ Workers = Annotated[
         "--workers",
         metavar="N",
         min=0,
-        help="Processes, one thread each; 0: one per core. Results do not depend on it.",
+        help="Processes, one thread each; 0: one per core. With --in-flight: threads for clicks, scores and decoding. "
+        "Results do not depend on it.",
+    ),
+]
+InFlight = Annotated[
+    int,
+    typer.Option(
+        "--in-flight",
+        metavar="N",
+        min=0,
+        help="Objects at once on one model, their looks in batches; 0: 1 on a CPU, 32 on a GPU. Numbers depend on "
+        "it by rounding only.",
     ),
 ]
 Root = Annotated[
@@ -181,11 +192,18 @@ def band_of(text: str) -> dict[str, float]:
     return {"ratio": ratio}
 
 
-def workers_of(number: int, device: str) -> int:
-    """0 means one per core this process may use, and one on an accelerator."""
+def in_flight_of(number: int, device: str) -> int:
+    """0 means 1 on a CPU, where a batch is no quicker than its parts, and 32 on an accelerator."""
+    return number or (1 if device == "cpu" else 32)
+
+
+def workers_of(number: int, device: str, in_flight: int = 1) -> int:
+    """0 means one per core this process may use, and one on an accelerator that answers one object at a time."""
     if number:
         return number
-    return len(os.sched_getaffinity(0)) if device == "cpu" and hasattr(os, "sched_getaffinity") else 1
+    if not hasattr(os, "sched_getaffinity"):
+        return 1
+    return len(os.sched_getaffinity(0)) if device == "cpu" or in_flight > 1 else 1
 
 
 def run_folder(name: str) -> Path:

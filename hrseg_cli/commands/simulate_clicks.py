@@ -25,6 +25,7 @@ def simulate_clicks(
     max_clicks: options.MaxClicks = None,
     limit: options.Limit = None,
     workers: options.Workers = 0,
+    in_flight: options.InFlight = 0,
     replay: Annotated[
         Path | None,
         typer.Option(
@@ -87,10 +88,12 @@ def simulate_clicks(
     open_model(
         model, runtime, device, precision
     )  # says what is wrong with it once, and exports it once, before there are workers
+    at_once = options.in_flight_of(in_flight, device)
+    workers = workers or shards.share_of_cores(options.workers_of(0, device, at_once))
     lines: dict[int, str] = {}
     printed = 0
     try:
-        for index, outcome in run(plan, refs, workers or shards.share_of_cores(options.workers_of(0, device))):
+        for index, outcome in run(plan, refs, workers, at_once):
             lines[index] = outcome.trace.to_json() + "\n"
             while out is None and printed in lines:  # in dataset order, as soon as the order allows
                 typer.echo(lines.pop(printed), nl=False)

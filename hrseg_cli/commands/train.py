@@ -141,6 +141,7 @@ def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, An
 
     from hrseg_cli.engine import fit
     from hrseg_cli.engine.feed import Feed, training_images
+    from hrseg_cli.engine.judge import judged_objects
     from hrseg_cli.runs import Run
 
     if recipe.precision == "auto":
@@ -149,7 +150,7 @@ def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, An
     model, provenance = fit.start_model(recipe)
     provenance = {"recipe": recipe.name, "seed": recipe.seed, **provenance}
     feed = Feed(training_images(recipe.data, place, folder.parent / "copies"), recipe)
-    judged = fit.judged_objects(recipe, place)
+    judged = judged_objects(recipe, place)
     if not judged:
         raise HrsegError("nothing to judge by: no object is held out; raise data.held_out or set validation.datasets")
     machine = fit.Machine(

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrseg_cli.adapters import lora
 from hrseg_cli.adapters.resample import Resampled
@@ -57,6 +57,9 @@ def _plain(model: ClickHRNet, precision: str) -> ClickHRNet:
     answering: Any = hrnet_fast.folded(_without_lora(model))
     answering.to(memory_format=torch.channels_last)
     if precision == "bf16":
+        for module in answering.modules():  # once, where autocast would do it in every pass
+            if isinstance(module, nn.Conv2d):
+                module.to(torch.bfloat16)
         forward = answering.forward
 
         def in_bf16(image: Tensor, points: Tensor) -> dict[str, Tensor]:

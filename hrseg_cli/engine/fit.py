@@ -10,12 +10,14 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import os
 import signal
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -27,28 +29,26 @@ from torch import Tensor, nn
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a deprecation in a dependency of Lightning
     import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import Callback, WeightAveraging
+    from lightning.pytorch.callbacks import Callback
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
     from lightning.pytorch.utilities import rank_zero_only
 
 from hrseg_cli import catalog
 from hrseg_cli.clicks.sampler import add_next_click
-from hrseg_cli.data.samples import Ref, load, open_dataset
+from hrseg_cli.data.samples import Ref
 from hrseg_cli.engine.checkpoint import attach, load_backbone, load_model, save_adapter, save_checkpoint, weights_hash
 from hrseg_cli.engine.cost import costs
-from hrseg_cli.engine.feed import Batch, Feed, Loader, Order, held_out_objects
-from hrseg_cli.engine.simulate import Plan, simulate
-from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
+from hrseg_cli.engine.feed import Batch, Feed, Loader, Order
+from hrseg_cli.engine.judge import Averaging, Judge, Save, append_row, move_average, trained_model
+from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.losses import scheduled, signed_distance
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.hrnet_ocr import Scale
-from hrseg_cli.recipe import Optim, Recipe, load_protocol
+from hrseg_cli.recipe import Optim, Recipe
 
 LAST = "last.ckpt"
-BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-Save = Callable[[InteractiveModel, Path, dict[str, Any]], None]
 KEEP_EVERY = 300  # seconds between checkpoints inside of an epoch
 
 for _name in ("lightning.pytorch", "lightning.fabric"):  # they greet, advertise and repeat what we set
@@ -126,21 +126,10 @@ class ClickTraining(pl.LightningModule):
                 previous = self.model(self.joined(image, previous), points)["logits"].float().sigmoid()
                 seen = previous[:, 0].cpu().numpy()
                 lists = points.cpu().numpy()
-                points = torch.from_numpy(
-                    np.stack(
-                        [
-                            add_next_click(
-                                lists[k],
-                                seen[k],
-                                truths[k],
-                                order=number,
-                                rng=np.random.default_rng((seed, *key[k].tolist(), 1 + number)),
-                                off_centre=clicks.off_centre,
-                            )
-                            for k in range(len(lists))
-                        ]
-                    )
-                ).to(image.device)
+                seeds = [(seed, *pair, 1 + number) for pair in key.tolist()]
+                correct = partial(_correct, number, clicks.off_centre)
+                each = _threads().map if image.is_cuda else map  # on a CPU the network has the cores
+                points = torch.from_numpy(np.stack(list(each(correct, lists, seen, truths, seeds)))).to(image.device)
         torch.clear_autocast_cache()  # or, before torch 2.11, weights cached here would get no gradient below
         if clicks.drop_previous:
             kept = turn.random(len(image)) >= clicks.drop_previous
@@ -175,6 +164,19 @@ class ClickTraining(pl.LightningModule):
         steps = math.ceil(self.recipe.data.epoch // (self.recipe.batch * self.trainer.world_size) / optim.accumulate)
         factor = schedule(optim, steps, self.recipe.epochs)
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}]
+
+
+def _correct(
+    order: int, off_centre: float, points: np.ndarray, seen: np.ndarray, truth: np.ndarray, seed: tuple[int, ...]
+) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return add_next_click(points, seen, truth, order=order, rng=rng, off_centre=off_centre)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """For clicks while a GPU waits for them: OpenCV and NumPy let go of the interpreter's lock."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 
 def train_mode(model: InteractiveModel, batch: int) -> None:
@@ -220,125 +222,6 @@ def _seed(*numbers: Any) -> int:
     return int(np.random.default_rng(flat).integers(2**63))
 
 
-# ---- judging ---------------------------------------------------------------------------------------------------------
-
-
-class Judge(Callback):
-    """Clicks on fixed held-out objects and keeps the weights that need the fewest clicks."""
-
-    def __init__(self, refs: Sequence[Ref], recipe: Recipe, folder: Path, save: Save) -> None:
-        self.refs, self.folder, self.save = refs, folder, save
-        self.validation = validation = recipe.validation
-        self.best, self.best_last, self.bad = math.inf, 0.0, 0
-        try:
-            protocol = load_protocol(validation.protocol, validation.changes)
-        except UnknownName:
-            raise
-        except HrsegError as error:
-            raise HrsegError(f"validation.changes: {error}") from None
-        self.plan = Plan(
-            model="",
-            protocol=protocol,
-            until={validation.metric: validation.until},
-            max_clicks=validation.max_clicks,
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_last": self.best_last, "bad": self.bad}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_last, self.bad = (state_dict[key] for key in ("best", "best_last", "bad"))
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.validation.patience and self.bad >= self.validation.patience:
-            trainer.should_stop = True  # it had stopped early: gone on with, it stays finished
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        if not self.refs or (epoch % self.validation.every and epoch != trainer.max_epochs):
-            return
-        module = _averaged(trainer) or pl_module
-        assert isinstance(module, ClickTraining)
-        if trainer.world_size > 1:  # batch statistics differ between processes: those that are saved are judged
-            for buffer in module.buffers():
-                torch.distributed.broadcast(buffer, 0)
-        found = self._click(module.model.eval(), trainer.global_rank, trainer.world_size)
-        clicks, first, last = (float(v) for v in _over_ranks(found).mean(0))
-        pl_module.log_dict({"val/clicks": clicks, "val/first": first, "val/last": last}, rank_zero_only=True)
-        better = (clicks, -last) < (self.best, -self.best_last)  # while nothing is reached, the score decides
-        if better:
-            self.best, self.best_last = clicks, last
-        self.bad = 0 if better else self.bad + 1
-        if trainer.is_global_zero:
-            record = {"epoch": epoch, "clicks": clicks, "first": first, "last": last}
-            _append(self.folder / "judged.csv", record)
-            if better:
-                self.save(module.model, self.folder / BEST_WEIGHTS, {"judged": record})
-        if self.validation.patience and self.bad >= self.validation.patience:
-            trainer.should_stop = True
-
-    def _click(self, model: InteractiveModel, rank: int, world: int) -> np.ndarray:
-        """(objects of this rank, 3): clicks needed, first and last score."""
-        rows = []
-        for ref in self.refs[rank::world]:
-            trace, _ = simulate(load(ref), model, self.plan)
-            scores = trace.scores[self.validation.metric]
-            reached = [k for k, score in enumerate(scores, 1) if score >= self.validation.until]
-            rows.append((reached[0] if reached else self.validation.max_clicks, scores[0], scores[-1]))
-        return np.array(rows, np.float64).reshape(-1, 3)
-
-
-class Averaging(WeightAveraging):
-    """Keeps the average where the model will be: at its setup Lightning has not moved the model there yet."""
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._device = trainer.strategy.root_device
-        super().setup(trainer, pl_module, stage)
-
-
-def _averaged(trainer: pl.Trainer) -> nn.Module | None:
-    """The module with averaged weights, when there is one."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
-        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-            return callback._average_model.module
-    return None
-
-
-def _average(decay: float, average: Tensor, current: Tensor, number: Tensor) -> Tensor:
-    """A decay that grows with the steps, or the weights of the start would stay for long."""
-    decay = min(decay, (1 + int(number)) / (10 + int(number)))
-    return average.lerp(current, 1 - decay) if average.is_floating_point() else current
-
-
-def _over_ranks(rows: np.ndarray) -> np.ndarray:
-    if not torch.distributed.is_initialized():
-        return rows
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, rows)
-    return np.concatenate(parts)
-
-
-def _append(path: Path, record: dict[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(record))
-        if new:
-            writer.writeheader()
-        writer.writerow(record)
-
-
-def judged_objects(recipe: Recipe, root: Path | None) -> list[Ref]:
-    """The objects that a training is judged by: ``validation.objects`` of each dataset, spread evenly over it."""
-    named = [open_dataset(name, root=root) for name in recipe.validation.datasets]
-    if not named and recipe.data.held_out:
-        named = held_out_objects(recipe.data, root)
-    chosen = []
-    for refs in named:
-        places = np.linspace(0, len(refs), min(len(refs), recipe.validation.objects), endpoint=False)
-        chosen += [refs[int(place)] for place in places]
-    return chosen
-
-
 def best_precision(device: str) -> Literal["bf16", "fp32"]:
     """bf16 where ``device`` has units for it, else fp32: without them a CPU is eight times slower in bf16."""
     if device == "cpu":
@@ -356,8 +239,8 @@ def best_precision(device: str) -> Literal["bf16", "fp32"]:
 class Keeper(Callback):
     """Keeps what a run needs to go on: every few minutes, after each epoch, and when it is asked to stop."""
 
-    def __init__(self, folder: Path, save: Save, say: Callable[[str], None]) -> None:
-        self.folder, self.save, self.say = folder, save, say
+    def __init__(self, folder: Path, judge: Judge, save: Save, say: Callable[[str], None]) -> None:
+        self.folder, self.judge, self.save, self.say = folder, judge, save, say
         self.asked = False
         self.kept = time.monotonic()
         self._before: dict[int, Any] = {}
@@ -392,12 +275,11 @@ class Keeper(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._keep(trainer)
         seen = {name: float(value) for name, value in trainer.callback_metrics.items()}  # all ranks: this averages them
-        module = _averaged(trainer) or pl_module
+        model = trained_model(trainer, pl_module)
         if trainer.is_global_zero:
-            assert isinstance(module, ClickTraining)
             epoch = trainer.current_epoch + 1
-            self.save(module.model, self.folder / LAST_WEIGHTS, {"epoch": epoch})
-            judged = f", {seen['val/clicks']:.2f} clicks" if "val/clicks" in seen else ""
+            self.save(model, self.folder / LAST_WEIGHTS, {"epoch": epoch})
+            judged = f", {seen['val/clicks']:.2f} clicks" if self.judge.epoch == epoch else ""
             self.say(f"epoch {epoch}/{trainer.max_epochs}: loss {seen['train/loss_epoch']:.4f}{judged}")
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             raise Interrupted
@@ -536,8 +418,9 @@ def make_trainer(
 ) -> pl.Trainer:
     callbacks: list[Callback] = []
     if recipe.optim.ema:
-        callbacks.append(Averaging(avg_fn=partial(_average, recipe.optim.ema)))
-    callbacks += [Judge(judged, recipe, folder, save), Keeper(folder, save, say)]
+        callbacks.append(Averaging(multi_avg_fn=partial(move_average, recipe.optim.ema)))
+    judge = Judge(judged, recipe, folder, save)
+    callbacks += [judge, Keeper(folder, judge, save, say)]
     processes = machine.processes * machine.nodes
     bars = _bars() if machine.progress else []
     return pl.Trainer(
@@ -550,6 +433,7 @@ def make_trainer(
         gradient_clip_val=recipe.optim.clip,
         accumulate_grad_batches=recipe.optim.accumulate,
         use_distributed_sampler=False,
+        benchmark=machine.device != "cpu",  # all crops have one size: cuDNN may try which of its ways is quickest
         enable_checkpointing=False,
         enable_model_summary=False,
         logger=_loggers(machine.loggers, folder, recipe),
@@ -593,7 +477,7 @@ def _csv_logger(folder: Path) -> CSVLogger:
         warnings.simplefilter("ignore")  # that the file goes here: its rows come back below
         logger.experiment.metrics_keys = list(reader.fieldnames or ())
     for row in rows:
-        _append(path, row)
+        append_row(path, row)
     return logger
 
 

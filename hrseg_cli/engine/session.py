@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hrseg_cli.engine import views
-from hrseg_cli.engine.views import Box
+from hrseg_cli.engine.views import Box, Look
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
@@ -32,7 +32,6 @@ class State:
     stale: int = 0
 
 
-@torch.inference_mode()
 def step(
     model: InteractiveModel,
     image: Tensor,
@@ -41,36 +40,49 @@ def step(
     protocol: Protocol,
     around: Box | None = None,
 ) -> State:
-    """The state after one more click. Pure: nothing of model, image or state changes.
+    """The state after one more click: :func:`looks` answered by ``model``. Pure: nothing of model, image or state
+    changes."""
+    return views.follow(model, looks(model.enlarge, image, state, click, protocol, around))
 
-    image: (1, 3, H, W) float32 in [0, 1]. around: where the object is known to lie; a protocol with zoom-in crops
-    there instead of guessing from the previous answer.
+
+def looks(
+    enlarge: int,
+    image: Tensor,
+    state: State,
+    click: Click,
+    protocol: Protocol,
+    around: Box | None = None,
+) -> Generator[Look, Tensor, State]:
+    """The course to the state after one more click: yields what the network is to see, is sent its logits.
+
+    image: (1, 3, H, W) float32 in [0, 1]. enlarge: see :class:`InteractiveModel`. around: where the object is known to
+    lie; a protocol with zoom-in crops there instead of guessing from the previous answer.
     """
     clicks = (*state.clicks, click)
     if around is not None and protocol.zoom:
         guide = torch.zeros_like(state.probability)
         guide[..., around.top : around.bottom + 1, around.left : around.right + 1] = 1
-        return _look(model, image, state, guide, clicks, protocol)
-    answer = _look(model, image, state, state.probability, clicks, protocol)
+        return (yield from _look(enlarge, image, state, guide, clicks, protocol))
+    answer = yield from _look(enlarge, image, state, state.probability, clicks, protocol)
     zoom = protocol.zoom
     if zoom and zoom.skip_clicks <= 0 and answer.box is None:
         # The whole image was seen although crops are wanted from the first click on: a found object that fills little
         # of the image is looked at once more, closer, with the same previous mask.
         found = views.object_box(_above(answer.probability, zoom.mask_threshold), (), zoom)
         if found and views.box_iou(found, _whole(image)) < 0.5:
-            answer = _look(model, image, state, answer.probability, clicks, protocol)
+            answer = yield from _look(enlarge, image, state, answer.probability, clicks, protocol)
     return answer
 
 
 def _look(
-    model: InteractiveModel,
+    enlarge: int,
     image: Tensor,
     state: State,
     guide: Tensor,
     clicks: tuple[Click, ...],
     protocol: Protocol,
-) -> State:
-    """One pass of the network; ``guide`` (1, 1, H, W) says where the object is, ``state`` what was answered before."""
+) -> Generator[Look, Tensor, State]:
+    """One look; ``guide`` (1, 1, H, W) says where the object is, ``state`` what was answered before."""
     height, width = image.shape[-2:]
     zoom, previous, box = protocol.zoom, state.probability, state.box
     wish = None
@@ -79,7 +91,7 @@ def _look(
         if wish is None and zoom.skip_clicks < 0:
             wish = _whole(image)
     if wish is None:
-        answer = _sigmoid(model, torch.cat([image, previous], 1), clicks, protocol)
+        answer = yield from _sigmoid(torch.cat([image, previous], 1), clicks, protocol)
         stale = box is not None and protocol.keep_stale_roi
         if not stale:
             return State(answer, clicks, None, state.stale)
@@ -88,20 +100,23 @@ def _look(
     assert zoom is not None
     if box is None or not views.holds_positive_clicks(box, clicks) or views.box_iou(wish, box) < zoom.recompute_iou:
         box = wish
-    size = views.crop_size(box, views.enlarged(zoom.target, model.enlarge), zoom.multiple)
+    size = views.crop_size(box, views.enlarged(zoom.target, enlarge))
     x = torch.cat([views.crop(image, box, size), views.crop(previous, box, size)], 1)
-    answer = _sigmoid(model, x, views.crop_clicks(clicks, box, size), protocol)
+    if zoom.pad:
+        x = views.padded(x, zoom.pad * enlarge)
+    answer = yield from _sigmoid(x, views.crop_clicks(clicks, box, size), protocol)
+    answer = answer[..., : size[0], : size[1]]
     return State(views.paste(answer, box, height, width), clicks, box, state.stale)
 
 
-def _sigmoid(model: InteractiveModel, x: Tensor, clicks: Sequence[Click], protocol: Protocol) -> Tensor:
-    return torch.sigmoid(views.logits(model, x, clicks[: protocol.network_clicks], protocol))
+def _sigmoid(x: Tensor, clicks: Sequence[Click], protocol: Protocol) -> Generator[Look, Tensor, Tensor]:
+    return torch.sigmoid((yield from views.looks(x, clicks[: protocol.network_clicks], protocol)))
 
 
-def _above(probability: Tensor, threshold: float) -> np.ndarray:
-    if probability.device.type == "cpu":
-        return np.asarray(probability[0, 0].numpy() > np.float32(threshold))  # NumPy's takes half as long as PyTorch's
-    return (probability[0, 0] > threshold).cpu().numpy()
+def _above(probability: Tensor, threshold: float) -> Tensor:
+    if probability.device.type == "cpu":  # NumPy's comparison takes half as long as PyTorch's
+        return torch.from_numpy(probability[0, 0].numpy() > np.float32(threshold))
+    return probability[0, 0] > threshold
 
 
 def _whole(image: Tensor) -> Box:
@@ -148,12 +163,16 @@ class Session:
     def click(self, click: Click, around: Box | None = None) -> np.ndarray:
         """Answer one more click; the new mask, bool (H, W). Raises HrsegError for a click outside the image.
 
-        around: see :func:`step`.
+        around: see :func:`looks`.
         """
+        return views.follow(self.model, self.looks(click, around))
+
+    def looks(self, click: Click, around: Box | None = None) -> Generator[Look, Tensor, np.ndarray]:
+        """The course of :meth:`click`, for whoever asks the network in its place."""
         height, width = self._image.shape[-2:]
         if not (0 <= click.row < height and 0 <= click.col < width):
             raise HrsegError(f"click {click.row},{click.col} lies outside the image ({height} rows, {width} columns)")
-        self._follow(step(self.model, self._image, self.state, click, self.protocol, around))
+        self._follow((yield from looks(self.model.enlarge, self._image, self.state, click, self.protocol, around)))
         return self.mask
 
     def paint(self, where: np.ndarray, positive: bool) -> np.ndarray:
@@ -193,4 +212,4 @@ class Session:
     @property
     def mask(self) -> np.ndarray:
         """bool (H, W): where the probability is above the protocol's threshold."""
-        return np.asarray(self.probability > self.protocol.threshold)
+        return np.asarray(_above(self.state.probability, self.protocol.threshold).cpu().numpy())

@@ -1,7 +1,7 @@
-"""Simulated people: click on many objects, one after another or in several processes, and keep what happened.
+"""Simulated people: click on many objects, one after another, in several processes or many at once on one model.
 
 The same plan gives the same traces, seconds aside, whatever the number of workers: each object is independent and every
-worker computes with one thread.
+worker computes with one thread. Many at once share batches of the network, which moves the last bits of its answers.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -24,12 +25,16 @@ import cv2
 import numpy as np
 import torch
 from pycocotools import mask as coco
+from torch import Tensor
 
 from hrseg_cli import catalog
 from hrseg_cli.clicks.annotator import next_click
 from hrseg_cli.data.samples import Ref, load_with_rule
+from hrseg_cli.engine import views
+from hrseg_cli.engine.flight import fly, reproducible
 from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.session import Session
+from hrseg_cli.engine.views import Look
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Sample, Trace
 from hrseg_cli.models.base import InteractiveModel
@@ -79,6 +84,16 @@ def simulate(sample: Sample, model: InteractiveModel, plan: Plan) -> tuple[Trace
 
     Returns the trace and the kept masks, click number -> bool (H, W).
     """
+    return views.follow(model, clicking(sample, model, plan))
+
+
+def clicking(
+    sample: Sample, model: InteractiveModel, plan: Plan, live: Callable[[], int] = lambda: 1
+) -> Generator[Look, Tensor, tuple[Trace, dict[int, np.ndarray]]]:
+    """The course of :func:`simulate`, for whoever asks the model in its place.
+
+    live: how many objects share the model now; the seconds of a click are its wall time over that.
+    """
     protocol = plan.protocols.get(sample.dataset, plan.protocol)
     session = Session(model, sample.image, protocol, sample.initial, undo=0)
     metrics = {name: _metric(name, sample.truth, plan.band) for name in plan.metrics}
@@ -96,10 +111,10 @@ def simulate(sample: Sample, model: InteractiveModel, plan: Plan) -> tuple[Trace
                 break
             click = Click(0, 0, False)
         try:
-            mask = session.click(click)
+            mask = yield from session.looks(click)
         except HrsegError as error:
             raise HrsegError(f"{sample.dataset}/{sample.id}: {error}") from None
-        seconds.append(time.perf_counter() - started)
+        seconds.append((time.perf_counter() - started) / live())
         clicks.append(click)
         for name, metric in metrics.items():
             scores[name].append(metric(mask))
@@ -128,41 +143,66 @@ def _metric(name: str, truth: np.ndarray, band: dict[str, Any]) -> Metric:
     return made
 
 
-def run(plan: Plan, refs: Sequence[Ref], workers: int) -> Iterator[tuple[int, Outcome]]:
-    """(index in ``refs``, outcome) as objects are finished; with one worker in order, in this process."""
-    if workers <= 1 or len(refs) <= 1:
+def run(plan: Plan, refs: Sequence[Ref], workers: int, in_flight: int = 1) -> Iterator[tuple[int, Outcome]]:
+    """(index in ``refs``, outcome) as objects are finished.
+
+    in_flight: objects at once on one model in this process; ``workers`` is then the number of threads that choose
+    clicks, score masks and decode. One at a time: ``workers`` processes; with one worker in order, in this process.
+    """
+    if in_flight > 1:
+        yield from _in_flight(plan, refs, in_flight, workers)
+    elif workers <= 1 or len(refs) <= 1:
         yield from _here(plan, refs)
     else:
         yield from _in_processes(plan, refs, min(workers, len(refs)))
 
 
 def _here(plan: Plan, refs: Sequence[Ref]) -> Iterator[tuple[int, Outcome]]:
-    threads = torch.get_num_threads(), cv2.getNumThreads()
-    _one_thread()
-    try:
+    with _one_thread_for_now(), reproducible():
         model, _ = open_model(plan.model, plan.runtime, plan.device, plan.precision)
         # Not on a CPU: there the cores are busy, and decoding would be counted into the seconds of a click.
-        loaded = decoded(refs, ahead=plan.device != "cpu")
-        for index, (ref, (sample, rule)) in enumerate(zip(refs, loaded, strict=True)):
-            yield index, _work(plan, model, ref, sample, rule)
-    finally:
-        torch.set_num_threads(threads[0])
-        cv2.setNumThreads(threads[1])
+        with closing(decoded(refs, ahead=int(plan.device != "cpu"))) as loaded:
+            for index, (ref, (sample, rule)) in enumerate(zip(refs, loaded, strict=True)):
+                yield index, views.follow(model, _work(plan, model, ref, sample, rule))
 
 
-def decoded(refs: Sequence[Ref], ahead: bool) -> Iterator[tuple[Sample, str]]:
-    """Samples and their label rules in order; with ``ahead`` a thread decodes the next one while one is in use."""
+def _in_flight(plan: Plan, refs: Sequence[Ref], in_flight: int, threads: int) -> Iterator[tuple[int, Outcome]]:
+    with _one_thread_for_now(), reproducible():
+        model, _ = open_model(plan.model, plan.runtime, plan.device, plan.precision)
+        left = len(refs)
+        with closing(decoded(refs, ahead=threads)) as loaded:
+            courses = (
+                _work(plan, model, ref, sample, rule, live=lambda: min(in_flight, left))
+                for ref, (sample, rule) in zip(refs, loaded, strict=True)
+            )
+            with closing(fly(model, courses, in_flight, threads)) as landed:
+                try:
+                    for index, outcome in landed:
+                        left -= 1
+                        yield index, outcome
+                except torch.OutOfMemoryError:
+                    raise HrsegError(
+                        f"the GPU's memory is full; run the same command with fewer --in-flight than {in_flight}, "
+                        "finished objects are kept"
+                    ) from None
+
+
+def decoded(refs: Sequence[Ref], ahead: int) -> Generator[tuple[Sample, str], None, None]:
+    """Samples and their label rules in order; ``ahead`` threads decode as many further ones while one is in use."""
     if not ahead:
         yield from map(load_with_rule, refs)
         return
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(ahead)
+    try:
         waiting: deque[Future[tuple[Sample, str]]] = deque()
         for ref in refs:
             waiting.append(pool.submit(load_with_rule, ref))
-            if len(waiting) > 1:
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _in_processes(plan: Plan, refs: Sequence[Ref], workers: int) -> Iterator[tuple[int, Outcome]]:
@@ -221,12 +261,26 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
+@contextmanager
+def _one_thread_for_now() -> Iterator[None]:
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    _one_thread()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
+
+
 def _load_and_work(plan: Plan, model: InteractiveModel, ref: Ref) -> Outcome:
-    return _work(plan, model, ref, *load_with_rule(ref))
+    with reproducible():
+        return views.follow(model, _work(plan, model, ref, *load_with_rule(ref)))
 
 
-def _work(plan: Plan, model: InteractiveModel, ref: Ref, sample: Sample, rule: str) -> Outcome:
-    trace, kept = simulate(sample, model, plan)
+def _work(
+    plan: Plan, model: InteractiveModel, ref: Ref, sample: Sample, rule: str, live: Callable[[], int] = lambda: 1
+) -> Generator[Look, Tensor, Outcome]:
+    trace, kept = yield from clicking(sample, model, plan, live)
     trace = Trace(**{**trace.__dict__, "rule": rule})
     if not plan.keep_masks:
         return Outcome(trace)

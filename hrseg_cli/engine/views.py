@@ -6,8 +6,8 @@ previous masks probabilities in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Generator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol, Tiles, ZoomIn
+
+T = TypeVar("T")
 
 
 class Box(NamedTuple):
@@ -32,42 +34,70 @@ class Box(NamedTuple):
         return self.bottom - self.top + 1, self.right - self.left + 1
 
 
-def points_tensor(clicks: Sequence[Click], device: torch.device | str = "cpu") -> Tensor:
-    """(1, 2N, 3) float64 rows (row, col, order): N positive slots, then N negative, padded with -1."""
-    sides = [[(c.row, c.col, i) for i, c in enumerate(clicks) if c.positive is side] for side in (True, False)]
-    slots = max(1, *(len(side) for side in sides))
-    rows = [row for side in sides for row in [*side, *[(-1, -1, -1)] * (slots - len(side))]]
-    return torch.tensor([rows], dtype=torch.float64, device=device)
+class Look(NamedTuple):
+    """What a network is asked: ``x`` (1, 4, H, W), image and previous mask, and the clicks in its pixels.
+
+    flip: the mirrored image is asked about too, where the model wants that, and the mean of both is the answer.
+    """
+
+    x: Tensor
+    clicks: Sequence[Click]
+    flip: bool
 
 
-def logits(model: InteractiveModel, x: Tensor, clicks: Sequence[Click], protocol: Protocol) -> Tensor:
-    """(1, 1, H, W) logits for ``x`` (1, 4, H, W), image and previous mask, under the protocol's tiles and flip."""
-    tiles = protocol.tiles
-    if tiles and max(x.shape[-2:]) > tiles.size:
-        return _tiled(model, x, clicks, protocol.flip, tiles)
-    return _flipped(model, x, clicks, protocol.flip)
+@torch.inference_mode()
+def follow(model: InteractiveModel, course: Generator[Look, Tensor, T]) -> T:
+    """What comes of a course of looks when ``model`` answers each with its logits (1, 1, H, W)."""
+    try:
+        look = next(course)
+        while True:
+            look = course.send(ask(model, [look]))
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
-def _flipped(model: InteractiveModel, x: Tensor, clicks: Sequence[Click], flip: bool) -> Tensor:
+def ask(model: InteractiveModel, looks: Sequence[Look]) -> Tensor:
+    """(B, 1, H, W) logits for B looks of one size and one ``flip``, in one pass of the network."""
+    x = looks[0].x if len(looks) == 1 else torch.cat([look.x for look in looks])
     if not model.with_prev_mask:
         x = x[:, :3]
-    points = points_tensor(clicks, x.device)
+    width = x.shape[-1]
+    clicks = [look.clicks for look in looks]
     straight: Tensor
-    if not (flip and model.mirror):
-        straight = model(x, points)["logits"]
+    turned: Tensor
+    if not (looks[0].flip and model.mirror):
+        straight = model(x, points_tensor(*clicks, device=x.device))["logits"]
         return straight
-    mirrored = points_tensor([Click(c.row, x.shape[-1] - c.col - 1, c.positive) for c in clicks], x.device)
+    mirrored = [[Click(c.row, width - c.col - 1, c.positive) for c in some] for some in clicks]
     if x.is_cuda:
-        both: Tensor = model(torch.cat([x, x.flip(3)]), torch.cat([points, mirrored]))["logits"]
-        return 0.5 * (both[:1] + both[1:].flip(3))
-    # On a CPU one after the other is as quick and takes half the memory; the answer is the same to the last bit.
-    straight = model(x, points)["logits"]
-    turned: Tensor = model(x.flip(3), mirrored)["logits"]
+        points = points_tensor(*clicks, *mirrored, device=x.device)
+        straight, turned = model(torch.cat([x, x.flip(3)]), points)["logits"].chunk(2)
+    else:
+        # On a CPU one after the other is as quick and takes half the memory; the answer is the same to the last bit.
+        straight = model(x, points_tensor(*clicks))["logits"]
+        turned = model(x.flip(3), points_tensor(*mirrored))["logits"]
     return 0.5 * (straight + turned.flip(3))
 
 
-def _tiled(model: InteractiveModel, x: Tensor, clicks: Sequence[Click], flip: bool, tiles: Tiles) -> Tensor:
-    """Overlapping tiles, blended by weights that fall off linearly in the overlap. Each tile gets its own clicks."""
+def points_tensor(*clicks: Sequence[Click], device: torch.device | str = "cpu") -> Tensor:
+    """(B, 2N, 3) float64 rows (row, col, order) for B lists of clicks: N positive slots, then N negative, padded with
+    -1 to what the longest needs."""
+    sides = [
+        [[(c.row, c.col, i) for i, c in enumerate(some) if c.positive is side] for side in (True, False)]
+        for some in clicks
+    ]
+    slots = max(1, *(len(side) for both in sides for side in both))
+    rows = [[row for side in both for row in [*side, *[(-1, -1, -1)] * (slots - len(side))]] for both in sides]
+    return torch.tensor(rows, dtype=torch.float64).to(device, non_blocking=True)  # blocking waits for all that runs
+
+
+def looks(x: Tensor, clicks: Sequence[Click], protocol: Protocol) -> Generator[Look, Tensor, Tensor]:
+    """The course to (1, 1, H, W) logits for ``x`` (1, 4, H, W), image and previous mask: one look, or tiles."""
+    tiles = protocol.tiles
+    if not tiles or max(x.shape[-2:]) <= tiles.size:
+        return (yield Look(x, clicks, protocol.flip))
+    # Overlapping tiles, blended by weights that fall off linearly in the overlap. Each tile gets its own clicks.
     height, width = x.shape[-2:]
     total, weight = x.new_zeros(1, 1, height, width), x.new_zeros(1, 1, height, width)
     for top in _starts(height, tiles):
@@ -81,7 +111,7 @@ def _tiled(model: InteractiveModel, x: Tensor, clicks: Sequence[Click], flip: bo
             ]
             ramp = _ramp(rows, tiles.overlap, x)[:, None] * _ramp(cols, tiles.overlap, x)[None, :]
             place = (..., slice(top, top + rows), slice(left, left + cols))
-            total[place] += _flipped(model, part, inside, flip) * ramp
+            total[place] += (yield Look(part, inside, protocol.flip)) * ramp
             weight[place] += ramp
     return total / weight
 
@@ -104,12 +134,17 @@ def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
 # Zoom-in
 
 
-def object_box(mask: np.ndarray, clicks: Sequence[Click], zoom: ZoomIn) -> Box | None:
+def object_box(mask: Tensor, clicks: Sequence[Click], zoom: ZoomIn) -> Box | None:
     """The crop for a bool mask (H, W) and the positive clicks: their common box, expanded, clamped; None if empty."""
-    rows = np.flatnonzero(mask.any(axis=1))
+    if mask.is_cuda:  # one row and one column come over, not the mask
+        seen = torch.cat([mask.any(1), mask.any(0)]).cpu().numpy()
+        rows, cols = np.flatnonzero(seen[: mask.shape[0]]), np.flatnonzero(seen[mask.shape[0] :])
+    else:
+        pixels = mask.numpy()
+        rows = np.flatnonzero(pixels.any(axis=1))
+        cols = np.flatnonzero(pixels[rows[0] : rows[-1] + 1].any(axis=0)) if rows.size else rows
     if rows.size == 0:
         return None
-    cols = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
     down = [int(rows[0]), int(rows[-1]), *(int(c.row) for c in clicks if c.positive)]
     across = [int(cols[0]), int(cols[-1]), *(int(c.col) for c in clicks if c.positive)]
     box = Box(min(down), max(down), min(across), max(across))
@@ -152,20 +187,24 @@ def enlarged(target: int | tuple[int, int], factor: int) -> int | tuple[int, int
     return target * factor if isinstance(target, int) else (target[0] * factor, target[1] * factor)
 
 
-def crop_size(box: Box, target: int | tuple[int, int], multiple: int = 1) -> tuple[int, int]:
-    """(height, width) of the resized crop: ``target`` itself, or its longer side at ``target``; then both are rounded
-    to multiples of ``multiple``."""
+def crop_size(box: Box, target: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the resized crop: ``target`` itself, or its longer side at ``target``."""
     if not isinstance(target, int):
         return target
     scale = target / max(box.size)
-    height, width = (max(1, round(side * scale / multiple)) * multiple for side in box.size)
-    return height, width
+    return max(1, round(box.size[0] * scale)), max(1, round(box.size[1] * scale))
 
 
 def crop(x: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
     """(B, C, *size): the box of ``x`` resized, corners aligned."""
     window = x[:, :, box.top : box.bottom + 1, box.left : box.right + 1]
     return F.interpolate(window, size=size, mode="bilinear", align_corners=True)
+
+
+def padded(x: Tensor, multiple: int) -> Tensor:
+    """``x`` with its last row and column repeated until both sides are multiples."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
 
 def crop_clicks(clicks: Sequence[Click], box: Box, size: tuple[int, int]) -> list[Click]:

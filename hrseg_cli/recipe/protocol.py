@@ -17,21 +17,21 @@ class ZoomIn(Settings):
     """The network sees a crop around the object, resized (RITM paper, section 3.3; fBRS, section 4.2).
 
     target: longer side of the resized crop in pixels, or (height, width) exactly.
-    multiple: of which the sides of the resized crop are multiples, but for a bent aspect: a network on a CPU takes its
-        time to get ready for a shape that it has not seen yet, and so there are few.
     skip_clicks: this many clicks see the whole image; -1 resizes the whole image before the first.
     expansion: crop side over object side. min_crop: smallest crop side in pixels.
     recompute_iou: the crop moves when its overlap with the current wish falls below this.
     mask_threshold: probability above which a pixel belongs to the object whose box is taken.
+    pad: the resized crop's sides are padded to multiples of this (its last row and column repeated), so that crops of
+        many objects have few shapes and make large batches.
     """
 
     target: Pixels | tuple[Pixels, Pixels] = 400
-    multiple: Pixels = 1
     skip_clicks: int = Field(1, ge=-1)
     expansion: float = Field(1.4, ge=1)
     min_crop: int | None = Field(200, ge=1)
     recompute_iou: float = Field(0.5, ge=0, le=1)
     mask_threshold: float = Field(0.5, ge=0, le=1)
+    pad: Pixels | None = None
 
 
 class Tiles(Settings):

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Tables 3 and 4 of the adapters' paper, measured again: trains and evaluates each row, then writes tables.md and .tex.
 #   recipes/paper/tables.sh [DATA]   DATA: paper, photos, or the path of a file like recipes/paper/data/photos.env
-# From the environment: ROWS and SEEDS (separated by spaces), OUT, DEVICE, BASE.
-# Stopped anywhere, the same command goes on; what is done is not done again. OUT/ROW/SEED/ holds the run folders.
+# From the environment: ROWS and SEEDS (separated by spaces), OUT, DEVICE, BASE, PARTS ("train judge": both by default).
+# Stopped anywhere, the same command goes on, on another machine too: what is done is not done again, wherever it was
+# done. Several of them may do different ROWS into one OUT at once. OUT/ROW/SEED/ holds the run folders.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
@@ -25,17 +26,19 @@ esac
 
 : "${ROWS:=base t3_lora t3_lora_hq t3_lora_hq_boundary t4_conv t4_conv_hq t4_conv_hq_skip t4_conv_hq_skip_boundary_sobel \
 t4_conv_hq_skip_boundary control_full control_head control_bn control_bitfit adapt_conv}"
-: "${SEEDS:=0}" "${OUT:=runs/tables/$(basename "$data" .env)}" "${DEVICE:=cpu}"
+: "${SEEDS:=0}" "${OUT:=runs/tables/$(basename "$data" .env)}" "${DEVICE:=cpu}" "${PARTS:=train judge}"
 
-# once STAMP FILE COMMAND...: runs the command unless the stamp says that this very one was finished on this very file.
+# once STAMP FILE MACHINE COMMAND...: runs the command, with the options of this MACHINE, unless the stamp says that this
+# very one was finished on this very file.
 once() {
-    stamp=$1
+    stamp=$1 machine=$3
     key="$recipes $(cksum <"$2")"
-    shift 2
+    shift 3
     key="$key $*"
     if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then return; fi
     echo "tables.sh: ${stamp%.done}" >&2
-    "$@"
+    # shellcheck disable=SC2086  # a list of words
+    "$@" --device "$DEVICE" $machine
     printf '%s\n' "$key" >"$stamp"
 }
 
@@ -52,9 +55,7 @@ train() {
     set -- --set "seed=$3"
     if [ -n "$parts" ]; then set -- "$@" --set "data.parts=$parts"; fi
     for change in $changes; do set -- "$@" --set "$change"; done
-    # shellcheck disable=SC2086  # a list of words
-    once "$folder/train.done" "$base" hrseg adapt --from "$BASE" --recipe "$recipe" "$@" --device "$DEVICE" $TRAIN \
-        --out "$folder/train"
+    once "$folder/train.done" "$base" "$TRAIN_ON" hrseg adapt --from "$BASE" --recipe "$recipe" "$@" --out "$folder/train"
 }
 
 # judge MODEL FILE FOLDER: by IoU and Boundary IoU, into FOLDER/regular and FOLDER/high. FILE: of the model, for stamps.
@@ -68,8 +69,8 @@ judge() {
         set --
         for dataset in $datasets; do set -- "$@" --dataset "$dataset"; done
         # shellcheck disable=SC2086
-        once "$folder/$set.done" "$weights" hrseg evaluate --model "$model" "$@" --metric iou --metric biou \
-            --device "$DEVICE" $EVALUATE --out "$folder/$set"
+        once "$folder/$set.done" "$weights" "$EVALUATE_ON" hrseg evaluate --model "$model" "$@" --metric iou \
+            --metric biou $EVALUATE --out "$folder/$set"
     done
 }
 
@@ -84,18 +85,19 @@ fi
 for row in $ROWS; do
     if [ "$row" = base ]; then
         mkdir -p "$OUT/base/0"
-        judge "$BASE" "$base" "$OUT/base/0"
+        case $PARTS in *judge*) judge "$BASE" "$base" "$OUT/base/0" ;; esac
         continue
     fi
     for seed in $SEEDS; do
         folder=$OUT/$row/$seed
         mkdir -p "$folder"
-        train "$row" "$folder" "$seed"
         adapter=$folder/train/best.safetensors
-        judge "$BASE+$adapter" "$adapter" "$folder"
+        case $PARTS in *train*) train "$row" "$folder" "$seed" ;; esac
+        case $PARTS in *judge*) judge "$BASE+$adapter" "$adapter" "$folder" ;; esac
     done
 done
 
+case $PARTS in *judge*) ;; *) exit 0 ;; esac
 for format in md tex; do
     hrseg report --paper "$OUT" --format "$format" --out "$OUT/tables.$format"
 done

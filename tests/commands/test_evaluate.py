@@ -157,6 +157,29 @@ def test_an_interrupted_run_goes_on_to_the_same_traces(folder: Path, tmp_path: P
     assert not part.exists()
 
 
+def test_in_flight_ends_interrupted_and_not_with_the_same_traces(folder: Path, tmp_path: Path, hrseg: Command) -> None:
+    """The way of a GPU, on a CPU: one process, two objects at once, threads around the network."""
+    words = ["-m", "grabcut", "-d", str(folder), "--max-clicks", "8", "--until", "1.01", "--keep-masks"]
+    words += ["--protocol", "plain"]
+    alone, broken = tmp_path / "alone", tmp_path / "broken"
+    assert hrseg("evaluate", *words, "--workers", 1, "-o", alone).code == 0
+    process = start_and_wait_for_an_object([*words, "--in-flight", "2"], broken)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "hrseg: interrupted; what was finished is kept, the same command goes on from there\n"
+    done = hrseg("evaluate", *words, "--in-flight", 4, "-o", broken)
+    assert done.code == 0, done.err
+    assert traces(broken / "traces.jsonl") == traces(alone / "traces.jsonl")
+    assert (broken / "masks.jsonl").read_text() == (alone / "masks.jsonl").read_text()
+    words = ["-m", "grabcut", "-d", folder, "--max-clicks", "2", "--protocol", "plain", "--workers", 1]
+    clicks = [hrseg("simulate-clicks", *words, "--in-flight", number) for number in (1, 3)]
+    lines = [[json.loads(line) for line in done.out.splitlines()] for done in clicks]
+    one, other = ([(line["id"], line["clicks"]) for line in some] for some in lines)
+    assert one == other
+    assert len(one) == 3
+
+
 @pytest.mark.parametrize(("whole_traces", "whole_masks"), [(1, 1), (2, 1), (1, 2), (0, 1)])
 def test_lines_torn_by_a_kill_are_done_again(
     whole_traces: int, whole_masks: int, folder: Path, tmp_path: Path, hrseg: Command

@@ -18,7 +18,7 @@ from hrseg_cli import catalog
 from hrseg_cli.adapters.lora import attach_lora
 from hrseg_cli.adapters.resample import Resampled
 from hrseg_cli.engine.checkpoint import save_checkpoint
-from hrseg_cli.engine.fast import fast, open_fast
+from hrseg_cli.engine.fast import _plain, fast, open_fast
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Sample
@@ -162,6 +162,16 @@ def test_a_precision_is_told_and_checked(h18s: ClickHRNet, tmp_path: Path) -> No
     assert "precision" not in open_fast("grabcut", precision="bf16")[1]
     with pytest.raises(UnknownName, match="Did you mean 'bf16'"):
         open_fast(spec, precision="bf6")
+
+
+def test_bf16_for_accelerators_is_autocast_with_weights_cast_once(h18s: ClickHRNet) -> None:
+    quick, plain = _plain(h18s, "bf16"), hrnet_fast.folded(h18s).to(memory_format=torch.channels_last)
+    x = picture(64, 48)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        want = plain(x, POINTS)["logits"].float()
+    with torch.inference_mode():
+        assert torch.equal(quick(x, POINTS)["logits"], want)
+    assert next(h18s.parameters()).dtype == torch.float32
 
 
 def test_bf16_is_near(h18s: ClickHRNet) -> None:

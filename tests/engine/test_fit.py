@@ -23,7 +23,7 @@ from reference import GOLDEN, deterministic_weights
 from safetensors.torch import load_file, save_file
 
 from hrseg_cli import losses
-from hrseg_cli.engine import fit
+from hrseg_cli.engine import fit, judge
 from hrseg_cli.engine.checkpoint import load_backbone, read_checkpoint
 from hrseg_cli.engine.feed import Feed, Loader, Order, held_out_objects, training_images
 from hrseg_cli.errors import HrsegError, Interrupted
@@ -78,7 +78,7 @@ def run(recipe: Recipe, folder: Path, workers: int = 0, loggers: tuple[str, ...]
     folder.mkdir(exist_ok=True)
     model, provenance = fit.start_model(recipe)
     feed = Feed(training_images(recipe.data, None, folder), recipe)
-    judged = fit.judged_objects(recipe, None)
+    judged = judge.judged_objects(recipe, None)
     machine = fit.Machine(workers=workers, loggers=loggers, progress=False)
     return fit.fit(model, recipe, feed, judged, folder, machine, provenance)
 
@@ -256,10 +256,9 @@ def test_averages_lie_where_the_model_will_be() -> None:
     """Lightning asks for them before it moves the model: with a GPU they would stay on the CPU."""
     module = fit.ClickTraining(h18s(), load_recipe("tiny_procedural"))
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
-    averaging = fit.Averaging()
+    averaging = judge.Averaging()
     averaging.setup(trainer, module, "fit")  # type: ignore[arg-type]
-    averaged = fit._averaged(SimpleNamespace(callbacks=[averaging]))  # type: ignore[arg-type]
-    assert averaged is not None
+    averaged = judge.trained_model(SimpleNamespace(callbacks=[averaging]), module)  # type: ignore[arg-type]
     assert {value.device.type for value in averaged.state_dict().values()} == {"meta"}
 
 
@@ -383,10 +382,10 @@ def test_two_processes_train_and_resume(photos: Path, tmp_path: Path) -> None:
     assert same_weights(tmp_path / "one", tmp_path / "two")
     assert (tmp_path / "one" / "judged.csv").read_text() == (tmp_path / "two" / "judged.csv").read_text()
     # The judged weights are the saved ones, batch statistics too: those of one process.
-    model, provenance = read_checkpoint(tmp_path / "one" / fit.BEST_WEIGHTS)
-    objects = fit.judged_objects(recipe, None)
+    model, provenance = read_checkpoint(tmp_path / "one" / judge.BEST_WEIGHTS)
+    objects = judge.judged_objects(recipe, None)
     assert len(objects) > 1
-    alone = fit.Judge(objects, recipe, tmp_path, fit.write_weights)._click(model.eval(), 0, 1).mean(0)
+    alone = judge.Judge(objects, recipe, tmp_path, fit.write_weights)._click(model.eval(), 0, 1).mean(0)
     assert [provenance["judged"][key] for key in ("clicks", "first", "last")] == pytest.approx(
         alone.tolist(), abs=1e-12
     )
@@ -396,7 +395,7 @@ def test_two_processes_train_and_resume(photos: Path, tmp_path: Path) -> None:
 
 NAN_ON_ONE = """
 import os, torch
-from hrseg_cli.engine import fit
+from hrseg_cli.engine import fit, judge
 kept = fit.ClickTraining.loss
 def loss(*arguments):
     total, values = kept(*arguments)

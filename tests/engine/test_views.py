@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hrseg_cli.engine import views
 from hrseg_cli.engine.views import Box
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.click_maps import disk_maps, distance_maps
 from hrseg_cli.recipe import Protocol, Tiles
 
 RECORDED = json.loads((GOLDEN / "unit_fixture.json").read_text())
@@ -38,16 +40,6 @@ def test_crop_sizes() -> None:
         assert list(views.crop_size(Box(*case["roi"]), target)) == case["out"], case
 
 
-def test_crops_of_few_shapes() -> None:
-    for rows, cols, wanted in [
-        (300, 400, (192, 256)),
-        (400, 130, (256, 96)),
-        (9, 900, (32, 256)),
-        (80, 80, (256, 256)),
-    ]:
-        assert views.crop_size(Box(5, 4 + rows, 7, 6 + cols), 256, 32) == wanted
-
-
 def test_pasting_is_enlarging_into_zeros() -> None:
     """To the bit, for a part of the image, all of it, and one pixel."""
     part = torch.rand(1, 1, 13, 29)
@@ -62,6 +54,33 @@ def test_points_are_padded_to_equal_sides() -> None:
     clicks = [Click(5, 6, True), Click(7, 8, False), Click(1, 2, False)]
     expected = [[[5, 6, 0], [-1, -1, -1], [7, 8, 1], [1, 2, 2]]]
     assert views.points_tensor(clicks).tolist() == expected
+
+
+def test_points_of_many_share_their_slots() -> None:
+    few, many = [Click(5, 6, True)], [Click(7, 8, False), Click(1, 2, False)]
+    pad = [-1, -1, -1]
+    expected = [[[5, 6, 0], pad, pad, pad], [pad, pad, [7, 8, 0], [1, 2, 1]]]
+    assert views.points_tensor(few, many).tolist() == expected
+
+
+@pytest.mark.parametrize("draw", [disk_maps, distance_maps])
+def test_further_slots_draw_nothing(draw: Callable[..., torch.Tensor]) -> None:
+    """In a batch every object has the slots of the one with the most clicks."""
+    few = [Click(5, 6, True), Click(20, 30.5, False), Click(-3, 12, True)]
+    many = [Click(2.25 * i, 3 * i, i % 3 > 0) for i in range(20)]
+    both = draw(views.points_tensor(few, many), 50, 70, 5)
+    assert torch.equal(both[:1], draw(views.points_tensor(few), 50, 70, 5))
+    assert torch.equal(both[1:], draw(views.points_tensor(many), 50, 70, 5))
+
+
+def answer(model: InteractiveModel, x: torch.Tensor, clicks: list[Click], protocol: Protocol) -> torch.Tensor:
+    return views.follow(model, views.looks(x, clicks, protocol))
+
+
+def test_padding_repeats_the_last_row_and_column() -> None:
+    x = torch.arange(6.0).view(1, 1, 2, 3)
+    assert views.padded(x, 4)[0, 0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]
+    assert views.padded(x[..., :2], 2).shape == (1, 1, 2, 2)
 
 
 class LocalNetwork(InteractiveModel):
@@ -84,8 +103,8 @@ class LocalNetwork(InteractiveModel):
 def test_tiles_of_a_local_network_equal_one_pass(height: int, width: int, size: int, overlap: int) -> None:
     """Blending weights must sum to one everywhere and every pixel must be covered."""
     x = torch.rand(1, 4, height, width)
-    whole = views.logits(LocalNetwork(), x, [], Protocol(name="one"))
-    tiled = views.logits(LocalNetwork(), x, [], Protocol(name="tiles", tiles=Tiles(size=size, overlap=overlap)))
+    whole = answer(LocalNetwork(), x, [], Protocol(name="one"))
+    tiled = answer(LocalNetwork(), x, [], Protocol(name="tiles", tiles=Tiles(size=size, overlap=overlap)))
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
 
 
@@ -99,7 +118,7 @@ def test_a_tile_sees_only_its_own_clicks() -> None:
             return super().forward(image, points)
 
     protocol = Protocol(name="tiles", tiles=Tiles(size=64, overlap=0))
-    views.logits(Spy(), torch.rand(1, 4, 64, 128), [Click(10, 100, True)], protocol)
+    answer(Spy(), torch.rand(1, 4, 64, 128), [Click(10, 100, True)], protocol)
     assert seen == [[[-1, -1, -1], [-1, -1, -1]], [[10, 36, 0], [-1, -1, -1]]]
 
 
@@ -107,8 +126,8 @@ def test_flip_is_the_mean_over_both_sides() -> None:
     x = torch.rand(1, 4, 30, 41)
     click, mirrored = Click(10, 7, True), Click(10, 41 - 7 - 1, True)
     model = FakeNetwork()
-    straight = views.logits(model, x, [click], Protocol(name="straight"))
-    turned = views.logits(model, x.flip(3), [mirrored], Protocol(name="straight")).flip(3)
+    straight = answer(model, x, [click], Protocol(name="straight"))
+    turned = answer(model, x.flip(3), [mirrored], Protocol(name="straight")).flip(3)
     assert not torch.allclose(straight, turned)  # or the test could not fail
-    both = views.logits(model, x, [click], Protocol(name="flip", flip=True))
+    both = answer(model, x, [click], Protocol(name="flip", flip=True))
     torch.testing.assert_close(both, (straight + turned) / 2)

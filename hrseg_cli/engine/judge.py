@@ -1,0 +1,149 @@
+"""How good a training has become: clicks on fixed held-out objects, with the averaged weights where there are some."""
+
+from __future__ import annotations
+
+import csv
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a deprecation in a dependency of Lightning
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import Callback, WeightAveraging
+
+from hrseg_cli.data.samples import Ref, load, open_dataset
+from hrseg_cli.engine.feed import held_out_objects
+from hrseg_cli.engine.simulate import Plan, simulate
+from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.recipe import Recipe, load_protocol
+
+BEST_WEIGHTS = "best.safetensors"
+Save = Callable[[InteractiveModel, Path, dict[str, Any]], None]
+
+
+class Judge(Callback):
+    """Clicks on fixed held-out objects and keeps the weights that need the fewest clicks."""
+
+    def __init__(self, refs: Sequence[Ref], recipe: Recipe, folder: Path, save: Save) -> None:
+        self.refs, self.folder, self.save = refs, folder, save
+        self.validation = validation = recipe.validation
+        self.best, self.best_last, self.bad = math.inf, 0.0, 0
+        self.epoch = 0  # that was judged last
+        try:
+            protocol = load_protocol(validation.protocol, validation.changes)
+        except UnknownName:
+            raise
+        except HrsegError as error:
+            raise HrsegError(f"validation.changes: {error}") from None
+        self.plan = Plan(
+            model="",
+            protocol=protocol,
+            until={validation.metric: validation.until},
+            max_clicks=validation.max_clicks,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_last": self.best_last, "bad": self.bad}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_last, self.bad = (state_dict[key] for key in ("best", "best_last", "bad"))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.validation.patience and self.bad >= self.validation.patience:
+            trainer.should_stop = True  # it had stopped early: gone on with, it stays finished
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if not self.refs or (epoch % self.validation.every and epoch != trainer.max_epochs):
+            return
+        model = trained_model(trainer, pl_module)
+        if trainer.world_size > 1:  # batch statistics differ between processes: those that are saved are judged
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        found = self._click(model.eval(), trainer.global_rank, trainer.world_size)
+        self.epoch = epoch
+        clicks, first, last = (float(v) for v in _over_ranks(found).mean(0))
+        pl_module.log_dict({"val/clicks": clicks, "val/first": first, "val/last": last}, rank_zero_only=True)
+        better = (clicks, -last) < (self.best, -self.best_last)  # while nothing is reached, the score decides
+        if better:
+            self.best, self.best_last = clicks, last
+        self.bad = 0 if better else self.bad + 1
+        if trainer.is_global_zero:
+            record = {"epoch": epoch, "clicks": clicks, "first": first, "last": last}
+            append_row(self.folder / "judged.csv", record)
+            if better:
+                self.save(model, self.folder / BEST_WEIGHTS, {"judged": record})
+        if self.validation.patience and self.bad >= self.validation.patience:
+            trainer.should_stop = True
+
+    def _click(self, model: InteractiveModel, rank: int, world: int) -> np.ndarray:
+        """(objects of this rank, 3): clicks needed, first and last score."""
+        rows = []
+        for ref in self.refs[rank::world]:
+            trace, _ = simulate(load(ref), model, self.plan)
+            scores = trace.scores[self.validation.metric]
+            reached = [k for k, score in enumerate(scores, 1) if score >= self.validation.until]
+            rows.append((reached[0] if reached else self.validation.max_clicks, scores[0], scores[-1]))
+        return np.array(rows, np.float64).reshape(-1, 3)
+
+
+class Averaging(WeightAveraging):
+    """Keeps the average where the model will be: at its setup Lightning has not moved the model there yet."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
+
+def trained_model(trainer: pl.Trainer, pl_module: pl.LightningModule) -> InteractiveModel:
+    """The model with averaged weights, when there is one, else the one in training."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            pl_module = callback._average_model.module  # type: ignore[assignment]
+    return cast(InteractiveModel, pl_module.model)
+
+
+def move_average(decay: float, average: list[Tensor], current: list[Tensor], number: Tensor) -> None:
+    """Change ``average`` in place, by a decay that grows with the steps, or the start's weights would stay for long."""
+    decay = min(decay, (1 + int(number)) / (10 + int(number)))
+    if average[0].is_floating_point():
+        torch._foreach_lerp_(average, current, 1 - decay)
+    else:
+        torch._foreach_copy_(average, current)
+
+
+def _over_ranks(rows: np.ndarray) -> np.ndarray:
+    if not torch.distributed.is_initialized():
+        return rows
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, rows)
+    return np.concatenate(parts)
+
+
+def append_row(path: Path, record: dict[str, Any]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(record))
+        if new:
+            writer.writeheader()
+        writer.writerow(record)
+
+
+def judged_objects(recipe: Recipe, root: Path | None) -> list[Ref]:
+    """The objects that a training is judged by: ``validation.objects`` of each dataset, spread evenly over it."""
+    named = [open_dataset(name, root=root) for name in recipe.validation.datasets]
+    if not named and recipe.data.held_out:
+        named = held_out_objects(recipe.data, root)
+    chosen = []
+    for refs in named:
+        places = np.linspace(0, len(refs), min(len(refs), recipe.validation.objects), endpoint=False)
+        chosen += [refs[int(place)] for place in places]
+    return chosen

@@ -1,0 +1,60 @@
+"""On a GPU, in single precision: the clicks of one object at a time, in flight, and both again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hrseg_cli.data.samples import Ref, open_dataset
+from hrseg_cli.engine.simulate import Outcome, Plan, run
+from hrseg_cli.recipe import load_protocol
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture(scope="module")
+def refs() -> list[Ref]:
+    return open_dataset("procedural:count=12,size=256")
+
+
+def outcomes(plan: Plan, refs: list[Ref], in_flight: int) -> list[Outcome]:
+    found = dict(run(plan, refs, 4, in_flight))
+    return [found[index] for index in range(len(refs))]
+
+
+def plan_of(protocol: str, *changes: str, device: str = "cuda", precision: str = "fp32") -> Plan:
+    metrics = {"iou": 0.95, "biou": 0.95}
+    chosen = load_protocol(protocol, changes)
+    return Plan("h18s", chosen, metrics, 8, device=device, precision=precision, keep_masks=(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "changes"),
+    [("ritm", ()), ("photo", ("zoom.pad=100",)), ("plain", ("flip=true", "tiles.size=128", "tiles.overlap=16"))],
+)
+def test_in_flight_and_alone(protocol: str, changes: tuple[str, ...], refs: list[Ref]) -> None:
+    plan = plan_of(protocol, *changes)
+    alone = outcomes(plan, refs, 1)
+    for in_flight in (2, 5, 32):
+        for one, other in zip(outcomes(plan, refs, in_flight), alone, strict=True):
+            assert one.trace.clicks == other.trace.clicks
+            for name, values in other.trace.scores.items():
+                assert one.trace.scores[name] == pytest.approx(values, abs=1e-4)
+
+
+@pytest.mark.parametrize("in_flight", [1, 5])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_again(in_flight: int, precision: str, refs: list[Ref]) -> None:
+    plan = plan_of("ritm", precision=precision)
+    first, second = (outcomes(plan, refs, in_flight) for _ in range(2))
+    assert [one.trace.clicks for one in first] == [one.trace.clicks for one in second]
+    assert [one.trace.scores for one in first] == [one.trace.scores for one in second]
+    assert [one.masks for one in first] == [one.masks for one in second]
+
+
+def test_a_gpu_and_a_cpu_click_alike_at_first(refs: list[Ref]) -> None:
+    """Another order of sums: the first answers agree, later clicks may part."""
+    gpu, cpu = outcomes(plan_of("ritm"), refs[:4], 4), outcomes(plan_of("ritm", device="cpu"), refs[:4], 1)
+    for one, other in zip(gpu, cpu, strict=True):
+        assert one.trace.clicks[0] == other.trace.clicks[0]
+        assert one.trace.scores["iou"][0] == pytest.approx(other.trace.scores["iou"][0], abs=1e-3)
