@@ -20,6 +20,7 @@ with warnings.catch_warnings():
 
 from hrseg_cli.data.samples import Ref, load, open_dataset
 from hrseg_cli.engine.feed import held_out_objects
+from hrseg_cli.engine.flight import reproducible
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
@@ -68,7 +69,8 @@ class Judge(Callback):
         if trainer.world_size > 1:  # batch statistics differ between processes: those that are saved are judged
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        found = self._click(model.eval(), trainer.global_rank, trainer.world_size)
+        with reproducible():  # crops have many sizes: for each cuDNN would try all its ways anew
+            found = self._click(model.eval(), trainer.global_rank, trainer.world_size)
         self.epoch = epoch
         clicks, first, last = (float(v) for v in _over_ranks(found).mean(0))
         pl_module.log_dict({"val/clicks": clicks, "val/first": first, "val/last": last}, rank_zero_only=True)
