@@ -142,7 +142,7 @@ class Session:
             raise HrsegError(f"an image must be uint8 (height, width, 3), not {image.dtype} {image.shape}")
         device = next(iter(model.parameters()), torch.empty(0)).device
         self.model, self.protocol = model, protocol
-        self._image = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+        self._image = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float().div_(255)
         self._past: deque[State] = deque(maxlen=undo)
         self._future: list[State] = []
         self.begin(initial)

@@ -22,12 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.hrnet_ocr import ClickHRNet, resize
 
 STEM_BAND = 2**16  # pixels at a quarter of the input's size that the stem handles at once, at 256 channels
 HEAD_BAND = 34  # rows at a quarter of the size: few enough that the matrices that enlarge stay small
 HEAD_COLUMNS = 48  # likewise
+SHAPES = 256  # of inputs whose layout a convolution remembers
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -66,13 +68,22 @@ def _pairs(parent: nn.Module) -> list[tuple[nn.Conv2d, Any, tuple[nn.Module, str
 
 def is_possible() -> bool:
     """Whether this PyTorch has oneDNN's convolutions with prepared weights and something done to their result."""
-    operators = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
+    operators = (
+        "_convolution_pointwise",
+        "_convolution_pointwise_",
+        "_reorder_convolution_weight",
+        "_get_mkldnn_serialized_md",
+    )
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return available and all(hasattr(torch.ops.mkldnn, name) for name in operators)
 
 
 class Conv:
-    """A convolution whose weights lie as oneDNN wants them, and that can add its result to something."""
+    """A convolution whose weights lie as oneDNN wants them, and that can add its result to something.
+
+    How they should lie depends on the input's size. oneDNN turns weights laid out for another size at every call, which
+    can take ten times as long as the convolution, so each layout in use is kept: two or three, whatever the sizes.
+    """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, columns: slice = slice(None)) -> None:
         """``columns``: only these input channels."""
@@ -80,24 +91,35 @@ class Conv:
         self.bias = None if conv.bias is None else conv.bias.to(dtype)
         assert not isinstance(conv.padding, str)
         self.padding, self.stride = list(conv.padding), list(conv.stride)
-        self.packed: Tensor | None = None
+        self.packed: dict[torch.Size, Tensor] = {}  # by the input's shape
+        self.layouts: dict[bytes, Tensor] = {}
 
     def __call__(self, x: Tensor, relu: bool = False, onto: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """The convolution of ``x``, summed into ``onto`` where there is one, then ReLU. bias: in place of its own."""
         shape = (self.padding, self.stride, [1, 1], 1)  # then dilation and groups
-        if self.packed is None:
-            reorder = torch.ops.mkldnn._reorder_convolution_weight
-            self.packed = reorder(self.weight, *shape, x.shape)
-            del self.weight
+        packed = self.packed.get(x.shape)
+        if packed is None:
+            fresh = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *shape, x.shape)
+            if len(self.packed) == SHAPES:
+                self.packed.clear()
+                self.layouts.clear()
+            packed = self.packed[x.shape] = self.layouts.setdefault(_layout(fresh), fresh)
         bias = self.bias if bias is None else bias
         out: Tensor
         if onto is None:
             after = "relu" if relu else "none"
-            out = torch.ops.mkldnn._convolution_pointwise(x, self.packed, bias, *shape, after, [], "")
+            out = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *shape, after, [], "")
         else:
             sum_into = torch.ops.mkldnn._convolution_pointwise_.binary
-            out = sum_into(onto, x, self.packed, bias, *shape, "add", 1.0, "relu" if relu else None, [], "")
+            out = sum_into(onto, x, packed, bias, *shape, "add", 1.0, "relu" if relu else None, [], "")
         return out
+
+
+def _layout(packed: Tensor) -> bytes:
+    """What tells one layout of the same weights from another: oneDNN's description, behind dimensions and type, which
+    some undefined bytes follow."""
+    described: bytes = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
+    return described[112:]
 
 
 class FastClickHRNet(InteractiveModel):
@@ -134,6 +156,8 @@ class FastClickHRNet(InteractiveModel):
 
     @torch.inference_mode()
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
+        if self.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            raise HrsegError("--precision bf16: this processor cannot compute in bf16; leave the option out")
         # One after the other is as quick as a batch on a CPU, and takes less memory.
         return {"logits": torch.cat([self._one(image[i : i + 1], points[i : i + 1]) for i in range(len(image))])}
 

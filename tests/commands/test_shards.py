@@ -126,6 +126,7 @@ def test_traces_by_shards(hrseg: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # some twenty processes, on a busy machine
 def test_one_two_and_four_workers_and_shards_of_them(hrseg: Command, tmp_path: Path) -> None:
     """Processes within shards: nothing but the seconds may tell."""
     words = ["-m", "grabcut", "-d", "procedural:count=9,size=160", "--max-clicks", "5", "--until", "1.01"]
