@@ -26,7 +26,7 @@ FOLDER = Path(__file__).resolve().parent / "pictures"
 DRAWN = ["--count", "8", "--size", "400", "--seed", "11"]
 WIDTH = 1100  # pixels of a picture
 MODELS = {"h18s": "h18s", "graph cut": "grabcut"}
-SHOWN = 2  # objects, and clicks on the page
+SHOWN = 4  # clicks on the screenshot
 
 
 def main() -> None:
