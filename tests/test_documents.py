@@ -32,6 +32,7 @@ ELSEWHERE = {  # command -> where it is run instead
     "make tables DATA=photos": "hours; tests/test_paper_tables.py",
 }
 
+
 def commands_of(text: str) -> Iterator[str]:
     """The command lines in a document's blocks, indented or fenced, without their comments."""
     fenced = False

@@ -285,7 +285,7 @@ class Desk:
         colours = [one.colour for one in picture.objects]
         one = Object(
             key=self.folder.new_key(number),
-            name=f"object {len(picture.objects) + 1}" if picture.objects else "object",
+            name=picture.new_name(),
             colour=min(range(COLOURS), key=lambda colour: (colours.count(colour), colour)),
             threshold=self.protocol.threshold,
         )

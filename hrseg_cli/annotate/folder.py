@@ -111,6 +111,11 @@ class Picture(Strict):
     def find(self, key: str) -> Object | None:
         return next((one for one in self.objects if one.key == key), None)
 
+    def new_name(self) -> str:
+        """ "object", then "object 2" and so on: the first that no object has."""
+        taken = {one.name for one in self.objects}
+        return next(name for n in count(1) if (name := f"object {n}" if n > 1 else "object") not in taken)
+
 
 class Folder:
     """The images of a folder, numbered from 0, and their pictures. threshold: of objects whose masks lie there already.
@@ -245,9 +250,8 @@ class Folder:
         known = {one.key for one in picture.objects}
         for key, file in masks:
             if key not in known:
-                name = "object" if not picture.objects else f"object {len(picture.objects) + 1}"
                 colour = len(picture.objects) % COLOURS
-                one = Object(key=key, name=name, colour=colour, threshold=threshold, file=file)
+                one = Object(key=key, name=picture.new_name(), colour=colour, threshold=threshold, file=file)
                 picture.objects.append(one)
         return picture
 

@@ -172,6 +172,20 @@ def test_brush_threshold_box_and_delete(tmp_path: Path) -> None:
     assert desk_of(place).overview()["images"][0]["state"] == "done"
 
 
+def test_no_two_objects_get_one_name(tmp_path: Path) -> None:
+    """Where one of two was deleted, the next is not a second "object 2"; nor is one for a mask that lies there."""
+    place = folder_of(tmp_path / "shop", "a.png")
+    desk = desk_of(place)
+    first, second = click(desk, RED), click(desk, BLUE)
+    act(desk, do="delete", object=first)
+    click(desk, RED)
+    act(desk, do="delete", object=second)
+    click(desk, BLUE)
+    assert [one.name for one in desk.folder.pictures[0].objects] == ["object", "object 2"]
+    Image.fromarray(truth("red").astype(np.uint8) * 255).save(place / "masks" / "a_9.png")
+    assert [one.name for one in desk_of(place).folder.pictures[0].objects] == ["object", "object 2", "object 3"]
+
+
 def test_a_box_makes_the_model_look_there(tmp_path: Path) -> None:
     place = folder_of(tmp_path / "shop", "a.png")
     protocol = load_protocol("photo", ["zoom.min_crop=8"])
