@@ -18,7 +18,7 @@ def annotate(
     model: options.Model = "h18s",
     protocol: Annotated[
         str, typer.Option("--protocol", metavar="PROTOCOL", help="photo, another protocol, or a YAML file.")
-    ] = "photo",
+    ] = "fast",
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
     device: options.Device = "cpu",
     precision: options.Precision = "fp32",

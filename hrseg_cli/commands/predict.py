@@ -44,7 +44,7 @@ def predict(
     ] = 1.0,
     protocol: Annotated[
         str, typer.Option("--protocol", metavar="PROTOCOL", help="photo, another protocol, or a YAML file.")
-    ] = "photo",
+    ] = "fast",
     set_: options.Changes = [],  # noqa: B006
     device: options.Device = "cpu",
     precision: options.Precision = "fp32",

@@ -107,7 +107,7 @@ def test_it_is_what_a_session_answers(hrseg: Command, photos: Path, checkpoint: 
     change = ["--set", "zoom.target=128"]
     words = ["-m", checkpoint, "--click", "60,60", "--click", "90.5,170,neg", "--format", "soft", *change]
     (row,) = rows(hrseg("predict", photos / "a" / "cat.png", *words, "-o", photos / "out"))
-    session = Session(load_model(str(checkpoint))[0], IMAGE, load_protocol("photo", ["zoom.target=128"]))
+    session = Session(load_model(str(checkpoint))[0], IMAGE, load_protocol("fast", ["zoom.target=128"]))
     session.click(Click(60, 60, True))
     session.click(Click(90.5, 170, False))
     stored = np.asarray(Image.open(row["files"][0])) / 65535
