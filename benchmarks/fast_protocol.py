@@ -29,10 +29,10 @@ from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.engine.simulate import Plan, run
 from hrseg_cli.interaction import Click
-from hrseg_cli.metrics.noc import noc
+from hrseg_cli.metrics.noc import interval, mean_at, noc
 from hrseg_cli.recipe import Protocol, load_protocol
 
-MAX_CLICKS, TARGET, DRAWS = 20, 0.9, 10_000
+MAX_CLICKS, TARGET = 20, 0.9
 
 
 def main() -> None:
@@ -128,8 +128,6 @@ def drawn(number: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 def clicks(asked: argparse.Namespace, protocols: list[Protocol], refs: list[Ref]) -> str:
     """NoC of every protocol, and its difference to the first one's on the same objects."""
-    rng = np.random.default_rng(0)
-    draws = rng.integers(0, len(refs), (DRAWS, len(refs)))
     text = (
         f"| protocol | NoC@90, IoU, n={len(refs)} | beside {protocols[0].name} | not reached | IoU after click 1, 3 "
         "| CPU s a click |\n"
@@ -147,10 +145,9 @@ def clicks(asked: argparse.Namespace, protocols: list[Protocol], refs: list[Ref]
         scores = [outcome.trace.scores["iou"] for outcome in found]
         counts = np.array([noc(values, TARGET, MAX_CLICKS) for values in scores], float)
         base = base if base.size else counts
-        means, gaps = counts[draws].mean(1), (counts - base)[draws].mean(1)
-        low, high = np.percentile(means, (2.5, 97.5))
-        least, most = np.percentile(100 * gaps / base[draws].mean(1), (2.5, 97.5))
-        early = [np.mean([values[min(number, len(values)) - 1] for values in scores]) for number in (1, 3)]
+        low, high = interval(counts, np.ones(len(counts)))
+        least, most = interval(100 * (counts - base), base)
+        early = [np.mean([mean_at(values, number) for values in scores]) for number in (1, 3)]
         line = (
             f"| {protocol.name} | {counts.mean():.2f} [{low:.2f}, {high:.2f}] "
             f"| {100 * (counts.mean() / base.mean() - 1):+.1f} % [{least:+.1f}, {most:+.1f}] "

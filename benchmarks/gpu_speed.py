@@ -43,10 +43,11 @@ import yardstick as ritm
 
 from hrseg_cli.data.procedural import draw
 from hrseg_cli.data.samples import load, open_dataset
-from hrseg_cli.engine import flight, simulate, views
+from hrseg_cli.engine import in_flight, simulate, views
 from hrseg_cli.engine.checkpoint import load_model
+from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.fast import open_fast
-from hrseg_cli.engine.flight import fly, reproducible
+from hrseg_cli.engine.in_flight import batched
 from hrseg_cli.engine.simulate import Plan, clicking
 from hrseg_cli.interaction import Sample
 from hrseg_cli.recipe import load_protocol
@@ -224,7 +225,7 @@ def flown(
 def together(options: argparse.Namespace, model: Any, samples: list[Sample], plan: Plan, number: int) -> list[Any]:
     """Traces in the order of the objects."""
     courses = (clicking(sample, model, plan) for sample in samples)
-    landed = dict(fly(model, courses, number, options.threads))
+    landed = dict(batched(model, courses, number, options.threads))
     return [landed[index][0] for index in range(len(samples))]
 
 
@@ -291,7 +292,7 @@ class Parts:
 def watched(device: str) -> Iterator[Parts]:
     """The parts of what runs inside: the functions of the house are timed where they are called."""
     parts = Parts()
-    ask, next_click, metric, advance = views.ask, simulate.next_click, simulate._metric, flight._Squad.advance
+    ask, next_click, metric, advance = views.ask, simulate.next_click, simulate._metric, in_flight._Group.advance
 
     def ask_and_wait(*args: Any) -> Any:
         if device != "cpu":
@@ -307,12 +308,12 @@ def watched(device: str) -> Iterator[Parts]:
     views.ask = ask_and_wait
     simulate.next_click = parts.timed("next_click", next_click)
     simulate._metric = lambda *args: parts.timed("scores", metric(*args))
-    flight._Squad.advance = parts.timed("course", advance)
+    in_flight._Group.advance = parts.timed("course", advance)
     try:
         yield parts
     finally:
         parts.end()
-        views.ask, simulate.next_click, simulate._metric, flight._Squad.advance = ask, next_click, metric, advance
+        views.ask, simulate.next_click, simulate._metric, in_flight._Group.advance = ask, next_click, metric, advance
 
 
 def yardstick(

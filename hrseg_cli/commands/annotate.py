@@ -17,7 +17,7 @@ def annotate(
     ],
     model: options.Model = "h18s",
     protocol: Annotated[
-        str, typer.Option("--protocol", metavar="PROTOCOL", help="photo, another protocol, or a YAML file.")
+        str, typer.Option("--protocol", metavar="PROTOCOL", help="fast, photo, another protocol, or a YAML file.")
     ] = "fast",
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
     device: options.Device = "cpu",

@@ -43,7 +43,7 @@ def predict(
         float, typer.Option("--tolerance", metavar="PX", help="How far a polygon may lie beside the outline.")
     ] = 1.0,
     protocol: Annotated[
-        str, typer.Option("--protocol", metavar="PROTOCOL", help="photo, another protocol, or a YAML file.")
+        str, typer.Option("--protocol", metavar="PROTOCOL", help="fast, photo, another protocol, or a YAML file.")
     ] = "fast",
     set_: options.Changes = [],  # noqa: B006
     device: options.Device = "cpu",

@@ -140,12 +140,13 @@ def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, An
     options.device_of(asked["device"])
 
     from hrseg_cli.engine import fit
+    from hrseg_cli.engine.devices import best_precision
     from hrseg_cli.engine.feed import Feed, training_images
     from hrseg_cli.engine.judge import judged_objects
     from hrseg_cli.runs import Run
 
     if recipe.precision == "auto":
-        recipe = recipe.model_copy(update={"precision": fit.best_precision(asked["device"])})
+        recipe = recipe.model_copy(update={"precision": best_precision(asked["device"])})
     place = options.data_root(asked["root"] and Path(asked["root"]))
     model, provenance = fit.start_model(recipe)
     provenance = {"recipe": recipe.name, "seed": recipe.seed, **provenance}

@@ -19,8 +19,8 @@ with warnings.catch_warnings():
     from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from hrseg_cli.data.samples import Ref, load, open_dataset
+from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.feed import held_out_objects
-from hrseg_cli.engine.flight import reproducible
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -21,7 +21,6 @@ from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from pycocotools import mask as coco
@@ -31,7 +30,8 @@ from hrseg_cli import catalog
 from hrseg_cli.clicks.annotator import next_click
 from hrseg_cli.data.samples import Ref, load_with_rule
 from hrseg_cli.engine import views
-from hrseg_cli.engine.flight import fly, reproducible
+from hrseg_cli.engine.devices import one_thread, one_thread_for_now, reproducible
+from hrseg_cli.engine.in_flight import batched
 from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.engine.views import Look
@@ -158,7 +158,7 @@ def run(plan: Plan, refs: Sequence[Ref], workers: int, in_flight: int = 1) -> It
 
 
 def _here(plan: Plan, refs: Sequence[Ref]) -> Iterator[tuple[int, Outcome]]:
-    with _one_thread_for_now(), reproducible():
+    with one_thread_for_now(), reproducible():
         model, _ = open_model(plan.model, plan.runtime, plan.device, plan.precision)
         # Not on a CPU: there the cores are busy, and decoding would be counted into the seconds of a click.
         with closing(decoded(refs, ahead=int(plan.device != "cpu"))) as loaded:
@@ -167,7 +167,7 @@ def _here(plan: Plan, refs: Sequence[Ref]) -> Iterator[tuple[int, Outcome]]:
 
 
 def _in_flight(plan: Plan, refs: Sequence[Ref], in_flight: int, threads: int) -> Iterator[tuple[int, Outcome]]:
-    with _one_thread_for_now(), reproducible():
+    with one_thread_for_now(), reproducible():
         model, _ = open_model(plan.model, plan.runtime, plan.device, plan.precision)
         left = len(refs)
         with closing(decoded(refs, ahead=threads)) as loaded:
@@ -175,9 +175,9 @@ def _in_flight(plan: Plan, refs: Sequence[Ref], in_flight: int, threads: int) ->
                 _work(plan, model, ref, sample, rule, live=lambda: min(in_flight, left))
                 for ref, (sample, rule) in zip(refs, loaded, strict=True)
             )
-            with closing(fly(model, courses, in_flight, threads)) as landed:
+            with closing(batched(model, courses, in_flight, threads)) as ended:
                 try:
-                    for index, outcome in landed:
+                    for index, outcome in ended:
                         left -= 1
                         yield index, outcome
                 except torch.OutOfMemoryError:
@@ -239,7 +239,7 @@ def _start_worker(plan: Plan) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     Thread(target=_follow_parent, daemon=True).start()
-    _one_thread()
+    one_thread()
     model, _ = open_model(plan.model, plan.runtime, plan.device, plan.precision)
     _worker = partial(_load_and_work, plan, model)
 
@@ -254,22 +254,6 @@ def _follow_parent() -> None:
 
 def _in_worker(ref: Ref) -> Outcome:
     return _worker(ref)
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-
-
-@contextmanager
-def _one_thread_for_now() -> Iterator[None]:
-    threads = torch.get_num_threads(), cv2.getNumThreads()
-    _one_thread()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads[0])
-        cv2.setNumThreads(threads[1])
 
 
 def _load_and_work(plan: Plan, model: InteractiveModel, ref: Ref) -> Outcome:

@@ -95,7 +95,7 @@ def summarise(
     for dataset, members in datasets.items():
         measures = _measures(members, metric, thresholds, max_clicks, ks)
         over, under = (np.array(part, dtype=float).T for part in zip(*measures.values(), strict=True))
-        low, high = _interval(over, under, seed, resamples)
+        low, high = interval(over, under, seed, resamples)
         value = over.sum(axis=0) / under.sum(axis=0)
         rows += [
             Row(dataset, metric, measure, float(value[i]), float(low[i]), float(high[i]), len(members))
@@ -161,8 +161,10 @@ def _measures(
     return measures
 
 
-def _interval(over: np.ndarray, under: np.ndarray, seed: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap, 95 %, of ``over.sum(0) / under.sum(0)``; both are (objects, measures)."""
+def interval(
+    over: np.ndarray, under: np.ndarray, seed: int = 0, resamples: int = 1000
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap, 95 %, of ``over.sum(0) / under.sum(0)``; both (objects,) or (objects, measures)."""
     rng = np.random.default_rng(seed)
     n = len(over)
     drawn = []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hrseg_cli.engine.checkpoint import read_checkpoint
-from hrseg_cli.engine.fit import best_precision
+from hrseg_cli.engine.devices import best_precision
 from hrseg_cli.recipe import load_recipe
 
 SMALL = [

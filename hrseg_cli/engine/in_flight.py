@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
@@ -31,34 +31,35 @@ BATCH_PIXELS = 2**24
 
 
 @dataclass(frozen=True)
-class _Landed(Generic[T]):
+class _Ended(Generic[T]):
     result: T
 
 
 @dataclass(eq=False)
-class _Squad(Generic[T]):
-    """Courses that advance together, in the order they took off. All tensors of a squad live on its own CUDA stream."""
+class _Group(Generic[T]):
+    """Courses that advance together, in the order in which they began; their tensors are on a CUDA stream of their
+    own."""
 
     stream: torch.cuda.Stream | None
-    flying: list[tuple[int, Course[T], Future[Look | _Landed[T]]]] = field(default_factory=list)
+    under_way: list[tuple[int, Course[T], Future[Look | _Ended[T]]]] = field(default_factory=list)
 
     def on_stream(self) -> AbstractContextManager[object]:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
-    def advance(self, course: Course[T], answer: Tensor | None) -> Look | _Landed[T]:
+    def advance(self, course: Course[T], answer: Tensor | None) -> Look | _Ended[T]:
         with self.on_stream(), torch.inference_mode():
             try:
                 return next(course) if answer is None else course.send(answer)
             except StopIteration as end:
-                return _Landed(end.value)
+                return _Ended(end.value)
 
 
-def fly(
+def batched(
     model: InteractiveModel, courses: Iterator[Course[T]], in_flight: int, threads: int
 ) -> Generator[tuple[int, T], None, None]:
     """(number of the course, what came of it) as courses end, at most ``in_flight`` of them under way at a time.
 
-    On a GPU they form two squads: while the network answers one, threads work on the other. Who is in a batch depends
+    On a GPU they form two groups: while the network answers one, threads work on the other. Who is in a batch depends
     on the courses alone, never on who was quicker, so the same call computes the same on the same machine.
     An HrsegError of one course, or of the iterator, is raised when those under way have ended; none is begun after it.
     """
@@ -66,41 +67,41 @@ def fly(
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the weights were made on another stream
         streams = [torch.cuda.Stream(device) for _ in range(min(2, in_flight))]  # type: ignore[no-untyped-call]
-        squads = [_Squad[T](stream) for stream in streams]
+        groups = [_Group[T](stream) for stream in streams]
     else:
-        squads = [_Squad[T](None)]
-    sizes = [len(range(number, in_flight, len(squads))) for number in range(len(squads))]
+        groups = [_Group[T](None)]
+    sizes = [len(range(number, in_flight, len(groups))) for number in range(len(groups))]
     waiting = enumerate(courses)
     failed: list[HrsegError] = []
     with ThreadPoolExecutor(threads) as pool:
         try:
             while True:
-                for squad, size in zip(squads, sizes, strict=True):
+                for group, size in zip(groups, sizes, strict=True):
                     asking: list[tuple[int, Course[T]]] = []
                     looks: list[Look] = []
-                    for number, course, future in squad.flying:
+                    for number, course, future in group.under_way:
                         try:
                             ahead = future.result()
                         except HrsegError as error:
                             failed.append(error)
                             continue
-                        if isinstance(ahead, _Landed):
+                        if isinstance(ahead, _Ended):
                             yield number, ahead.result
                         else:
                             asking.append((number, course))
                             looks.append(ahead)
-                    with squad.on_stream():
+                    with group.on_stream():
                         answers = _answers(model, looks)
-                    squad.flying = [
-                        (number, course, pool.submit(squad.advance, course, answer))
+                    group.under_way = [
+                        (number, course, pool.submit(group.advance, course, answer))
                         for (number, course), answer in zip(asking, answers, strict=True)
                     ]
                     try:
-                        for number, course in islice(waiting if not failed else (), size - len(squad.flying)):
-                            squad.flying.append((number, course, pool.submit(squad.advance, course, None)))
+                        for number, course in islice(waiting if not failed else (), size - len(group.under_way)):
+                            group.under_way.append((number, course, pool.submit(group.advance, course, None)))
                     except HrsegError as error:
                         failed.append(error)
-                if not any(squad.flying for squad in squads):
+                if not any(group.under_way for group in groups):
                     break
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -123,15 +124,3 @@ def _answers(model: InteractiveModel, looks: Sequence[Look]) -> list[Tensor]:
             logits = views.ask(model, [looks[number] for number in batch])
             answers.update((number, logits[i : i + 1]) for i, number in enumerate(batch))
     return [answers[number] for number in range(len(looks))]
-
-
-@contextmanager
-def reproducible() -> Iterator[None]:
-    """On a GPU: single precision is single precision (no TF32), and the same call computes the same bits."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)

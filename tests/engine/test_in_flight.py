@@ -15,9 +15,10 @@ import torch
 from reference import GOLDEN, FakeNetwork, case
 
 from hrseg_cli.data.samples import Ref, open_dataset
-from hrseg_cli.engine import flight
+from hrseg_cli.engine import in_flight as module
+from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.fast import open_fast
-from hrseg_cli.engine.flight import fly, reproducible
+from hrseg_cli.engine.in_flight import batched
 from hrseg_cli.engine.simulate import Outcome, Plan, clicking, run
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Sample
@@ -73,7 +74,7 @@ def test_recorded_sequences_click_for_click(mode: str) -> None:
     plan = Plan("fake", load_protocol("ritm"), {"iou": 0.9}, max_clicks=20)
     model = FakeNetwork()
     samples = [Sample(str(one["case"]), "synthetic", *case(one["case"])) for one in RECORDED[mode]["samples"]]
-    landed = dict(fly(model, (clicking(sample, model, plan) for sample in samples), in_flight=5, threads=2))
+    landed = dict(batched(model, (clicking(sample, model, plan) for sample in samples), in_flight=5, threads=2))
     for number, recorded in enumerate(RECORDED[mode]["samples"]):
         trace, _ = landed[number]
         assert [[c.row, c.col, int(c.positive)] for c in trace.clicks] == recorded["clicks"], recorded["case"]
@@ -145,15 +146,15 @@ def courses(
 def test_looks_of_one_size_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [(40, 60), (60, 40), (40, 60), (40, 60), (60, 40)]
     model = Counting()
-    list(fly(model, courses(model, sizes, "plain", []), in_flight=5, threads=2))
+    list(batched(model, courses(model, sizes, "plain", []), in_flight=5, threads=2))
     assert sorted(model.seen) == [(2, 4, 60, 40), (3, 4, 40, 60)]
     model.seen.clear()
-    monkeypatch.setattr(flight, "BATCH_PIXELS", 2 * 40 * 60)
-    list(fly(model, courses(model, sizes, "plain", []), in_flight=5, threads=2))
+    monkeypatch.setattr(module, "BATCH_PIXELS", 2 * 40 * 60)
+    list(batched(model, courses(model, sizes, "plain", []), in_flight=5, threads=2))
     assert sorted(model.seen) == [(1, 4, 40, 60), (2, 4, 40, 60), (2, 4, 60, 40)]
     model.seen.clear()
-    monkeypatch.setattr(flight, "BATCH_PIXELS", 1)  # smaller than any picture: one at a time
-    list(fly(model, courses(model, sizes, "plain", []), in_flight=5, threads=2))
+    monkeypatch.setattr(module, "BATCH_PIXELS", 1)  # smaller than any picture: one at a time
+    list(batched(model, courses(model, sizes, "plain", []), in_flight=5, threads=2))
     assert len(model.seen) == 5
 
 
@@ -161,7 +162,7 @@ def test_padded_crops_share_a_pass() -> None:
     sizes = [(70, 100), (80, 100), (90, 100), (100, 85)]
     for changes, passes in (([], 4), (["zoom.pad=100"], 1)):
         model = Counting()
-        list(fly(model, courses(model, sizes, "photo", ["zoom.target=100", *changes]), in_flight=4, threads=2))
+        list(batched(model, courses(model, sizes, "photo", ["zoom.target=100", *changes]), in_flight=4, threads=2))
         assert len(model.seen) == passes, changes
     assert model.seen == [(4, 4, 100, 100)]
 
@@ -174,7 +175,7 @@ def test_no_more_are_under_way_than_asked_for(refs: list[Ref]) -> None:
             begun.append(course)
             yield course
 
-    flying = fly(model, counted(), in_flight=3, threads=2)
+    flying = batched(model, counted(), in_flight=3, threads=2)
     for landed in range(1, 10):
         next(flying)
         assert len(begun) <= landed + 3
@@ -196,7 +197,7 @@ def test_an_error_lets_those_in_the_air_land() -> None:
     for failing, most in ((broken_file(), 3), (broken_course(), 3)):
         landed: list[int] = []
         with pytest.raises(HrsegError, match=r"b\.png|squares/bad"):
-            landed.extend(number for number, _ in fly(model, failing, in_flight=4, threads=2))
+            landed.extend(number for number, _ in batched(model, failing, in_flight=4, threads=2))
         assert len(landed) == most
 
 

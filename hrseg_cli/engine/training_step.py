@@ -1,0 +1,185 @@
+"""One step of training a click network (Sofiiuk et al. 2021, sections 3.2 and 4: iterative training with the network's
+own previous mask).
+
+A step is a pure function of weights, recipe and (epoch, step), so that an interrupted training goes on to the very
+weights of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a deprecation in a dependency of Lightning
+    import lightning.pytorch as pl
+
+from hrseg_cli import catalog
+from hrseg_cli.clicks.sampler import add_next_click
+from hrseg_cli.engine.feed import Batch
+from hrseg_cli.errors import HrsegError, Interrupted
+from hrseg_cli.losses import scheduled
+from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.recipe import Optim, Recipe
+
+
+class ClickTraining(pl.LightningModule):
+    """One step: up to ``clicks.rounds`` answers without gradient, each followed by the click a person would make, then
+    the answer that is trained."""
+
+    def __init__(self, model: InteractiveModel, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        self.terms = [(term, catalog.resolve("loss", term.name)) for term in recipe.losses]
+        self.boundary = recipe.losses.index(recipe.boundary) if recipe.boundary else None
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(_seed(self.recipe.seed, batch["key"][0].tolist(), self.global_rank))  # for dropout
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        image = batch["image"].float().div_(255)
+        truth = batch["truth"]
+        points, previous = self.rounds(image, truth, batch["points"], batch["key"])
+        train_mode(self.model, len(image))
+        total, values = self.loss(self.model(self.joined(image, previous), points), batch, self.current_epoch)
+        self._refuse_nan(total, batch)
+        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
+        self.log("train/loss", total, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True)
+        return total
+
+    def loss(self, out: dict[str, Tensor], batch: Batch, epoch: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The recipe's weighted sum and its terms by name, means over the batch."""
+        truth = batch["truth"].float()
+        values, weights = {}, [term.weight for term in self.recipe.losses]
+        for term, loss in self.terms:
+            logits = out[term.output]
+            value = loss(logits, batch["distance"]) if term.name == "boundary" else loss(logits, truth, **term.options)
+            values[f"train/{term.output}_{term.name}"] = value.mean()
+        if self.boundary is not None:
+            plan = self.recipe.loss_schedule
+            pair = weights[0], weights[self.boundary]
+            weights[0], weights[self.boundary] = scheduled(plan.kind, epoch, pair, step=plan.step)
+        total = sum(weight * value for weight, value in zip(weights, values.values(), strict=True))
+        return torch.as_tensor(total), values
+
+    def rounds(self, image: Tensor, truth: Tensor, points: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Points and previous mask after the network's own first answers; their number is the same on all ranks."""
+        clicks, seed = self.recipe.clicks, self.recipe.seed
+        previous = torch.zeros_like(image[:, :1])
+        world = self.trainer.world_size if self._trainer else 1
+        epoch, first = key[0].tolist()
+        turn = np.random.default_rng((seed, epoch, first // (len(image) * world), 1))
+        count = int(turn.integers(clicks.rounds, endpoint=True))
+        if not count:
+            return points, previous
+        truths = truth[:, 0].cpu().numpy()
+        self.model.eval()
+        with torch.no_grad():
+            for number in range(1, count + 1):
+                previous = self.model(self.joined(image, previous), points)["logits"].float().sigmoid()
+                seen = previous[:, 0].cpu().numpy()
+                lists = points.cpu().numpy()
+                seeds = [(seed, *pair, 1 + number) for pair in key.tolist()]
+                correct = partial(_correct, number, clicks.off_centre)
+                each = _threads().map if image.is_cuda else map  # on a CPU the network has the cores
+                points = torch.from_numpy(np.stack(list(each(correct, lists, seen, truths, seeds)))).to(image.device)
+        torch.clear_autocast_cache()  # or, before torch 2.11, weights cached here would get no gradient below
+        if clicks.drop_previous:
+            kept = turn.random(len(image)) >= clicks.drop_previous
+            previous = previous * torch.from_numpy(kept).to(previous)[:, None, None, None]
+        return points, previous
+
+    def joined(self, image: Tensor, previous: Tensor) -> Tensor:
+        """What the network sees of pixels."""
+        joined = torch.cat([image, previous], 1) if self.model.with_prev_mask else image
+        return joined.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else joined
+
+    def _refuse_nan(self, loss: Tensor, batch: Batch) -> None:
+        """All processes stop together: one that left alone would leave the others waiting for it."""
+        bad = not bool(torch.isfinite(loss))
+        folder = Path(self.trainer.default_root_dir)
+        if bad:
+            kept = {name: value.cpu() for name, value in batch.items()}
+            torch.save(kept, folder / f"bad_batch_{self.global_rank}.pt")
+        if not self.trainer.strategy.reduce_boolean_decision(bad, all=False):
+            return
+        if self.global_rank:
+            raise Interrupted  # the first process says why
+        seen = next(iter(sorted(folder.glob("bad_batch_*.pt"))), folder / "bad_batch_*.pt")
+        raise HrsegError(
+            f"the loss became {loss.item() if bad else 'no number'} at step {self.global_step}; its batch is kept in "
+            f"{seen}; lower optim.lr, set optim.clip=1, or train in fp32"
+        )
+
+    def configure_optimizers(self) -> Any:
+        optim = self.recipe.optim
+        optimizer = make_optimizer(self.model, optim)
+        steps = math.ceil(self.recipe.data.epoch // (self.recipe.batch * self.trainer.world_size) / optim.accumulate)
+        factor = schedule(optim, steps, self.recipe.epochs)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}]
+
+
+def _correct(
+    order: int, off_centre: float, points: np.ndarray, seen: np.ndarray, truth: np.ndarray, seed: tuple[int, ...]
+) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return add_next_click(points, seen, truth, order=order, rng=rng, off_centre=off_centre)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """For clicks while a GPU waits for them: OpenCV and NumPy let go of the interpreter's lock."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+
+def train_mode(model: InteractiveModel, batch: int) -> None:
+    """``model.train()``; with one sample a batch, normalisations that see one value a channel keep their statistics."""
+    model.train()
+    if batch == 1:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.BatchNorm2d) and "object_context_block" in name:
+                module.eval()
+
+
+def make_optimizer(model: InteractiveModel, optim: Optim) -> torch.optim.Optimizer:
+    """An optimizer over the model's groups: new layers at ``lr``, the others at their factors of it."""
+    factors = {"new": 1.0, "heads": optim.heads, "backbone": optim.backbone}
+    groups = [
+        {"params": [p for p in parameters if p.requires_grad], "lr": optim.lr * factors[name]}
+        for name, parameters in model.parameter_groups().items()
+    ]
+    groups = [group for group in groups if group["params"]]
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.betas[0], weight_decay=optim.weight_decay)
+    kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+
+
+def schedule(optim: Optim, steps: int, epochs: int) -> Callable[[int], float]:
+    """Factor on the learning rate at a step; ``steps`` are those of one epoch."""
+
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / optim.warmup) if optim.warmup else 1.0
+        if optim.schedule == "steps":
+            return rise * optim.gamma ** sum(step >= steps * epoch for epoch in optim.milestones)
+        if optim.schedule == "cosine":
+            share = min(1.0, step / max(1, steps * epochs))
+            return rise * (optim.floor + (1 - optim.floor) * (1 + math.cos(math.pi * share)) / 2)
+        return rise
+
+    return factor
+
+
+def _seed(*numbers: Any) -> int:
+    flat = [int(n) for number in numbers for n in (number if isinstance(number, list) else [number])]
+    return int(np.random.default_rng(flat).integers(2**63))
