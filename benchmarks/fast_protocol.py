@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--protocol", action="append")
     parser.add_argument("--runtime", action="append")
+    parser.add_argument("--precision", default="fp32", help="of the network on runtime torch: fp32 or bf16")
     parser.add_argument("--sizes", default="1024x1024,2048x3072,4000x6000", help="of images, HEIGHTxWIDTH")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--objects", type=int, default=3)
@@ -74,7 +75,7 @@ def seconds(
 ) -> str:
     torch.set_num_threads(asked.threads)
     cv2.setNumThreads(asked.threads)
-    models = {runtime: open_model(asked.model, runtime)[0] for runtime in runtimes}
+    models = {runtime: open_model(asked.model, runtime, precision=asked.precision)[0] for runtime in runtimes}
     text = (
         "| image | protocol | runtime | first click: ms, CPU ms (least) | later clicks: ms, CPU ms (least) |\n"
         "|---|---|---|---|---|\n"
@@ -137,7 +138,7 @@ def clicks(asked: argparse.Namespace, protocols: list[Protocol], refs: list[Ref]
     base = np.empty(0)
     for protocol in protocols:
         file = asked.out / f"{protocol.name.replace('/', '-').replace(' ', '-')}.jsonl"
-        plan = Plan(asked.model, protocol, {"iou": TARGET}, MAX_CLICKS)
+        plan = Plan(asked.model, protocol, {"iou": TARGET}, MAX_CLICKS, precision=asked.precision)
         started = time.process_time()
         found = [outcome for _, outcome in sorted(run(plan, refs, asked.workers), key=lambda one: one[0])]
         spent = (time.process_time() - started) / sum(len(outcome.trace.clicks) for outcome in found)

@@ -46,7 +46,8 @@ def main() -> None:
     parser.add_argument("--calibrate-count", type=int, default=24)
     parser.add_argument("--limit", type=int, help="only so many objects of each dataset, evenly spread")
     parser.add_argument("--root", type=Path)
-    parser.add_argument("--protocol", default="photo")
+    parser.add_argument("--protocol", default="fast")
+    parser.add_argument("--runtime", action="append", help="only these rows of the table, torch first")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/runtime_noc"))
     asked = parser.parse_args()
@@ -58,15 +59,22 @@ def main() -> None:
         refs = open_datasets(asked.calibrate, asked.root, False, "auto", None).refs
         print(json.dumps(quantize(loaded, int8, provenance, refs, asked.calibrate_count)["int8"]))
     ways = {
-        "torch": (asked.model, "torch"),
-        "onnxruntime": (asked.model, "onnxruntime"),
-        "openvino": (asked.model, "openvino"),
-        "openvino bf16": (asked.model, "openvino-bf16"),
-        "onnxruntime int8": (str(int8), "onnxruntime"),
-        "openvino int8": (str(int8), "openvino"),
+        "torch": (asked.model, "torch", "fp32"),
+        "torch bf16": (asked.model, "torch", "bf16"),
+        "onnxruntime": (asked.model, "onnxruntime", "fp32"),
+        "openvino": (asked.model, "openvino", "fp32"),
+        "openvino bf16": (asked.model, "openvino-bf16", "fp32"),
+        "onnxruntime int8": (str(int8), "onnxruntime", "fp32"),
+        "openvino int8": (str(int8), "openvino", "fp32"),
     }
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        del ways["torch bf16"]
+    ways = {name: way for name, way in ways.items() if name in (asked.runtime or ways)}
     one = speed(ways, 1, time.process_time)
     two = speed(ways, 2, time.perf_counter)
+    print(
+        f"torch: {1000 * one['torch']:.0f} ms of CPU with one thread, {1000 * two['torch']:.0f} ms with two", flush=True
+    )
     refs = []
     for dataset in asked.dataset:
         found = open_datasets([dataset], asked.root, False, "auto", None).refs
@@ -78,10 +86,17 @@ def main() -> None:
         "|" + "---|" * (3 + 2 * len(heads)),
     ]
     base: list[Trace] = []
-    for name, (spec, runtime) in ways.items():
+    for name, (spec, runtime, precision) in ways.items():
         kept = asked.out / f"{name.replace(' ', '-')}.jsonl"
         if not kept.is_file():
-            plan = Plan(spec, load_protocol(asked.protocol), TARGETS, MAX_CLICKS, runtime=runtime)
+            plan = Plan(
+                spec,
+                load_protocol(asked.protocol),
+                TARGETS,
+                MAX_CLICKS,
+                runtime=runtime,
+                precision=precision,
+            )
             outcomes = dict(run(plan, refs, asked.workers))
             write_atomically(kept, "".join(outcomes[index].trace.to_json() + "\n" for index in range(len(refs))))
         traces = list(read_traces(kept))
@@ -109,10 +124,12 @@ def gap(differences: np.ndarray) -> str:
     return f"{differences.mean():+.2f} ({low:+.2f}, {high:+.2f})"
 
 
-def speed(ways: dict[str, tuple[str, str]], threads: int, clock: Callable[[], float]) -> dict[str, float]:
+def speed(ways: dict[str, tuple[str, str, str]], threads: int, clock: Callable[[], float]) -> dict[str, float]:
     """Median seconds of an answer by ``clock``, all models in turn."""
     torch.set_num_threads(threads)
-    models: dict[str, InteractiveModel] = {name: open_model(*way)[0] for name, way in ways.items()}
+    models: dict[str, InteractiveModel] = {
+        name: open_model(spec, runtime, precision=precision)[0] for name, (spec, runtime, precision) in ways.items()
+    }
     random = torch.Generator().manual_seed(0)
     image = torch.rand(1, 4, 400, 400, generator=random)
     points = torch.tensor([[[200.0, 180, 0], [150, 220, 1], [10, 20, 2], [-1, -1, -1]]]).double()

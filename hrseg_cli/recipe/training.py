@@ -44,11 +44,11 @@ class Model(Settings):
 class Adapter(Settings):
     """What is trained of a model that is there already.
 
-    name: ``none`` (the whole model, kept as a model), ``lora``, ``conv``, or one of the controls.
+    name: ``none`` (the whole model, kept as a model), or one of the catalog.
     options: of the adapter, see ``hrseg_cli.adapters``.
     """
 
-    name: Literal["none", "lora", "conv", "full", "head", "bn", "bitfit"] = "none"
+    name: str = "none"
     options: dict[str, Any] = {}
 
 

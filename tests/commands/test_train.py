@@ -97,6 +97,13 @@ def test_wrong_recipes_are_one_line(
     assert not list(tmp_path.glob("runs/*/last.ckpt"))
 
 
+def test_an_unknown_adapter_in_a_recipe_is_wrong_usage(hrseg: Callable[..., Any], tmp_path: Path) -> None:
+    """The catalog is the only list of names: a recipe's are checked against it, too."""
+    done = hrseg("train", *SMALL, "--set", "model={weights: h18s}", "--set", "adapter={name: lorra}")
+    assert done.code == 2, done.err
+    assert "unknown adapter 'lorra'. Did you mean 'lora'?" in done.err
+
+
 def test_precision_auto_is_recorded_as_what_it_came_to(hrseg: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = hrseg("train", *SMALL, "--set", "precision=auto", "--out", str(out), "--logger", "csv")
