@@ -21,7 +21,14 @@ def annotate(
     ] = "fast",
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
     device: options.Device = "cpu",
-    precision: options.Precision = "fp32",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="PRECISION",
+            help="Of the network: fp32 or bf16 [bf16 where DEVICE has units for it].",
+        ),
+    ] = None,
     runtime: options.Runtime = None,
     port: Annotated[
         int, typer.Option("--port", metavar="N", min=0, max=65535, help="Where the page is served; 0: any free one.")
@@ -42,8 +49,11 @@ def annotate(
     from hrseg_cli.annotate.folder import NOTES, Folder, images_of
     from hrseg_cli.annotate.server import serve
     from hrseg_cli.data.lock import only_one
+    from hrseg_cli.engine.devices import best_precision
     from hrseg_cli.engine.runtimes import open_model
 
+    if precision is None:  # a person who waits gains more than the last bits of the answers are worth
+        precision = "fp32" if runtime not in (None, "torch") or model.endswith(".onnx") else best_precision(device)
     images_of(folder)  # complains before anything is written there
     with only_one(folder / NOTES / ".lock", str(folder)):  # before the folder is read: what is read is what is there
         loaded, provenance = open_model(model, runtime, device, precision)
