@@ -102,9 +102,12 @@ def _look(
         box = wish
     size = views.crop_size(box, views.enlarged(zoom.target, enlarge))
     x = torch.cat([views.crop(image, box, size), views.crop(previous, box, size)], 1)
+    shown = views.crop_clicks(clicks, box, size)
     if zoom.pad:
         x = views.padded(x, zoom.pad * enlarge)
-    answer = yield from _sigmoid(x, views.crop_clicks(clicks, box, size), protocol)
+        # Clicks beyond the crop would lie in the padding.
+        shown = [c for c in shown[: protocol.network_clicks] if c.row < size[0] and c.col < size[1]]
+    answer = yield from _sigmoid(x, shown, protocol)
     answer = answer[..., : size[0], : size[1]]
     return State(views.paste(answer, box, height, width), clicks, box, state.stale)
 

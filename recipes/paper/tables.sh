@@ -1,13 +1,15 @@
 #!/bin/sh
 # Tables 3 and 4 of the adapters' paper, measured again: trains and evaluates each row, then writes tables.md and .tex.
 #   recipes/paper/tables.sh [DATA]   DATA: paper, photos, or the path of a file like recipes/paper/data/photos.env
-# From the environment: ROWS and SEEDS (separated by spaces), OUT, DEVICE, BASE, PARTS ("train judge": both by default).
+# From the environment: ROWS and SEEDS (separated by spaces), OUT, DEVICE, BASE, PARTS ("train judge": both by default),
+# EVALUATE (options of hrseg evaluate that change numbers, such as --precision bf16), TRAIN_ON and EVALUATE_ON (options
+# of the machine, such as --workers 4, that change none).
 # Stopped anywhere, the same command goes on, on another machine too: what is done is not done again, wherever it was
 # done. Several of them may do different ROWS into one OUT at once. OUT/ROW/SEED/ holds the run folders.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
-recipes=$(cat "$here"/../*.yaml "$here"/*.yaml | cksum)
+recipes=$(cat "$here"/../*.yaml "$here"/../protocols/*.yaml "$here"/*.yaml | cksum)
 set -f # lists such as [128,192] are no patterns of file names
 
 data=${1:-paper}
