@@ -27,7 +27,8 @@ def open_fast(spec: str, device: str = "cpu", precision: str = "fp32") -> tuple[
         raise UnknownName("precision", precision, PRECISIONS)
     model, provenance = load_model(spec, device)
     answering = fast(model, precision)
-    if precision != "fp32" and answering is not model:
+    lowered = answering is not model and not (isinstance(model, Resampled) and model.design == "c")
+    if precision != "fp32" and lowered:
         provenance = {**provenance, "precision": precision}
     return answering, provenance
 
@@ -42,7 +43,7 @@ def fast(model: InteractiveModel, precision: str = "fp32") -> InteractiveModel:
         around = copy.copy(model)
         around._modules = dict(model._modules)
         # Design c reads features from inside its base, so that one keeps its form.
-        around.base = _plain(model.base, precision) if model.design == "c" else fast(model.base, precision)
+        around.base = _plain(model.base, "fp32") if model.design == "c" else fast(model.base, precision)
         return around
     if not isinstance(model, ClickHRNet):
         return model

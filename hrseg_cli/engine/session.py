@@ -55,8 +55,8 @@ def looks(
 ) -> Generator[Look, Tensor, State]:
     """The course to the state after one more click: yields what the network is to see, is sent its logits.
 
-    image: (1, 3, H, W) float32 in [0, 1]. enlarge: see :class:`InteractiveModel`. around: where the object is known to
-    lie; a protocol with zoom-in crops there instead of guessing from the previous answer.
+    image: (1, 3, H, W) float32 in [0, 1], or uint8. enlarge: see :class:`InteractiveModel`. around: where the object is
+    known to lie; a protocol with zoom-in crops there instead of guessing from the previous answer.
     """
     clicks = (*state.clicks, click)
     if around is not None and protocol.zoom:
@@ -91,7 +91,7 @@ def _look(
         if wish is None and zoom.skip_clicks < 0:
             wish = _whole(image)
     if wish is None:
-        answer = yield from _sigmoid(torch.cat([image, previous], 1), clicks, protocol)
+        answer = yield from _sigmoid(torch.cat([views.unit(image), previous], 1), clicks, protocol)
         stale = box is not None and protocol.keep_stale_roi
         if not stale:
             return State(answer, clicks, None, state.stale)
@@ -145,7 +145,9 @@ class Session:
             raise HrsegError(f"an image must be uint8 (height, width, 3), not {image.dtype} {image.shape}")
         device = next(iter(model.parameters()), torch.empty(0)).device
         self.model, self.protocol = model, protocol
-        self._image = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float().div_(255)
+        self._image = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
+        if device.type != "cpu":  # there bytes save memory, and time at each crop of a large image
+            self._image = views.unit(self._image)
         self._past: deque[State] = deque(maxlen=undo)
         self._future: list[State] = []
         self.begin(initial)
@@ -154,7 +156,7 @@ class Session:
         """Turn to another object of the image: no clicks, and the mask to start from, if any."""
         size = tuple(self._image.shape[-2:])
         if initial is None:
-            start = self._image.new_zeros(1, 1, *size)
+            start = torch.zeros(1, 1, *size, device=self._image.device)
         elif initial.shape == size:
             start = torch.from_numpy(initial.astype(np.float32))[None, None].to(self._image.device).clamp(0, 1)
         else:

@@ -117,6 +117,13 @@ def test_a_resampling_adapter_around_the_fast_base(h18s: ClickHRNet, options: di
     assert quick.enlarge == 2
 
 
+def test_design_c_stays_in_single_precision(h18s: ClickHRNet) -> None:
+    """It reads features from inside its base, past the place where inputs are turned into bf16."""
+    torch.manual_seed(0)
+    model = Resampled(h18s, design="c", width=4).eval()
+    assert_same(fast(model, "bf16"), model, picture(46, 71))
+
+
 def test_other_models_are_themselves() -> None:
     model = GrabCut()
     assert fast(model) is model

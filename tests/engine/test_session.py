@@ -224,3 +224,19 @@ def test_a_box_decides_where_a_click_is_looked_at() -> None:
     assert session.state.box is not None
     assert max(session.state.box.size) <= 1.4 * 21 + 2
     assert not session.mask[40:].any()
+
+
+def test_clicks_beyond_a_padded_crop_are_not_drawn_into_its_padding() -> None:
+    """The padding repeats the crop's edge: there is nothing of the image at a click that lies outside."""
+    image, _ = case(0)
+    asked = []
+    for change in ([], ["zoom.pad=64"]):
+        session = Session(FakeNetwork(), image, load_protocol("photo", ["zoom.min_crop=8", "zoom.target=40", *change]))
+        session.click(Click(20, 20, True), Box(10, 30, 10, 30))
+        box = session.state.box
+        assert box is not None
+        course = session.looks(Click(20, box.right + 3, False))
+        look = next(course)
+        asked.append([(round(c.row), round(c.col)) for c in look.clicks])
+        assert all(c.row < look.x.shape[2] and c.col < look.x.shape[3] for c in look.clicks) == bool(change)
+    assert asked[1] == asked[0][:1]

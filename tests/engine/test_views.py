@@ -40,6 +40,21 @@ def test_crop_sizes() -> None:
         assert list(views.crop_size(Box(*case["roi"]), target)) == case["out"], case
 
 
+@given(st.tuples(*[st.integers(1, 70)] * 2), st.tuples(*[st.integers(1, 40)] * 2), st.tuples(*[st.floats(0, 1)] * 4))
+def test_a_crop_is_a_bilinear_copy_of_its_box(
+    shape: tuple[int, int], size: tuple[int, int], ends: tuple[float, float, float, float]
+) -> None:
+    """As PyTorch enlarges and shrinks, of bytes as of numbers, whatever the box and the layout in memory."""
+    (top, bottom), (left, right) = (
+        sorted(int(end * (side - 1)) for end in pair) for side, pair in zip(shape, (ends[:2], ends[2:]), strict=True)
+    )
+    image = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8).permute(2, 0, 1)[None]
+    window = image[:, :, top : bottom + 1, left : right + 1].float() / 255
+    wanted = nn.functional.interpolate(window, size=size, mode="bilinear", align_corners=True)
+    for x in (image, views.unit(image), views.unit(image).contiguous()):
+        torch.testing.assert_close(views.crop(x, Box(top, bottom, left, right), size), wanted, atol=5e-7, rtol=0)
+
+
 def test_pasting_is_enlarging_into_zeros() -> None:
     """To the bit, for a part of the image, all of it, and one pixel."""
     part = torch.rand(1, 1, 13, 29)
