@@ -122,7 +122,7 @@ def measure(case: Case) -> dict[str, Any]:
         if seen[which]:
             row[which] = {part: _median(one[part] for one in seen[which]) for part in PARTS}
             row[which]["total"] = _median(sum(one.values()) for one in seen[which])
-    row["memory_mb"] = _peak_memory()
+    row["memory_mb"] = round(peak_memory() / 1e6)
     if case.device != "cpu":
         row["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(case.device) / 1e6)
     return row
@@ -165,12 +165,12 @@ def _median(values: Any) -> float:
     return round(float(median(values)), 5)
 
 
-def _peak_memory() -> int:
-    """MB this process has held at most. Linux's ``ru_maxrss`` would remember the parent's, from before the start."""
+def peak_memory() -> int:
+    """Bytes this process has held at most. Linux's ``ru_maxrss`` would remember the parent's, from before the start."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) * 1024 / 1e6)
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6)
+    return peak if sys.platform == "darwin" else peak * 1024

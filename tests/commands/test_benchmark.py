@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,3 +34,12 @@ def test_a_wrong_size_is_one_line(hrseg: Command, size: str) -> None:
     done = hrseg("benchmark", "-m", "grabcut", "--size", size)
     assert done.code == 1
     assert done.err.startswith(f"hrseg: --size {size}: write HEIGHTxWIDTH")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process's memory")
+def test_the_peak_of_memory_is_not_the_parents() -> None:
+    """``ru_maxrss`` of a child begins at what its parent has held."""
+    script = "from hrseg_cli.engine.benchmark import peak_memory; print(peak_memory())"
+    held = b"x" * 2**30
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert 50e6 < int(done.stdout) < len(held)

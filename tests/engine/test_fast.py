@@ -139,8 +139,9 @@ def test_the_same_clicks(h18s: ClickHRNet) -> None:
 
 
 FIRST_CLICK = """
-import resource, sys
+import sys
 import numpy as np, torch
+from hrseg_cli.engine.benchmark import peak_memory
 from hrseg_cli.engine.fast import open_fast
 from hrseg_cli.engine.session import Session
 from hrseg_cli.interaction import Click
@@ -148,7 +149,7 @@ from hrseg_cli.recipe import load_protocol
 torch.set_num_threads(1)
 image = np.random.default_rng(0).integers(0, 256, (2048, 3072, 3), np.uint8)
 Session(open_fast(sys.argv[1])[0], image, load_protocol("ritm"), undo=0).click(Click(1000, 1500, True))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(peak_memory() / 2**30)
 """
 
 
