@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -72,6 +71,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
     from hrseg_cli import catalog
     from hrseg_cli.engine import training_step
+    from hrseg_cli.engine.benchmark import peak_memory
     from hrseg_cli.engine.checkpoint import attach, save_adapter
     from hrseg_cli.losses import bce, normalized_focal
     from hrseg_cli.recipe import Optim
@@ -100,7 +100,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.process_time() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory() / 2**20
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
         save_adapter(model, path, name, dict(settings), "", {})

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -37,6 +36,7 @@ from yardstick import PlainNetwork, count_clicks
 
 from hrseg_cli import catalog
 from hrseg_cli.data.procedural import draw
+from hrseg_cli.engine.benchmark import peak_memory
 from hrseg_cli.engine.checkpoint import load_model, save_checkpoint
 from hrseg_cli.engine.fast import fast
 from hrseg_cli.engine.simulate import Plan, simulate
@@ -147,7 +147,7 @@ def work(folder: Path, number: int) -> tuple[list[object], float, int]:
     sample = read(folder, number)
     started = time.process_time()
     clicks = answer(sample)
-    return clicks, time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return clicks, time.process_time() - started, peak_memory() >> 20
 
 
 def paint(folder: Path, number: int, rows: int, cols: int) -> None:

@@ -82,6 +82,12 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is too slow to import for a name
+            _complain(
+                "the GPU's memory is full; give a smaller --set zoom.target=N or tiles.size=N, fewer --in-flight or "
+                "--workers, a smaller batch in training, or --device cpu"
+            )
+            sys.exit(1)
         _complain(f"a defect of hrseg: {type(error).__name__}: {error}; --debug shows where, please report it")
         sys.exit(1)
     finally:

@@ -49,7 +49,7 @@ def annotate(
     from hrseg_cli.annotate.folder import NOTES, Folder, images_of
     from hrseg_cli.annotate.server import serve
     from hrseg_cli.data.lock import only_one
-    from hrseg_cli.engine.devices import best_precision
+    from hrseg_cli.engine.devices import best_precision, reproducible
     from hrseg_cli.engine.runtimes import open_model
 
     if precision is None:  # a person who waits gains more than the last bits of the answers are worth
@@ -59,6 +59,7 @@ def annotate(
         loaded, provenance = open_model(model, runtime, device, precision)
         opened = Folder(folder, chosen.threshold)
         try:
-            serve(Desk(opened, loaded, provenance, chosen, name=model), port, browser, options.note)
+            with reproducible():
+                serve(Desk(opened, loaded, provenance, chosen, name=model), port, browser, options.note)
         except Interrupted:
             options.note(f"stopped; everything is saved in {folder}")

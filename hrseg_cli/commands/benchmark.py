@@ -15,7 +15,8 @@ from hrseg_cli.errors import HrsegError
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("model", "protocol", "size", "device")  # what tells rows apart; a new axis of the product goes here too
+# What tells rows apart; a new axis of the product goes here too.
+COLUMNS = ("model", "protocol", "size", "device", "runtime", "precision")
 
 
 def benchmark(
@@ -33,8 +34,15 @@ def benchmark(
     clicks: Annotated[int, typer.Option("--clicks", metavar="N", min=1, help="On each object.")] = 4,
     threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="evaluate's workers have one.")] = 1,
     device: options.Device = "cpu",
+    precision: Annotated[
+        list[str],
+        typer.Option("--precision", metavar="PRECISION", help="fp32, or bf16, which is torch's; repeatable."),
+    ] = ["fp32"],  # noqa: B006
+    runtime: Annotated[
+        list[str], typer.Option("--runtime", metavar="RUNTIME", help="As evaluate's [torch]; repeatable.")
+    ] = [],  # noqa: B006
 ) -> None:
-    """Seconds per click split by part, and peak memory, for every model, protocol and size.
+    """Seconds per click split by part, and peak memory, for every model, protocol, size, runtime and precision.
 
     One JSON row each on stdout, a table on stderr. Medians, after an object that warms up. Only rows of one call on
     an idle machine compare.
@@ -47,11 +55,16 @@ def benchmark(
     from hrseg_cli.engine.benchmark import Case, measure_apart
 
     rows = []
-    cases = list(product(dict.fromkeys(model), protocols, sizes))
+    ways = [
+        (by, bits)
+        for by, bits in product(dict.fromkeys(runtime) or [None], dict.fromkeys(precision))
+        if bits == "fp32" or by in (None, "torch") or "fp32" not in precision  # bf16 is torch's; others have one row
+    ]
+    cases = list(product(dict.fromkeys(model), protocols, sizes, ways))
     with options.progress() as bar:
         task = bar.add_task("cases", total=len(cases))
-        for name, one, (height, width) in cases:
-            rows.append(measure_apart(Case(name, one, (height, width), device, metrics, objects, clicks, threads)))
+        for name, one, of_size, way in cases:
+            rows.append(measure_apart(Case(name, one, of_size, device, metrics, objects, clicks, threads, *way)))
             typer.echo(json.dumps(rows[-1], ensure_ascii=False))
             bar.advance(task)
     _print(_table(rows))

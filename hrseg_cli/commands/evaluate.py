@@ -67,7 +67,8 @@ def evaluate(
     from hrseg_cli.engine.simulate import Plan
     from hrseg_cli.runs import Run
 
-    loaded, provenance = open_model(model, runtime, precision=precision)
+    own_device = shards.own_device(device)
+    loaded, provenance = open_model(model, runtime, own_device, precision)
     refs, composed, incomplete = options.open_datasets(dataset, root, instances, chosen.binarize, limit)
     names = list(dict.fromkeys(ref.dataset for ref in refs))
     chosen, own = options.own_protocols(protocol, chosen, names, set_)
@@ -77,7 +78,7 @@ def evaluate(
         protocols=own,
         until=targets,
         max_clicks=max_clicks or chosen.max_clicks,
-        device=shards.own_device(device),
+        device=own_device,
         precision=precision,
         runtime=runtime,
         band=width,
@@ -103,13 +104,13 @@ def evaluate(
         "device": device,
         "seed": seed,
     }
+    del loaded  # whoever clicks opens it again, and a GPU need not hold it twice
     folder = out or _default_folder(model, names, chosen.name)
     if part:
         settings["shard"], folder, refs = str(part), part.folder(folder), part.share(refs)
     with Run(folder, "evaluate", settings) as run:
         at_once = options.in_flight_of(in_flight, device)
-        workers = workers or shards.share_of_cores(options.workers_of(0, device, at_once))
-        traces = _simulate(plan, refs, run, workers, at_once)
+        traces = _simulate(plan, refs, run, options.workers_of(workers, device, at_once), at_once)
         run.summary = _write_results(run, plan, traces, names, composed, seed, {"shard": str(part)} if part else {})
         run.summary["binarize"] = dict(Counter(trace.rule for trace in traces))
         run.summary["notes"] = dict(sum((Counter(trace.notes) for trace in traces), Counter()))

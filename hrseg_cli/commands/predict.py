@@ -76,6 +76,7 @@ def predict(
     objects = _clicks_of(found, click, clicks)
 
     from hrseg_cli.engine import predict as engine
+    from hrseg_cli.engine.devices import reproducible
     from hrseg_cli.engine.runtimes import open_model
 
     jobs = [engine.Job(image, name, its) for image, inside in objects.items() for name, its in inside.items()]
@@ -86,7 +87,7 @@ def predict(
     errors: dict[str, None] = {}
     kept = 0
     rows = sys.stdout  # the bar would redirect what is printed below it to where it stands, on stderr
-    with options.progress() as bar:
+    with reproducible(), options.progress() as bar:
         for outcome in bar.track(engine.predict(jobs, asked, out), len(jobs), description="objects"):
             kept += outcome.kept
             if outcome.row is None:

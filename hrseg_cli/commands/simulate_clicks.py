@@ -85,11 +85,10 @@ def simulate_clicks(
         band=width,
         replay=given,
     )
-    open_model(
-        model, runtime, device, precision
-    )  # says what is wrong with it once, and exports it once, before there are workers
+    # Says what is wrong with it once, and exports it once, before there are workers.
+    open_model(model, runtime, plan.device, precision)
     at_once = options.in_flight_of(in_flight, device)
-    workers = workers or shards.share_of_cores(options.workers_of(0, device, at_once))
+    workers = options.workers_of(workers, device, at_once)
     lines: dict[int, str] = {}
     printed = 0
     try:

@@ -28,7 +28,8 @@ from hrseg_cli import catalog
 from hrseg_cli.clicks.annotator import next_click
 from hrseg_cli.data import procedural
 from hrseg_cli.data.samples import load, open_dataset
-from hrseg_cli.engine.checkpoint import load_model
+from hrseg_cli.engine.devices import reproducible
+from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
@@ -43,7 +44,7 @@ class Case:
     """What one row of the table is about; travels to the process that measures it.
 
     size: (height, width) in pixels. objects, clicks: how many objects are clicked on, how often each; one more object
-    warms up. threads: of PyTorch and OpenCV.
+    warms up. threads: of PyTorch and OpenCV. runtime, precision: as :func:`open_model` takes them.
     """
 
     model: str
@@ -54,6 +55,8 @@ class Case:
     objects: int
     clicks: int
     threads: int
+    runtime: str | None = None
+    precision: str = "fp32"
 
 
 def measure_apart(case: Case) -> dict[str, Any]:
@@ -70,6 +73,7 @@ def measure_apart(case: Case) -> dict[str, Any]:
             ) from None
 
 
+@reproducible()
 def measure(case: Case) -> dict[str, Any]:
     """One row: seconds, medians over objects and clicks, and the peak of memory in MB.
 
@@ -79,7 +83,7 @@ def measure(case: Case) -> dict[str, Any]:
     """
     torch.set_num_threads(case.threads)
     cv2.setNumThreads(case.threads)
-    model, _ = load_model(case.model, case.device)
+    model, provenance = open_model(case.model, case.runtime, case.device, case.precision)
     laps = _Laps(model, case.device)
     seen: dict[str, list[dict[str, float]]] = {"object": [], "first": [], "later": []}
     with TemporaryDirectory() as name:
@@ -112,6 +116,8 @@ def measure(case: Case) -> dict[str, Any]:
         "protocol": case.protocol.name,
         "size": f"{case.size[0]}x{case.size[1]}",
         "device": case.device,
+        "runtime": provenance.get("runtime", {"name": "torch"})["name"],
+        "precision": case.precision,
         "threads": case.threads,
         "metrics": list(case.metrics),
         "objects": case.objects,
@@ -122,7 +128,7 @@ def measure(case: Case) -> dict[str, Any]:
         if seen[which]:
             row[which] = {part: _median(one[part] for one in seen[which]) for part in PARTS}
             row[which]["total"] = _median(sum(one.values()) for one in seen[which])
-    row["memory_mb"] = _peak_memory()
+    row["memory_mb"] = round(peak_memory() / 1e6)
     if case.device != "cpu":
         row["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(case.device) / 1e6)
     return row
@@ -165,12 +171,12 @@ def _median(values: Any) -> float:
     return round(float(median(values)), 5)
 
 
-def _peak_memory() -> int:
-    """MB this process has held at most. Linux's ``ru_maxrss`` would remember the parent's, from before the start."""
+def peak_memory() -> int:
+    """Bytes this process has held at most. Linux's ``ru_maxrss`` would remember the parent's, from before the start."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) * 1024 / 1e6)
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6)
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -55,28 +55,35 @@ class _Group(Generic[T]):
 
 
 def batched(
-    model: InteractiveModel, courses: Iterator[Course[T]], in_flight: int, threads: int
+    model: InteractiveModel,
+    courses: Iterator[Course[T]],
+    in_flight: int,
+    threads: int,
+    groups: int | None = None,
 ) -> Generator[tuple[int, T], None, None]:
     """(number of the course, what came of it) as courses end, at most ``in_flight`` of them under way at a time.
 
-    On a GPU they form two groups: while the network answers one, threads work on the other. Who is in a batch depends
-    on the courses alone, never on who was quicker, so the same call computes the same on the same machine.
+    They form ``groups`` that take turns, two on a GPU unless told otherwise: while the network answers one, threads
+    work on the other. Who is in a batch depends on the courses alone, never on who was quicker, so the same call
+    computes the same on the same machine.
     An HrsegError of one course, or of the iterator, is raised when those under way have ended; none is begun after it.
     """
     device = next(iter(model.parameters()), torch.empty(0)).device
-    if device.type == "cuda":
+    cuda = device.type == "cuda"
+    if cuda:
         torch.cuda.synchronize(device)  # the weights were made on another stream
-        streams = [torch.cuda.Stream(device) for _ in range(min(2, in_flight))]  # type: ignore[no-untyped-call]
-        groups = [_Group[T](stream) for stream in streams]
-    else:
-        groups = [_Group[T](None)]
-    sizes = [len(range(number, in_flight, len(groups))) for number in range(len(groups))]
+    turns = range(min(groups or (2 if cuda else 1), in_flight))
+    # How many each may hold
+    sizes = {
+        _Group[T](torch.cuda.Stream(device) if cuda else None): len(range(turn, in_flight, len(turns)))  # type: ignore[no-untyped-call]
+        for turn in turns
+    }
     waiting = enumerate(courses)
     failed: list[HrsegError] = []
     with ThreadPoolExecutor(threads) as pool:
         try:
             while True:
-                for group, size in zip(groups, sizes, strict=True):
+                for group, size in sizes.items():
                     asking: list[tuple[int, Course[T]]] = []
                     looks: list[Look] = []
                     for number, course, future in group.under_way:
@@ -101,7 +108,7 @@ def batched(
                             group.under_way.append((number, course, pool.submit(group.advance, course, None)))
                     except HrsegError as error:
                         failed.append(error)
-                if not any(group.under_way for group in groups):
+                if not any(group.under_way for group in sizes):
                     break
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

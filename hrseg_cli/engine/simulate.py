@@ -22,7 +22,6 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
-import torch
 from pycocotools import mask as coco
 from torch import Tensor
 
@@ -176,15 +175,9 @@ def _in_flight(plan: Plan, refs: Sequence[Ref], in_flight: int, threads: int) ->
                 for ref, (sample, rule) in zip(refs, loaded, strict=True)
             )
             with closing(batched(model, courses, in_flight, threads)) as ended:
-                try:
-                    for index, outcome in ended:
-                        left -= 1
-                        yield index, outcome
-                except torch.OutOfMemoryError:
-                    raise HrsegError(
-                        f"the GPU's memory is full; run the same command with fewer --in-flight than {in_flight}, "
-                        "finished objects are kept"
-                    ) from None
+                for index, outcome in ended:
+                    left -= 1
+                    yield index, outcome
 
 
 def decoded(refs: Sequence[Ref], ahead: int) -> Generator[tuple[Sample, str], None, None]:
@@ -217,7 +210,7 @@ def _in_processes(plan: Plan, refs: Sequence[Ref], workers: int) -> Iterator[tup
             if not tasks:
                 return
             done, _ = wait(tasks, return_when="FIRST_COMPLETED")
-            for future in done:
+            for future in sorted(done, key=lambda future: future.exception() is not None):  # what is good is not lost
                 yield tasks.pop(future), future.result()
     except BrokenProcessPool:
         raise HrsegError(

@@ -125,11 +125,14 @@ def _layout(packed: Tensor) -> bytes:
 class FastClickHRNet(InteractiveModel):
     """A :class:`ClickHRNet` that answers faster on a CPU and with less memory, and cannot be trained or saved.
 
-    It gives logits only. dtype: of the network inside; logits are float32.
+    It gives logits only. dtype: of the network inside; logits are float32. Raises HrsegError for bfloat16 on a
+    processor that does not compute in it.
     """
 
     def __init__(self, model: ClickHRNet, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            raise HrsegError("--precision bf16: this processor cannot compute in bf16; leave the option out")
         self.name, self.config, self.dtype = model.name, model.config, dtype
         self.with_prev_mask, self.binary_prev_mask = model.with_prev_mask, model.binary_prev_mask
         self.use_disks, self.norm_radius = model.use_disks, model.norm_radius
@@ -156,8 +159,6 @@ class FastClickHRNet(InteractiveModel):
 
     @torch.inference_mode()
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
-        if self.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            raise HrsegError("--precision bf16: this processor cannot compute in bf16; leave the option out")
         # One after the other is as quick as a batch on a CPU, and takes less memory.
         return {"logits": torch.cat([self._one(image[i : i + 1], points[i : i + 1]) for i in range(len(image))])}
 

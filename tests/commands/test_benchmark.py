@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
+import torch
+
+from hrseg_cli.engine import benchmark
+from hrseg_cli.engine.runtimes import open_model
+from hrseg_cli.recipe import load_protocol
 
 Command = Callable[..., Any]
 
@@ -16,7 +25,8 @@ def test_rows_for_a_pipeline_and_a_table_for_people(hrseg: Command) -> None:
     done = hrseg("benchmark", *words)
     assert done.code == 0, done.err
     (row,) = (json.loads(line) for line in done.out.splitlines())
-    assert (row["model"], row["protocol"], row["size"], row["device"]) == ("grabcut", "plain", "96x128", "cpu")
+    told = [row[name] for name in ("model", "protocol", "size", "device", "runtime", "precision")]
+    assert told == ["grabcut", "plain", "96x128", "cpu", "torch", "fp32"]
     for which in ("first", "later"):
         total = row[which].pop("total")
         assert set(row[which]) == {"next_click", "view", "network", "paste", "metrics"}
@@ -26,8 +36,57 @@ def test_rows_for_a_pipeline_and_a_table_for_people(hrseg: Command) -> None:
     assert "next_click" in done.err
 
 
+def test_it_measures_the_network_that_commands_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form made for answering, in the runtime and the precision asked for, as reproducible as evaluate's."""
+    opened: list[tuple[Any, ...]] = []
+
+    def seen(*asked: Any) -> tuple[Any, dict[str, Any]]:
+        opened.append((*asked, torch.backends.cudnn.deterministic))
+        return open_model(*asked)
+
+    monkeypatch.setattr(benchmark, "open_model", seen)
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    case = benchmark.Case("grabcut", load_protocol("plain"), (64, 64), "cpu", ("iou",), 1, 1, 1, "torch", "bf16")
+    row = benchmark.measure(case)
+    torch.set_num_threads(threads[0])
+    cv2.setNumThreads(threads[1])
+    assert opened == [("grabcut", "torch", "cpu", "bf16", True)]
+    assert (row["runtime"], row["precision"]) == ("torch", "bf16")
+
+
+def test_runtimes_beside_precisions(hrseg: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pair that can be: others than torch have one row; a wish that cannot be fulfilled stays, to be refused."""
+    part = dict.fromkeys(("next_click", "total"), 0.0)
+
+    def fake(case: benchmark.Case) -> dict[str, Any]:
+        row = {"model": "", "protocol": "", "size": "", "device": "", "decode": 0.0, "first": part, "memory_mb": 1}
+        return {**row, "runtime": case.runtime or "torch", "precision": case.precision}
+
+    monkeypatch.setattr(benchmark, "measure_apart", fake)
+    both, graph = ["--precision", "fp32", "--precision", "bf16"], ["--runtime", "openvino"]
+    for words, expected in (
+        ([], [("torch", "fp32")]),
+        (["--runtime", "torch", *graph, *both], [("torch", "fp32"), ("torch", "bf16"), ("openvino", "fp32")]),
+        ([*graph, "--precision", "bf16"], [("openvino", "bf16")]),
+    ):
+        done = hrseg("benchmark", *words)
+        assert done.code == 0, done.err
+        rows = [json.loads(line) for line in done.out.splitlines()]
+        assert [(row["runtime"], row["precision"]) for row in rows] == expected
+        assert "precision" in done.err
+
+
 @pytest.mark.parametrize("size", ["1024", "10x10", "axb", "100000x100"])
 def test_a_wrong_size_is_one_line(hrseg: Command, size: str) -> None:
     done = hrseg("benchmark", "-m", "grabcut", "--size", size)
     assert done.code == 1
     assert done.err.startswith(f"hrseg: --size {size}: write HEIGHTxWIDTH")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process's memory")
+def test_the_peak_of_memory_is_not_the_parents() -> None:
+    """``ru_maxrss`` of a child begins at what its parent has held."""
+    script = "from hrseg_cli.engine.benchmark import peak_memory; print(peak_memory())"
+    held = b"x" * 2**30
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert 50e6 < int(done.stdout) < len(held)

@@ -20,6 +20,7 @@ import pytest
 import torch
 from reference import GOLDEN, case, deterministic_weights
 
+from hrseg_cli.commands import options
 from hrseg_cli.models.hrnet_ocr import h18s
 
 Command = Callable[..., Any]
@@ -102,15 +103,20 @@ def test_a_run_folder_and_rows_for_a_pipeline(hrseg: Command, folder: Path, tmp_
 def test_the_number_of_workers_and_the_day_do_not_matter(
     hrseg: Command, folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """A real network from a RITM file: twice with one worker and once with two, identical traces but for seconds."""
+    """A real network from a RITM file: twice with one worker, then with two and four, identical traces but for
+    seconds."""
     found = []
-    for name, workers in (("one", 1), ("again", 1), ("two", 2)):
+    for name, workers in (("one", 1), ("again", 1), ("two", 2), ("four", 4)):
         done = hrseg(
             "evaluate",
             "-m",
             checkpoint,
             "-d",
-            folder,
+            f"here={folder}",
+            "-d",
+            f"there={folder}",
+            "--limit",
+            2,
             "--max-clicks",
             3,
             "--workers",
@@ -122,10 +128,20 @@ def test_the_number_of_workers_and_the_day_do_not_matter(
         )
         assert done.code == 0, done.err
         found.append(traces(tmp_path / name / "traces.jsonl"))
-    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 4
+    assert found[0] == found[1] == found[2] == found[3]
     assert all(np.isfinite(line["iou"]).all() for line in found[0])
     assert {len(line["clicks"]) for line in found[0]} == {3}
     assert any(value > 0 for line in found[0] for value in line["iou"])
+
+
+def test_how_many_workers_where_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around objects in flight four at most: more threads wait for each other. torchrun's ranks share the cores."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16), raising=False)
+    asked = [(0, "cpu", 1), (0, "cpu", 8), (0, "cuda", 32), (0, "cuda", 1), (7, "cuda", 32)]
+    assert [options.workers_of(*one) for one in asked] == [16, 4, 4, 1, 7]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert [options.workers_of(*one) for one in asked] == [2, 2, 2, 1, 7]
 
 
 def test_until_above_one_never_stops_early(hrseg: Command, folder: Path, tmp_path: Path) -> None:
@@ -381,6 +397,34 @@ def test_what_a_user_can_mend_is_one_line(
         assert done.err.startswith("hrseg: ")
         assert done.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device", "cuda", "--runtime", "onnxruntime"], "computes on the CPU"),
+        (["--precision", "bf16"], "this processor"),
+    ],
+)
+def test_a_way_to_compute_is_checked_before_there_is_a_run_folder(
+    words: list[str], message: str, hrseg: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the folder of the refused command would refuse the corrected one."""
+    monkeypatch.setattr(options, "device_of", lambda device: device)  # as if there were a GPU
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    done = hrseg("evaluate", "-d", folder, *words, "-o", tmp_path / "run", "--workers", 1)
+    assert (done.code, message in done.err) == (1, True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_gpu_is_no_defect(hrseg: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr("hrseg_cli.engine.runtimes.open_model", full)
+    done = hrseg("simulate-clicks", "-m", "grabcut", "-d", folder, "--workers", 1)
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+    assert done.err.startswith("hrseg: the GPU's memory is full; ")
 
 
 def test_debug_shows_the_traceback(hrseg: Command, folder: Path) -> None:

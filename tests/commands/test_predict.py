@@ -212,6 +212,25 @@ def test_a_kill_between_files_and_record_leaves_no_old_answer(
     assert iou(mask_of(photos / "out" / "cat.png"), DISKS["left"]) > 0.9
 
 
+@pytest.mark.parametrize("command", ["predict", "annotate"])
+def test_single_precision_is_single_precision(
+    command: str, hrseg: Command, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU too: without TF32, and the same call computes the same bits."""
+    seen = []
+
+    def remembered(*_: Any) -> list[Any]:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
+        return []
+
+    monkeypatch.setattr("hrseg_cli.engine.predict.predict", remembered)
+    monkeypatch.setattr("hrseg_cli.annotate.server.serve", remembered)
+    words = ["--click", "60,60"] if command == "predict" else ["--no-browser"]
+    done = hrseg(command, photos / "b", "-m", "grabcut", *words)
+    assert done.code == 0, done.err
+    assert seen == [(False, True)]
+
+
 def test_a_broken_image_does_not_stop_the_others(hrseg: Command, photos: Path) -> None:
     whole = (photos / "a" / "cat.png").read_bytes()
     (photos / "a" / "bad.png").write_bytes(whole[:-500])

@@ -53,8 +53,8 @@ def test_the_same_again(in_flight: int, precision: str, refs: list[Ref]) -> None
 
 
 def test_a_gpu_and_a_cpu_click_alike_at_first(refs: list[Ref]) -> None:
-    """Another order of sums: the first answers agree, later clicks may part."""
+    """Another order of sums: the first answers agree, and the clicks that follow from them; later ones may part."""
     gpu, cpu = outcomes(plan_of("ritm"), refs[:4], 4), outcomes(plan_of("ritm", device="cpu"), refs[:4], 1)
     for one, other in zip(gpu, cpu, strict=True):
-        assert one.trace.clicks[0] == other.trace.clicks[0]
-        assert one.trace.scores["iou"][0] == pytest.approx(other.trace.scores["iou"][0], abs=1e-3)
+        assert one.trace.clicks[:3] == other.trace.clicks[:3]  # the first precedes any answer
+        assert one.trace.scores["iou"][:3] == pytest.approx(other.trace.scores["iou"][:3], abs=1e-3)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from reference import GOLDEN, FakeNetwork, case
 
 from hrseg_cli.data.samples import Ref, open_dataset
 from hrseg_cli.engine import in_flight as module
+from hrseg_cli.engine import simulate
 from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.fast import open_fast
 from hrseg_cli.engine.in_flight import batched
@@ -68,13 +70,15 @@ def assert_same(ours: list[Outcome], alone: list[Outcome]) -> None:
         assert one.masks == other.masks
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("mode", ["cvpr_zoom400_flip@0.90"])
-def test_recorded_sequences_click_for_click(mode: str) -> None:
-    """RITM's own clicks, five objects at a time."""
+def test_recorded_sequences_click_for_click(mode: str, groups: int) -> None:
+    """RITM's own clicks, five objects at a time, together or in two groups that take turns, as on a GPU."""
     plan = Plan("fake", load_protocol("ritm"), {"iou": 0.9}, max_clicks=20)
     model = FakeNetwork()
     samples = [Sample(str(one["case"]), "synthetic", *case(one["case"])) for one in RECORDED[mode]["samples"]]
-    landed = dict(batched(model, (clicking(sample, model, plan) for sample in samples), in_flight=5, threads=2))
+    courses = (clicking(sample, model, plan) for sample in samples)
+    landed = dict(batched(model, courses, in_flight=5, threads=2, groups=groups))
     for number, recorded in enumerate(RECORDED[mode]["samples"]):
         trace, _ = landed[number]
         assert [[c.row, c.col, int(c.positive)] for c in trace.clicks] == recorded["clicks"], recorded["case"]
@@ -91,12 +95,25 @@ PROTOCOLS = {
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_the_number_in_flight_does_not_matter(name: str, refs: list[Ref]) -> None:
-    """One, two and more at once than there are objects, with the masks that are kept, on a trained network."""
+def test_the_number_in_flight_does_not_matter(name: str, refs: list[Ref], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, two and more at once than there are objects, with the masks that are kept, on a trained network; also in two
+    groups that take turns, as on a GPU."""
     plan = Plan("h18s", load_protocol(*PROTOCOLS[name]), {"iou": 0.95, "biou": 0.95}, 3, keep_masks=(1, 2))
     alone = outcomes(plan, refs)
     assert_same(outcomes(plan, refs, workers=2, in_flight=2), alone)
     assert_same(outcomes(plan, refs, workers=3, in_flight=8), alone)
+    monkeypatch.setattr(simulate, "batched", partial(batched, groups=2))
+    assert_same(outcomes(plan, refs, workers=2, in_flight=3), alone)
+
+
+def test_groups_take_turns() -> None:
+    """Never more under way than asked for, whoever is in which group, and everyone lands."""
+    for in_flight, most in ((1, 1), (3, 2), (9, 5)):
+        model = Counting()
+        begun = courses(model, [(40, 40)] * 7, "plain", [])
+        landed = [number for number, _ in batched(model, begun, in_flight, threads=2, groups=2)]
+        assert sorted(landed) == list(range(7))
+        assert max(shape[0] for shape in model.seen) == min(most, 7)
 
 
 def test_one_object_and_none(refs: list[Ref]) -> None:

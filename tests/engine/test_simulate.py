@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hrseg_cli.data.samples import open_dataset
-from hrseg_cli.engine.simulate import decoded
+from hrseg_cli.engine import simulate as module
+from hrseg_cli.engine.simulate import Plan, decoded, run
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.recipe import load_protocol
 
 
 def test_decoding_ahead_changes_nothing() -> None:
@@ -29,3 +33,19 @@ def test_a_broken_file_ahead_does_not_cost_the_object_before_it(tmp_path: Path) 
     assert next(samples)[0].id == refs[0].id
     with pytest.raises(HrsegError):
         next(samples)
+
+
+def test_an_object_that_fails_does_not_cost_those_finished_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = open_dataset("procedural:count=3,size=64")
+    refs[1] = replace(refs[1], draw=None, image=tmp_path / "gone.png")
+
+    def all_at_once(tasks: dict[Any, int], return_when: str) -> tuple[list[Any], None]:
+        return sorted(wait(tasks).done, key=lambda future: future.exception() is None), None
+
+    monkeypatch.setattr(module, "wait", all_at_once)
+    finished: list[int] = []
+    with pytest.raises(HrsegError, match="gone"):
+        finished.extend(i for i, _ in run(Plan("grabcut", load_protocol("plain"), {"iou": 0.9}, 1), refs, workers=2))
+    assert sorted(finished) == [0, 2]
