@@ -18,6 +18,7 @@ from contextlib import suppress
 from importlib.resources import files
 from typing import Any, TypeVar
 
+import torch
 import uvicorn
 from pydantic import TypeAdapter, ValidationError
 from starlette.applications import Starlette
@@ -129,6 +130,7 @@ def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
             HrsegError: _mendable,
             OSError: _no_room,
             MemoryError: _too_large,
+            torch.OutOfMemoryError: _too_large,
             Exception: _defect,
         },
     )
