@@ -32,9 +32,10 @@ _NEEDED = {"model", "metrics", "until", "max_clicks", "protocol", "seed"}
 class Evaluation:
     """One run folder, read back.
 
-    label: what the user calls it. settings: what was asked, as ``run.json`` holds it. max_clicks: clicks an object got
-    before it counted as not reached. traces: in dataset order; those there are, when the run is not done. shards: the
-    folders that hold its parts, where several machines made it.
+    label: what the user calls it. settings: what was asked, as ``run.json`` holds it. commit: of the code that made it,
+    with a ``+`` where that was changed since; several where it was gone on with. max_clicks: clicks an object got before
+    it counted as not reached. traces: in dataset order; those there are, when the run is not done. shards: the folders
+    that hold its parts, where several machines made it.
     """
 
     label: str
@@ -187,12 +188,13 @@ def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
     traces = {(t.dataset, t.id): t for path in paths if path.is_file() for t in read_traces(path)}
     if not traces and "shard" not in settings:  # of more shards than objects some are empty
         raise HrsegError(f"{folder}: no traces in it; give a folder written by 'hrseg evaluate --out'")
+    places = [record.get("where", {}), *record.get("where_later", [])]
     return Evaluation(
         label=label,
         folder=folder,
         status=status,
         settings=settings,
-        commit=str(record.get("where", {}).get("commit") or "unknown"),
+        commit=", ".join(dict.fromkeys(_commit_text(where) for where in places)),
         max_clicks=settings["max_clicks"],
         traces=tuple(traces.values()),
     )
@@ -335,6 +337,11 @@ def _notes(runs: Sequence[Evaluation]) -> list[str]:
     if unfinished:
         notes.append(f"Not finished: {', '.join(unfinished)}.")
     return notes
+
+
+def _commit_text(where: dict[str, Any]) -> str:
+    """A ``+`` behind it where the code had been changed since."""
+    return f"{where.get('commit') or 'unknown'}{'+' if where.get('dirty') else ''}"
 
 
 def _model_text(run: Evaluation) -> str:
