@@ -57,7 +57,7 @@ def adapt(
         changes = [f"model.weights={json.dumps(base)}"]
         if dataset:
             changes.append(f"data.parts={json.dumps([{'dataset': name} for name in dataset])}")
-        changes += [*train.adapter_change(recipe, adapter), *set_]
+        changes += [*train.adapter_change(recipe, adapter, [*changes, *set_]), *set_]
         recipe_ = load_recipe(recipe or train.recipe_for(str(adapter)), changes)
         names = [Path(name.partition("=")[0].partition(":")[0]).name for name in dataset]
         name = "+".join(["-".join(["adapt", recipe_.adapter.name, *names]), *set_])

@@ -79,8 +79,8 @@ class Clicks(NamedTuple):
 class Line:
     """What was measured of one row; None and missing keys where nothing was.
 
-    clicks: by :data:`COLUMNS`. seconds: of a click on the high-resolution set, the median. trained: parameters. gmac: of
-    one answer at ``crop`` (height, width), that of the training. data: names of the datasets trained on.
+    clicks: by :data:`COLUMNS`. seconds: of a click on the high-resolution set, the median. trained: parameters.
+    gmac: of one answer at ``crop`` (height, width), that of the training. data: names of the datasets trained on.
     """
 
     clicks: dict[tuple[str, str], Clicks]

@@ -33,9 +33,9 @@ class Evaluation:
     """One run folder, read back.
 
     label: what the user calls it. settings: what was asked, as ``run.json`` holds it. commit: of the code that made it,
-    with a ``+`` where that was changed since; several where it was gone on with. max_clicks: clicks an object got before
-    it counted as not reached. traces: in dataset order; those there are, when the run is not done. shards: the folders
-    that hold its parts, where several machines made it.
+    with a ``+`` where that was changed since; several where it was gone on with. max_clicks: clicks an object got
+    before it counted as not reached. traces: in dataset order; those there are, when the run is not done. shards: the
+    folders that hold its parts, where several machines made it.
     """
 
     label: str

@@ -35,7 +35,7 @@ BASE = {"name": "hrnet_ocr", "file": "base.safetensors", "sha256": "0123456789ab
 
 
 def evaluation(folder: Path, clicks: list[int], model: dict[str, Any] = BASE, fail: bool = False) -> None:
-    """A run in which object k needs ``clicks[k]`` clicks by IoU, and one more by Boundary IoU; 0.5 s each, the first 9."""
+    """A run in which object k needs ``clicks[k]`` clicks by IoU, and one more by Boundary IoU; 9 s, then 0.5 s each."""
     traces = {}
     for k, needed in enumerate(clicks):
         iou, biou = ((0.3,) * (n - 1) + (0.95,) * (needed + 2 - n) for n in (needed, needed + 1))
