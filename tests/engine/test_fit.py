@@ -226,6 +226,38 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_weights(
     assert (tmp_path / "run" / "judged.csv").read_text() == (whole / "judged.csv").read_text()
 
 
+@pytest.mark.parametrize("name", ["lora", "conv"])
+def test_an_adapter_learns_and_goes_on_to_the_same_tensors(
+    photos: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base.safetensors"
+    model = h18s()
+    model.load_state_dict(deterministic_weights(model.state_dict()))
+    save_checkpoint(model, base, {})
+    changes: dict[str, Any] = {"losses": [{"name": "bce"}], "epochs": 3, "validation": {"every": 3}}
+    changes["clicks"] = {"rounds": 0}
+    optim = {"lr": 3e-3, "schedule": "constant", "warmup": 0}
+    recipe = recipe_on(photos, model={"weights": str(base)}, adapter={"name": name}, optim=optim, **changes)
+    run(recipe, tmp_path / "whole", loggers=("csv",))
+    rows = csv.DictReader((tmp_path / "whole" / "log" / "metrics.csv").read_text().splitlines())
+    means = [float(row["train/loss_epoch"]) for row in rows if row["train/loss_epoch"]]
+    assert means[-1] < 0.9 * means[0]
+
+    handed, batches = fit.Keeper.on_train_batch_end, iter(range(100))
+
+    def stop_once(self: fit.Keeper, *arguments: Any) -> None:
+        self.asked = next(batches) == 5  # in the middle of the second epoch
+        handed(self, *arguments)
+
+    monkeypatch.setattr(fit.Keeper, "on_train_batch_end", stop_once)
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path / "parts")
+    run(recipe, tmp_path / "parts")
+    files = [load_file(tmp_path / part / fit.LAST_WEIGHTS) for part in ("whole", "parts")]
+    assert files[0].keys() == files[1].keys()
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_finished_epoch_is_not_trained_again(photos: Path, tmp_path: Path, whole: Path) -> None:
     """Stopped between two epochs, then gone on with."""
     run(recipe_on(photos, epochs=1, optim={"schedule": "constant"}), tmp_path / "a")
