@@ -1,6 +1,7 @@
 """The run folder: what was asked, what came out, on which code and machine.
 
-run.json        asked (settings that decide the numbers, argv), got (status, seconds, summary), where
+run.json        asked (settings that decide the numbers, argv), got (status, seconds, summary), where (commit, versions,
+                machine), where_later (the same of later commands that added something elsewhere)
 traces.jsonl    one line per object, in dataset order; ``traces.part.jsonl`` while the run goes on
 <dataset>.csv   one row per object
 noc.csv         the summary, one row per (dataset, metric, measure)
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -101,7 +103,8 @@ class Run:
     """A run folder being written. Use as a context manager: the status is written last, whatever happens.
 
     settings: everything that decides the numbers. A folder that holds another set of settings is refused, the same
-    set is resumed. machine: what it runs on, which decides nothing; a later command may run it on something else.
+    set is resumed, and its record still says where it began and counts its earlier seconds. machine: what it runs on,
+    which decides nothing; a later command may run it on something else.
     """
 
     def __init__(
@@ -109,15 +112,17 @@ class Run:
     ) -> None:
         self.folder = folder
         self.summary: Any = None
+        self._here = environment()
+        self._adds = True
         kept = {} if machine is None else {"machine": machine}
         self._record: dict[str, Any] = {
             "asked": {"command": command, "argv": sys.argv[1:], "settings": settings, **kept},
-            "got": {"status": "running"},
-            "where": environment(),
+            "got": {"status": "running", "seconds": 0.0},
+            "where": self._here,
         }
 
     def __enter__(self) -> Run:
-        self._check_same_settings()
+        self._go_on()
         self._started = time.monotonic()
         try:
             self._save()
@@ -131,7 +136,8 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         got = self._record["got"]
-        got["seconds"] = round(time.monotonic() - self._started, 1)
+        if self._adds:
+            got["seconds"] = round(got["seconds"] + time.monotonic() - self._started, 1)
         got["summary"] = self.summary
         if kind is None:
             got["status"] = "done"
@@ -143,22 +149,37 @@ class Run:
     def _save(self) -> None:
         write_atomically(self.folder / "run.json", json.dumps(self._record, indent=2, ensure_ascii=False) + "\n")
 
-    def _check_same_settings(self) -> None:
+    def _go_on(self) -> None:
+        """From the record of an earlier command, if there is one. Raises HrsegError where it asked for another run."""
         path = self.folder / "run.json"
         if not path.exists():
             if self.folder.is_dir() and any(self.folder.iterdir()):
                 raise HrsegError(f"--out {self.folder}: not empty and not a run folder; name another folder")
             return
-        asked = read_run(self.folder)["asked"]
-        old, new = asked["settings"], json.loads(json.dumps(self._record["asked"]["settings"]))
+        before = read_run(self.folder)
+        asked = before["asked"]
         if asked["command"] != self._record["asked"]["command"]:
             raise HrsegError(f"--out {self.folder}: holds a run of '{asked['command']}'; name another folder")
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
-                raise HrsegError(
-                    f"--out {self.folder}: holds a run with {key} = {_short(old.get(key))}, now asked with "
-                    f"{_short(new.get(key))}; name another folder, or delete this one"
-                )
+        differing = _difference(asked["settings"], json.loads(json.dumps(self._record["asked"]["settings"])))
+        if differing:
+            key, old, new = differing
+            raise HrsegError(
+                f"--out {self.folder}: holds a run with {key} = {_short(old)}, now asked with {_short(new)}; "
+                "name another folder, or delete this one"
+            )
+        self._record |= {key: before[key] for key in ("where", "where_later") if key in before}
+        got = before.get("got", {})
+        self._record["got"]["seconds"] = got.get("seconds", 0.0)
+        self._adds = False
+        if got.get("status") != "done":
+            self._will_add()
+
+    def _will_add(self) -> None:
+        """What is in the folder is not only of the earlier commands."""
+        self._adds = True
+        later = self._record.get("where_later", [])
+        if self._here not in (self._record["where"], *later):
+            self._record["where_later"] = [*later, self._here]
 
     @property
     def part(self) -> Path:
@@ -188,6 +209,8 @@ class Run:
         record = self.folder / "files.json"
         then = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
         current = {key: trace for key, trace in done.items() if then.get(key) == files.get(key)}
+        if len(current) < len(done):
+            self._will_add()
         if then != files:  # in this order: an old trace must not be found beside a new state
             write_atomically(self.part, "".join(trace.to_json() + "\n" for trace in current.values()))
             (self.folder / "traces.jsonl").unlink(missing_ok=True)
@@ -254,6 +277,18 @@ def read_run(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
+def _difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Dotted key and both values of the first setting that differs; a missing one is as good as null."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())]
+    elif isinstance(old, list) and isinstance(new, list):
+        pairs = [(str(place), *both) for place, both in enumerate(zip_longest(old, new))]
+    else:
+        return None if old == new else (key, old, new)
+    found = (_difference(one, other, f"{key}.{name}" if key else name) for name, one, other in pairs)
+    return next(filter(None, found), None)
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 60 else f"{text[:28]}...{text[-29:]}"

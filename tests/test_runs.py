@@ -1,12 +1,17 @@
-"""What a run folder does about an end that came in the middle of a line."""
+"""What a run folder does about an end that came in the middle of a line, and about being gone on with."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hrseg_cli.runs import _cut_torn_line
+from hrseg_cli import runs
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Click, Trace
+from hrseg_cli.runs import Run, _cut_torn_line, read_run
 
 MIB = 1 << 20
 
@@ -30,3 +35,46 @@ def test_a_torn_line_is_cut_however_long(before: bytes, after: bytes, tmp_path: 
     path.write_bytes(before)
     _cut_torn_line(path)
     assert path.read_bytes() == after
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ({"precision": None}, {"precision": "bf16"}, 'model.precision = null, now asked with "bf16"'),
+        ({}, {"precision": "bf16"}, 'model.precision = null, now asked with "bf16"'),
+        ({"parts": [{"n": 1}, {"n": 2}]}, {"parts": [{"n": 1}, {"n": 3}]}, "model.parts.1.n = 2, now asked with 3"),
+        ({"parts": [1]}, {"parts": [1, 2]}, "model.parts.1 = null, now asked with 2"),
+        ({"file": "x" * 90 + "a"}, {"file": "x" * 90 + "b"}, 'xa", now asked with "xx'),
+    ],
+)
+def test_what_differs_in_settings_is_named(old: dict[str, Any], new: dict[str, Any], told: str, tmp_path: Path) -> None:
+    long = {"a": "what both have and what is longer than a line can show of it, by far"}
+    with Run(tmp_path, "evaluate", {"model": long | old}):
+        pass
+    with pytest.raises(HrsegError) as caught, Run(tmp_path, "evaluate", {"model": long | new}):
+        pass
+    assert told in str(caught.value)
+
+
+def test_a_run_says_where_it_began_and_who_went_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first traces stem from the first commit, however often the command is given again."""
+    trace = Trace("cat", "pets", (Click(1, 2, True),), {"iou": (0.95,)}, (0.5,), {}, (9, 9), 5)
+
+    def go(commit: str, seconds: float, state: str = "1", stop: bool = False) -> dict[str, Any]:
+        clock = iter([0.0, seconds])
+        monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
+        monkeypatch.setattr(runs, "environment", lambda: {"commit": commit})
+        with suppress(KeyboardInterrupt), Run(tmp_path, "evaluate", {}) as run:
+            done = run.finished_traces({"pets/cat": state}, keep_masks=False)
+            if stop:
+                raise KeyboardInterrupt
+            run.finish(["pets/cat"], done or {"pets/cat": trace}, keep_masks=False)
+        record = read_run(tmp_path)
+        return {"by": [record["where"], *record.get("where_later", [])], "seconds": record["got"]["seconds"]}
+
+    assert go("one", 10, stop=True) == {"by": [{"commit": "one"}], "seconds": 10}
+    assert go("one", 20, stop=True) == {"by": [{"commit": "one"}], "seconds": 30}
+    assert go("two", 5) == {"by": [{"commit": "one"}, {"commit": "two"}], "seconds": 35}
+    assert go("three", 2) == {"by": [{"commit": "one"}, {"commit": "two"}], "seconds": 35}  # nothing was left to do
+    assert go("two", 4, state="2")["seconds"] == 39  # on another image
+    assert go("four", 4, state="3")["by"][2:] == [{"commit": "four"}]

@@ -18,6 +18,13 @@ from hrseg_cli.adapters.controls import freeze, hold, is_dead
 from hrseg_cli.errors import HrsegError, UnknownName
 
 KINDS = ("loralib", "conv")
+GROUPS = {  # parts of the names in HRNet with OCR; together they are the whole network
+    "stem": ("feature_extractor.conv1", "feature_extractor.conv2", "maps_transform", "rgb_conv"),
+    "layer1": ("layer1",),
+    "stages": ("transition", "stage"),
+    "ocr": ("ocr",),
+    "heads": ("cls_head", "aux_head"),
+}
 
 
 class LoRAConv2d(nn.Conv2d):
@@ -65,8 +72,8 @@ def attach_lora(
         code's, which ConvLoRA uses: r k^2 (in + out) parameters; its product is only reshaped to the weight, so that
         matrix may have full rank.
     alpha: the addition is scaled by alpha / rank; None: by 1.
-    layers: parts of the names of the convolutions to adapt, such as ``stage4``, ``ocr``, ``cls_head`` in an HRNet;
-        none: all. Dead ones never are.
+    layers: which convolutions to adapt: names of :data:`GROUPS`, or parts of their own names, such as ``stage4`` in an
+        HRNet; none: all. Dead ones never are.
     adabn: re-estimate the statistics of all normalisations while training (AdaBN, Li et al. 2016); their scale and
         shift stay frozen.
     Raises HrsegError for options that do not fit the model, UnknownName for an unknown kind.
@@ -75,20 +82,24 @@ def attach_lora(
         raise UnknownName("kind of LoRA", kind, KINDS)
     if rank < 1:
         raise HrsegError(f"LoRA rank {rank}: must be at least 1")
+    if isinstance(layers, str):  # whose letters are parts of every name
+        raise HrsegError(f"LoRA layers: must be a list; write adapter.options.layers=[{layers}]")
     if any(isinstance(module, LoRAConv2d) for module in model.modules()):
         raise HrsegError("LoRA is attached to this model already; merge it first, or start from the base")
     alive = {name: module for name, module in model.named_modules() if not is_dead(model, name)}
     convs = {name: module for name, module in alive.items() if type(module) is nn.Conv2d}
     for part in layers:
-        if not any(part in name for name in convs):
+        if not any(_is_part(part, name) for name in convs):
             words = {word for name in convs for word in name.split(".") if not word.isdigit()}
-            raise HrsegError(f"LoRA layers: no convolution has '{part}' in its name; known: {', '.join(sorted(words))}")
+            raise HrsegError(
+                f"LoRA layers: no convolution has '{part}' in its name; known: {', '.join(sorted({*GROUPS, *words}))}"
+            )
     freeze(model)
     for module in alive.values():
         if adabn and isinstance(module, nn.BatchNorm2d):
             hold(module, still=False)
     for name, conv in convs.items():
-        if not layers or any(part in name for part in layers):
+        if not layers or any(_is_part(part, name) for part in layers):
             a, b = _start(conv, kind, rank)
             _put(conv, a, b, 1.0 if alpha is None else alpha / rank)
     return model
@@ -117,6 +128,10 @@ def unmerge(model: nn.Module, apart: dict[str, Apart]) -> None:
         assert isinstance(conv, nn.Conv2d)
         conv.weight.data = kept.weight
         _put(conv, kept.lora_A, kept.lora_B, kept.lora_scale)
+
+
+def _is_part(part: str, name: str) -> bool:
+    return any(word in name for word in GROUPS.get(part, (part,)))
 
 
 def _start(conv: nn.Conv2d, kind: str, rank: int) -> tuple[nn.Parameter, nn.Parameter]:

@@ -43,10 +43,14 @@ def adapt(
 
     The adapter's file is small and names its base by hash; use both as --model BASE+ADAPTER.
     """
+    asked = dict(zip(train.MACHINE, (device, processes, nodes, workers, logger, root), strict=True))
     if merge:
+        others = {"adapter": adapter, "dataset": dataset, "recipe": recipe, "set": set_, "out": out, "resume": resume}
+        given = [f"--{name}" for name, value in {**others, **asked}.items() if value not in (None, [])]
+        if given:
+            raise HrsegError(f"--merge {merge}: only folds --from into one file; leave {', '.join(given)} off")
         write_merged(base, merge)
         return
-    asked = dict(zip(train.MACHINE, (device, processes, nodes, workers, logger, root), strict=True))
     if resume:
         recipe_, folder = train.resumed(resume, bool(set_ or out or dataset or adapter or recipe), asked), resume
     else:
@@ -57,7 +61,7 @@ def adapt(
         changes = [f"model.weights={json.dumps(base)}"]
         if dataset:
             changes.append(f"data.parts={json.dumps([{'dataset': name} for name in dataset])}")
-        changes += [*train.adapter_change(recipe, adapter), *set_]
+        changes += [*train.adapter_change(recipe, adapter, [*changes, *set_]), *set_]
         recipe_ = load_recipe(recipe or train.recipe_for(str(adapter)), changes)
         names = [Path(name.partition("=")[0].partition(":")[0]).name for name in dataset]
         name = "+".join(["-".join(["adapt", recipe_.adapter.name, *names]), *set_])

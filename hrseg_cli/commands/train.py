@@ -88,7 +88,7 @@ def train(
     if resume:
         chosen, folder = resumed(resume, bool(set_ or out), asked), resume
     else:
-        chosen = load_recipe(recipe or recipe_for(str(adapter)), [*adapter_change(recipe, adapter), *set_])
+        chosen = load_recipe(recipe or recipe_for(str(adapter)), [*adapter_change(recipe, adapter, set_), *set_])
         folder = out or options.run_folder(f"train-{chosen.name}")
     run_training(chosen, folder, "train", asked)
 
@@ -103,14 +103,16 @@ def recipe_for(adapter: str) -> str:
     return own if own in recipe_names() else "adapt_lora"
 
 
-def adapter_change(recipe: str | None, adapter: str | None) -> list[str]:
-    """What makes a recipe one for this adapter, when it is not so already."""
+def adapter_change(recipe: str | None, adapter: str | None, changes: list[str]) -> list[str]:
+    """What makes a recipe one for this adapter, when it is not so already. changes: all others of the recipe."""
+    from hrseg_cli.recipe import load_recipe
+
     if adapter is None:
         return []
     if adapter not in catalog.ADAPTERS:
         raise UnknownName("adapter", adapter, catalog.ADAPTERS)
-    own = recipe_for(adapter) == f"adapt_{adapter}" and recipe in (None, f"adapt_{adapter}")
-    return [] if own else [f"adapter={{name: {adapter}}}"]
+    own = load_recipe(recipe or recipe_for(adapter), changes).adapter.name
+    return [] if own == adapter else [f"adapter={{name: {adapter}}}"]
 
 
 def resumed(run: Path, more: bool, asked: dict[str, Any]) -> Recipe:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hrseg_cli import catalog
 from hrseg_cli.adapters import adapter_state, load_adapter_state
+from hrseg_cli.adapters.controls import StillBatchNorm, hold
 from hrseg_cli.adapters.lora import merge as fold
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models import ritm_weights
@@ -51,14 +52,16 @@ def _load_any(spec: str) -> tuple[InteractiveModel, dict[str, Any]]:
         if sniff(path) == "safetensors" and (adapter := _read_adapter(path)):
             return _attach(_shipped_base(adapter), adapter)
         return read_checkpoint(path)
-    base, plus, second = spec.rpartition("+")
-    if plus and base:
+    splits = [(spec[:at], spec[at + 1 :]) for at, sign in enumerate(spec) if sign == "+" and at]
+    if splits:  # names of run folders may hold a "+" too
+        base, second = next((split for split in reversed(splits) if Path(split[1]).is_file()), splits[0])
         if not Path(second).is_file():
             raise HrsegError(
                 f"--model {spec}: {second}: no such file; write BASE+ADAPTER, two files or a name and a file"
             )
         adapter = _read_adapter(Path(second)) if sniff(Path(second)) == "safetensors" else None
         if adapter is None:
+            read_checkpoint(Path(second))  # which says what is wrong with it, if anything
             raise HrsegError(f"--model {spec}: {second} is a whole model, not an adapter; give it alone")
         return _attach(_load_any(base), adapter)
     if spec in catalog.MODELS:
@@ -119,9 +122,14 @@ def save_adapter(
 
 def merged(model: InteractiveModel) -> InteractiveModel:
     """The same answers without an adapter, in place. Raises HrsegError for one that cannot be folded."""
-    if not hasattr(model, "parameter_groups") or model.name == "resample":
-        raise HrsegError("a resampling adapter stays a part of the network; use it as --model BASE+ADAPTER")
+    if model.name == "resample":
+        raise HrsegError(
+            "a resampling adapter stays a part of the network; use it as --model BASE+ADAPTER, or take the base alone"
+        )
     fold(model)
+    for module in model.modules():
+        if isinstance(module, StillBatchNorm):
+            hold(module, still=False)
     return model
 
 

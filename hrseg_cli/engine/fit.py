@@ -28,7 +28,15 @@ with warnings.catch_warnings():
 
 from hrseg_cli import catalog
 from hrseg_cli.data.samples import Ref
-from hrseg_cli.engine.checkpoint import attach, load_backbone, load_model, save_adapter, save_checkpoint, weights_hash
+from hrseg_cli.engine.checkpoint import (
+    attach,
+    load_backbone,
+    load_model,
+    merged,
+    save_adapter,
+    save_checkpoint,
+    weights_hash,
+)
 from hrseg_cli.engine.cost import costs
 from hrseg_cli.engine.feed import Feed, Loader, Order
 from hrseg_cli.engine.judge import Averaging, Judge, Save, append_row, move_average, trained_model
@@ -164,10 +172,13 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
     model: InteractiveModel
     if wanted.weights:
         model, found = load_model(wanted.weights)
-        started = {key: found[key] for key in ("file", "sha256") if key in found}
+        started = {key: found[key] for key in ("file", "sha256", "adapter") if key in found}
         model.requires_grad_(True)
         if adapter.name == "none":
-            return model, {"started_from": started}
+            try:
+                return merged(model), {"started_from": started}  # or what is written would have names of no model
+            except HrsegError as error:
+                raise HrsegError(f"model.weights={wanted.weights}: {error}") from None
         base = {"base": started.get("file", wanted.weights), "base_weights": weights_hash(model)}
         return attach(model, adapter.name, adapter.options), base
     try:

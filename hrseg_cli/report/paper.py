@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hrseg_cli.data.samples import split_options
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.metrics.noc import known, noc
-from hrseg_cli.report.table import METRIC_LABELS, Evaluation, build, read_evaluations
+from hrseg_cli.report.table import METRIC_LABELS, Evaluation, build, read_evaluations, told
 from hrseg_cli.report.write import ABSENT, escape, pipes
 from hrseg_cli.runs import read_run
 
 SETS = {"regular": "regular", "high": "high resolution"}
 METRICS = ("iou", "biou")
 COLUMNS = tuple((part, metric) for part in SETS for metric in METRICS)
+PAPERS_DATA = {"coco_lvis", "hqseg44k"}
 LEVEL = 0.9
 RESAMPLES = 1000
 
@@ -77,8 +79,8 @@ class Clicks(NamedTuple):
 class Line:
     """What was measured of one row; None and missing keys where nothing was.
 
-    clicks: by :data:`COLUMNS`. seconds: of a click on the high-resolution set. trained: parameters. gmac: of one answer
-    at ``crop`` (height, width), that of the training.
+    clicks: by :data:`COLUMNS`. seconds: of a click on the high-resolution set, the median. trained: parameters.
+    gmac: of one answer at ``crop`` (height, width), that of the training. data: names of the datasets trained on.
     """
 
     clicks: dict[tuple[str, str], Clicks]
@@ -86,6 +88,7 @@ class Line:
     trained: int | None = None
     gmac: float | None = None
     crop: tuple[int, int] | None = None
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,9 +127,11 @@ def _is_done(folder: Path) -> bool:
 
 
 def _training(run: Evaluation) -> dict[str, Any]:
-    """What the training of an evaluated adapter said of its costs, and its crop."""
+    """What the training of an evaluated adapter said of its costs, its crop, and what it was trained on."""
     record = read_run(run.folder.parent / "train")
-    return {**(record["got"].get("summary") or {}), "crop": record["asked"]["settings"]["recipe"]["data"]["crop"]}
+    data = record["asked"]["settings"]["recipe"]["data"]
+    names = [Path(split_options(part["dataset"])[0]).name for part in data["parts"]]
+    return {**(record["got"].get("summary") or {}), "crop": data["crop"], "data": names}
 
 
 def _line(runs: dict[str, list[Evaluation]], training: dict[str, Any]) -> Line:
@@ -138,10 +143,11 @@ def _line(runs: dict[str, list[Evaluation]], training: dict[str, Any]) -> Line:
     seconds = [second for run in runs["high"] for trace in run.traces for second in trace.seconds]
     return Line(
         clicks=clicks,
-        seconds=sum(seconds) / len(seconds) if seconds else None,
+        seconds=float(np.median(seconds)) if seconds else None,
         trained=training.get("trained"),
         gmac=training.get("gmac"),
         crop=tuple(training["crop"]) if training else None,
+        data=tuple(training.get("data", ())),
     )
 
 
@@ -172,27 +178,36 @@ def _notes(
     runs: dict[str, dict[str, list[Evaluation]]], lines: dict[str, Line], unfinished: Sequence[str]
 ) -> Iterator[str]:
     yield (
-        "NoC@90 over all objects of a set, [95 % bootstrap interval over objects]; bold: the fewest clicks measured. "
-        "Paper: its numbers with HRNet-18, its regular sets and HQSeg-44K."
+        "NoC@90 over all objects of a set, [95 % bootstrap interval over objects, taken as independent]; bold: the "
+        "fewest clicks measured. Paper: its numbers with HRNet-18, its regular sets and HQSeg-44K."
     )
     yield (
         "Trained: parameters. GMAC: multiply-adds of convolutions in one answer at the crop of training; the base's at "
-        "the size at which it is asked within. s/click: wall time on the high-resolution set."
+        "the size at which it is asked within. s/click: median wall time on the high-resolution set."
     )
     for part, title in SETS.items():
         evaluations = [run for row in runs[part].values() for run in row]
         built = build(evaluations, METRICS, [f"NoC@{100 * LEVEL:g}"])
         yield f"{title[0].upper()}{title[1:]}: {built.notes[0]}"
-        if built.differences:
-            yield f"The numbers on {title} do not compare: {'; '.join(built.differences)}."
+        found = list(built.differences)
+        names = {run.label: " + ".join(sorted({trace.dataset for trace in run.traces})) for run in evaluations}
+        if len(set(names.values())) > 1:
+            found.append(f"datasets differ: {told(names)}")
+        if found:
+            yield f"The numbers on {title} do not compare: {'; '.join(found)}."
+    data = {row: " + ".join(line.data) for row, line in lines.items() if line.data}
+    if any(set(line.data) - PAPERS_DATA for line in lines.values()):
+        yield f"Trained on {told(data)}; HQSeg-44K in a label stands for its row's."
     everything = [run for part in runs.values() for row in part.values() for run in row]
-    models = [run.settings["model"] for run in everything if "adapter" not in run.settings["model"]]
-    bases = [f"{model.get('file', model['name'])} ({str(model.get('sha256', ''))[:12]})" for model in models]
-    commits = dict.fromkeys(run.commit[:10] for run in everything)
+    models = [run.settings["model"] for run in everything]
+    bases = [
+        f"{model.get('file', model['name'])} ({str(model.get('sha256', ''))[:12]}, {model.get('precision', 'fp32')})"
+        for model in models
+    ]
+    commits = dict.fromkeys(one[:10] + "+" * one.endswith("+") for run in everything for one in run.commit.split(", "))
     counts = dict.fromkeys(len(row) for name, row in runs["high"].items() if name != "base")
     seeds = f"; seeds a row: {', '.join(map(str, counts))}" if counts else ""
-    base = f"base {', '.join(dict.fromkeys(bases))}; " if bases else ""
-    yield f"Measured: {base}commit {', '.join(commits)}{seeds}."
+    yield f"Measured: base {', '.join(dict.fromkeys(bases))}; commit {', '.join(commits)}{seeds}."
     spread = [
         (max(found.seeds) - min(found.seeds), row, part, metric)
         for row, line in lines.items()

@@ -32,7 +32,8 @@ _NEEDED = {"model", "metrics", "until", "max_clicks", "protocol", "seed"}
 class Evaluation:
     """One run folder, read back.
 
-    label: what the user calls it. settings: what was asked, as ``run.json`` holds it. max_clicks: clicks an object got
+    label: what the user calls it. settings: what was asked, as ``run.json`` holds it. commit: of the code that made it,
+    with a ``+`` where that was changed since; several where it was gone on with. max_clicks: clicks an object got
     before it counted as not reached. traces: in dataset order; those there are, when the run is not done. shards: the
     folders that hold its parts, where several machines made it.
     """
@@ -187,12 +188,13 @@ def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
     traces = {(t.dataset, t.id): t for path in paths if path.is_file() for t in read_traces(path)}
     if not traces and "shard" not in settings:  # of more shards than objects some are empty
         raise HrsegError(f"{folder}: no traces in it; give a folder written by 'hrseg evaluate --out'")
+    places = [record.get("where", {}), *record.get("where_later", [])]
     return Evaluation(
         label=label,
         folder=folder,
         status=status,
         settings=settings,
-        commit=str(record.get("where", {}).get("commit") or "unknown"),
+        commit=", ".join(dict.fromkeys(_commit_text(where) for where in places)),
         max_clicks=settings["max_clicks"],
         traces=tuple(traces.values()),
     )
@@ -240,8 +242,8 @@ def build(runs: Sequence[Evaluation], metrics: Sequence[str] = (), measures: Seq
                 found[entry.dataset, metric, entry.measure, run.label] = entry
     for name in measures:
         if not any(key[2] == name for key in found):
-            until = _told({run.label: _until_text(run) for run in runs})
-            most = _told({run.label: str(run.max_clicks) for run in runs})
+            until = told({run.label: _until_text(run) for run in runs})
+            most = told({run.label: str(run.max_clicks) for run in runs})
             raise HrsegError(
                 f"--measure {name}: unknown in every run (clicked until {until}, at most {most} clicks); "
                 "evaluate with a higher --until, or ask for another measure"
@@ -298,25 +300,25 @@ def differences(runs: Sequence[Evaluation], metrics: Iterable[str], measures: It
         if any(protocol.get(key) != protocols[0].get(key) for protocol in protocols)
     )
     if differing:
-        names = _told({run.label: _protocol_text(run) for run in runs})
+        names = told({run.label: _protocol_text(run) for run in runs})
         found.append(f"protocols differ in {', '.join(differing)}: {names}")
     if len({run.max_clicks for run in runs}) > 1:
-        found.append(f"most clicks differ: {_told({run.label: str(run.max_clicks) for run in runs})}")
+        found.append(f"most clicks differ: {told({run.label: str(run.max_clicks) for run in runs})}")
     bands = {run.label: json.dumps(run.settings.get("band")) for run in runs}
     if "biou" in metrics and len(set(bands.values())) > 1:
-        found.append(f"bands of Boundary IoU differ: {_told(bands)}")
+        found.append(f"bands of Boundary IoU differ: {told(bands)}")
     for name in datasets(runs):
         # The area tells apart objects of one name whose truth was read or drawn otherwise.
         objects = {r.label: frozenset((t.id, t.area) for t in r.traces if t.dataset == name) for r in runs}
         having = {label: ids for label, ids in objects.items() if ids}
         if len(set(having.values())) > 1:
             shared = len(frozenset.intersection(*having.values()))
-            counts = _told({label: f"{len(ids)}" for label, ids in having.items()})
+            counts = told({label: f"{len(ids)}" for label, ids in having.items()})
             found.append(f"objects of {name} differ: {counts}, {shared} in common")
     if any(name == "AUC" or name.startswith(("mean@", "SPC")) for name in measures):
         untils = {run.label: _until_text(run) for run in runs}
         if len(set(untils.values())) > 1:
-            found.append(f"clicking ended at other values, which moves mean, AUC and SPC: {_told(untils)}")
+            found.append(f"clicking ended at other values, which moves mean, AUC and SPC: {told(untils)}")
     return found
 
 
@@ -324,17 +326,22 @@ def _notes(runs: Sequence[Evaluation]) -> list[str]:
     counts = []
     for name in datasets(runs):
         sizes = {run.label: sum(t.dataset == name for t in run.counted()) for run in runs}
-        counts.append(f"{name} n = {_told({label: str(n) for label, n in sizes.items() if n})}")
+        counts.append(f"{name} n = {told({label: str(n) for label, n in sizes.items() if n})}")
     notes = [
-        f"{', '.join(counts)}; protocol {_told({run.label: _protocol_text(run) for run in runs})}; "
-        f"until {_told({run.label: _until_text(run) for run in runs})}; "
-        f"at most {_told({run.label: str(run.max_clicks) for run in runs})} clicks; "
+        f"{', '.join(counts)}; protocol {told({run.label: _protocol_text(run) for run in runs})}; "
+        f"until {told({run.label: _until_text(run) for run in runs})}; "
+        f"at most {told({run.label: str(run.max_clicks) for run in runs})} clicks; "
         "[95 % bootstrap interval over objects]."
     ]
     unfinished = [f"{run.label} ({run.status})" for run in runs if run.status != "done"]
     if unfinished:
         notes.append(f"Not finished: {', '.join(unfinished)}.")
     return notes
+
+
+def _commit_text(where: dict[str, Any]) -> str:
+    """A ``+`` behind it where the code had been changed since."""
+    return f"{where.get('commit') or 'unknown'}{'+' if where.get('dirty') else ''}"
 
 
 def _model_text(run: Evaluation) -> str:
@@ -358,7 +365,7 @@ def _until_text(run: Evaluation) -> str:
     return " and ".join(f"{METRIC_LABELS.get(name, name)} {value:g}" for name, value in until.items())
 
 
-def _told(values: Mapping[str, str]) -> str:
+def told(values: Mapping[str, str]) -> str:
     """The one value that all runs share, or each with its runs: ``20 (a, c), 10 (b)``."""
     labels: dict[str, list[str]] = {}
     for label, value in values.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hrseg_cli.commands.train import adapter_change
 from hrseg_cli.engine.checkpoint import read_checkpoint
 from hrseg_cli.engine.devices import best_precision
 from hrseg_cli.recipe import load_recipe
@@ -102,6 +103,18 @@ def test_an_unknown_adapter_in_a_recipe_is_wrong_usage(hrseg: Callable[..., Any]
     done = hrseg("train", *SMALL, "--set", "model={weights: h18s}", "--set", "adapter={name: lorra}")
     assert done.code == 2, done.err
     assert "unknown adapter 'lorra'. Did you mean 'lora'?" in done.err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "adapter", "kept"),
+    [("paper/t4_conv_hq_skip", "conv", True), ("adapt_small", "lora", True), ("adapt_small", "conv", False)],
+)
+def test_a_recipe_of_the_adapter_that_is_asked_keeps_its_options(recipe: str, adapter: str, kept: bool) -> None:
+    change = adapter_change(recipe, adapter, [])
+    own = load_recipe(recipe).adapter
+    assert own.options
+    found = load_recipe(recipe, change).adapter
+    assert (found.name, found.options) == (adapter, own.options if kept else {})
 
 
 def test_precision_auto_is_recorded_as_what_it_came_to(hrseg: Callable[..., Any], tmp_path: Path) -> None:

@@ -16,7 +16,14 @@ from reference import GOLDEN, deterministic_weights
 from safetensors.torch import save_file
 
 from hrseg_cli import catalog
-from hrseg_cli.engine.checkpoint import load_model, read_checkpoint, save_checkpoint
+from hrseg_cli.engine.checkpoint import (
+    attach,
+    load_model,
+    read_checkpoint,
+    save_adapter,
+    save_checkpoint,
+    weights_hash,
+)
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.hrnet_ocr import ClickHRNet
 
@@ -185,6 +192,35 @@ def test_a_wrong_file_says_what_it_is(what: str, weights: State, tmp_path: Path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.fixture
+def adapted(weights: State, tmp_path: Path) -> tuple[Path, Path]:
+    """A base and an adapter of it, each in a folder named as run folders of a changed recipe are."""
+    base = tmp_path / "train-tiny+epochs=1" / "best.safetensors"
+    adapter = tmp_path / "adapt-head-boxes+epochs=2" / "best.safetensors"
+    model = catalog.resolve("model", "h18s")()
+    model.load_state_dict(weights)
+    save_checkpoint(model, base, {})
+    digest = weights_hash(model)
+    save_adapter(attach(model, "head", {}), adapter, "head", {}, digest, {"base": base.name})
+    return base, adapter
+
+
+def test_a_plus_in_a_folder_is_not_the_one_before_the_adapter(adapted: tuple[Path, Path]) -> None:
+    base, adapter = adapted
+    assert load_model(f"{base}+{adapter}")[1]["adapter"]["name"] == "head"
+    assert load_model(f"{base}+{adapter}+{adapter}")[1]["file"] == base.name
+    missing = adapter.with_name("none.safetensors")
+    with pytest.raises(HrsegError, match=r"none.safetensors: no such file; write BASE\+ADAPTER"):
+        load_model(f"h18s+{missing}")
+
+
+def test_a_damaged_adapter_is_called_damaged(adapted: tuple[Path, Path]) -> None:
+    base, adapter = adapted
+    adapter.write_bytes(adapter.read_bytes()[:-100])
+    with pytest.raises(HrsegError, match=r"boxes\+epochs=2/best.safetensors: is a damaged or truncated safetensors"):
+        load_model(f"{base}+{adapter}")
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,9 @@ from reference import GOLDEN, deterministic_weights
 from safetensors.torch import load_file, save_file
 
 from hrseg_cli import losses
+from hrseg_cli.adapters import adapter_state
 from hrseg_cli.engine import fit, judge, training_step
-from hrseg_cli.engine.checkpoint import load_backbone, read_checkpoint
+from hrseg_cli.engine.checkpoint import load_backbone, load_model, read_checkpoint, save_adapter, save_checkpoint
 from hrseg_cli.engine.feed import Feed, Loader, Order, held_out_objects, training_images
 from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.models.hrnet_ocr import h18s
@@ -225,6 +226,38 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_weights(
     assert (tmp_path / "run" / "judged.csv").read_text() == (whole / "judged.csv").read_text()
 
 
+@pytest.mark.parametrize("name", ["lora", "conv"])
+def test_an_adapter_learns_and_goes_on_to_the_same_tensors(
+    photos: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base.safetensors"
+    model = h18s()
+    model.load_state_dict(deterministic_weights(model.state_dict()))
+    save_checkpoint(model, base, {})
+    changes: dict[str, Any] = {"losses": [{"name": "bce"}], "epochs": 3, "validation": {"every": 3}}
+    changes["clicks"] = {"rounds": 0}
+    optim = {"lr": 3e-3, "schedule": "constant", "warmup": 0}
+    recipe = recipe_on(photos, model={"weights": str(base)}, adapter={"name": name}, optim=optim, **changes)
+    run(recipe, tmp_path / "whole", loggers=("csv",))
+    rows = csv.DictReader((tmp_path / "whole" / "log" / "metrics.csv").read_text().splitlines())
+    means = [float(row["train/loss_epoch"]) for row in rows if row["train/loss_epoch"]]
+    assert means[-1] < 0.9 * means[0]
+
+    handed, batches = fit.Keeper.on_train_batch_end, iter(range(100))
+
+    def stop_once(self: fit.Keeper, *arguments: Any) -> None:
+        self.asked = next(batches) == 5  # in the middle of the second epoch
+        handed(self, *arguments)
+
+    monkeypatch.setattr(fit.Keeper, "on_train_batch_end", stop_once)
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path / "parts")
+    run(recipe, tmp_path / "parts")
+    files = [load_file(tmp_path / part / fit.LAST_WEIGHTS) for part in ("whole", "parts")]
+    assert files[0].keys() == files[1].keys()
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_finished_epoch_is_not_trained_again(photos: Path, tmp_path: Path, whole: Path) -> None:
     """Stopped between two epochs, then gone on with."""
     run(recipe_on(photos, epochs=1, optim={"schedule": "constant"}), tmp_path / "a")
@@ -328,6 +361,35 @@ def test_imagenet_weights_must_cover_the_backbone(tmp_path: Path) -> None:
     save_file({key: value for key, value in tensors.items() if "stage4" not in key}, tmp_path / "part.safetensors")
     with pytest.raises(HrsegError, match=r"covers \d+% of the network's backbone.*stage4"):
         load_backbone(h18s(), tmp_path / "part.safetensors", 0.8)
+
+
+@pytest.mark.parametrize("name", ["lora", "bn", "conv"])
+def test_an_adapted_model_is_trained_on_as_a_plain_one(photos: Path, tmp_path: Path, name: str) -> None:
+    """Its checkpoints could not be read: they held the adapter's tensors under the base's name."""
+    base, adapter, whole = (tmp_path / f"{one}.safetensors" for one in ("base", "adapter", "whole"))
+    start = h18s()
+    start.load_state_dict(deterministic_weights(start.state_dict()))
+    save_checkpoint(start, base, {})
+    model, provenance = fit.start_model(recipe_on(photos, model={"weights": str(base)}, adapter={"name": name}))
+    with torch.no_grad():
+        for tensor in adapter_state(model).values():
+            tensor += 0.01 if tensor.is_floating_point() else 1
+    save_adapter(model, adapter, name, {}, provenance["base_weights"], provenance)
+    recipe = recipe_on(photos, model={"weights": f"{base}+{adapter}"})
+    if name == "conv":
+        with pytest.raises(HrsegError, match=r"model.weights=.*stays a part of the network"):
+            fit.start_model(recipe)
+        return
+    plain, started = fit.start_model(recipe)
+    assert started["started_from"]["adapter"]["name"] == name
+    assert {type(module) for module in plain.modules()} == {type(module) for module in h18s().modules()}
+    assert all(parameter.requires_grad for parameter in plain.parameters())
+    save_checkpoint(plain, whole, {})
+    image, points = torch.rand(1, 4, 32, 48), torch.full((1, 2, 3), -1.0)
+    with torch.no_grad():
+        answers = [load_model(str(spec))[0](image, points)["logits"] for spec in (whole, f"{base}+{adapter}", base)]
+    torch.testing.assert_close(answers[0], answers[1], atol=1e-4, rtol=1e-4)
+    assert (answers[1] - answers[2]).abs().max() > 1e-2
 
 
 def test_an_epoch_smaller_than_a_batch_is_refused(photos: Path, tmp_path: Path) -> None:
