@@ -15,7 +15,7 @@ import numpy as np
 
 from hrseg_cli.data.samples import split_options
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.metrics.noc import known, noc
+from hrseg_cli.metrics.noc import interval, known, noc
 from hrseg_cli.report.table import METRIC_LABELS, Evaluation, build, read_evaluations, told
 from hrseg_cli.report.write import ABSENT, escape, pipes
 from hrseg_cli.runs import read_run
@@ -26,6 +26,7 @@ COLUMNS = tuple((part, metric) for part in SETS for metric in METRICS)
 PAPERS_DATA = {"coco_lvis", "hqseg44k"}
 LEVEL = 0.9
 RESAMPLES = 1000
+PAIRS = "Clicks more than the base, object by object"
 
 
 class Row(NamedTuple):
@@ -67,12 +68,14 @@ TABLES = {
 
 
 class Clicks(NamedTuple):
-    """Mean NoC@90 over objects, each the mean of its seeds, with the 95 % bootstrap interval; and each seed's mean."""
+    """Mean NoC@90 over objects, each the mean of its seeds, with the 95 % bootstrap interval; each seed's mean; and each
+    object's, by (dataset, id)."""
 
     value: float
     low: float
     high: float
     seeds: tuple[float, ...]
+    objects: dict[tuple[str, str], float]
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,8 @@ def _clicks(runs: Sequence[Evaluation], metric: str) -> Clicks | None:
     rng = np.random.default_rng(runs[0].settings["seed"])
     drawn = [means[rng.integers(len(means), size=len(means))].mean() for _ in range(RESAMPLES)]
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Clicks(float(means.mean()), float(low), float(high), tuple(map(float, table.mean(0))))
+    each = dict(zip(needed, map(float, means), strict=True))
+    return Clicks(float(means.mean()), float(low), float(high), tuple(map(float, table.mean(0))), each)
 
 
 def _notes(
@@ -226,19 +230,23 @@ def _notes(
 
 
 def markdown(tables: Tables) -> str:
-    """The three tables under headings of their own, and the notes."""
+    """The tables under headings of their own, and the notes."""
     out = []
     for title in TABLES:
         head, *texts = _grid(tables, title, "**{}**")
         out.append(f"## {title}\n\n{pipes([head, *texts])}\n")
+    if pairs := _beside_base(tables):
+        out.append(f"## {PAIRS}\n\n{pipes(pairs)}\n")
     return "".join(out) + "\n".join(f"{note}\n" for note in tables.notes)
 
 
 def latex(tables: Tables) -> str:
     """A ``tabular`` for the booktabs package under each title, and the notes in small type."""
     out = ["% needs \\usepackage{booktabs}"]
-    for title in TABLES:
-        head, *texts = _grid(tables, title, "\\textbf{{{}}}")
+    grids = {title: _grid(tables, title, "\\textbf{{{}}}") for title in TABLES}
+    if pairs := _beside_base(tables):
+        grids[PAIRS] = pairs
+    for title, (head, *texts) in grids.items():
         out += [f"\n\\smallskip\\noindent {title}\\par", f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\toprule"]
         out += [" & ".join(map(escape, head)) + " \\\\", "\\midrule"]
         out += [" & ".join([escape(label), *map(_typeset, cells)]) + " \\\\" for label, *cells in texts]
@@ -270,6 +278,27 @@ def _grid(tables: Tables, title: str, bold: str) -> list[list[str]]:
             head.append("paper")
             columns.append([row.numbers[place] if row.numbers else ABSENT for row in rows])
     return [head, *(list(texts) for texts in zip(*columns, strict=True))]
+
+
+def _beside_base(tables: Tables) -> list[list[str]]:
+    """Head and lines of the differences from the base, object by object; nothing where there are none."""
+    lines = []
+    for label, line in {
+        row.row: (row.label, tables.lines[row.row]) for rows in TABLES.values() for row in rows
+    }.values():
+        cells = [_more(line.clicks.get(column), tables.lines["base"].clicks.get(column)) for column in COLUMNS]
+        if line is not tables.lines["base"] and set(cells) != {ABSENT}:
+            lines.append([label, *cells])
+    head = ["", *(f"{SETS[part]} {METRIC_LABELS[metric]}" for part, metric in COLUMNS)]
+    return [head, *lines] if lines else []
+
+
+def _more(clicks: Clicks | None, base: Clicks | None) -> str:
+    if clicks is None or base is None or clicks.objects.keys() != base.objects.keys():
+        return ABSENT
+    more = np.array([clicks.objects[one] - base.objects[one] for one in base.objects])
+    low, high = interval(more, np.ones(len(more)), resamples=RESAMPLES)
+    return f"{more.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _noc_texts(column: Sequence[Clicks | None], bold: str) -> list[str]:

@@ -106,6 +106,15 @@ def test_numbers_by_hand(folder: Path) -> None:
     assert "seeds a row: 2" in text
 
 
+def test_differences_from_the_base_are_of_pairs(folder: Path) -> None:
+    """Objects differ by far more than rows: every object needs half a click more here, without any doubt."""
+    text = paper.markdown(paper.read(folder))
+    pairs = text[text.index(f"## {paper.PAIRS}") :]
+    assert cells(pairs, "+ LoRA") == ["+0.50 [+0.50, +0.50]"] * 4
+    assert "| RITM" not in pairs
+    assert paper.PAIRS in paper.latex(paper.read(folder))
+
+
 def test_with_one_seed_the_interval_is_that_of_every_other_report(tmp_path: Path) -> None:
     clicks = np.random.default_rng(3).integers(1, 19, 40).tolist()
     for part in paper.SETS:
