@@ -68,8 +68,8 @@ TABLES = {
 
 
 class Clicks(NamedTuple):
-    """Mean NoC@90 over objects, each the mean of its seeds, with the 95 % bootstrap interval; each seed's mean, and each
-    object's by (dataset, id)."""
+    """Mean NoC@90 over objects, each the mean of its seeds, with the 95 % bootstrap interval; means of each seed, and of
+    each object by (dataset, id)."""
 
     value: float
     low: float
