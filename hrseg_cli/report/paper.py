@@ -68,8 +68,10 @@ TABLES = {
 
 
 class Clicks(NamedTuple):
-    """Mean NoC@90 over objects, each the mean of its seeds, with the 95 % bootstrap interval; means of each seed, and of
-    each object by (dataset, id)."""
+    """Mean NoC@90 over objects, each the mean of its seeds, with the 95 % bootstrap interval.
+
+    seeds: the mean of each. objects: of each, by (dataset, id).
+    """
 
     value: float
     low: float
