@@ -10,7 +10,7 @@ Anything else that reaches the command line is a defect and shows its traceback 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class HrsegError(Exception):
@@ -30,8 +30,15 @@ class UnknownName(HrsegError):
         guess = f" Did you mean '{near}'?" if near else ""
         super().__init__(f"unknown {kind} '{name}'.{guess} Known: {', '.join(names)}.{' ' + hint if hint else ''}")
 
-    def __reduce__(self) -> tuple[type[HrsegError], tuple[str]]:
-        return HrsegError, (str(self),)  # from a worker process, where only the line matters
+    def __reduce__(self) -> tuple[Callable[[str], HrsegError], tuple[str]]:
+        return _from_worker, (str(self),)
+
+
+def _from_worker(line: str) -> UnknownName:
+    """The error as another process raised it: its line is made already."""
+    error = UnknownName.__new__(UnknownName)
+    error.args = (line,)
+    return error
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

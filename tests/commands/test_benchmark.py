@@ -83,6 +83,12 @@ def test_a_wrong_size_is_one_line(hrseg: Command, size: str) -> None:
     assert done.err.startswith(f"hrseg: --size {size}: write HEIGHTxWIDTH")
 
 
+def test_an_unknown_name_is_wrong_usage_from_another_process_too(hrseg: Command) -> None:
+    done = hrseg("benchmark", "-m", "grabcutt")
+    assert done.code == 2
+    assert done.err.startswith("hrseg: unknown model 'grabcutt'. Did you mean 'grabcut'?")
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process's memory")
 def test_the_peak_of_memory_is_not_the_parents() -> None:
     """``ru_maxrss`` of a child begins at what its parent has held."""
