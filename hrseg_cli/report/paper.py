@@ -6,8 +6,8 @@ Ofitserov and Konushin 2024, "High resolution image segmentation with deep learn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from hrseg_cli.data.samples import split_options
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.metrics.noc import interval, known, noc
+from hrseg_cli.metrics.noc import interval, known, mean_at, noc
 from hrseg_cli.report.table import METRIC_LABELS, Evaluation, build, read_evaluations, told
 from hrseg_cli.report.write import ABSENT, escape, pipes
 from hrseg_cli.runs import read_run
@@ -27,6 +27,8 @@ PAPERS_DATA = {"coco_lvis", "hqseg44k"}
 LEVEL = 0.9
 RESAMPLES = 1000
 PAIRS = "Clicks more than the base, object by object"
+AFTER = 10
+SCORES = f"Boundary IoU after {AFTER} clicks, points more than the base, object by object"
 
 
 class Row(NamedTuple):
@@ -86,6 +88,7 @@ class Line:
 
     clicks: by :data:`COLUMNS`. seconds: of a click on the high-resolution set, the median. trained: parameters.
     gmac: of one answer at ``crop`` (height, width), that of the training. data: names of the datasets trained on.
+    scores: of each object, by (dataset, id): Boundary IoU after :data:`AFTER` clicks, mean over seeds.
     """
 
     clicks: dict[tuple[str, str], Clicks]
@@ -94,6 +97,7 @@ class Line:
     gmac: float | None = None
     crop: tuple[int, int] | None = None
     data: tuple[str, ...] = ()
+    scores: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,10 @@ def _line(runs: dict[str, list[Evaluation]], training: dict[str, Any]) -> Line:
         for part, metric in COLUMNS
         if runs[part] and (found := _clicks(runs[part], metric)) is not None
     }
+    scores: dict[tuple[str, str], list[float]] = {}
+    for trace in (trace for part in SETS for run in runs[part] for trace in run.traces):
+        if "biou" in trace.scores:
+            scores.setdefault((trace.dataset, trace.id), []).append(mean_at(trace.scores["biou"], AFTER))
     seconds = [second for run in runs["high"] for trace in run.traces for second in trace.seconds]
     return Line(
         clicks=clicks,
@@ -153,6 +161,7 @@ def _line(runs: dict[str, list[Evaluation]], training: dict[str, Any]) -> Line:
         gmac=training.get("gmac"),
         crop=tuple(training["crop"]) if training else None,
         data=tuple(training.get("data", ())),
+        scores={one: float(np.mean(each)) for one, each in scores.items()},
     )
 
 
@@ -237,8 +246,8 @@ def markdown(tables: Tables) -> str:
     for title in TABLES:
         head, *texts = _grid(tables, title, "**{}**")
         out.append(f"## {title}\n\n{pipes([head, *texts])}\n")
-    if pairs := _beside_base(tables):
-        out.append(f"## {PAIRS}\n\n{pipes(pairs)}\n")
+    for title, lines in _pairs(tables).items():
+        out.append(f"## {title}\n\n{pipes(lines)}\n")
     return "".join(out) + "\n".join(f"{note}\n" for note in tables.notes)
 
 
@@ -246,9 +255,7 @@ def latex(tables: Tables) -> str:
     """A ``tabular`` for the booktabs package under each title, and the notes in small type."""
     out = ["% needs \\usepackage{booktabs}"]
     grids = {title: _grid(tables, title, "\\textbf{{{}}}") for title in TABLES}
-    if pairs := _beside_base(tables):
-        grids[PAIRS] = pairs
-    for title, (head, *texts) in grids.items():
+    for title, (head, *texts) in {**grids, **_pairs(tables)}.items():
         out += [f"\n\\smallskip\\noindent {title}\\par", f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\toprule"]
         out += [" & ".join(map(escape, head)) + " \\\\", "\\midrule"]
         out += [" & ".join([escape(label), *map(_typeset, cells)]) + " \\\\" for label, *cells in texts]
@@ -282,25 +289,40 @@ def _grid(tables: Tables, title: str, bold: str) -> list[list[str]]:
     return [head, *(list(texts) for texts in zip(*columns, strict=True))]
 
 
-def _beside_base(tables: Tables) -> list[list[str]]:
-    """Head and lines of the differences from the base, object by object; nothing where there are none."""
-    lines = []
-    for label, line in {
-        row.row: (row.label, tables.lines[row.row]) for rows in TABLES.values() for row in rows
-    }.values():
-        cells = [_more(line.clicks.get(column), tables.lines["base"].clicks.get(column)) for column in COLUMNS]
-        if line is not tables.lines["base"] and set(cells) != {ABSENT}:
-            lines.append([label, *cells])
-    head = ["", *(f"{SETS[part]} {METRIC_LABELS[metric]}" for part, metric in COLUMNS)]
-    return [head, *lines] if lines else []
+def _pairs(tables: Tables) -> dict[str, list[list[str]]]:
+    """Title -> head and lines of differences from the base, object by object; no title without lines.
+
+    NoC hangs on a threshold that a few objects cross; the mean score does not.
+    """
+    base = tables.lines["base"]
+    rows = {row.row: row.label for rows in TABLES.values() for row in rows if row.row != "base"}
+    datasets = list(dict.fromkeys(dataset for dataset, _ in base.scores))
+    clicks, scores = [], []
+    for label, line in ((label, tables.lines[row]) for row, label in rows.items()):
+        of = [(line.clicks.get(column), base.clicks.get(column)) for column in COLUMNS]
+        clicks.append([label, *(_more(one.objects, other.objects) if one and other else ABSENT for one, other in of)])
+        points = [
+            [
+                {one: 100 * score for one, score in from_.items() if one[0] == name}
+                for from_ in (line.scores, base.scores)
+            ]
+            for name in datasets
+        ]
+        scores.append([label, *(_more(*both) for both in points)])
+    heads = {PAIRS: [f"{SETS[part]} {METRIC_LABELS[metric]}" for part, metric in COLUMNS], SCORES: datasets}
+    found = {
+        title: [line for line in lines if set(line[1:]) != {ABSENT}]
+        for title, lines in zip(heads, (clicks, scores), strict=True)
+    }
+    return {title: [["", *heads[title]], *lines] for title, lines in found.items() if lines}
 
 
-def _more(clicks: Clicks | None, base: Clicks | None) -> str:
-    if clicks is None or base is None or clicks.objects.keys() != base.objects.keys():
+def _more(objects: Mapping[tuple[str, str], float], base: Mapping[tuple[str, str], float]) -> str:
+    if objects.keys() != base.keys() or not base:
         return ABSENT
-    more = np.array([clicks.objects[one] - base.objects[one] for one in base.objects])
+    more = np.array([objects[one] - base[one] for one in base])
     low, high = interval(more, np.ones(len(more)), resamples=RESAMPLES)
-    return f"{more.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(round(float(one), 2) + 0.0 for one in (more.mean(), low, high)))
 
 
 def _noc_texts(column: Sequence[Clicks | None], bold: str) -> list[str]:
