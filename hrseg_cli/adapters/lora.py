@@ -9,6 +9,7 @@ Domain Adaptation via Self-Training". Shapes: W (out, in / groups, k, k), r the 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,13 +19,6 @@ from hrseg_cli.adapters.controls import freeze, hold, is_dead
 from hrseg_cli.errors import HrsegError, UnknownName
 
 KINDS = ("loralib", "conv")
-GROUPS = {  # parts of the names in HRNet with OCR; together they are the whole network
-    "stem": ("feature_extractor.conv1", "feature_extractor.conv2", "maps_transform", "rgb_conv"),
-    "layer1": ("layer1",),
-    "stages": ("transition", "stage"),
-    "ocr": ("ocr",),
-    "heads": ("cls_head", "aux_head"),
-}
 
 
 class LoRAConv2d(nn.Conv2d):
@@ -72,8 +66,8 @@ def attach_lora(
         code's, which ConvLoRA uses: r k^2 (in + out) parameters; its product is only reshaped to the weight, so that
         matrix may have full rank.
     alpha: the addition is scaled by alpha / rank; None: by 1.
-    layers: which convolutions to adapt: names of :data:`GROUPS`, or parts of their own names, such as ``stage4`` in an
-        HRNet; none: all. Dead ones never are.
+    layers: which convolutions to adapt: groups that the model names (``layer_groups``), or parts of their own names,
+        such as ``stage4`` in an HRNet; none: all. Dead ones never are.
     adabn: re-estimate the statistics of all normalisations while training (AdaBN, Li et al. 2016); their scale and
         shift stay frozen.
     Raises HrsegError for options that do not fit the model, UnknownName for an unknown kind.
@@ -88,18 +82,18 @@ def attach_lora(
         raise HrsegError("LoRA is attached to this model already; merge it first, or start from the base")
     alive = {name: module for name, module in model.named_modules() if not is_dead(model, name)}
     convs = {name: module for name, module in alive.items() if type(module) is nn.Conv2d}
-    for part in layers:
-        if not any(_is_part(part, name) for name in convs):
-            words = {word for name in convs for word in name.split(".") if not word.isdigit()}
-            raise HrsegError(
-                f"LoRA layers: no convolution has '{part}' in its name; known: {', '.join(sorted({*GROUPS, *words}))}"
-            )
+    groups: Mapping[str, tuple[str, ...]] = getattr(model, "layer_groups", {})
+    asked = {part: groups.get(part, (part,)) for part in layers}
+    for part, words in asked.items():
+        if not any(word in name for word in words for name in convs):
+            known = {word for name in convs for word in name.split(".") if not word.isdigit()} | groups.keys()
+            raise HrsegError(f"LoRA layers: no convolution has '{part}' in its name; known: {', '.join(sorted(known))}")
     freeze(model)
     for module in alive.values():
         if adabn and isinstance(module, nn.BatchNorm2d):
             hold(module, still=False)
     for name, conv in convs.items():
-        if not layers or any(_is_part(part, name) for part in layers):
+        if not asked or any(word in name for words in asked.values() for word in words):
             a, b = _start(conv, kind, rank)
             _put(conv, a, b, 1.0 if alpha is None else alpha / rank)
     return model
@@ -128,10 +122,6 @@ def unmerge(model: nn.Module, apart: dict[str, Apart]) -> None:
         assert isinstance(conv, nn.Conv2d)
         conv.weight.data = kept.weight
         _put(conv, kept.lora_A, kept.lora_B, kept.lora_scale)
-
-
-def _is_part(part: str, name: str) -> bool:
-    return any(word in name for word in GROUPS.get(part, (part,)))
 
 
 def _start(conv: nn.Conv2d, kind: str, rank: int) -> tuple[nn.Parameter, nn.Parameter]:

@@ -49,13 +49,12 @@ def annotate(
     from hrseg_cli.annotate.folder import NOTES, Folder, images_of
     from hrseg_cli.annotate.server import serve
     from hrseg_cli.data.lock import only_one
-    from hrseg_cli.engine.devices import best_precision, reproducible
+    from hrseg_cli.engine.devices import reproducible
     from hrseg_cli.engine.runtimes import open_model
 
-    if precision is None:  # a person who waits gains more than the last bits of the answers are worth
-        precision = "fp32" if runtime not in (None, "torch") or model.endswith(".onnx") else best_precision(device)
     images_of(folder)  # complains before anything is written there
     with only_one(folder / NOTES / ".lock", str(folder)):  # before the folder is read: what is read is what is there
+        # bf16 by itself: a person who waits gains more than the last bits of the answers are worth.
         loaded, provenance = open_model(model, runtime, device, precision)
         opened = Folder(folder, chosen.threshold)
         try:

@@ -26,11 +26,9 @@ def open_fast(spec: str, device: str = "cpu", precision: str = "fp32") -> tuple[
     if precision not in PRECISIONS:
         raise UnknownName("precision", precision, PRECISIONS)
     model, provenance = load_model(spec, device)
-    answering = fast(model, precision)
-    lowered = answering is not model and not (isinstance(model, Resampled) and model.design == "c")
-    if precision != "fp32" and lowered:
-        provenance = {**provenance, "precision": precision}
-    return answering, provenance
+    if (used := _used(model, precision)) != "fp32":
+        provenance = {**provenance, "precision": used}
+    return fast(model, precision), provenance
 
 
 def fast(model: InteractiveModel, precision: str = "fp32") -> InteractiveModel:
@@ -39,11 +37,12 @@ def fast(model: InteractiveModel, precision: str = "fp32") -> InteractiveModel:
     LoRA is folded. precision: of the click network inside; of a resampling adapter, of its base, which stays in single
     precision in design c. A model of another kind comes back as it is, whatever the precision.
     """
+    precision = _used(model, precision)
     if isinstance(model, Resampled):
         around = copy.copy(model)
         around._modules = dict(model._modules)
         # Design c reads features from inside its base, so that one keeps its form.
-        around.base = _plain(model.base, "fp32") if model.design == "c" else fast(model.base, precision)
+        around.base = _plain(model.base, precision) if model.design == "c" else fast(model.base, precision)
         return around
     if not isinstance(model, ClickHRNet):
         return model
@@ -51,6 +50,12 @@ def fast(model: InteractiveModel, precision: str = "fp32") -> InteractiveModel:
         return _plain(model, precision)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return hrnet_fast.FastClickHRNet(_without_lora(model), dtype)
+
+
+def _used(model: InteractiveModel, precision: str) -> str:
+    """In what the network inside computes, where ``precision`` is asked for."""
+    lowers = model.design != "c" if isinstance(model, Resampled) else isinstance(model, ClickHRNet)
+    return precision if lowers else "fp32"
 
 
 def _plain(model: ClickHRNet, precision: str) -> ClickHRNet:

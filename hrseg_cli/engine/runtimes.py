@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hrseg_cli import __version__
 from hrseg_cli.engine.checkpoint import load_model, weights_hash
+from hrseg_cli.engine.devices import best_precision
 from hrseg_cli.engine.export import FORMAT, OPSET, clicks_of, export, need, read_header
 from hrseg_cli.engine.fast import open_fast
 from hrseg_cli.errors import HrsegError, UnknownName
@@ -25,12 +26,12 @@ Answer = Callable[[Feed], np.ndarray]
 
 
 def open_model(
-    spec: str, runtime: str | None = None, device: str = "cpu", precision: str = "fp32"
+    spec: str, runtime: str | None = None, device: str = "cpu", precision: str | None = "fp32"
 ) -> tuple[InteractiveModel, dict[str, Any]]:
     """A model ready to be asked, computed by ``torch`` or one of :data:`GRAPHS`, and its provenance.
 
     spec: as :func:`hrseg_cli.engine.checkpoint.load_model` takes it, or an ``.onnx`` file of ``hrseg export``.
-    precision: fp32 or bf16, for PyTorch, which answers with its fast form.
+    precision: fp32 or bf16, for PyTorch, which answers with its fast form; None: bf16 where there are units for it.
     runtime: None is PyTorch, and ONNX Runtime for an ``.onnx`` file. Others than PyTorch compute on the CPU, with as
         many threads as PyTorch has when this is called.
     A checkpoint is exported once, to :func:`cache_folder`. Raises HrsegError or UnknownName.
@@ -40,8 +41,8 @@ def open_model(
     if chosen == "torch":
         if file:
             raise HrsegError(f"--runtime torch: {spec} is a graph; take onnxruntime or openvino, or the checkpoint")
-        return open_fast(spec, device, precision)
-    if precision != "fp32":
+        return open_fast(spec, device, precision or best_precision(device))
+    if precision not in (None, "fp32"):
         raise HrsegError(
             f"--precision {precision}: is for --runtime torch; take --runtime openvino-bf16, or leave it out"
         )

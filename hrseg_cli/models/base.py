@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ class InteractiveModel(nn.Module):
     with_prev_mask: whether the previous answer is part of the input.
     mirror: whether it is asked about the mirrored image too where a protocol wants that.
     unused: parts of the names of parameters that never reach the output.
+    layer_groups: name of a group of layers -> parts of the names of what is in it; together all that is not unused.
     enlarge: factor on a protocol's zoom-in target, for a model that looks at a smaller copy of its input.
     """
 
@@ -28,6 +30,7 @@ class InteractiveModel(nn.Module):
     with_prev_mask: bool = True
     mirror: bool = True
     unused: tuple[str, ...] = ()
+    layer_groups: Mapping[str, tuple[str, ...]] = {}
     enlarge: int = 1
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -9,6 +9,7 @@ Shapes: B batch, H and W input size, w width of the finest branch, C = 15 w chan
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,6 +59,13 @@ class ClickHRNet(InteractiveModel):
 
     name = "hrnet_ocr"
     unused = ("f_pixel", "f_object")
+    layer_groups: Mapping[str, tuple[str, ...]] = {
+        "stem": ("feature_extractor.conv1", "feature_extractor.conv2", "maps_transform", "rgb_conv"),
+        "layer1": ("layer1",),
+        "stages": ("transition", "stage"),
+        "ocr": ("ocr",),
+        "heads": ("cls_head", "aux_head"),
+    }
 
     def __init__(
         self,

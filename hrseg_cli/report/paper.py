@@ -6,7 +6,7 @@ Ofitserov and Konushin 2024, "High resolution image segmentation with deep learn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,6 @@ METRICS = ("iou", "biou")
 COLUMNS = tuple((part, metric) for part in SETS for metric in METRICS)
 PAPERS_DATA = {"coco_lvis", "hqseg44k"}
 LEVEL = 0.9
-RESAMPLES = 1000
 PAIRS = "Clicks more than the base, object by object"
 AFTER = 10
 SCORES = f"Boundary IoU after {AFTER} clicks, points more than the base, object by object"
@@ -182,9 +181,7 @@ def _clicks(runs: Sequence[Evaluation], metric: str) -> Clicks | None:
         raise HrsegError(f"--paper: {names}: not the same objects; delete one of them and run tables.sh again")
     table = np.array(list(needed.values()), float)
     means = table.mean(1)
-    rng = np.random.default_rng(runs[0].settings["seed"])
-    drawn = [means[rng.integers(len(means), size=len(means))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    low, high = interval(means, np.ones(len(means)), runs[0].settings["seed"])
     each = dict(zip(needed, map(float, means), strict=True))
     return Clicks(float(means.mean()), float(low), float(high), tuple(map(float, table.mean(0))), each)
 
@@ -219,7 +216,7 @@ def _notes(
         f"{model.get('file', model['name'])} ({str(model.get('sha256', ''))[:12]}, {model.get('precision', 'fp32')})"
         for model in models
     ]
-    commits = dict.fromkeys(one[:10] + "+" * one.endswith("+") for run in everything for one in run.commit.split(", "))
+    commits = dict.fromkeys(one[:10] + "+" * one.endswith("+") for run in everything for one in run.commits)
     counts = dict.fromkeys(len(row) for name, row in runs["high"].items() if name != "base")
     seeds = f"; seeds a row: {', '.join(map(str, counts))}" if counts else ""
     yield f"Measured: base {', '.join(dict.fromkeys(bases))}; commit {', '.join(commits)}{seeds}."
@@ -294,34 +291,40 @@ def _pairs(tables: Tables) -> dict[str, list[list[str]]]:
 
     NoC hangs on a threshold that a few objects cross; the mean score does not.
     """
-    base = tables.lines["base"]
-    rows = {row.row: row.label for rows in TABLES.values() for row in rows if row.row != "base"}
-    datasets = list(dict.fromkeys(dataset for dataset, _ in base.scores))
-    clicks, scores = [], []
-    for label, line in ((label, tables.lines[row]) for row, label in rows.items()):
-        of = [(line.clicks.get(column), base.clicks.get(column)) for column in COLUMNS]
-        clicks.append([label, *(_more(one.objects, other.objects) if one and other else ABSENT for one, other in of)])
-        points = [
-            [
-                {one: 100 * score for one, score in from_.items() if one[0] == name}
-                for from_ in (line.scores, base.scores)
-            ]
-            for name in datasets
-        ]
-        scores.append([label, *(_more(*both) for both in points)])
-    heads = {PAIRS: [f"{SETS[part]} {METRIC_LABELS[metric]}" for part, metric in COLUMNS], SCORES: datasets}
-    found = {
-        title: [line for line in lines if set(line[1:]) != {ABSENT}]
-        for title, lines in zip(heads, (clicks, scores), strict=True)
+    columns = {
+        PAIRS: {f"{SETS[part]} {METRIC_LABELS[metric]}": _needed(part, metric) for part, metric in COLUMNS},
+        SCORES: {name: _points(name) for name in dict.fromkeys(name for name, _ in tables.lines["base"].scores)},
     }
-    return {title: [["", *heads[title]], *lines] for title, lines in found.items() if lines}
+    base = tables.lines["base"]
+    rows = {row.row: row.label for table in TABLES.values() for row in table if row.row != "base"}
+    found = {}
+    for title, read in columns.items():
+        lines = [
+            [label, *(_more(one(tables.lines[row]), one(base)) for one in read.values())] for row, label in rows.items()
+        ]
+        if measured := [line for line in lines if set(line[1:]) != {ABSENT}]:
+            found[title] = [["", *read], *measured]
+    return found
 
 
-def _more(objects: Mapping[tuple[str, str], float], base: Mapping[tuple[str, str], float]) -> str:
+Numbers = Mapping[tuple[str, str], float]  # of objects, by (dataset, id)
+
+
+def _needed(part: str, metric: str) -> Callable[[Line], Numbers]:
+    """Clicks to 0.9, one column of a line."""
+    return lambda line: line.clicks[part, metric].objects if (part, metric) in line.clicks else {}
+
+
+def _points(dataset: str) -> Callable[[Line], Numbers]:
+    """Score in points, of the objects of one dataset."""
+    return lambda line: {one: 100 * score for one, score in line.scores.items() if one[0] == dataset}
+
+
+def _more(objects: Numbers, base: Numbers) -> str:
     if objects.keys() != base.keys() or not base:
         return ABSENT
     more = np.array([objects[one] - base[one] for one in base])
-    low, high = interval(more, np.ones(len(more)), resamples=RESAMPLES)
+    low, high = interval(more, np.ones(len(more)))
     return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(round(float(one), 2) + 0.0 for one in (more.mean(), low, high)))
 
 

@@ -32,17 +32,17 @@ _NEEDED = {"model", "metrics", "until", "max_clicks", "protocol", "seed"}
 class Evaluation:
     """One run folder, read back.
 
-    label: what the user calls it. settings: what was asked, as ``run.json`` holds it. commit: of the code that made it,
-    with a ``+`` where that was changed since; several where it was gone on with. max_clicks: clicks an object got
-    before it counted as not reached. traces: in dataset order; those there are, when the run is not done. shards: the
-    folders that hold its parts, where several machines made it.
+    label: what the user calls it. settings: what was asked, as ``run.json`` holds it. commits: of the code that made
+    it, each with a ``+`` where that was changed since; several where it was gone on with. max_clicks: clicks an object
+    got before it counted as not reached. traces: in dataset order; those there are, when the run is not done. shards:
+    the folders that hold its parts, where several machines made it.
     """
 
     label: str
     folder: Path
     status: str
     settings: dict[str, Any]
-    commit: str
+    commits: tuple[str, ...]
     max_clicks: int
     traces: tuple[Trace, ...]
     shards: tuple[Path, ...] = ()
@@ -164,7 +164,7 @@ def _merge(label: str, runs: list[Evaluation], partial: bool) -> Evaluation:
         folder=first.folder.parent,
         status=", ".join(sorted(states)),
         settings={key: value for key, value in first.settings.items() if key != "shard"},
-        commit=", ".join(sorted({run.commit for run in ordered})),
+        commits=tuple(sorted({commit for run in ordered for commit in run.commits})),
         traces=traces,
         shards=tuple(run.folder for run in ordered),
     )
@@ -194,7 +194,7 @@ def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
         folder=folder,
         status=status,
         settings=settings,
-        commit=", ".join(dict.fromkeys(_commit_text(where) for where in places)),
+        commits=tuple(dict.fromkeys(_commit_text(where) for where in places)),
         max_clicks=settings["max_clicks"],
         traces=tuple(traces.values()),
     )
@@ -281,7 +281,7 @@ def _entries(run: Evaluation, metric: str, measures: Sequence[str]) -> list[Entr
     clicks = {int(m["click"]) for m in matches if m["click"]}
     model, protocol = _model_text(run), _protocol_text(run)
     return [
-        Entry(run.label, model, protocol, run.commit, **vars(row))
+        Entry(run.label, model, protocol, ", ".join(run.commits), **vars(row))
         for row in summary(run, metric, thresholds, clicks)
         if row.measure in measures
     ]

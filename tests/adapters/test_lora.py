@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hrseg_cli.adapters import adapter_state, load_adapter_state
 from hrseg_cli.adapters.controls import StillBatchNorm
-from hrseg_cli.adapters.lora import GROUPS, LoRAConv2d, attach_lora, merge, unmerge
+from hrseg_cli.adapters.lora import LoRAConv2d, attach_lora, merge, unmerge
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.hrnet_ocr import ClickHRNet, h18
 
@@ -187,13 +187,13 @@ def test_groups_are_the_network_without_overlap(base: ClickHRNet) -> None:
     def adapted(*layers: str) -> set[str]:
         return set(merge(attach_lora(copy.deepcopy(base), layers=layers)))
 
-    groups = {group: adapted(group) for group in GROUPS}
+    groups = {group: adapted(group) for group in base.layer_groups}
     assert groups["stem"] == {
         *(f"feature_extractor.conv{k}" for k in (1, 2)), "maps_transform.0", "maps_transform.2"
     }  # fmt: skip
     assert groups["heads"] == {f"feature_extractor.{name}" for name in ("cls_head", "aux_head.0", "aux_head.3")}
     assert sum(map(len, groups.values())) == len(adapted())
-    assert set.union(*groups.values()) == adapted(*GROUPS) == adapted()
+    assert set.union(*groups.values()) == adapted(*base.layer_groups) == adapted()
 
 
 def test_options_that_cannot_be_meant_are_refused(base: ClickHRNet) -> None:

@@ -20,8 +20,9 @@ from hrseg_cli import catalog
 from hrseg_cli.adapters.lora import attach_lora
 from hrseg_cli.adapters.resample import Resampled
 from hrseg_cli.engine.checkpoint import save_checkpoint
-from hrseg_cli.engine.devices import one_thread_for_now
+from hrseg_cli.engine.devices import best_precision, one_thread_for_now
 from hrseg_cli.engine.fast import _plain, fast, open_fast
+from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Sample
@@ -125,6 +126,12 @@ def test_design_c_stays_in_single_precision(h18s: ClickHRNet) -> None:
     torch.manual_seed(0)
     model = Resampled(h18s, design="c", width=4).eval()
     assert_same(fast(model, "bf16"), model, picture(46, 71))
+
+
+def test_without_a_precision_the_processor_decides() -> None:
+    """As annotate asks; the provenance tells, and what has one precision only keeps it."""
+    assert open_model("h18s", precision=None)[1].get("precision", "fp32") == best_precision("cpu")
+    assert "precision" not in open_model("grabcut", precision=None)[1]
 
 
 def test_other_models_are_themselves() -> None:

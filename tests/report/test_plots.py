@@ -34,7 +34,7 @@ def trace(name: str, *iou: float, dataset: str = "pets", clicks: Sequence[Click]
 
 def evaluation(folder: Path, *traces: Trace, label: str = "ours", max_clicks: int = 10) -> Evaluation:
     settings = {"seed": 0, "max_clicks": max_clicks}
-    return Evaluation(label, folder, "done", settings, "c0ffee", max_clicks, traces)
+    return Evaluation(label, folder, "done", settings, ("c0ffee",), max_clicks, traces)
 
 
 def encode(mask: np.ndarray) -> str:
