@@ -8,12 +8,20 @@ from typing import Any
 from hrseg_cli.errors import UnknownName
 
 MODELS = {
+    "clicknet_m": "hrseg_cli.models.clicknet:clicknet_m",
+    "clicknet": "hrseg_cli.models.clicknet:ClickNet",
     "h18s": "hrseg_cli.models.hrnet_ocr:h18s",
     "h18": "hrseg_cli.models.hrnet_ocr:h18",
     "h32": "hrseg_cli.models.hrnet_ocr:h32",
     "h18_baseline": "hrseg_cli.models.hrnet_ocr:h18_baseline",
     "hrnet_ocr": "hrseg_cli.models.hrnet_ocr:ClickHRNet",
     "grabcut": "hrseg_cli.models.grabcut:GrabCut",
+}
+
+BACKBONES = {
+    "efficientnet_lite0": "hrseg_cli.models.clicknet.imagenet:lite0",
+    "efficientnet_lite1": "hrseg_cli.models.clicknet.imagenet:lite1",
+    "efficientnet_lite2": "hrseg_cli.models.clicknet.imagenet:lite2",
 }
 
 LAYOUTS = {
@@ -63,7 +71,15 @@ FORMATS = {
     "json": "hrseg_cli.report.write:json_lines",
 }
 
-TABLES = {"model": MODELS, "layout": LAYOUTS, "metric": METRICS, "loss": LOSSES, "adapter": ADAPTERS, "format": FORMATS}
+TABLES = {
+    "model": MODELS,
+    "backbone": BACKBONES,
+    "layout": LAYOUTS,
+    "metric": METRICS,
+    "loss": LOSSES,
+    "adapter": ADAPTERS,
+    "format": FORMATS,
+}
 
 
 def resolve(kind: str, name: str) -> Any:

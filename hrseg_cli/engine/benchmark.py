@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
 
-PARTS = ("next_click", "view", "network", "paste", "metrics")
+PARTS = ("next_click", "view", "encode", "network", "paste", "metrics")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def measure(case: Case) -> dict[str, Any]:
 
     decode: reading an object's files. start: the image as a tensor, the truth's share of the metrics. first, later: the
     parts of the first click and of those after it, each with a total; view: all before the network sees its input,
-    paste: all after its answer until there is a mask.
+    encode: what depends on the image alone, where the network has such a part, paste: all after its answer until there
+    is a mask.
     """
     torch.set_num_threads(case.threads)
     cv2.setNumThreads(case.threads)
@@ -135,17 +137,26 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 class _Laps:
-    """Seconds by part since :meth:`begin`. The model's own hooks tell the network from what is around it."""
+    """Seconds by part since :meth:`begin`. The model's two parts are wrapped, to tell them from what is around."""
 
     def __init__(self, model: InteractiveModel, device: str) -> None:
         self._device = device
-        model.register_forward_pre_hook(lambda *_: self.lap("view"))
-        model.register_forward_hook(lambda *_: self.lap("network"))
+        for name, part in (("encode", "encode"), ("decode", "network")):
+            setattr(model, name, self._timed(getattr(model, name), part))
         self.begin()
 
     def begin(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._then = time.perf_counter()
+
+    def _timed(self, call: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
+            self.lap("view")
+            answer = call(*arguments)
+            self.lap(part)
+            return answer
+
+        return timed
 
     def lap(self, part: str) -> None:
         if self._device != "cpu":

@@ -206,10 +206,14 @@ def read_checkpoint(path: Path) -> tuple[InteractiveModel, dict[str, Any]]:
     return model, {"name": name, "options": model.config, "file": path.name, "sha256": digest, **provenance}
 
 
-def load_backbone(model: InteractiveModel, path: Path, coverage: float) -> float:
-    """Put ImageNet weights of HRNet into ``model`` where keys and shapes agree; the share of its backbone that they
-    cover (by numbers, heads and click maps left out). Raises HrsegError below ``coverage``.
-    """
+def read_backbone(spec: str) -> dict[str, Tensor]:
+    """The state dict of a pretrained backbone: a name of the catalog, or a file. Raises HrsegError."""
+    if spec in catalog.BACKBONES:
+        named: dict[str, Tensor] = catalog.resolve("backbone", spec)()
+        return named
+    path = Path(spec)
+    if not path.exists() and path.name == spec and not path.suffix:
+        raise UnknownName("backbone", spec, catalog.BACKBONES)
     content: Any
     try:
         if sniff(path) == "safetensors":
@@ -221,28 +225,7 @@ def load_backbone(model: InteractiveModel, path: Path, coverage: float) -> float
     except Exception:  # a torn file can raise nearly anything
         raise HrsegError(f"{path}: is damaged, or holds more than tensors and is not run; download it again") from None
     found = content.get("state_dict", content) if isinstance(content, dict) else {}
-    found = {str(key).replace("model.", ""): value for key, value in found.items()}
-    heads = ("conv3x3_ocr", "ocr_distri_head", "cls_head", "aux_head")
-    wanted = {
-        key.removeprefix("feature_extractor."): value
-        for key, value in model.state_dict().items()
-        if key.startswith("feature_extractor.") and value.ndim and not any(head in key for head in heads)
-    }
-    fitting = {
-        key: found[key]
-        for key, value in wanted.items()
-        if isinstance(found.get(key), Tensor) and found[key].shape == value.shape
-    }
-    share: float = sum(wanted[key].numel() for key in fitting) / max(1, sum(value.numel() for value in wanted.values()))
-    if share < coverage:
-        lost = next(key for key in wanted if key not in fitting)
-        have = tuple(found[lost].shape) if isinstance(found.get(lost), Tensor) else "nothing"
-        raise HrsegError(
-            f"{path}: covers {share:.0%} of the network's backbone, model.coverage asks for {coverage:.0%} "
-            f"({lost} is {tuple(wanted[lost].shape)} here, {have} there); give the weights of this width, or lower it"
-        )
-    model.load_state_dict({f"feature_extractor.{key}": value for key, value in fitting.items()}, strict=False)
-    return share
+    return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
 
 
 def save_checkpoint(model: InteractiveModel, path: Path, provenance: dict[str, Any], half: bool = False) -> None:

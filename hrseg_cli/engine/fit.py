@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a deprecation in a dependency of Lightning
@@ -30,9 +29,9 @@ from hrseg_cli import catalog
 from hrseg_cli.data.samples import Ref
 from hrseg_cli.engine.checkpoint import (
     attach,
-    load_backbone,
     load_model,
     merged,
+    read_backbone,
     save_adapter,
     save_checkpoint,
     weights_hash,
@@ -44,7 +43,6 @@ from hrseg_cli.engine.training_step import ClickTraining
 from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.losses import signed_distance
 from hrseg_cli.models.base import InteractiveModel
-from hrseg_cli.models.hrnet_ocr import Scale
 from hrseg_cli.recipe import Recipe
 
 LAST = "last.ckpt"
@@ -139,8 +137,9 @@ def fit(
     Writes best and last weights, the checkpoint to go on from, judged.csv and the logs. Raises HrsegError for a loss
     that is not a number, Interrupted when asked to stop; then the checkpoint is there. say: gets a line an epoch.
     """
+    fixed = set(model.parameter_groups().get("fixed", ()))
     for name, parameter in model.named_parameters():
-        if any(part in name for part in model.unused):
+        if parameter in fixed or any(part in name for part in model.unused):
             parameter.requires_grad_(False)
     check(model, recipe)
     if machine.device == "cpu" and recipe.precision == "fp16":
@@ -185,17 +184,14 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
         model = catalog.resolve("model", wanted.name)(**wanted.options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise HrsegError(f"model.name={wanted.name}: {error}; mend model.options") from None
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.xavier_normal_(module.weight, gain=math.sqrt(2))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
     if not wanted.backbone:
-        for module in model.modules():
-            if isinstance(module, Scale):  # starts small to spare ImageNet's features, of which there are none
-                nn.init.ones_(module.scale)
+        model.initialise(None, wanted.coverage)
         return model, {}
-    share = load_backbone(model, Path(wanted.backbone), wanted.coverage)
+    weights = read_backbone(wanted.backbone)
+    try:
+        share = model.initialise(weights, wanted.coverage)
+    except HrsegError as error:
+        raise HrsegError(f"model.backbone={wanted.backbone}: {error}") from None
     return model, {"backbone": Path(wanted.backbone).name, "coverage": round(share, 4)}
 
 

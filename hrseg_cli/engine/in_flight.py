@@ -122,7 +122,7 @@ def _answers(model: InteractiveModel, looks: Sequence[Look]) -> list[Tensor]:
     allows."""
     alike: dict[tuple[torch.Size, bool], list[int]] = {}
     for number, look in enumerate(looks):
-        alike.setdefault((look.x.shape, look.flip), []).append(number)
+        alike.setdefault((look.previous.shape, look.flip), []).append(number)
     answers: dict[int, Tensor] = {}
     for (shape, flip), numbers in alike.items():
         most = max(1, BATCH_PIXELS // (shape[-2] * shape[-1] * (1 + flip)))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hrseg_cli.engine import views
-from hrseg_cli.engine.views import Box, Look
+from hrseg_cli.engine.views import Box, Look, Pictures, Shown
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
@@ -42,12 +42,12 @@ def step(
 ) -> State:
     """The state after one more click: :func:`looks` answered by ``model``. Pure: nothing of model, image or state
     changes."""
-    return views.follow(model, looks(model.enlarge, image, state, click, protocol, around))
+    return views.follow(model, looks(model.enlarge, Pictures(image), state, click, protocol, around))
 
 
 def looks(
     enlarge: int,
-    image: Tensor,
+    pictures: Pictures,
     state: State,
     click: Click,
     protocol: Protocol,
@@ -55,43 +55,43 @@ def looks(
 ) -> Generator[Look, Tensor, State]:
     """The course to the state after one more click: yields what the network is to see, is sent its logits.
 
-    image: (1, 3, H, W) float32 in [0, 1], or uint8. enlarge: see :class:`InteractiveModel`. around: where the object is
-    known to lie; a protocol with zoom-in crops there instead of guessing from the previous answer.
+    pictures: the image, and crops of it that earlier clicks left. enlarge: see :class:`InteractiveModel`. around: where
+    the object is known to lie; a protocol with zoom-in crops there instead of guessing from the previous answer.
     """
     clicks = (*state.clicks, click)
     if around is not None and protocol.zoom:
         guide = torch.zeros_like(state.probability)
         guide[..., around.top : around.bottom + 1, around.left : around.right + 1] = 1
-        return (yield from _look(enlarge, image, state, guide, clicks, protocol))
-    answer = yield from _look(enlarge, image, state, state.probability, clicks, protocol)
+        return (yield from _look(enlarge, pictures, state, guide, clicks, protocol))
+    answer = yield from _look(enlarge, pictures, state, state.probability, clicks, protocol)
     zoom = protocol.zoom
     if zoom and zoom.skip_clicks <= 0 and answer.box is None:
         # The whole image was seen although crops are wanted from the first click on: a found object that fills little
         # of the image is looked at once more, closer, with the same previous mask.
         found = views.object_box(_above(answer.probability, zoom.mask_threshold), (), zoom)
-        if found and views.box_iou(found, _whole(image)) < 0.5:
-            answer = yield from _look(enlarge, image, state, answer.probability, clicks, protocol)
+        if found and views.box_iou(found, _whole(pictures.image)) < 0.5:
+            answer = yield from _look(enlarge, pictures, state, answer.probability, clicks, protocol)
     return answer
 
 
 def _look(
     enlarge: int,
-    image: Tensor,
+    pictures: Pictures,
     state: State,
     guide: Tensor,
     clicks: tuple[Click, ...],
     protocol: Protocol,
 ) -> Generator[Look, Tensor, State]:
     """One look; ``guide`` (1, 1, H, W) says where the object is, ``state`` what was answered before."""
-    height, width = image.shape[-2:]
+    height, width = pictures.image.shape[-2:]
     zoom, previous, box = protocol.zoom, state.probability, state.box
     wish = None
     if zoom and len(clicks) > zoom.skip_clicks:
         wish = views.object_box(_above(guide, zoom.mask_threshold), clicks, zoom)
         if wish is None and zoom.skip_clicks < 0:
-            wish = _whole(image)
+            wish = _whole(pictures.image)
     if wish is None:
-        answer = yield from _sigmoid(torch.cat([views.unit(image), previous], 1), clicks, protocol)
+        answer = yield from _sigmoid(pictures.show(None, (height, width)), previous, clicks, protocol)
         stale = box is not None and protocol.keep_stale_roi
         if not stale:
             return State(answer, clicks, None, state.stale)
@@ -101,19 +101,22 @@ def _look(
     if box is None or not views.holds_positive_clicks(box, clicks) or views.box_iou(wish, box) < zoom.recompute_iou:
         box = wish
     size = views.crop_size(box, views.enlarged(zoom.target, enlarge))
-    x = torch.cat([views.crop(image, box, size), views.crop(previous, box, size)], 1)
-    shown = views.crop_clicks(clicks, box, size)
-    if zoom.pad:
-        x = views.padded(x, zoom.pad * enlarge)
+    before = views.crop(previous, box, size)
+    inside = views.crop_clicks(clicks, box, size)
+    multiple = zoom.pad and zoom.pad * enlarge
+    if multiple:
+        before = views.padded(before, multiple)
         # Clicks beyond the crop would lie in the padding.
-        shown = [c for c in shown[: protocol.network_clicks] if c.row < size[0] and c.col < size[1]]
-    answer = yield from _sigmoid(x, shown, protocol)
+        inside = [c for c in inside[: protocol.network_clicks] if c.row < size[0] and c.col < size[1]]
+    answer = yield from _sigmoid(pictures.show(box, size, multiple), before, inside, protocol)
     answer = answer[..., : size[0], : size[1]]
     return State(views.paste(answer, box, height, width), clicks, box, state.stale)
 
 
-def _sigmoid(x: Tensor, clicks: Sequence[Click], protocol: Protocol) -> Generator[Look, Tensor, Tensor]:
-    return torch.sigmoid((yield from views.looks(x, clicks[: protocol.network_clicks], protocol)))
+def _sigmoid(
+    shown: Shown, previous: Tensor, clicks: Sequence[Click], protocol: Protocol
+) -> Generator[Look, Tensor, Tensor]:
+    return torch.sigmoid((yield from views.looks(shown, previous, clicks[: protocol.network_clicks], protocol)))
 
 
 def _above(probability: Tensor, threshold: float) -> Tensor:
@@ -145,20 +148,21 @@ class Session:
             raise HrsegError(f"an image must be uint8 (height, width, 3), not {image.dtype} {image.shape}")
         device = next(iter(model.parameters()), torch.empty(0)).device
         self.model, self.protocol = model, protocol
-        self._image = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
         if device.type != "cpu":  # there bytes save memory, and time at each crop of a large image
-            self._image = views.unit(self._image)
+            pixels = views.unit(pixels)
+        self._pictures = Pictures(pixels)
         self._past: deque[State] = deque(maxlen=undo)
         self._future: list[State] = []
         self.begin(initial)
 
     def begin(self, initial: np.ndarray | None = None) -> None:
         """Turn to another object of the image: no clicks, and the mask to start from, if any."""
-        size = tuple(self._image.shape[-2:])
+        size = tuple(self._pictures.image.shape[-2:])
         if initial is None:
-            start = torch.zeros(1, 1, *size, device=self._image.device)
+            start = torch.zeros(1, 1, *size, device=self._pictures.image.device)
         elif initial.shape == size:
-            start = torch.from_numpy(initial.astype(np.float32))[None, None].to(self._image.device).clamp(0, 1)
+            start = torch.from_numpy(initial.astype(np.float32))[None, None].to(self._pictures.image.device).clamp(0, 1)
         else:
             raise HrsegError(f"the mask to start from is {initial.shape}, its image {size}")
         self.state = State(start)
@@ -174,10 +178,10 @@ class Session:
 
     def looks(self, click: Click, around: Box | None = None) -> Generator[Look, Tensor, np.ndarray]:
         """The course of :meth:`click`, for whoever asks the network in its place."""
-        height, width = self._image.shape[-2:]
+        height, width = self._pictures.image.shape[-2:]
         if not (0 <= click.row < height and 0 <= click.col < width):
             raise HrsegError(f"click {click.row},{click.col} lies outside the image ({height} rows, {width} columns)")
-        self._follow((yield from looks(self.model.enlarge, self._image, self.state, click, self.protocol, around)))
+        self._follow((yield from looks(self.model.enlarge, self._pictures, self.state, click, self.protocol, around)))
         return self.mask
 
     def paint(self, where: np.ndarray, positive: bool) -> np.ndarray:

@@ -157,6 +157,7 @@ def make_optimizer(model: InteractiveModel, optim: Optim) -> torch.optim.Optimiz
     groups = [
         {"params": [p for p in parameters if p.requires_grad], "lr": optim.lr * factors[name]}
         for name, parameters in model.parameter_groups().items()
+        if name in factors
     ]
     groups = [group for group in groups if group["params"]]
     if optim.name == "sgd":

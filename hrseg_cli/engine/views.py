@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrseg_cli.interaction import Click
-from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.recipe import Protocol, Tiles, ZoomIn
 
 T = TypeVar("T")
@@ -34,13 +34,22 @@ class Box(NamedTuple):
         return self.bottom - self.top + 1, self.right - self.left + 1
 
 
+class Shown:
+    """A picture as a network sees it, (1, 3, H, W) float32 in [0, 1], and what its encoder made of it."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
+        self.features: dict[bool, Features] = {}  # of the picture itself, and of its mirror image (True)
+
+
 class Look(NamedTuple):
-    """What a network is asked: ``x`` (1, 4, H, W), image and previous mask, and the clicks in its pixels.
+    """What a network is asked: a picture, the previous answer (1, 1, H, W) and the clicks in its pixels.
 
     flip: the mirrored image is asked about too, where the model wants that, and the mean of both is the answer.
     """
 
-    x: Tensor
+    shown: Shown
+    previous: Tensor
     clicks: Sequence[Click]
     flip: bool
 
@@ -58,26 +67,45 @@ def follow(model: InteractiveModel, course: Generator[Look, Tensor, T]) -> T:
 
 
 def ask(model: InteractiveModel, looks: Sequence[Look]) -> Tensor:
-    """(B, 1, H, W) logits for B looks of one size and one ``flip``, in one pass of the network."""
-    x = looks[0].x if len(looks) == 1 else torch.cat([look.x for look in looks])
-    if not model.with_prev_mask:
-        x = x[:, :3]
-    width = x.shape[-1]
+    """(B, 1, H, W) logits for B looks of one size and one ``flip``, in one pass of the network. What its encoder makes
+    of a picture is kept there for later looks."""
+    previous = torch.cat([look.previous for look in looks])
     clicks = [look.clicks for look in looks]
-    straight: Tensor
+    width = previous.shape[-1]
+    straight = encoded(model, [look.shown for look in looks])
+    answer: Tensor
     turned: Tensor
     if not (looks[0].flip and model.mirror):
-        straight = model(x, points_tensor(*clicks, device=x.device))["logits"]
-        return straight
+        answer = model.decode(straight, previous, points_tensor(*clicks, device=previous.device))["logits"]
+        return answer
+    mirror = encoded(model, [look.shown for look in looks], mirrored=True)
     mirrored = [[Click(c.row, width - c.col - 1, c.positive) for c in some] for some in clicks]
-    if x.is_cuda:
-        points = points_tensor(*clicks, *mirrored, device=x.device)
-        straight, turned = model(torch.cat([x, x.flip(3)]), points)["logits"].chunk(2)
+    if previous.is_cuda:
+        points = points_tensor(*clicks, *mirrored, device=previous.device)
+        both = tuple(torch.cat(pair) for pair in zip(straight, mirror, strict=True))
+        answer, turned = model.decode(both, torch.cat([previous, previous.flip(3)]), points)["logits"].chunk(2)
     else:
         # On a CPU one after the other is as quick and takes half the memory; the answer is the same to the last bit.
-        straight = model(x, points_tensor(*clicks))["logits"]
-        turned = model(x.flip(3), points_tensor(*mirrored))["logits"]
-    return 0.5 * (straight + turned.flip(3))
+        answer = model.decode(straight, previous, points_tensor(*clicks))["logits"]
+        turned = model.decode(mirror, previous.flip(3), points_tensor(*mirrored))["logits"]
+    return 0.5 * (answer + turned.flip(3))
+
+
+def encoded(model: InteractiveModel, shown: Sequence[Shown], mirrored: bool = False) -> Features:
+    """The features of pictures of one size, together. Those that no look has asked for yet are encoded in one pass."""
+
+    def encode(some: Sequence[Shown]) -> Features:
+        images = [one.image.flip(3) if mirrored else one.image for one in some]
+        return model.encode(images[0] if len(images) == 1 else torch.cat(images))
+
+    if not model.has_encoder:
+        return encode(shown)
+    if new := list(dict.fromkeys(one for one in shown if mirrored not in one.features)):
+        made = encode(new)
+        for number, one in enumerate(new):
+            one.features[mirrored] = tuple(part[number : number + 1] for part in made)
+    parts = [one.features[mirrored] for one in shown]
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
 
 
 def points_tensor(*clicks: Sequence[Click], device: torch.device | str = "cpu") -> Tensor:
@@ -92,26 +120,28 @@ def points_tensor(*clicks: Sequence[Click], device: torch.device | str = "cpu") 
     return torch.tensor(rows, dtype=torch.float64).to(device, non_blocking=True)  # blocking waits for all that runs
 
 
-def looks(x: Tensor, clicks: Sequence[Click], protocol: Protocol) -> Generator[Look, Tensor, Tensor]:
-    """The course to (1, 1, H, W) logits for ``x`` (1, 4, H, W), image and previous mask: one look, or tiles."""
+def looks(
+    shown: Shown, previous: Tensor, clicks: Sequence[Click], protocol: Protocol
+) -> Generator[Look, Tensor, Tensor]:
+    """The course to (1, 1, H, W) logits for a picture and a previous answer (1, 1, H, W): one look, or tiles."""
     tiles = protocol.tiles
-    if not tiles or max(x.shape[-2:]) <= tiles.size:
-        return (yield Look(x, clicks, protocol.flip))
+    if not tiles or max(previous.shape[-2:]) <= tiles.size:
+        return (yield Look(shown, previous, clicks, protocol.flip))
     # Overlapping tiles, blended by weights that fall off linearly in the overlap. Each tile gets its own clicks.
-    height, width = x.shape[-2:]
-    total, weight = x.new_zeros(1, 1, height, width), x.new_zeros(1, 1, height, width)
+    height, width = previous.shape[-2:]
+    total, weight = torch.zeros_like(previous), torch.zeros_like(previous)
     for top in _starts(height, tiles):
         for left in _starts(width, tiles):
-            part = x[:, :, top : top + tiles.size, left : left + tiles.size]
-            rows, cols = part.shape[-2:]
+            rows, cols = min(tiles.size, height - top), min(tiles.size, width - left)
+            place = (..., slice(top, top + rows), slice(left, left + cols))
             inside = [
                 Click(c.row - top, c.col - left, c.positive)
                 for c in clicks
                 if top <= c.row < top + rows and left <= c.col < left + cols
             ]
-            ramp = _ramp(rows, tiles.overlap, x)[:, None] * _ramp(cols, tiles.overlap, x)[None, :]
-            place = (..., slice(top, top + rows), slice(left, left + cols))
-            total[place] += (yield Look(part, inside, protocol.flip)) * ramp
+            ramp = _ramp(rows, tiles.overlap, previous)[:, None] * _ramp(cols, tiles.overlap, previous)[None, :]
+            tile = Shown(shown.image[place])
+            total[place] += (yield Look(tile, previous[place], inside, protocol.flip)) * ramp
             weight[place] += ramp
     return total / weight
 
@@ -227,6 +257,32 @@ def padded(x: Tensor, multiple: int) -> Tensor:
     """``x`` with its last row and column repeated until both sides are multiples."""
     height, width = x.shape[-2:]
     return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+
+
+class Pictures:
+    """An image and what networks saw of it last: the whole of it, which every new object starts from, and one crop.
+    While a picture stays, it is neither cut nor encoded again.
+
+    image: (1, 3, H, W) float32 in [0, 1], or uint8.
+    """
+
+    LARGEST = 2**21  # pixels of a picture that is kept
+
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
+        self._kept: dict[bool, tuple[object, Shown]] = {}  # by whether it is the whole image
+
+    def show(self, box: Box | None, size: tuple[int, int], multiple: int | None = None) -> Shown:
+        """The box of the image at ``size``, padded to multiples; the whole image as it is where ``box`` is None."""
+        whole = box is None or box.size == tuple(self.image.shape[-2:])
+        place = box, size, multiple
+        kept, shown = self._kept.get(whole, (None, None))
+        if shown is None or kept != place:
+            cut = unit(self.image) if box is None else crop(self.image, box, size)
+            shown = Shown(padded(cut, multiple) if multiple else cut)
+            if size[0] * size[1] <= self.LARGEST:
+                self._kept[whole] = place, shown
+        return shown
 
 
 def crop_clicks(clicks: Sequence[Click], box: Box, size: tuple[int, int]) -> list[Click]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from hrseg_cli.errors import HrsegError
+
+Features = tuple[Tensor, ...]  # each with the batch as its first axis
 
 
 class InteractiveModel(nn.Module):
     """A model that turns an image, the previous answer and clicks into logits.
 
-    forward(image, points) -> {"logits": (B, 1, H, W), "aux": the same or absent, "features": tensors or absent}
-        image: (B, 4, H, W) float32: RGB in [0, 1] and the previous probability in [0, 1];
-               (B, 3, H, W) where ``with_prev_mask`` is False.
-        points: (B, 2N, 3): see :mod:`hrseg_cli.models.click_maps`.
+    A family overrides ``forward`` alone where clicks enter at the input, as in RITM, and ``encode`` and ``decode``
+    where it has an encoder that sees only the image: a session then encodes a crop once, whatever the number of clicks.
     Any height and width. Nothing of a session is kept between calls: one model serves many sessions.
 
     name, config: what rebuilds the model: a name of the catalog and keyword arguments.
@@ -22,6 +25,7 @@ class InteractiveModel(nn.Module):
     mirror: whether it is asked about the mirrored image too where a protocol wants that.
     unused: parts of the names of parameters that never reach the output.
     layer_groups: name of a group of layers -> parts of the names of what is in it; together all that is not unused.
+    has_encoder: whether ``encode`` computes something that is worth keeping.
     enlarge: factor on a protocol's zoom-in target, for a model that looks at a smaller copy of its input.
     """
 
@@ -29,13 +33,43 @@ class InteractiveModel(nn.Module):
     config: dict[str, Any]
     with_prev_mask: bool = True
     mirror: bool = True
+    has_encoder: bool = False
     unused: tuple[str, ...] = ()
     layer_groups: Mapping[str, tuple[str, ...]] = {}
     enlarge: int = 1
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """What training tells apart: layers that start from nothing ("new"), classifiers ("heads"), "backbone"."""
+        """What training tells apart: layers that start from nothing ("new"), classifiers ("heads"), "backbone", and
+        what it leaves as it is ("fixed")."""
         return {"new": list(self.parameters())}
 
+    def initialise(self, backbone: Mapping[str, Tensor] | None, coverage: float) -> float:
+        """Set all weights for a training that starts from nothing but, perhaps, a pretrained backbone.
+
+        backbone: its public state dict. Returns the share of this model's backbone that it covers, 0 without one.
+        Raises HrsegError where that is less than ``coverage``, or the model takes no such weights.
+        """
+        if backbone is not None:
+            raise HrsegError(f"'{self.name}' takes no pretrained backbone; leave model.backbone out")
+        return 0.0
+
+    def encode(self, image: Tensor) -> Features:
+        """What depends on the image alone: (B, 3, H, W), RGB in [0, 1]."""
+        return (image,)
+
+    def decode(self, features: Features, previous: Tensor, points: Tensor) -> dict[str, Tensor]:
+        """The answer to clicks on an encoded image: {"logits": (B, 1, H, W)}, and in training perhaps more outputs.
+
+        previous: (B, 1, H, W), the previous answer, probabilities. points: (B, 2N, 3), see
+        :mod:`hrseg_cli.models.click_maps`.
+        """
+        (image,) = features
+        answer: dict[str, Tensor] = self(torch.cat([image, previous], 1) if self.with_prev_mask else image, points)
+        return answer
+
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
-        raise TypeError(f"{type(self).__name__} has no forward")
+        """``decode`` after ``encode``. image: (B, 4, H, W) float32, RGB and the previous answer; (B, 3, H, W) where
+        ``with_prev_mask`` is False."""
+        if not self.has_encoder:
+            raise TypeError(f"{type(self).__name__} has no forward")
+        return self.decode(self.encode(image[:, :3]), image[:, 3:], points)

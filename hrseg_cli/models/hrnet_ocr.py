@@ -9,6 +9,7 @@ Shapes: B batch, H and W input size, w width of the finest branch, C = 15 w chan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.click_maps import disk_maps, distance_maps
 
@@ -133,6 +135,45 @@ class ClickHRNet(InteractiveModel):
             head = "cls_head" in name or "aux_head" in name
             groups["new" if new else "heads" if head else "backbone"].append(parameter)
         return groups
+
+    def initialise(self, backbone: Mapping[str, Tensor] | None, coverage: float) -> float:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_normal_(module.weight, gain=math.sqrt(2))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if backbone is None:
+            for module in self.modules():
+                if isinstance(module, Scale):  # starts small to spare ImageNet's features, of which there are none
+                    nn.init.ones_(module.scale)
+            return 0.0
+        return self._load_backbone(backbone, coverage)
+
+    def _load_backbone(self, backbone: Mapping[str, Tensor], coverage: float) -> float:
+        """Take an HRNet's weights where keys and shapes agree; the share by numbers, heads and click maps left out."""
+        found = {key.replace("model.", ""): value for key, value in backbone.items()}
+        heads = ("conv3x3_ocr", "ocr_distri_head", "cls_head", "aux_head")
+        wanted = {
+            key: value
+            for key, value in self.feature_extractor.state_dict().items()
+            if value.ndim and not any(head in key for head in heads)
+        }
+        fitting = {
+            key: found[key]
+            for key, value in wanted.items()
+            if isinstance(found.get(key), Tensor) and found[key].shape == value.shape
+        }
+        share: float = sum(map(Tensor.numel, fitting.values())) / max(1, sum(map(Tensor.numel, wanted.values())))
+        if share < coverage:
+            lost = next(key for key in wanted if key not in fitting)
+            have = tuple(found[lost].shape) if isinstance(found.get(lost), Tensor) else "nothing"
+            raise HrsegError(
+                f"covers {share:.0%} of the network's backbone, model.coverage asks for {coverage:.0%} "
+                f"({lost} is {tuple(wanted[lost].shape)} here, {have} there); "
+                "give the weights of this width, or lower it"
+            )
+        self.feature_extractor.load_state_dict(fitting, strict=False)
+        return share
 
     def click_features(self, image: Tensor, points: Tensor) -> Tensor:
         """(B, 3, H, W): previous mask, positive and negative click maps (2 channels without previous mask)."""

@@ -25,7 +25,8 @@ Nonnegative = Annotated[float, Field(ge=0)]
 class Model(Settings):
     """name: of the catalog. options: of the architecture. weights: a checkpoint to start from.
 
-    backbone: a file of ImageNet weights for HRNet; share of the network that it must cover: ``coverage``.
+    backbone: pretrained weights to start from: a name such as ``efficientnet_lite2``, or a file of ImageNet weights for
+        an HRNet; ``coverage``: share of the network's backbone that they must cover.
     """
 
     name: str = "h18s"

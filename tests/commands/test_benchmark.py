@@ -29,7 +29,7 @@ def test_rows_for_a_pipeline_and_a_table_for_people(hrseg: Command) -> None:
     assert told == ["grabcut", "plain", "96x128", "cpu", "torch", "fp32"]
     for which in ("first", "later"):
         total = row[which].pop("total")
-        assert set(row[which]) == {"next_click", "view", "network", "paste", "metrics"}
+        assert set(row[which]) == {"next_click", "view", "encode", "network", "paste", "metrics"}
         assert sum(row[which].values()) == pytest.approx(total, abs=1e-4)  # one click each: medians add up
         assert row[which]["network"] > 0
     assert row["memory_mb"] > 50

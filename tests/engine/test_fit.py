@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from hrseg_cli import losses
 from hrseg_cli.adapters import adapter_state
 from hrseg_cli.engine import fit, judge, training_step
-from hrseg_cli.engine.checkpoint import load_backbone, load_model, read_checkpoint, save_adapter, save_checkpoint
+from hrseg_cli.engine.checkpoint import load_model, read_backbone, read_checkpoint, save_adapter, save_checkpoint
 from hrseg_cli.engine.feed import Feed, Loader, Order, held_out_objects, training_images
 from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.models.hrnet_ocr import h18s
@@ -356,11 +356,11 @@ def test_imagenet_weights_must_cover_the_backbone(tmp_path: Path) -> None:
     }
     save_file(tensors, tmp_path / "whole.safetensors")
     model = h18s()
-    assert load_backbone(model, tmp_path / "whole.safetensors", 0.9) > 0.99
+    assert model.initialise(read_backbone(str(tmp_path / "whole.safetensors")), 0.9) > 0.99
     assert torch.equal(model.state_dict()["feature_extractor.conv1.weight"], tensors["conv1.weight"])
     save_file({key: value for key, value in tensors.items() if "stage4" not in key}, tmp_path / "part.safetensors")
     with pytest.raises(HrsegError, match=r"covers \d+% of the network's backbone.*stage4"):
-        load_backbone(h18s(), tmp_path / "part.safetensors", 0.8)
+        h18s().initialise(read_backbone(str(tmp_path / "part.safetensors")), 0.8)
 
 
 @pytest.mark.parametrize("name", ["lora", "bn", "conv"])

@@ -253,7 +253,8 @@ def test_a_batch_of_a_trained_network_answers_as_one_by_one() -> None:
     generator = torch.Generator().manual_seed(0)
     looks = [
         views.Look(
-            torch.rand(1, 4, 64, 96, generator=generator),
+            views.Shown(torch.rand(1, 3, 64, 96, generator=generator)),
+            torch.rand(1, 1, 64, 96, generator=generator),
             [Click(9 * i + j, 20.5 + j, bool(j % 2)) for j in range(1 + i)],
             True,
         )

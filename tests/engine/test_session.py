@@ -15,6 +15,7 @@ from hrseg_cli.engine.views import Box
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Sample
 from hrseg_cli.metrics.noc import ge_max, noc
+from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.recipe import load_protocol
 
 RECORDED = json.loads((GOLDEN / "noc_fixture.json").read_text())
@@ -134,10 +135,10 @@ def test_step_does_not_touch_its_inputs() -> None:
     session = Session(FakeNetwork(), image, load_protocol("ritm"))
     session.click(Click(120, 160, True))
     before = session.state.probability.clone()
-    pixels = session._image.clone()
-    step(session.model, session._image, session.state, Click(60, 150, True), session.protocol)
+    pixels = session._pictures.image.clone()
+    step(session.model, session._pictures.image, session.state, Click(60, 150, True), session.protocol)
     assert torch.equal(session.state.probability, before)
-    assert torch.equal(session._image, pixels)
+    assert torch.equal(session._pictures.image, pixels)
 
 
 def test_a_given_mask_is_where_the_session_starts() -> None:
@@ -238,5 +239,54 @@ def test_clicks_beyond_a_padded_crop_are_not_drawn_into_its_padding() -> None:
         course = session.looks(Click(20, box.right + 3, False))
         look = next(course)
         asked.append([(round(c.row), round(c.col)) for c in look.clicks])
-        assert all(c.row < look.x.shape[2] and c.col < look.x.shape[3] for c in look.clicks) == bool(change)
+        assert all(c.row < look.previous.shape[2] and c.col < look.previous.shape[3] for c in look.clicks) == bool(
+            change
+        )
     assert asked[1] == asked[0][:1]
+
+
+class Counting(InteractiveModel):
+    """Half of an answer comes from an encoder, whose passes are counted."""
+
+    name = "counting"
+    has_encoder = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoded: list[torch.Tensor] = []
+
+    def encode(self, image: torch.Tensor) -> Features:
+        self.encoded.append(image.clone())
+        return (image.mean(1, keepdim=True),)
+
+    def decode(self, features: Features, previous: torch.Tensor, points: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": 4 * features[0] - 2 + previous}
+
+
+@pytest.mark.parametrize("name", ["fast", "ritm"])
+def test_a_picture_is_encoded_once_while_it_stays(name: str) -> None:
+    """As many passes of the encoder as there are different pictures (and mirror images of them), not clicks; another
+    object of the image starts from the encoded whole."""
+    image, _ = case(0)
+    model = Counting()
+    session = Session(model, image, load_protocol(name))
+    for number in range(8):
+        session.click(Click(100 + number, 160, True))
+    assert len({picture.numpy().tobytes() for picture in model.encoded}) == len(model.encoded) < 8
+    first = model.encoded.pop(0)
+    session.begin()
+    session.click(Click(100, 160, True))
+    assert not any(picture.shape == first.shape and torch.equal(picture, first) for picture in model.encoded)
+
+
+def test_what_is_kept_of_a_picture_changes_no_answer() -> None:
+    """Each click by itself, with nothing kept from the one before, gives the same probabilities to the bit."""
+    image, _ = case(0)
+    protocol = load_protocol("ritm")
+    session = Session(Counting(), image, protocol)
+    state = session.state
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    for click in (Click(120, 160, True), Click(60, 150, False), Click(121, 150, True), Click(100, 100, True)):
+        session.click(click)
+        state = step(Counting(), pixels, state, click, protocol)
+        assert torch.equal(session.state.probability, state.probability)

@@ -1,0 +1,149 @@
+"""EfficientNet-Lite, with its batch normalisation folded into the convolutions when ImageNet's weights are loaded.
+
+Tan and Le, "EfficientNet" (ICML 2019); the Lite variants (Google, 2020) use ReLU6 and no squeeze-and-excitation, keep
+the stem at 32 channels, and never repeat their first and last stages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hrseg_cli.errors import HrsegError
+
+# variant -> factor on channels, factor on repeats
+VARIANTS = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
+# repeats, kernel size, stride, expansion, channels of each stage
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+LEVEL_ENDS = (0, 1, 2, 4, 6)  # stages after which the stride doubles, or the network ends: strides 2, 4, 8, 16, 32
+FROZEN_LEVELS = 2  # up to stride 4: edges and colours, which ImageNet has learned for good
+BN_EPS = 1e-3
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution, computed as one matrix product over channels-last pixels."""
+
+    def __init__(self, channels: int, out: int, bias: bool = True) -> None:
+        super().__init__(channels, out, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class InvertedResidual(nn.Module):
+    """Expand by a 1x1 convolution, filter each channel, project back; residual where shapes allow."""
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = channels * expansion
+        self.residual = stride == 1 and channels == out
+        self.expand = Pointwise(channels, inner) if expansion != 1 else None
+        self.depthwise = nn.Conv2d(inner, inner, kernel, stride, kernel // 2, groups=inner)
+        self.project = Pointwise(inner, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y = cast(Tensor, self.project(F.relu6(self.depthwise(y), inplace=True)))
+        return x + y if self.residual else y
+
+
+class EfficientNetLite(nn.Module):
+    """Features of a photograph at strides 2, 4, 8, 16 and 32.
+
+    forward: (B, 3, H, W) RGB in [0, 1], H and W multiples of 32 -> five tensors (B, channels[i], H / 2^(i+1), ...).
+    """
+
+    def __init__(self, variant: str = "lite0") -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise HrsegError(f"no EfficientNet-Lite is called {variant!r}; take one of {', '.join(VARIANTS)}")
+        width, depth = VARIANTS[variant]
+        self.variant = variant
+        self.stem = nn.Conv2d(3, 32, 3, 2, 1)
+        blocks: list[InvertedResidual] = []
+        ends, channels = [], 32
+        self.channels: list[int] = []
+        for stage, (repeats, kernel, stride, expansion, wanted) in enumerate(STAGES):
+            out = scaled_channels(wanted, width)
+            inner_stage = 0 < stage < len(STAGES) - 1
+            for turn in range(math.ceil(depth * repeats) if inner_stage else repeats):
+                blocks.append(InvertedResidual(channels, out, kernel, stride if turn == 0 else 1, expansion))
+                channels = out
+            if stage in LEVEL_ENDS:
+                ends.append(len(blocks))
+                self.channels.append(out)
+        self.blocks = nn.ModuleList(blocks)
+        self.ends = tuple(ends)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        # ImageNet's preprocessing here: (x - 127) / 128 of bytes.
+        x = (image - 127 / 255) * (255 / 128)
+        x = F.relu6(self.stem(x.contiguous(memory_format=torch.channels_last)), inplace=True)
+        features: list[Tensor] = []
+        for number, block in enumerate(self.blocks, 1):
+            x = block(x)
+            if number in self.ends:
+                features.append(x)
+        return features
+
+    def frozen(self) -> Sequence[nn.Module]:
+        """The parts that stay ImageNet's in training."""
+        return [self.stem, *self.blocks[: self.ends[FROZEN_LEVELS - 1]]]
+
+    @torch.no_grad()
+    def load_imagenet(self, state: Mapping[str, Tensor]) -> None:
+        """Take ImageNet's weights from a state dict in the public layout, folding the batch normalisation.
+
+        state: of `efficientnet-lite-pytorch`, head included. Raises HrsegError for missing, unexpected or misshapen
+        tensors.
+        """
+        left = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+        def fold(conv: nn.Conv2d, name: str, norm: str) -> None:
+            try:
+                weight = left.pop(f"{name}.weight")
+                gain, shift, mean, variance = (
+                    left.pop(f"{norm}.{part}") for part in ("weight", "bias", "running_mean", "running_var")
+                )
+            except KeyError as error:
+                raise HrsegError(f"weights of EfficientNet-{self.variant}: {error.args[0]} is missing") from None
+            if weight.shape != conv.weight.shape:
+                raise HrsegError(
+                    f"weights of EfficientNet-{self.variant}: {name}.weight is {tuple(weight.shape)}, "
+                    f"not {tuple(conv.weight.shape)}"
+                )
+            assert conv.bias is not None
+            factor = gain / (variance + BN_EPS).sqrt()
+            conv.weight.copy_(weight * factor[:, None, None, None])
+            conv.bias.copy_(shift - mean * factor)
+
+        fold(self.stem, "_conv_stem", "_bn0")
+        for number, block in enumerate(cast(Sequence[InvertedResidual], self.blocks)):
+            name = f"_blocks.{number}"
+            if block.expand is not None:
+                fold(block.expand, f"{name}._expand_conv", f"{name}._bn0")
+            fold(block.depthwise, f"{name}._depthwise_conv", f"{name}._bn1")
+            fold(block.project, f"{name}._project_conv", f"{name}._bn2")
+        unexpected = [name for name in left if not name.startswith(("_conv_head.", "_bn1.", "_fc."))]
+        if unexpected:
+            raise HrsegError(f"weights of EfficientNet-{self.variant}: {unexpected[0]} has no place in this variant")
+
+
+def scaled_channels(wanted: int, factor: float) -> int:
+    """``wanted * factor`` channels, rounded to a multiple of 8, never down by more than a tenth."""
+    exact = wanted * factor
+    rounded = max(8, int(exact + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * exact else rounded

