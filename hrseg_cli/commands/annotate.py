@@ -26,7 +26,7 @@ def annotate(
         typer.Option(
             "--precision",
             metavar="PRECISION",
-            help="Of the network: fp32 or bf16 [bf16 where DEVICE has units for it].",
+            help="Network precision, fp32 or bf16 [the faster one on this machine].",
         ),
     ] = None,
     runtime: options.Runtime = None,
@@ -54,7 +54,7 @@ def annotate(
 
     images_of(folder)  # complains before anything is written there
     with only_one(folder / NOTES / ".lock", str(folder)):  # before the folder is read: what is read is what is there
-        # bf16 by itself: a person who waits gains more than the last bits of the answers are worth.
+        # The faster precision by itself: a person who waits gains more than the last bits of the answers are worth.
         loaded, provenance = open_model(model, runtime, device, precision)
         opened = Folder(folder, chosen.threshold)
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from hrseg_cli import __version__
 from hrseg_cli.engine.checkpoint import load_model, weights_hash
-from hrseg_cli.engine.devices import best_precision
+from hrseg_cli.engine.devices import best_precision, cache_folder
 from hrseg_cli.engine.export import FORMAT, OPSET, clicks_of, export, need, read_header
 from hrseg_cli.engine.fast import open_fast
 from hrseg_cli.errors import HrsegError, UnknownName
@@ -31,7 +30,7 @@ def open_model(
     """A model ready to be asked, computed by ``torch`` or one of :data:`GRAPHS`, and its provenance.
 
     spec: as :func:`hrseg_cli.engine.checkpoint.load_model` takes it, or an ``.onnx`` file of ``hrseg export``.
-    precision: fp32 or bf16, for PyTorch, which answers with its fast form; None: bf16 where there are units for it.
+    precision: fp32 or bf16, for PyTorch, which answers with its fast form; None: the quicker of the two here.
     runtime: None is PyTorch, and ONNX Runtime for an ``.onnx`` file. Others than PyTorch compute on the CPU, with as
         many threads as PyTorch has when this is called.
     A checkpoint is exported once, to :func:`cache_folder`. Raises HrsegError or UnknownName.
@@ -133,11 +132,6 @@ GRAPHS: dict[str, tuple[Callable[[Path], Answer], str, str]] = {
     "openvino": (start_openvino, "openvino", "fp32"),
     "openvino-bf16": (start_openvino_bf16, "openvino", "bf16"),
 }
-
-
-def cache_folder() -> Path:
-    """Where exported checkpoints are kept: ``hrseg`` below ``$XDG_CACHE_HOME``, or below ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hrseg"
 
 
 def _exported(spec: str) -> tuple[Path, dict[str, Any]]:

@@ -271,7 +271,7 @@ class Validation(Settings):
 class Recipe(Settings):
     """batch: samples a step and process. epochs: of ``data.epoch`` samples each.
 
-    precision: ``auto`` is bf16 where the machine has units for it, else fp32; the run records what it came to.
+    precision: ``auto`` is the faster one of bf16 and fp32, measured; the run records it and a resumed run keeps it.
     half: weights are written as float16, half the size; the checkpoint to go on from stays as it is.
     """
 

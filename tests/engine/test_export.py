@@ -16,8 +16,9 @@ from reference import case, deterministic_weights
 from hrseg_cli.adapters.lora import attach_lora
 from hrseg_cli.adapters.resample import Resampled
 from hrseg_cli.engine.checkpoint import save_checkpoint
+from hrseg_cli.engine.devices import cache_folder
 from hrseg_cli.engine.export import ClickStep, check, clicks_of, export, points_of, read_header
-from hrseg_cli.engine.runtimes import GRAPHS, cache_folder, open_model
+from hrseg_cli.engine.runtimes import GRAPHS, open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Click
