@@ -125,7 +125,7 @@ def test_imagenet_weights_know_a_real_photograph(variant: str) -> None:
 
 def small() -> ClickNet:
     torch.manual_seed(0)
-    model = ClickNet("lite0", widths=(8, 16, 24, 32, 32), guide=(8, 8, 16, 16), blocks=(1, 1, 2, 1))
+    model = ClickNet("lite0", widths=(8, 16, 24, 32, 32), guide=(8, 8, 16, 16), blocks=(1, 1, 1, 1), mixers=1)
     torch.nn.init.normal_(model.head.weight, std=0.5)
     return model.eval()
 

@@ -89,15 +89,25 @@ class EfficientNetLite(nn.Module):
         self.ends = tuple(ends)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        # ImageNet's preprocessing here: (x - 127) / 128 of bytes.
-        x = (image - 127 / 255) * (255 / 128)
+        features = self.first_levels(normalised(image))
+        for number in range(FROZEN_LEVELS, len(self.ends)):
+            features.append(self.level(number, features[-1]))
+        return features
+
+    def first_levels(self, x: Tensor) -> list[Tensor]:
+        """Features at strides 2 and 4 of a :func:`normalised` image."""
         x = F.relu6(self.stem(x.contiguous(memory_format=torch.channels_last)), inplace=True)
         features: list[Tensor] = []
-        for number, block in enumerate(self.blocks, 1):
-            x = block(x)
-            if number in self.ends:
-                features.append(x)
+        for number in range(FROZEN_LEVELS):
+            x = self.level(number, x)
+            features.append(x)
         return features
+
+    def level(self, number: int, x: Tensor) -> Tensor:
+        """Features of level ``number`` (stride 2, 4, ...) from those of the one before; of the stem's for level 0."""
+        for block in self.blocks[self.ends[number - 1] if number else 0 : self.ends[number]]:
+            x = block(x)
+        return x
 
     def frozen(self) -> Sequence[nn.Module]:
         """The parts that stay ImageNet's in training."""
@@ -140,6 +150,11 @@ class EfficientNetLite(nn.Module):
         unexpected = [name for name in left if not name.startswith(("_conv_head.", "_bn1.", "_fc."))]
         if unexpected:
             raise HrsegError(f"weights of EfficientNet-{self.variant}: {unexpected[0]} has no place in this variant")
+
+
+def normalised(image: Tensor) -> Tensor:
+    """An image in [0, 1] as these networks take it: (x - 127) / 128 of bytes."""
+    return (image - 127 / 255) * (255 / 128)
 
 
 def scaled_channels(wanted: int, factor: float) -> int:

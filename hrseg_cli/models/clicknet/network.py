@@ -1,15 +1,15 @@
-"""A click network on a pretrained backbone: the photograph is encoded once, clicks are answered by a decoder.
+"""A click network on a pretrained backbone whose first levels see only the photograph and stay ImageNet's.
 
-The encoder sees only the photograph, so its features serve every click while the crop stays. Clicks, box and previous
-mask enter the decoder twice: as maps, through a small pyramid of convolutions ("guide") joined to each level, and as
-tokens, to which the pixels of the coarse levels attend.
+Those levels serve every click while the crop stays. Clicks, box and previous mask become a small pyramid of maps
+("guide"), which enters the backbone behind the first levels, by 1x1 convolutions that start near zero, and once more at
+each level of the decoder. At its coarse levels pixels attend to the clicks.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.models.click_maps import disk_maps, valid_slots
-from hrseg_cli.models.clicknet.backbone import EfficientNetLite, Pointwise
+from hrseg_cli.models.clicknet.backbone import EfficientNetLite, Pointwise, normalised
 
 STRIDE = 32  # sides of what the network computes on are multiples of it
 GUIDE_INPUT = 7  # RGB, positive clicks, negative clicks, previous mask, box
-Blocks = tuple[int, int, int, int]
 
 
 class ConvUnit(nn.Sequential):
@@ -37,11 +36,11 @@ class ConvUnit(nn.Sequential):
 
 
 class Separable(nn.Module):
-    """x + ReLU6(BN(1x1(depthwise(x))))."""
+    """x + ReLU6(BN(1x1(depthwise 5x5(x))))."""
 
-    def __init__(self, channels: int, kernel: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.depthwise = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
         self.pointwise = Pointwise(channels, channels, bias=False)
         self.norm = nn.BatchNorm2d(channels)
 
@@ -50,16 +49,17 @@ class Separable(nn.Module):
 
 
 class Mixer(nn.Module):
-    """x + 1x1(ReLU6(BN(1x1(depthwise 5x5(x))))), with twice the channels inside (Liu et al., "ConvNeXt", CVPR 2022)."""
+    """x + 1x1(ReLU6(BN(1x1(depthwise 5x5(x))))), with twice the channels inside; x itself at the start of training.
+
+    Liu et al., "A ConvNet for the 2020s" (CVPR 2022), with batch normalisation, which folds away.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
         self.expand = Pointwise(channels, 2 * channels, bias=False)
         self.norm = nn.BatchNorm2d(2 * channels)
-        self.project = Pointwise(2 * channels, channels)
-        nn.init.normal_(self.project.weight, std=0.2 / math.sqrt(2 * channels))  # starts close to the identity
-        nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
+        self.project = _zeroed(Pointwise(2 * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.project(F.relu6(self.norm(self.expand(self.depthwise(x))), inplace=True))
@@ -84,8 +84,7 @@ class ClickAttention(nn.Module):
         self.value = nn.Linear(channels, width)
         self.kind_key = nn.Parameter(torch.randn(self.KINDS, width) * 0.02)
         self.kind_value = nn.Parameter(torch.randn(self.KINDS, width) * 0.02)
-        self.out = Pointwise(width + heads * 4, channels)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+        self.out = _zeroed(Pointwise(width + heads * 4, channels))
 
     def forward(self, x: Tensor, points: Tensor, previous: Tensor, stride: int) -> Tensor:
         """x: (B, C, h, w). points: (B, 2N, 3) in pixels of the image. previous: (B, 1, h, w) in [0, 1]."""
@@ -118,8 +117,8 @@ class ClickAttention(nn.Module):
 
 class ClickNet(InteractiveModel):
     """variant: of EfficientNet-Lite. widths: channels of the decoder at strides 2, 4, 8, 16, 32. guide: channels of the
-    maps of clicks at strides 2, 4, 8, 16. blocks: separable blocks at strides 4, 8, 16, 32. radius: of a click's disk,
-    in pixels."""
+    maps of clicks at strides 2, 4, 8, 16. blocks: separable blocks at strides 4, 8, 16, 32. mixers: wider blocks at
+    stride 16. radius: of a click's disk, in pixels."""
 
     name = "clicknet"
     has_encoder = True
@@ -127,9 +126,10 @@ class ClickNet(InteractiveModel):
     def __init__(
         self,
         variant: str = "lite2",
-        widths: Sequence[int] = (16, 48, 96, 192, 224),
-        guide: Sequence[int] = (12, 24, 40, 64),
-        blocks: Sequence[int] = (2, 4, 6, 3),
+        widths: Sequence[int] = (24, 64, 112, 192, 224),
+        guide: Sequence[int] = (16, 24, 32, 48),
+        blocks: Sequence[int] = (2, 3, 4, 4),
+        mixers: int = 3,
         radius: float = 5,
     ) -> None:
         super().__init__()
@@ -138,6 +138,7 @@ class ClickNet(InteractiveModel):
             "widths": list(widths),
             "guide": list(guide),
             "blocks": list(blocks),
+            "mixers": mixers,
             "radius": radius,
         }
         self.radius = radius
@@ -145,29 +146,23 @@ class ClickNet(InteractiveModel):
         c, w, g = self.encoder.channels, widths, guide
         first = nn.Sequential(nn.Conv2d(GUIDE_INPUT, g[0], 3, 2, 1), nn.ReLU6(inplace=True))
         self.guide = nn.ModuleList([first, *(ConvUnit(g[k], g[k + 1], 3, 2) for k in range(3))])
+        self.enter = nn.ModuleList(Pointwise(g[k], c[k], bias=False) for k in (1, 2, 3))
         self.lateral = nn.ModuleList(
-            [
-                Pointwise(c[0] + g[0], w[0]),
-                *(ConvUnit(c[k] + g[k], w[k]) for k in (1, 2, 3)),
-                ConvUnit(c[4] + g[3], w[4]),
-            ]
+            [Pointwise(c[0] + g[0], w[0]), *(ConvUnit(c[k] + g[k], w[k]) for k in (1, 2, 3)), ConvUnit(c[4], w[4])]
         )
         self.down = nn.ModuleList([Pointwise(w[1], w[0]), *(ConvUnit(w[k + 1], w[k]) for k in (1, 2, 3))])
-        self.context = nn.Sequential(*(Mixer(w[4]) for _ in range(blocks[3])))
-        self.attend8 = ClickAttention(w[2])
-        self.attend16 = nn.ModuleList(ClickAttention(w[3]) for _ in range(2))
-        half = blocks[2] // 2
-        self.decode16 = nn.ModuleList(
-            nn.Sequential(*(Mixer(w[3]) for _ in range(count))) for count in (half, blocks[2] - half)
+        self.context = nn.Sequential(*(Separable(w[4]) for _ in range(blocks[3])))
+        self.attend = nn.ModuleDict({"8": ClickAttention(w[2]), "16": ClickAttention(w[3])})
+        finest = nn.Sequential(nn.ReLU6(inplace=True), nn.Conv2d(w[0], w[0], 3, padding=1), nn.ReLU6(inplace=True))
+        self.blocks = nn.ModuleList(
+            [finest, *(nn.Sequential(*(Separable(w[k]) for _ in range(blocks[k - 1]))) for k in (1, 2, 3))]
         )
-        self.decode8 = nn.Sequential(*(Separable(w[2], 3) for _ in range(blocks[1])))
-        self.decode4 = nn.Sequential(*(Separable(w[1], 3) for _ in range(blocks[0])))
-        self.decode2 = nn.Sequential(
-            nn.ReLU6(inplace=True), nn.Conv2d(w[0], w[0], 3, padding=1), nn.ReLU6(inplace=True)
-        )
+        self.mixers = nn.Sequential(*(Mixer(w[3]) for _ in range(mixers)))
         self.head = nn.Conv2d(w[0], 4, 3, padding=1)
         self.coarse = Pointwise(w[1], 1)
         self.aux16 = Pointwise(w[3], 1)
+        for conv in self.enter:
+            nn.init.normal_(cast(Pointwise, conv).weight, std=1e-3)
         nn.init.normal_(self.head.weight, std=1e-2)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
@@ -188,9 +183,10 @@ class ClickNet(InteractiveModel):
         return 1.0
 
     def encode(self, image: Tensor) -> Features:
-        """image: (B, 3, H, W), RGB in [0, 1] -> itself, padded to multiples of 32, and features at strides 2 to 32."""
-        image = _padded(image)
-        return (image, *self.encoder(image))
+        """image: (B, 3, H, W), RGB in [0, 1] -> itself, normalised and padded to multiples of 32, and features at
+        strides 2 and 4."""
+        image = normalised(_padded(image))
+        return (image, *self.encoder.first_levels(image))
 
     def decode(
         self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
@@ -210,28 +206,29 @@ class ClickNet(InteractiveModel):
         for layer in self.guide:
             guides.append(layer(guides[-1]))
         guides = guides[1:]
-
-        def level(k: int, below: Tensor) -> Tensor:
-            side: Tensor = self.lateral[k](torch.cat([maps[k], guides[k]], 1))
-            return side + F.interpolate(self.down[k](below), size=side.shape[-2:], mode="bilinear", align_corners=False)
+        for k in (1, 2, 3):
+            maps[k] = maps[k] + self.enter[k - 1](guides[k])
+            maps.append(self.encoder.level(k + 1, maps[k]))
 
         outputs: dict[str, Tensor] = {}
-        y = self.lateral[4](torch.cat([maps[4], F.avg_pool2d(guides[3], 2)], 1))
-        y = level(3, self.context(y))
-        for attend, decode in zip(self.attend16, self.decode16, strict=True):
-            y = decode(attend(y, points, F.avg_pool2d(previous, 16), 16))
-        if self.training:
-            outputs["aux16"] = self.aux16(y)
-        y = level(2, y)
-        y = self.decode8(self.attend8(y, points, F.avg_pool2d(previous, 8), 8))
-        y = self.decode4(level(1, y))
-        coarse = self.coarse(y)
-        if self.training:
-            outputs["aux4"] = coarse
-        fine = F.pixel_shuffle(self.head(self.decode2(level(0, y))), 2)
+        y = self.context(self.lateral[4](maps[4]))
+        for k in (3, 2, 1, 0):
+            side: Tensor = self.lateral[k](torch.cat([maps[k], guides[k]], 1))
+            y = side + F.interpolate(self.down[k](y), size=side.shape[-2:], mode="bilinear", align_corners=False)
+            stride = 2 ** (k + 1)
+            if str(stride) in self.attend:
+                y = self.attend[str(stride)](y, points, F.avg_pool2d(previous, stride), stride)
+            y = self.blocks[k](y)
+            if k == 3:
+                y = self.mixers(y)
+                if self.training:
+                    outputs["aux16"] = self.aux16(y)
+            elif k == 1:
+                outputs["aux4"] = self.coarse(y)
+        fine = F.pixel_shuffle(self.head(y), 2)
+        coarse = outputs["aux4"] if self.training else outputs.pop("aux4")
         logits = fine + F.interpolate(coarse, scale_factor=4, mode="bilinear", align_corners=False)
-        outputs["logits"] = logits[..., :height, :width]
-        return outputs
+        return {"logits": logits[..., :height, :width], **outputs}
 
 
 def box_maps(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -248,3 +245,10 @@ def _padded(x: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     right, bottom = -width % STRIDE, -height % STRIDE
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x
+
+
+def _zeroed(layer: Pointwise) -> Pointwise:
+    """The layer, adding nothing until it has learned something."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
