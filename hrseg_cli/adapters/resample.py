@@ -71,6 +71,8 @@ class Resampled(nn.Module):
         self.with_prev_mask: bool = self.base.with_prev_mask
         self.mirror: bool = self.base.mirror
         self.unused: tuple[str, ...] = self.base.unused
+        # Design c reads features inside its base, past the place where inputs are turned into bf16.
+        self.precisions: tuple[str, ...] = ("fp32",) if design == "c" else self.base.precisions
 
         channels = 4 if self.with_prev_mask else 3
         seen = channels + int(sobel)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hrseg_cli import __version__
 from hrseg_cli.engine.checkpoint import load_model, weights_hash
-from hrseg_cli.engine.devices import best_precision, cache_folder
+from hrseg_cli.engine.devices import cache_folder
 from hrseg_cli.engine.export import FORMAT, OPSET, clicks_of, export, need, read_header
 from hrseg_cli.engine.fast import open_fast
 from hrseg_cli.errors import HrsegError, UnknownName
@@ -40,7 +40,7 @@ def open_model(
     if chosen == "torch":
         if file:
             raise HrsegError(f"--runtime torch: {spec} is a graph; take onnxruntime or openvino, or the checkpoint")
-        return open_fast(spec, device, precision or best_precision(device))
+        return open_fast(spec, device, precision)
     if precision not in (None, "fp32"):
         raise HrsegError(
             f"--precision {precision}: is for --runtime torch; take --runtime openvino-bf16, or leave it out"

@@ -25,6 +25,7 @@ class InteractiveModel(nn.Module):
     mirror: whether it is asked about the mirrored image too where a protocol wants that.
     unused: parts of the names of parameters that never reach the output.
     layer_groups: name of a group of layers -> parts of the names of what is in it; together all that is not unused.
+    precisions: in which it can be asked, see :meth:`for_inference`.
     has_encoder: whether ``encode`` computes something that is worth keeping.
     enlarge: factor on a protocol's zoom-in target, for a model that looks at a smaller copy of its input.
     """
@@ -33,6 +34,7 @@ class InteractiveModel(nn.Module):
     config: dict[str, Any]
     with_prev_mask: bool = True
     mirror: bool = True
+    precisions: tuple[str, ...] = ("fp32",)
     has_encoder: bool = False
     unused: tuple[str, ...] = ()
     layer_groups: Mapping[str, tuple[str, ...]] = {}
@@ -52,6 +54,20 @@ class InteractiveModel(nn.Module):
         if backbone is not None:
             raise HrsegError(f"'{self.name}' takes no pretrained backbone; leave model.backbone out")
         return 0.0
+
+    def for_inference(self, precision: str = "fp32", keep_layers: bool = False) -> InteractiveModel:
+        """A form that gives the same logits faster and cannot be trained or saved; the model itself stays as it is.
+
+        precision: fp32, or bf16, whose answers differ a little. keep_layers: layers keep their names, for an adapter
+        that reads features inside. Raises HrsegError for a precision that it does not compute in.
+        """
+        if precision not in self.precisions:
+            known = " or ".join(self.precisions)
+            raise HrsegError(f"--precision {precision}: '{self.name}' computes in {known}; leave the option out")
+        return self._for_inference(precision, keep_layers)
+
+    def _for_inference(self, precision: str, keep_layers: bool) -> InteractiveModel:
+        return self
 
     def encode(self, image: Tensor) -> Features:
         """What depends on the image alone: (B, 3, H, W), RGB in [0, 1]."""

@@ -14,7 +14,6 @@ Shapes: H, W the input; all maps are (1, C, rows, cols), channels last.
 
 from __future__ import annotations
 
-import copy
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.hrnet_ocr import ClickHRNet, resize
+from hrseg_cli.models.parts.folding import folded, in_bf16
 
 STEM_BAND = 2**16  # pixels at a quarter of the input's size that the stem handles at once, at 256 channels
 HEAD_BAND = 34  # rows at a quarter of the size: few enough that the matrices that enlarge stay small
@@ -32,38 +32,13 @@ HEAD_COLUMNS = 48  # likewise
 SHAPES = 256  # of inputs whose layout a convolution remembers
 
 
-def folded(model: nn.Module) -> nn.Module:
-    """A copy whose normalisations (in eval mode) are part of the convolutions before them; an identity stays there.
-
-    The products are taken in double precision.
-    """
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    for parent in model.modules():
-        for conv, norm, place in _pairs(parent):
-            scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-            bias = 0 if conv.bias is None else conv.bias.double()
-            shift = norm.bias.double() + (bias - norm.running_mean.double()) * scale
-            dtype = conv.weight.dtype
-            conv.weight = nn.Parameter((conv.weight.double() * scale.view(-1, 1, 1, 1)).to(dtype), requires_grad=False)
-            conv.bias = nn.Parameter(shift.to(dtype), requires_grad=False)
-            setattr(*place, nn.Identity())
-    return model
-
-
-def _pairs(parent: nn.Module) -> list[tuple[nn.Conv2d, Any, tuple[nn.Module, str]]]:
-    """Convolutions with the normalisation that follows each among the children of a module, and where that hangs."""
-    children = dict(parent.named_children())
-    found = []
-    for name, conv in children.items():
-        if not isinstance(conv, nn.Conv2d):
-            continue
-        after = str(int(name) + 1) if name.isdigit() else name.replace("conv", "bn")
-        holder, norm = parent, children.get(after)
-        if isinstance(norm, nn.Sequential):
-            holder, after, norm = norm, "0", norm[0]
-        if isinstance(norm, nn.BatchNorm2d):
-            found.append((conv, norm, (holder, after)))
-    return found
+def for_inference(model: ClickHRNet, precision: str, keep_layers: bool) -> InteractiveModel:
+    """See :meth:`InteractiveModel.for_inference`. On accelerators, and where an adapter reads its layers, the network
+    stays what it was, folded and channels last."""
+    if not keep_layers and model._mean.device.type == "cpu" and is_possible():
+        return FastClickHRNet(model, torch.bfloat16 if precision == "bf16" else torch.float32)
+    plain: ClickHRNet = folded(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return in_bf16(plain) if precision == "bf16" else plain
 
 
 def is_possible() -> bool:

@@ -60,6 +60,7 @@ class ClickHRNet(InteractiveModel):
     """
 
     name = "hrnet_ocr"
+    precisions = ("fp32", "bf16")
     unused = ("f_pixel", "f_object")
     layer_groups: Mapping[str, tuple[str, ...]] = {
         "stem": ("feature_extractor.conv1", "feature_extractor.conv2", "maps_transform", "rgb_conv"),
@@ -135,6 +136,11 @@ class ClickHRNet(InteractiveModel):
             head = "cls_head" in name or "aux_head" in name
             groups["new" if new else "heads" if head else "backbone"].append(parameter)
         return groups
+
+    def _for_inference(self, precision: str, keep_layers: bool) -> InteractiveModel:
+        from hrseg_cli.models import hrnet_fast  # which is built on this module
+
+        return hrnet_fast.for_inference(self, precision, keep_layers)
 
     def initialise(self, backbone: Mapping[str, Tensor] | None, coverage: float) -> float:
         for module in self.modules():

@@ -21,7 +21,7 @@ from hrseg_cli.adapters.lora import attach_lora
 from hrseg_cli.adapters.resample import Resampled
 from hrseg_cli.engine.checkpoint import save_checkpoint
 from hrseg_cli.engine.devices import best_precision, one_thread_for_now
-from hrseg_cli.engine.fast import _plain, fast, open_fast
+from hrseg_cli.engine.fast import fast, open_fast
 from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, UnknownName
@@ -31,6 +31,7 @@ from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.grabcut import GrabCut
 from hrseg_cli.models.hrnet_fast import FastClickHRNet
 from hrseg_cli.models.hrnet_ocr import ClickHRNet
+from hrseg_cli.models.parts.folding import folded
 from hrseg_cli.recipe import load_protocol
 
 RECORDED = np.load(GOLDEN / "network.npz")
@@ -125,7 +126,8 @@ def test_design_c_stays_in_single_precision(h18s: ClickHRNet) -> None:
     """It reads features from inside its base, past the place where inputs are turned into bf16."""
     torch.manual_seed(0)
     model = Resampled(h18s, design="c", width=4).eval()
-    assert_same(fast(model, "bf16"), model, picture(46, 71))
+    assert model.precisions == ("fp32",)
+    assert_same(fast(model), model, picture(46, 71))
 
 
 def test_without_a_precision_the_processor_decides() -> None:
@@ -195,13 +197,16 @@ def test_a_precision_is_told_and_checked(h18s: ClickHRNet, tmp_path: Path) -> No
     assert "precision" not in open_fast(spec)[1]
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         assert open_fast(spec, precision="bf16")[1]["precision"] == "bf16"
-    assert "precision" not in open_fast("grabcut", precision="bf16")[1]
+    assert "precision" not in open_fast("grabcut", precision=None)[1]
+    with pytest.raises(HrsegError, match="--precision bf16: 'grabcut' computes in fp32"):
+        open_fast("grabcut", precision="bf16")
     with pytest.raises(UnknownName, match="Did you mean 'bf16'"):
         open_fast(spec, precision="bf6")
 
 
 def test_bf16_for_accelerators_is_autocast_with_weights_cast_once(h18s: ClickHRNet) -> None:
-    quick, plain = _plain(h18s, "bf16"), hrnet_fast.folded(h18s).to(memory_format=torch.channels_last)
+    quick = h18s.for_inference("bf16", keep_layers=True)
+    plain = folded(h18s).to(memory_format=torch.channels_last)
     x = picture(64, 48)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         want = plain(x, POINTS)["logits"].float()

@@ -212,3 +212,17 @@ def test_missing_packages_are_one_line_that_says_what_to_install(monkeypatch: py
     monkeypatch.setattr("hrseg_cli.models.clicknet.imagenet.files", nothing)
     with pytest.raises(HrsegError, match=r"efficientnet_lite1: .*pip install 'hrseg\[backbones\]'"):
         catalog.resolve("backbone", "efficientnet_lite1")()
+
+
+def test_the_form_for_inference_gives_the_same_logits() -> None:
+    model = small()
+    for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+        torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    quick = model.for_inference()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in quick.modules())
+    image, points = torch.rand(1, 4, 70, 90), clicks((5, 6, True), (20, 12, False))
+    with torch.inference_mode():
+        torch.testing.assert_close(quick(image, points)["logits"], model(image, points)["logits"], atol=1e-4, rtol=1e-4)
+    with pytest.raises(HrsegError, match="--precision bf16: 'clicknet' computes in fp32"):
+        model.for_inference("bf16")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.models.click_maps import disk_maps, valid_slots
 from hrseg_cli.models.clicknet.backbone import EfficientNetLite, Pointwise, normalised
+from hrseg_cli.models.parts.folding import folded
 
 STRIDE = 32  # sides of what the network computes on are multiples of it
 GUIDE_INPUT = 7  # RGB, positive clicks, negative clicks, previous mask, box
@@ -181,6 +182,10 @@ class ClickNet(InteractiveModel):
             return 0.0
         self.encoder.load_imagenet(backbone)  # all of it, or an error
         return 1.0
+
+    def _for_inference(self, precision: str, keep_layers: bool) -> ClickNet:
+        model: ClickNet = folded(self).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
 
     def encode(self, image: Tensor) -> Features:
         """image: (B, 3, H, W), RGB in [0, 1] -> itself, normalised and padded to multiples of 32, and features at

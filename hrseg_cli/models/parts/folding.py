@@ -1,0 +1,55 @@
+"""Batch normalisation as a part of the convolution before it, for networks that only answer."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def folded(model: Network) -> Network:
+    """A copy whose normalisations (in eval mode) are part of the convolutions before them; an identity stays there.
+
+    A normalisation belongs to the convolution that is registered just before it, and may be the first layer of a
+    Sequential there. The products are taken in double precision.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for parent in list(model.modules()):
+        for (_, conv), (name, after) in pairwise(list(parent.named_children())):
+            holder, place = (after, "0") if isinstance(after, nn.Sequential) and len(after) else (parent, name)
+            norm = getattr(holder, place)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                _fold(conv, norm)
+                setattr(holder, place, nn.Identity())
+    return model
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    bias: Tensor | int = 0 if conv.bias is None else conv.bias.double()
+    shift = norm.bias.double() + (bias - norm.running_mean.double()) * scale
+    dtype = conv.weight.dtype
+    conv.weight = nn.Parameter((conv.weight.double() * scale.view(-1, 1, 1, 1)).to(dtype), requires_grad=False)
+    conv.bias = nn.Parameter(shift.to(dtype), requires_grad=False)
+
+
+def in_bf16(model: Network) -> Network:
+    """A folded network that computes its convolutions in bfloat16 and gives float32; its own weights are cast, once."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(torch.bfloat16)
+    forward = model.forward
+
+    def lowered(image: Tensor, points: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(image.device.type, torch.bfloat16):
+            return {name: value.float() for name, value in forward(image, points).items()}
+
+    model.forward = lowered
+    return model
