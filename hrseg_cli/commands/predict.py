@@ -162,6 +162,11 @@ def _masks_in(folder: Path, jobs: list[Job]) -> list[Path]:
         if mask is None or (recorded and not mask.is_file()):
             missing.append(mask.name if mask else f"{job.wish}.png")
             continue
+        if job.object and not recorded and (picture := masks_by_stem(job.image.parent).get(job.wish)):
+            raise HrsegError(
+                f"--init-mask {folder}: {mask.name} may be the mask of {picture} or of {_told(*job.key)}; run these two "
+                "alone, each with the file of its mask"
+            )
         if (owner := owners.get(mask, job.key)) != job.key:
             raise HrsegError(
                 f"--init-mask {folder}: {mask.name} is the mask of {_told(*owner)} by its {RECORDS}, which has none of "
