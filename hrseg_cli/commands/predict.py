@@ -33,7 +33,9 @@ def predict(
     init_mask: Annotated[
         Path | None,
         typer.Option(
-            "--init-mask", metavar="FILE|FOLDER", help="A mask to correct; in a folder, STEM.png of each image."
+            "--init-mask",
+            metavar="FILE|FOLDER",
+            help="A mask to correct, or a folder: an earlier --out, or STEM.png of each image.",
         ),
     ] = None,
     format_: Annotated[
@@ -148,24 +150,26 @@ def _with_masks(jobs: list[Job], path: Path, out: Path) -> list[Job]:
 
 def _masks_in(folder: Path, jobs: list[Job]) -> list[Path]:
     """The mask of each job in a folder. Raises HrsegError where it is missing, another object's, or of two jobs."""
+    from functools import cache
+
     from hrseg_cli.data.photos import masks_by_stem
     from hrseg_cli.engine.predict import RECORDS, read_records
 
     records = read_records(folder) if (folder / RECORDS).exists() else {}
     owners = {folder / file: key for key, record in records.items() for file in record["files"]}
-    by_stem = masks_by_stem(folder)
+    pictures = cache(masks_by_stem)  # of a folder, by stem
     masks: dict[Path, Job] = {}
     missing = []
     for job in jobs:
         recorded = job.key in records
-        mask = folder / f"{records[job.key]['name']}.png" if recorded else by_stem.get(job.wish)
+        mask = folder / f"{records[job.key]['name']}.png" if recorded else pictures(folder).get(job.wish)
         if mask is None or (recorded and not mask.is_file()):
             missing.append(mask.name if mask else f"{job.wish}.png")
             continue
-        if job.object and not recorded and (picture := masks_by_stem(job.image.parent).get(job.wish)):
+        if job.object and not recorded and (picture := pictures(job.image.parent).get(job.wish)):
             raise HrsegError(
-                f"--init-mask {folder}: {mask.name} may be the mask of {picture} or of {_told(*job.key)}; run these two "
-                "alone, each with the file of its mask"
+                f"--init-mask {folder}: {mask.name} may be the mask of {picture} or of {_told(*job.key)}; run them one "
+                "by one, each with the file of its mask"
             )
         if (owner := owners.get(mask, job.key)) != job.key:
             raise HrsegError(

@@ -183,10 +183,12 @@ def cache_longest(
     ids: images/ (area average, JPEG 95; small originals as they are), masks/ (nearest; 255 object, 128 ignored) and
     pairs.csv, which comes last. Returns ``folder``.
 
-    Two originals never share a copy: of those of one stem (a.jpg, a.png) the ids get a folder, called after the file.
-    Interrupted, it goes on where it was; where originals have changed, it is made anew; while another process is at
-    work there, it waits. Raises HrsegError naming a broken file, an id that cannot name a file, or a folder that cannot
-    be written or holds something else: also copies of another dataset (other ids) or with another ``longest``.
+    Two originals never share a copy: for those of one stem (a.jpg, a.png) a folder is put into names and ids, which
+    depends on the original alone. Resumes what was interrupted, starts over where originals have changed, and waits
+    while another process works in the folder.
+
+    Raises HrsegError naming a broken file, an id that cannot name a file, or a folder that cannot be written or holds
+    something else: also copies of another dataset (other ids or folders) or with another ``longest``.
     """
     stamp = {"version": VERSION, "longest": longest, "objects": identity(refs, folder)}
     stamp["fingerprint"] = fingerprint(folder, refs)
