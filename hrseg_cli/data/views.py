@@ -13,7 +13,7 @@ import os
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -190,7 +190,8 @@ def cache_longest(
     Raises HrsegError naming a broken file, an id that cannot name a file, or a folder that cannot be written or holds
     something else: also copies of another dataset (other ids or folders) or with another ``longest``.
     """
-    stamp = {"version": VERSION, "longest": longest, "objects": identity(refs, folder)}
+    objects, folders = identity(refs, folder)
+    stamp = {"version": VERSION, "longest": longest, "objects": objects, "folders": folders}
     stamp["fingerprint"] = fingerprint(folder, refs)
     images = Images(refs)
     shared = _shared(images)
@@ -214,13 +215,19 @@ def cache_longest(
     return folder
 
 
-def identity(refs: Sequence[Ref], folder: Path) -> str:
-    """Hash of what makes a dataset another one: the ids, how drawn ones are drawn, and the folders that the files lie
-    in, as seen from ``folder``."""
-    lines = sorted(f"{ref.id}\t{ref.draw}\n" for ref in refs)
-    places = {path.parent for ref in refs for path in (ref.image, ref.mask)}
+def identity(refs: Sequence[Ref], folder: Path) -> tuple[str, str]:
+    """Hashes of what makes a dataset another one: of the ids and of how drawn ones are drawn; and of the folders that
+    the files lie in, as seen from ``folder``."""
+    lines, places = [], set()
+    for ref in refs:
+        lines.append(f"{ref.id}\t{ref.draw}\n")
+        places |= {ref.image.parent, ref.mask.parent}
+    return _hash(lines), _hash(f"{relative(place, folder)}\n" for place in places)
+
+
+def _hash(lines: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for line in (*lines, *sorted(f"{relative(place, folder)}\n" for place in places)):
+    for line in sorted(lines):
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -236,7 +243,9 @@ def _read_stamp(folder: Path, wanted: dict[str, object]) -> object:
         return None
     except ValueError:
         stamp = None
-    if not isinstance(stamp, dict) or any(stamp.get(key) != wanted[key] for key in ("longest", "objects")):
+    fixed = {key: wanted[key] for key in ("longest", "objects", "folders")}
+    # Version 1 did not write down the folders.
+    if not isinstance(stamp, dict) or not fixed.items() <= {"folders": wanted["folders"], **stamp}.items():
         raise HrsegError(f"{folder}: holds a cache of something else; name another folder")
     return stamp
 

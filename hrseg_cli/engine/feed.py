@@ -45,7 +45,8 @@ def training_images(data: Data, root: Path | None, cache: Path) -> list[Images]:
             raise HrsegError(f"data.parts: all of {part.dataset} is held out; lower data.held_out")
         if data.longest and not refs[0].draw:
             # Datasets of one name and the same ids must not replace each other's copies.
-            name = f"{refs[0].dataset}-{data.longest}-{identity(refs, cache)[:8]}"
+            key = "".join(one[:8] for one in identity(refs, cache))
+            name = f"{refs[0].dataset}-{data.longest}-{key}"
             copies = below(cache, name, f"data.parts: {part.dataset}")
             refs = open_dataset(str(cache_longest(refs, copies, data.longest)))
         parts.append(Images(refs))

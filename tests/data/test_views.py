@@ -356,7 +356,7 @@ def test_copies_of_an_earlier_layout_are_made_anew(large: Path, tmp_path: Path) 
     refs = open_dataset(str(large))
     cache = cache_longest(refs, tmp_path / "cache", 100)
     stamp = json.loads((cache / "cache.json").read_text())
-    del stamp["version"]
+    del stamp["version"], stamp["folders"]
     (cache / "cache.json").write_text(json.dumps(stamp))
     (cache / "images/small.png").write_bytes((large / "images/s/tall.png").read_bytes())
     cache_longest(refs, cache, 100)
