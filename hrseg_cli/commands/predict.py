@@ -135,16 +135,13 @@ def _with_masks(jobs: list[Job], path: Path, out: Path) -> list[Job]:
     object, else STEM.png or STEM_OBJECT.png. Raises HrsegError where one file would serve two objects."""
     from dataclasses import replace
 
-    if path.is_file():
-        if len(jobs) > 1:
-            raise HrsegError(f"--init-mask {path}: one file for {len(jobs)} objects; give a folder of STEM.png")
-        folder, masks = path.parent, [path]
-    elif path.is_dir():
-        folder, masks = path, _masks_in(path, jobs)
-    else:
+    if not path.exists():
         raise HrsegError(f"--init-mask {path}: no such file or folder")
-    if folder.resolve() == out.resolve():
+    if path.is_file() and len(jobs) > 1:
+        raise HrsegError(f"--init-mask {path}: one file for {len(jobs)} objects; give a folder of STEM.png")
+    if (path if path.is_dir() else path.parent).resolve() == out.resolve():
         raise HrsegError(f"--init-mask {path}: lies in --out, where it would be overwritten; name another --out")
+    masks = _masks_in(path, jobs) if path.is_dir() else [path]
     return [replace(job, initial=mask) for job, mask in zip(jobs, masks, strict=True)]
 
 
