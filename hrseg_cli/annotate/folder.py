@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hrseg_cli.data.folders import by_stem
 from hrseg_cli.data.masks_out import run_lengths, save_png
+from hrseg_cli.data.paths import below
 from hrseg_cli.data.photos import find_images
 from hrseg_cli.data.pixels import binarize, grey_values, read_mask
 from hrseg_cli.data.refs import PAIRS
@@ -132,10 +133,18 @@ class Folder:
         self.pairs = not (place / "images").is_dir() or (place / PAIRS).is_file()
         if self.pairs:
             _check_pairs(place / PAIRS)
+        self._check_places()
         there = self._masks_there()
         self.pictures = [self._open(number, there.get(stem, []), threshold) for number, stem in enumerate(self.stems)]
         self._known: dict[str, int] = {}
         self._lines = [self._describe(number) for number in range(len(self.stems))]
+
+    def _check_places(self) -> None:
+        """All that is written of an image lies in the folders of its stem, which no link may lead elsewhere."""
+        for stem in {os.path.dirname(stem): stem for stem in self.stems}.values():
+            below(self.masks, f"{stem}.png", self.images[stem])
+            for part in ("images", "start"):
+                below(self.notes, f"{part}/{stem}.json", self.images[stem])
 
     def path(self, number: int) -> Path:
         return self.images[self.stems[number]]

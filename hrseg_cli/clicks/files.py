@@ -4,7 +4,7 @@ JSON    {"cat.jpg": [[row, col, 1], [row, col, 0]]}             one object; 1 on
         {"cats.jpg": {"left": [[row, col, 1]], "right": [...]}} several, by name
         {"cats.jpg": [[[row, col, 1]], [[row, col, 1]]]}        several, named 1, 2, ...
 CSV     a header image,row,col[,positive][,object], a line a click
-JSONL   traces of hrseg; STEM#K is object K of that image
+JSONL   traces of hrseg; STEM#K and STEM_K are object K of that image
 
 Rows and columns are pixels of the upright image, from 0, row 0 on top.
 """
@@ -13,8 +13,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import cache
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,7 +33,8 @@ SIDES = {"1": True, "0": False, "pos": True, "neg": False, "true": True, "false"
 
 
 def read_clicks(path: Path) -> dict[str, Objects]:
-    """Image as the file names it -> its objects. Raises HrsegError with the line or the image that is wrong."""
+    """Image as the file names it, or the id of a trace -> its objects. Raises HrsegError with the line or the image
+    that is wrong."""
     if path.suffix.lower() == ".jsonl":
         if not path.is_file():
             raise HrsegError(f"--clicks {path}: no such file; give JSON, CSV or traces of hrseg")
@@ -52,30 +57,46 @@ def parse_click(text: str) -> Click:
         raise HrsegError(f"--click {text}: write row,col such as 120,48, or 120,48,neg on the background") from None
 
 
-def for_images(clicks: dict[str, Objects], images: Iterable[Path]) -> tuple[dict[Path, Objects], list[str]]:
+def for_images(
+    clicks: dict[str, Objects], images: Iterable[Path], suffixes: Collection[str], *, ids: bool = False
+) -> tuple[dict[Path, Objects], list[str]]:
     """Image -> its objects, in the order of ``images``, and the names that belong to none of them.
 
-    A name is the end of an image's path, with or without its suffix: ``cat``, ``cat.jpg`` and ``pets/cat.jpg`` all
-    mean /photos/pets/cat.jpg. ``cat_left`` is object "left" of cat.jpg where no image is called so, as one mask
-    of several is. Raises HrsegError for a name that means several images.
+    A name is the end of an image's path: ``cat.jpg`` and ``pets/cat.jpg`` mean /photos/pets/cat.jpg. Where no image is
+    called exactly so, it may lack the suffix, as ``cat`` does; a name that has one of a picture never means another.
+    suffixes: of pictures, in lower case.
+    ids: the names are ids of traces, made from names without suffix. So these come first, and ``cat_left`` or
+        ``cat#left`` is object "left" of cat.jpg where no picture is called so, be it one next to cat.jpg.
+
+    Raises HrsegError for a name that means several images.
     """
     images = list(images)
-    ends: dict[tuple[str, ...], list[Path]] = defaultdict(list)
-    for image in images:
-        parts = image.absolute().parts
-        for last in {image.name, image.stem}:
-            for start in range(len(parts)):
-                ends[(*parts[start:-1], last)].append(image)
+    named, stems = (_ends(images, attrgetter(part)) for part in ("name", "stem"))
+    known = {**named, **stems}
+
+    @cache
+    def pictures(folder: Path) -> set[str]:
+        return {path.stem for path in folder.glob("*") if path.suffix.lower() in suffixes}
+
     found: dict[Path, Objects] = {}
     strangers = []
     for name, objects in clicks.items():
-        parts, object_name = _split(PurePosixPath(name).parts, ends)
-        if parts not in ends:
+        parts = PurePosixPath(name).parts
+        with_suffix = PurePosixPath(name).suffix.lower() in suffixes
+        object_name = ""
+        if ids:
+            meant = stems.get(parts) or named.get(parts)
+            if not meant and not with_suffix:
+                meant, object_name = _object(parts, known, pictures)
+        else:
+            meant = named.get(parts) or (None if with_suffix else stems.get(parts))
+        if not meant:
             strangers.append(name)
             continue
-        meant = ends[parts]
         if len(meant) > 1:
-            raise HrsegError(f"'{name}' means {meant[0]} and {meant[1]}; write more of the path for its clicks")
+            raise HrsegError(
+                f"'{name}' means {meant[0]} and {meant[1]}; write the suffix, or more of the path, for its clicks"
+            )
         mine = found.setdefault(meant[0], {})
         for inner, its in objects.items():
             key = inner or object_name
@@ -85,15 +106,30 @@ def for_images(clicks: dict[str, Objects], images: Iterable[Path]) -> tuple[dict
     return {image: found[image] for image in images if image in found}, strangers
 
 
-def _split(parts: tuple[str, ...], known: dict[tuple[str, ...], list[Path]]) -> tuple[tuple[str, ...], str]:
-    """A name's parts and the object at the end of it, if the whole is no image."""
-    cut = parts[-1].rfind("_") if parts else -1
-    while parts not in known and cut > 0:
-        shorter = (*parts[:-1], parts[-1][:cut])
-        if shorter in known:
-            return shorter, parts[-1][cut + 1 :]
-        cut = parts[-1].rfind("_", 0, cut)
-    return parts, ""
+def _ends(images: Iterable[Path], last: Callable[[Path], str]) -> dict[tuple[str, ...], list[Path]]:
+    """Every end of the images' paths, as parts, with the images that have it; ``last`` makes the last part."""
+    ends: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+    for image in images:
+        parts = Path(os.path.abspath(image)).parts
+        for start in range(len(parts)):
+            ends[(*parts[start:-1], last(image))].append(image)
+    return ends
+
+
+def _object(
+    parts: tuple[str, ...], known: dict[tuple[str, ...], list[Path]], pictures: Callable[[Path], set[str]]
+) -> tuple[list[Path], str]:
+    """The images that an id without an image of its own belongs to, and the object at its end. No image where one of
+    the ``pictures`` of a folder has more of the id for its stem: that one is meant, and it is not among the images."""
+    last = parts[-1] if parts else ""
+    cuts = [found.start() for found in re.finditer("[#_]", last) if found.start()]
+    for cut in reversed(cuts):
+        if meant := known.get((*parts[:-1], last[:cut])):
+            longer = {last, *(last[:other] for other in cuts if other > cut)}
+            if any(longer & pictures(image.absolute().parent) for image in meant):
+                break
+            return meant, last[cut + 1 :]
+    return [], ""
 
 
 def _from_json(path: Path, text: str) -> dict[str, Objects]:
@@ -141,12 +177,13 @@ def _from_csv(path: Path, text: str) -> dict[str, Objects]:
 
 
 def _from_traces(path: Path) -> dict[str, Objects]:
-    found: dict[str, Objects] = defaultdict(dict)
+    found: dict[str, Objects] = {}
     for trace in read_traces(path):
-        image, _, name = trace.id.partition("#")
-        found[image][name] = trace.clicks
-        _check_some(path, trace.id, {name: trace.clicks})
-    return dict(found)
+        if trace.id in found:
+            raise HrsegError(f"--clicks {path}: object '{trace.id}' is there twice; give the traces of one dataset")
+        found[trace.id] = {"": trace.clicks}
+        _check_some(path, trace.id, found[trace.id])
+    return found
 
 
 def _check_some(path: Path, image: str, objects: Objects) -> None:

@@ -63,6 +63,7 @@ def evaluate(
     options.device_of(device)
     part = shards.shard_of(shard)
 
+    from hrseg_cli.data.paths import below
     from hrseg_cli.engine.runtimes import open_model
     from hrseg_cli.engine.simulate import Plan
     from hrseg_cli.runs import Run
@@ -108,6 +109,8 @@ def evaluate(
     folder = out or _default_folder(model, names, chosen.name)
     if part:
         settings["shard"], folder, refs = str(part), part.folder(folder), part.share(refs)
+    for name in names:
+        below(folder, f"{name}.csv", "--dataset")
     with Run(folder, "evaluate", settings) as run:
         at_once = options.in_flight_of(in_flight, device)
         traces = _simulate(plan, refs, run, options.workers_of(workers, device, at_once), at_once)

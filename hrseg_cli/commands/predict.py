@@ -33,7 +33,9 @@ def predict(
     init_mask: Annotated[
         Path | None,
         typer.Option(
-            "--init-mask", metavar="FILE|FOLDER", help="A mask to correct; in a folder, STEM.png of each image."
+            "--init-mask",
+            metavar="FILE|FOLDER",
+            help="A mask to correct, or a folder: an earlier --out, or STEM.png of each image.",
         ),
     ] = None,
     format_: Annotated[
@@ -108,6 +110,7 @@ def predict(
 def _clicks_of(images: list[Path], typed: list[str], path: Path | None) -> dict[Path, Objects]:
     """Image -> name of an object -> its clicks, from --click or --clicks."""
     from hrseg_cli.clicks.files import for_images, parse_click, read_clicks
+    from hrseg_cli.data.pixels import SUFFIXES
 
     if typed and path:
         raise HrsegError("--click and --clicks: give one of them")
@@ -117,7 +120,7 @@ def _clicks_of(images: list[Path], typed: list[str], path: Path | None) -> dict[
         return {images[0]: {"": tuple(parse_click(text) for text in typed)}}
     if path is None:
         raise HrsegError("nothing is clicked; give --click ROW,COL, or --clicks FILE for several images")
-    found, strangers = for_images(read_clicks(path), images)
+    found, strangers = for_images(read_clicks(path), images, SUFFIXES, ids=path.suffix.lower() == ".jsonl")
     if not found:
         raise HrsegError(f'--clicks {path}: names none of these images; write {{"{images[0].name}": [[row, col, 1]]}}')
     if strangers:
@@ -128,24 +131,57 @@ def _clicks_of(images: list[Path], typed: list[str], path: Path | None) -> dict[
 
 
 def _with_masks(jobs: list[Job], path: Path, out: Path) -> list[Job]:
-    """The jobs with the masks they start from: a file for one, STEM.png or STEM_OBJECT.png in a folder."""
+    """The jobs with the masks they start from: a file for one; in a folder what ``predict`` recorded there for the
+    object, else STEM.png or STEM_OBJECT.png. Raises HrsegError where one file would serve two objects."""
     from dataclasses import replace
 
-    from hrseg_cli.data.photos import masks_by_stem
-
-    if path.is_file():
-        if len(jobs) > 1:
-            raise HrsegError(f"--init-mask {path}: one file for {len(jobs)} objects; give a folder of STEM.png")
-        folder = path.parent
-        masks = {jobs[0].wish: path}
-    elif path.is_dir():
-        folder = path
-        masks = masks_by_stem(path)
-    else:
+    if not path.exists():
         raise HrsegError(f"--init-mask {path}: no such file or folder")
-    if folder.resolve() == out.resolve():
+    if path.is_file() and len(jobs) > 1:
+        raise HrsegError(f"--init-mask {path}: one file for {len(jobs)} objects; give a folder of STEM.png")
+    if (path if path.is_dir() else path.parent).resolve() == out.resolve():
         raise HrsegError(f"--init-mask {path}: lies in --out, where it would be overwritten; name another --out")
-    missing = [job.wish for job in jobs if job.wish not in masks]
+    masks = _masks_in(path, jobs) if path.is_dir() else [path]
+    return [replace(job, initial=mask) for job, mask in zip(jobs, masks, strict=True)]
+
+
+def _masks_in(folder: Path, jobs: list[Job]) -> list[Path]:
+    """The mask of each job in a folder. Raises HrsegError where it is missing, another object's, or of two jobs."""
+    from functools import cache
+
+    from hrseg_cli.data.photos import masks_by_stem
+    from hrseg_cli.engine.predict import RECORDS, read_records
+
+    records = read_records(folder) if (folder / RECORDS).exists() else {}
+    owners = {folder / file: key for key, record in records.items() for file in record["files"]}
+    pictures = cache(masks_by_stem)  # of a folder, by stem
+    masks: dict[Path, Job] = {}
+    missing = []
+    for job in jobs:
+        recorded = job.key in records
+        mask = folder / f"{records[job.key]['name']}.png" if recorded else pictures(folder).get(job.wish)
+        if mask is None or (recorded and not mask.is_file()):
+            missing.append(mask.name if mask else f"{job.wish}.png")
+            continue
+        if job.object and not recorded and (picture := pictures(job.image.parent).get(job.wish)):
+            raise HrsegError(
+                f"--init-mask {folder}: {mask.name} may be the mask of {picture} or of {_told(*job.key)}; run them one "
+                "by one, each with the file of its mask"
+            )
+        if (owner := owners.get(mask, job.key)) != job.key:
+            raise HrsegError(
+                f"--init-mask {folder}: {mask.name} is the mask of {_told(*owner)} by its {RECORDS}, which has none of "
+                f"{_told(*job.key)}; give that one a mask file of its own"
+            )
+        if (other := masks.setdefault(mask, job)) is not job:
+            raise HrsegError(
+                f"--init-mask {folder}: {mask.name} would be the mask of {_told(*other.key)} and of {_told(*job.key)}; "
+                "run them one by one, each with the file of its mask"
+            )
     if missing:
-        raise HrsegError(f"--init-mask {path}: has no {missing[0]}.png ({len(missing)} missing); add it")
-    return [replace(job, initial=masks[job.wish]) for job in jobs]
+        raise HrsegError(f"--init-mask {folder}: has no {missing[0]} ({len(missing)} missing); add it")
+    return list(masks)
+
+
+def _told(image: str, name: str) -> str:
+    return f"{image}, object '{name}'" if name else image

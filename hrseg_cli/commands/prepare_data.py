@@ -140,6 +140,7 @@ def _prepare(
     """A known dataset: fetch and unpack what is missing, then count and index every piece that is there."""
     from hrseg_cli.data.index import is_fresh
     from hrseg_cli.data.known import list_piece, pieces_of
+    from hrseg_cli.data.paths import below
 
     manifest = known.manifest
     pieces = [piece for split in splits or manifest.split_names() for piece in pieces_of(known, split)]
@@ -162,12 +163,12 @@ def _prepare(
             problems += 1
             continue
         if out is not None:
-            listing = listing._replace(index_file=out / f"{name}.jsonl")
+            listing = listing._replace(index_file=below(out, f"{name}.jsonl", manifest.name))
         if verify or not is_fresh(listing):
             problems += _index(listing, name)
         problems += _count(listing, piece)
         if longest:
-            _shrink(listing, root / f"{name}-{longest}", longest)
+            _shrink(listing, below(root, f"{name}-{longest}", manifest.name), longest)
     if failure:
         raise failure
     if problems:
@@ -240,6 +241,7 @@ def _check(
     spec: str, out: Path | None, instances: bool, binarize: BinarizeRule, root: Path, longest: int | None
 ) -> None:
     """A folder of the user's own."""
+    from hrseg_cli.data.paths import below
     from hrseg_cli.data.samples import list_masks
 
     listing = list_masks(spec, root=root, instances=instances, binarize=binarize)
@@ -247,8 +249,8 @@ def _check(
     if longest:
         split = listing.index_file.stem.partition("index-")[2]
         name = "-".join(filter(None, (listing.name, split, str(longest))))
-        beside = listing.folder.absolute() / name if Path(spec).is_file() else listing.folder.absolute().with_name(name)
-        _shrink(listing, beside, longest, out)
+        folder = listing.folder.absolute()
+        _shrink(listing, below(folder if Path(spec).is_file() else folder.parent, name, spec), longest, out)
     if problems:
         raise HrsegError(f"{spec}: {problems} problems, named above; what is good is indexed")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections import defaultdict
+import os
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as pycoco
 
+from hrseg_cli.data.paths import inner
 from hrseg_cli.data.refs import Ref
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule
@@ -34,6 +36,8 @@ def list_coco(folder: Path, name: str, *, instances: bool, binarize: BinarizeRul
 
     Images lie beside it, in images/, or likewise beside its folder (CVAT: annotations/instances_default.json). What is
     marked as crowd is no object but void for those of its image. ``instances`` and ``binarize`` change nothing.
+
+    Raises HrsegError where it is not sure which file an image is, or two images would be read from one.
     """
     file = _read(folder)
     found: dict[Any, list[int]] = defaultdict(list)
@@ -46,12 +50,18 @@ def list_coco(folder: Path, name: str, *, instances: bool, binarize: BinarizeRul
     if bare:
         log.warning("%s: left out %d annotations that have a box but no mask", folder, bare)
     refs = []
+    owners: dict[str, tuple[Any, Path]] = {}
+    last_parts = Counter(_last_part(_file_name(file, image_id)) for image_id in file.images)
     for image_id in sorted(found, key=lambda image_id: _file_name(file, image_id)):
         text = _file_name(file, image_id)
-        image = next((path for path in _places(folder, text) if path.is_file()), None)
-        if image is None:
-            raise HrsegError(f"{folder}: no file '{text}'; put it beside the JSON file or in images/ there")
-        stem = Path(text).with_suffix("").as_posix()
+        image = _image(folder, text, last_parts[_last_part(text)])
+        other, path = owners.setdefault(os.path.normpath(image).casefold(), (image_id, image))
+        if other != image_id and os.path.samefile(path, image):
+            raise HrsegError(
+                f"{folder}: image {other} ('{_file_name(file, other)}') and image {image_id} ('{text}') are one file, "
+                f"{image}; give each its own file, or all annotations of it one image_id"
+            )
+        stem = Path(inner(text)).with_suffix("").as_posix()
         refs += [Ref(f"{stem}#{key}", name, image, folder, "coco", key) for key in sorted(found[image_id])]
     return refs
 
@@ -82,13 +92,32 @@ def _file_name(file: _File, image_id: Any) -> str:
     return str(file.images[image_id]["file_name"]).replace("\\", "/")
 
 
-def _places(path: Path, text: str) -> Iterator[Path]:
-    """Where an image may lie. Its bare name comes last: Label Studio may write the path on its own server."""
+def _last_part(text: str) -> str:
+    return text.rpartition("/")[2]
+
+
+def _image(folder: Path, text: str, alike: int) -> Path:
+    """The file of an image: as listed, else by its last part alone, for Label Studio may write the path on its own
+    server. alike: how many listed images end in that part; of several it would be a guess."""
+    for name in (text, _last_part(text)):
+        for path in _places(folder, name):
+            if not path.is_file():
+                continue
+            if name != text and alike > 1:
+                raise HrsegError(
+                    f"{folder}: no file '{text}', and {path} may be any of {alike} listed images of that name; put "
+                    "them into folders as the JSON file says"
+                )
+            return path
+    raise HrsegError(f"{folder}: no file '{text}'; put it beside the JSON file or in images/ there")
+
+
+def _places(path: Path, name: str) -> Iterator[Path]:
+    """Where an image may lie."""
     subset = path.stem.partition("_")[2]  # instances_val2017.json -> val2017/
-    for name in (text, text.rpartition("/")[2]):
-        for base in (path.parent, path.parent.parent):
-            for below in ("", "images", subset, f"images/{subset}"):
-                yield base / below / name
+    for base in (path.parent, path.parent.parent):
+        for below in ("", "images", subset, f"images/{subset}"):
+            yield base / below / name
 
 
 def _read(path: Path) -> _File:

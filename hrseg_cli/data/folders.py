@@ -12,6 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from hrseg_cli.data.manifest import match_files
+from hrseg_cli.data.paths import inner
 from hrseg_cli.data.pixels import SUFFIXES
 from hrseg_cli.data.refs import MARKS, PAIRS, Ref, Rule
 from hrseg_cli.errors import HrsegError, UnknownName
@@ -205,7 +206,7 @@ def _list_table(folder: Path, name: str, instances: bool, binarize: BinarizeRule
 def _pair_stem(path: Path, folder: Path, usual: str) -> str:
     base = folder / usual if path.is_relative_to(folder / usual) else folder
     relative = path.relative_to(base) if path.is_relative_to(base) else Path(path.name)
-    return _text(relative.with_suffix("").as_posix(), path)
+    return _text(inner(relative.with_suffix("").as_posix()), path)
 
 
 def _refs(name: str, images: dict[str, Path], found: dict[str, list[tuple[str, Path, Rule]]]) -> list[Ref]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +15,22 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
-def only_one(path: Path, what: str) -> Iterator[None]:
+def only_one(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock on the small file ``path``, made where it is missing and left behind.
 
     The system lets go of the lock with the process that holds it, however that ends; the file itself means nothing.
     Where there can be no lock (a read-only folder, a file system or a system without locks), there is none.
 
     Raises HrsegError, which names ``what``, at once where someone else holds it, be it in this process.
+    wait: say so and wait instead, for work that is done once for all.
     """
     handle = _open(path)
     try:
-        locked = handle is not None and _lock(handle, what)
+        locked = handle is not None and _lock(handle, what, wait)
         try:
             yield
         finally:
@@ -51,10 +55,14 @@ def _open(path: Path) -> int | None:
         return None
 
 
-def _lock(handle: int, what: str) -> bool:
+def _lock(handle: int, what: str, wait: bool) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        if wait:
+            log.warning("%s: another hrseg is at work there; waiting for it to finish", what)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            return True
         raise HrsegError(f"{what}: another hrseg is at work there; wait for it to finish") from None
     except OSError:
         return False

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as pycoco
 
+from hrseg_cli.data.paths import below
 from hrseg_cli.runs import write_atomically, writing_atomically
 
 ENDINGS = {
@@ -48,11 +49,13 @@ def write_mask(
 
     image: uint8 (H, W, 3) RGB. probability: float32 (H, W) in [0, 1]; above ``threshold`` is object.
     source: the image's name in COCO files, category: the object's. tolerance: of polygons, see :func:`polygons`.
+
+    Raises HrsegError for a ``name`` that leads out of the folder.
     """
     mask = probability > threshold
     written = []
     for kind in formats:
-        path = folder / f"{name}{ENDINGS[kind]}"
+        path = below(folder, f"{name}{ENDINGS[kind]}", source)
         if kind == "png":
             save_png(path, mask.astype(np.uint8) * 255)
         elif kind == "soft":

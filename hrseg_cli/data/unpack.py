@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from hrseg_cli.data.lock import only_one
+from hrseg_cli.data.paths import below, fault
 from hrseg_cli.errors import HrsegError
 
 Kind = Literal["zip", "tar"]
@@ -100,6 +101,9 @@ def unpack(
             stamps = {**_stamps(into), name: {"bytes": archive.stat().st_size, "files": count}}
             new = not into.exists()
             if not new:
+                for place, folders, _ in os.walk(source):
+                    for folder in folders:  # a file that is renamed onto a link replaces it, but a folder is entered
+                        below(into, Path(place, folder, "any").relative_to(source).as_posix(), archive)
                 _merge(source, into)
             stamp = (source if new else temporary) / STAMP
             stamp.write_text(json.dumps(stamps) + "\n", encoding="utf-8")
@@ -256,7 +260,8 @@ def _tar_entries(
 def _safe(archive: Path, name: str, prefix: tuple[str, ...]) -> PurePosixPath | None:
     """The path below ``prefix`` that an entry may have; None for what is not wanted."""
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name) or re.search(r"[\x00-\x1f]", name):
+    leaves = path.parts and fault(path.as_posix())
+    if leaves or re.match("[A-Za-z]:", name) or re.search(r"[\x00-\x1f]", name):
         raise _refused(archive, name, "a path that leaves the folder")
     parts = path.parts
     if parts[: len(prefix)] != prefix:

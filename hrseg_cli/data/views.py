@@ -11,7 +11,9 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -23,13 +25,16 @@ import numpy as np
 from PIL import Image
 
 from hrseg_cli.data.index import Index
+from hrseg_cli.data.lock import only_one
+from hrseg_cli.data.paths import below, checked
 from hrseg_cli.data.pixels import read_image, read_mask
 from hrseg_cli.data.refs import PAIRS, Ref
-from hrseg_cli.data.samples import fingerprint, load, truth_of
+from hrseg_cli.data.samples import fingerprint, load, relative, truth_of
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.runs import write_atomically
 
 STAMP = "cache.json"
+VERSION = 2  # raise when the same originals get other copies, or other names of them
 
 log = logging.getLogger(__name__)
 
@@ -178,35 +183,51 @@ def cache_longest(
     ids: images/ (area average, JPEG 95; small originals as they are), masks/ (nearest; 255 object, 128 ignored) and
     pairs.csv, which comes last. Returns ``folder``.
 
-    Interrupted, it goes on where it was; where originals have changed, it is made anew.
-    Raises HrsegError naming a broken file, or a folder that cannot be written or holds something else: also copies of
-    another dataset (other ids) or with another ``longest``.
+    Two originals never share a copy: for those of one stem (a.jpg, a.png) a folder is put into names and ids, which
+    depends on the original alone. Resumes what was interrupted, starts over where originals have changed, and waits
+    while another process works in the folder.
+
+    Raises HrsegError naming a broken file, an id that cannot name a file, or a folder that cannot be written or holds
+    something else: also copies of another dataset (other ids or folders) or with another ``longest``.
     """
-    stamp = {"longest": longest, "objects": _objects(refs), "fingerprint": fingerprint(folder, refs)}
+    objects, folders = identity(refs, folder)
+    stamp = {"version": VERSION, "longest": longest, "objects": objects, "folders": folders}
+    stamp["fingerprint"] = fingerprint(folder, refs)
     images = Images(refs)
+    shared = _shared(images)
     try:
-        if _read_stamp(folder, stamp) != stamp:
-            _clear(folder)
-            write_atomically(folder / STAMP, json.dumps(stamp) + "\n")
-        rows: list[tuple[str, str]] = []
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            made = pool.map(lambda k: _shrink(images[k], folder, longest), range(len(images)))
-            for done, pairs in enumerate(made, 1):
-                rows += pairs
-                if progress:
-                    progress(done, len(images))
-        table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows([("image", "mask"), *rows])
-        write_atomically(folder / PAIRS, table.getvalue())
+        with only_one(folder.with_name(f".{folder.name}.lock"), str(folder), wait=True):
+            if _read_stamp(folder, stamp) != stamp:
+                _clear(folder)
+                write_atomically(folder / STAMP, json.dumps(stamp) + "\n")
+            rows: list[tuple[str, str]] = []
+            with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+                made = pool.map(lambda k: _shrink(images[k], folder, longest, shared), range(len(images)))
+                for done, pairs in enumerate(made, 1):
+                    rows += pairs
+                    if progress:
+                        progress(done, len(images))
+            table = io.StringIO()
+            csv.writer(table, lineterminator="\n").writerows([("image", "mask"), *rows])
+            write_atomically(folder / PAIRS, table.getvalue())
     except OSError as error:
-        raise HrsegError(f"{folder}: cannot be written ({error.strerror}); name another folder") from None
+        raise HrsegError(f"{folder}: cannot be written ({error.strerror or error}); name another folder") from None
     return folder
 
 
-def _objects(refs: Sequence[Ref]) -> str:
-    """Hash of the ids, and of how drawn ones are drawn: what makes a dataset another one."""
+def identity(refs: Sequence[Ref], folder: Path) -> tuple[str, str]:
+    """Hashes of what makes a dataset another one: of the ids and of how drawn ones are drawn; and of the folders that
+    the files lie in, as seen from ``folder``."""
+    lines, places = [], set()
+    for ref in refs:
+        lines.append(f"{ref.id}\t{ref.draw}\n")
+        places |= {ref.image.parent, ref.mask.parent}
+    return _hash(lines), _hash(f"{relative(place, folder)}\n" for place in places)
+
+
+def _hash(lines: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for line in sorted(f"{ref.id}\t{ref.draw}\n" for ref in refs):
+    for line in sorted(lines):
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -222,7 +243,9 @@ def _read_stamp(folder: Path, wanted: dict[str, object]) -> object:
         return None
     except ValueError:
         stamp = None
-    if not isinstance(stamp, dict) or any(stamp.get(key) != wanted[key] for key in ("longest", "objects")):
+    fixed = {key: wanted[key] for key in ("longest", "objects", "folders")}
+    # Version 1 did not write down the folders.
+    if not isinstance(stamp, dict) or not fixed.items() <= {"folders": wanted["folders"], **stamp}.items():
         raise HrsegError(f"{folder}: holds a cache of something else; name another folder")
     return stamp
 
@@ -231,23 +254,47 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier call left, and only that."""
     (folder / PAIRS).unlink(missing_ok=True)
     for name in ("images", "masks"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
 
 
-def _shrink(refs: tuple[Ref, ...], folder: Path, longest: int) -> list[tuple[str, str]]:
-    """Write one image and its masks, unless they are there; (image, mask) of each object as pairs.csv names them."""
+def _names(refs: Sequence[Ref]) -> list[str]:
+    """What the copies of an image and of its masks are called, without folder and ending; their ids follow from it."""
     # pairs.csv takes a mask's name as the id where it holds the image's, or where the image has one object.
-    stem = refs[0].id if len(refs) == 1 else (Path(refs[0].id).parent / refs[0].image.stem).as_posix()
-    masks = [f"masks/{ref.id}.png" for ref in refs]
-    names = [f"images/{stem}{suffix}" for suffix in (".jpg", refs[0].image.suffix)]
-    name = next((name for name in names if (folder / name).is_file()), None)  # written last: the masks are there too
-    if name is None:
-        name = _write_small(load_scene(refs), longest, folder, names, masks)
-    return [(name, mask) for mask in masks if (folder / mask).is_file()]
+    above, slash, _ = refs[0].id.partition(":")[0].rpartition("/")
+    stem = refs[0].id if len(refs) == 1 else f"{above}{slash}{refs[0].image.stem}"
+    return [stem, *(ref.id for ref in refs)]
+
+
+def _shared(images: Images) -> set[str]:
+    """The names that several images and their masks would have."""
+    counts = Counter(name for k in range(len(images)) for name in set(map(_plain, _names(images[k]))))
+    return {name for name, count in counts.items() if count > 1}
+
+
+def _plain(name: str) -> str:
+    """The same for what is one name on some disks: letter case and ways to write an accent do not count."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _shrink(refs: tuple[Ref, ...], folder: Path, longest: int, shared: set[str]) -> list[tuple[str, str]]:
+    """Write one image and its masks, unless they are there; (image, mask) of each object as pairs.csv names them."""
+    stem, *names = _names(refs)
+    if any(_plain(name) in shared for name in (stem, *names)):
+        original = f"{relative(refs[0].image, folder)}\t{refs[0].id}"
+        own = hashlib.sha256(original.encode(errors="surrogateescape")).hexdigest()[:12]
+        stem, *names = ("/".join([*name.split("/")[:-1], own, name.split("/")[-1]]) for name in (stem, *names))
+    images = [checked(f"images/{stem}{suffix}", refs[0].image) for suffix in (".jpg", refs[0].image.suffix)]
+    masks = [checked(f"masks/{name}.png", ref.mask) for name, ref in zip(names, refs, strict=True)]
+    image = next((name for name in images if (folder / name).is_file()), None)  # written last: the masks are there too
+    if image is None:
+        image = _write_small(load_scene(refs), longest, folder, images, masks)
+    return [(image, mask) for mask in masks if (folder / mask).is_file()]
 
 
 def _write_small(scene: Scene, longest: int, folder: Path, names: list[str], masks: list[str]) -> str:
     """The name of the image: the first of ``names`` for a smaller copy, the second for the file as it is."""
+    source = scene.refs[0].image
     height, width = scene.image.shape[:2]
     factor = min(1.0, longest / max(height, width))
     size = max(1, round(width * factor)), max(1, round(height * factor))
@@ -256,13 +303,12 @@ def _write_small(scene: Scene, longest: int, folder: Path, names: list[str], mas
         if not (small == 1).any():
             log.warning("%s: object '%s' is lost at %d pixels, left out", ref.mask, ref.id, longest)
             continue
-        write_atomically(folder / mask, _encoded(np.array([0, 255, 128], np.uint8)[small], "PNG"))
-    source = scene.refs[0].image
+        write_atomically(below(folder, mask, ref.mask), _encoded(np.array([0, 255, 128], np.uint8)[small], "PNG"))
     if factor == 1 and source.is_file():
-        write_atomically(folder / names[1], source.read_bytes())
+        write_atomically(below(folder, names[1], source), source.read_bytes())
         return names[1]
     image = cv2.resize(scene.image, size, interpolation=cv2.INTER_AREA)
-    write_atomically(folder / names[0], _encoded(image, "JPEG", quality=95, subsampling=0))
+    write_atomically(below(folder, names[0], source), _encoded(image, "JPEG", quality=95, subsampling=0))
     return names[0]
 
 

@@ -19,8 +19,9 @@ from hrseg_cli.clicks.sampler import draw
 from hrseg_cli.data.augment import augment, paste
 from hrseg_cli.data.index import Index, is_fresh
 from hrseg_cli.data.known import find_known, list_parts
+from hrseg_cli.data.paths import below
 from hrseg_cli.data.samples import Ref, in_held_out, open_dataset, open_listing, split_options
-from hrseg_cli.data.views import Images, Scene, cache_longest, epoch_order, load_scene
+from hrseg_cli.data.views import Images, Scene, cache_longest, epoch_order, identity, load_scene
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.losses import signed_distance
 from hrseg_cli.recipe import Data, Recipe
@@ -43,7 +44,10 @@ def training_images(data: Data, root: Path | None, cache: Path) -> list[Images]:
         if not len(refs):
             raise HrsegError(f"data.parts: all of {part.dataset} is held out; lower data.held_out")
         if data.longest and not refs[0].draw:
-            copies = cache / f"{refs[0].dataset}-{data.longest}"
+            # Datasets of one name and the same ids must not replace each other's copies.
+            key = "".join(one[:8] for one in identity(refs, cache))
+            name = f"{refs[0].dataset}-{data.longest}-{key}"
+            copies = below(cache, name, f"data.parts: {part.dataset}")
             refs = open_dataset(str(cache_longest(refs, copies, data.longest)))
         parts.append(Images(refs))
     return parts

@@ -16,6 +16,7 @@ import numpy as np
 
 from hrseg_cli import __version__
 from hrseg_cli.data.masks_out import ENDINGS, write_mask
+from hrseg_cli.data.paths import checked
 from hrseg_cli.data.pixels import binarize, grey_values, read_image, read_mask
 from hrseg_cli.data.samples import size_and_time
 from hrseg_cli.engine.session import Session
@@ -45,8 +46,7 @@ class Job:
     def wish(self) -> str:
         """What its files should be called: STEM, or STEM_OBJECT."""
         name = "".join(c if c.isalnum() or c in "-_.=+ " else "_" for c in self.object)
-        text = f"{self.image.stem}_{name}" if name else self.image.stem
-        return text.encode(errors="surrogateescape")[:180].decode(errors="ignore")
+        return _cut(f"{self.image.stem}_{name}" if name else self.image.stem)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def predict(jobs: Sequence[Job], asked: Asked, out: Path) -> Iterator[Outcome]:
     ``predict.jsonl`` in the folder says which files belong to which object, and how they came about. Raises HrsegError
     for a folder of something else; what is wrong with one image is only told.
     """
-    records = _read_records(out)
+    records = read_records(out)
     digests = [_digest(asked, job) for job in jobs]
     names = _names(jobs, records)
     done = {
@@ -176,16 +176,18 @@ def _digest(asked: Asked, job: Job) -> str:
         return "unreadable"  # reading it will say why
 
 
+def _cut(name: str) -> str:
+    """As long as file systems take it, with an ending and a number."""
+    return name.encode(errors="surrogateescape")[:180].decode(errors="ignore")
+
+
 def _names(jobs: Sequence[Job], records: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
     """How the files of each job are called: as last time, else its wish, with the folder or a number where needed.
 
     No two objects share a file, whatever the formats and also where a file system does not tell capitals apart.
     """
 
-    def files(name: str) -> set[str]:
-        return {f"{name}{ending}".lower() for ending in ENDINGS.values()}
-
-    taken = {file for record in records.values() for file in files(record["name"])}
+    taken = {file for record in records.values() for file in _files(record["name"])}
     names = []
     for job in jobs:
         if job.key in records:
@@ -193,20 +195,24 @@ def _names(jobs: Sequence[Job], records: dict[tuple[str, str], dict[str, Any]]) 
             continue
         folder = Path(job.key[0]).parent.name
         others = (f"{job.wish}_{number}" for number in count(2))
-        name = next(n for n in chain([job.wish, f"{folder}_{job.wish}"], others) if taken.isdisjoint(files(n)))
-        taken |= files(name)
+        name = next(n for n in chain([job.wish, _cut(f"{folder}_{job.wish}")], others) if taken.isdisjoint(_files(n)))
+        taken |= _files(name)
         names.append(name)
     return names
 
 
-def _read_records(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """(image's path, object) -> its last record. A torn last line (an interrupted run) is dropped."""
+def read_records(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """(image's path, object) -> its last record. A torn last line (an interrupted run) is dropped.
+
+    Raises HrsegError for a line that is no record, or that names other files than its object's in ``out``.
+    """
     path = out / RECORDS
     if not path.exists():
         if out.is_dir() and any(out.iterdir()):
             raise HrsegError(f"--out {out}: not empty and not written by 'hrseg predict'; name another folder")
         return {}
     records = {}
+    owners: dict[str, tuple[str, str]] = {}
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
         if not line:
@@ -215,10 +221,26 @@ def _read_records(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
             record = json.loads(line)
             key = str(record["image"]), str(record["object"])
             records[key] = {**record, "name": record["name"], "files": record["files"], "asked": record["asked"]}
+            _check_files(path, record)
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
                 raise HrsegError(f"{path}, line {number}: not a record; delete the line, or the folder") from None
+            continue
+        if any(owners.setdefault(file, key) != key for file in _files(record["name"])):
+            raise HrsegError(f"{path}, line {number}: names files of another object; delete the line, or the folder")
     return records
+
+
+def _check_files(path: Path, record: dict[str, Any]) -> None:
+    """What a record names is written and deleted. Raises ValueError or HrsegError unless it is its object's."""
+    name = checked(record["name"], path)
+    if "/" in name or not set(record["files"]) <= {f"{name}{ending}" for ending in ENDINGS.values()}:
+        raise ValueError
+
+
+def _files(name: str) -> set[str]:
+    """All that an object of this name may be written to, on a file system that does not tell capitals apart."""
+    return {f"{name}{ending}".lower() for ending in ENDINGS.values()}
 
 
 def _all_there(out: Path, record: dict[str, Any]) -> bool:

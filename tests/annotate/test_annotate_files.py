@@ -247,6 +247,26 @@ def test_a_tampered_record_leads_nowhere(tmp_path: Path, change: Any, message: s
         desk_of(place)
 
 
+@pytest.mark.parametrize("part", ["masks/s", "annotations/images", "annotations/images/s", "annotations/start"])
+def test_a_link_in_the_folder_is_not_written_through(tmp_path: Path, part: str) -> None:
+    """A folder of somebody else's may hold links to anywhere."""
+    place = folder_of(tmp_path / "shop", "a.png")
+    (place / "images/s").mkdir()
+    (place / "images/a.png").rename(place / "images/s/a.png")
+    (tmp_path / "elsewhere").mkdir()
+    (place / part).parent.mkdir(parents=True, exist_ok=True)
+    (place / part).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(HrsegError, match="link that leads out"):
+        desk_of(place)
+    assert not any((tmp_path / "elsewhere").iterdir())
+    (tmp_path / "masks").mkdir()
+    (place / part).unlink()
+    if not (place / "masks").exists():
+        (place / "masks").symlink_to(tmp_path / "masks")  # the folder of masks itself may lie on another disk
+        click(desk_of(place), RED)
+        assert (tmp_path / "masks/s/a_0.png").is_file()
+
+
 def test_folders_that_cannot_be_worked_in(tmp_path: Path) -> None:
     with pytest.raises(HrsegError, match="no such folder"):
         desk_of(tmp_path / "none")

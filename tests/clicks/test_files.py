@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from hrseg_cli.clicks.files import for_images, parse_click, read_clicks
+from hrseg_cli.data.pixels import SUFFIXES
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Trace
 
@@ -22,7 +24,8 @@ def test_every_format_says_the_same(suffix: str, tmp_path: Path) -> None:
     lines = "".join(Trace(key, "mine", clicks, {}, (), {}).to_json() + "\n" for key, clicks in TRACES)
     path = tmp_path / f"clicks.{suffix}"
     path.write_text({"json": JSON, "csv": "\ufeff" + CSV, "jsonl": lines}[suffix], encoding="utf-8")
-    assert read_clicks(path) == {"a.jpg": {"left": LEFT, "right": RIGHT}, "b": {"": RIGHT}}
+    found = for_images(read_clicks(path), [Path("/p/a.jpg"), Path("/p/b.png")], SUFFIXES, ids=suffix == "jsonl")
+    assert found == ({Path("/p/a.jpg"): {"left": LEFT, "right": RIGHT}, Path("/p/b.png"): {"": RIGHT}}, [])
 
 
 def test_a_list_of_lists_is_numbered(tmp_path: Path) -> None:
@@ -49,6 +52,7 @@ def test_a_list_of_lists_is_numbered(tmp_path: Path) -> None:
         ("c.csv", "image,row,col,positive\na.jpg,3,4,maybe\n", "line 2: not a click"),
         ("c.csv", "image,row,col\na.jpg,inf,4\n", "line 2: not a click"),
         ("c.jsonl", '{"id": 1}\n\n', "line 1: not a trace"),
+        ("c.jsonl", 2 * (Trace("a", "x", LEFT, {}, (), {}).to_json() + "\n"), "'a' is there twice"),
     ],
 )
 def test_a_wrong_file_is_named(name: str, content: str, told: str, tmp_path: Path) -> None:
@@ -78,21 +82,73 @@ def test_clicks_as_typed() -> None:
 
 
 def test_names_find_their_images() -> None:
-    """With and without suffix and folder; what is no image's name may be an object at the end of one."""
-    images = [Path("/p/pets/cat.jpg"), Path("/p/dog_big.jpg"), Path("/q/pets/bird.png")]
-    clicks = {"pets/cat": {"": LEFT}, "dog_big": {"": LEFT}, "bird_2": {"": LEFT}, "./bird.png": {"1": RIGHT}, "x": {}}
-    found, strangers = for_images(clicks, images)
+    """With and without suffix and folder, however the images were typed."""
+    images = [Path("/p/pets/cat.jpg"), Path("/p/pets/../dog_big.jpg"), Path("/q/pets/bird.png")]
+    clicks = {
+        "pets/cat": {"": LEFT},
+        "/p/dog_big": {"": LEFT},
+        "bird": {"2": LEFT},
+        "./bird.png": {"1": RIGHT},
+        "x": {},
+    }
+    found, strangers = for_images(clicks, images, SUFFIXES)
     assert found == {images[0]: {"": LEFT}, images[1]: {"": LEFT}, images[2]: {"2": LEFT, "1": RIGHT}}
     assert strangers == ["x"]
 
 
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize(
+    "name", ["photo_1.jpg", "photo_1.JPG", "p/photo_1.webp", "photo.png", "photo.jpg.png", "hoto.jpg"]
+)
+def test_clicks_of_an_image_that_is_absent_go_nowhere(name: str, ids: bool) -> None:
+    images = [Path("/p/photo.jpg"), Path("/p/scan.jpg.png")]
+    assert for_images({name: {"": LEFT}}, images, SUFFIXES, ids=ids) == ({}, [name])
+
+
+@pytest.mark.parametrize("name", ["photo_1", "photo_left", "photo#1", "scan.jpg"])
+def test_only_an_id_of_a_trace_may_name_an_object_or_lack_a_suffix_after_another(name: str) -> None:
+    images = [Path("/p/photo.jpg"), Path("/p/scan.jpg.png")]
+    assert for_images({name: {"": LEFT}}, images, SUFFIXES) == ({}, [name])
+    found, strangers = for_images({name: {"": LEFT}}, images, SUFFIXES, ids=True)
+    assert strangers == []
+    assert list(found.values()) == [{re.sub("^photo[_#]|scan.jpg", "", name): LEFT}]
+
+
+def test_a_file_of_exactly_that_name_comes_first() -> None:
+    """Masks may lie next to their images as cat.jpg.png."""
+    images = [Path("/p/cat.jpg.png"), Path("/p/cat.jpg")]
+    clicks = {"cat.jpg": {"": LEFT}, "cat.jpg.png": {"": RIGHT}}
+    assert for_images(clicks, images, SUFFIXES)[0] == {images[0]: {"": RIGHT}, images[1]: {"": LEFT}}
+    ids = {"cat": {"": LEFT}, "cat.jpg": {"": RIGHT}, "cat.jpg#1": {"": LEFT}, "cat_1_2": {"": RIGHT}}
+    found = for_images(ids, images, SUFFIXES, ids=True)[0]
+    assert found == {images[0]: {"": RIGHT, "1": LEFT}, images[1]: {"": LEFT, "1_2": RIGHT}}
+
+
+@pytest.mark.parametrize(
+    ("name", "picture"), [("a_1", "a_1.JPG"), ("a#1", "a#1.png"), ("a_1#2", "a_1.tif"), ("a_1_2", "a_1.bmp")]
+)
+def test_an_id_of_a_picture_next_to_the_images_is_not_an_object_of_theirs(
+    name: str, picture: str, tmp_path: Path
+) -> None:
+    """Traces of a whole folder, but only some of its images are given."""
+    (tmp_path / "a_9.jpg").touch()
+    clicks = {name: {"": LEFT}}
+    assert for_images(clicks, [tmp_path / "a.jpg"], SUFFIXES, ids=True)[1] == []
+    (tmp_path / picture).touch()
+    assert for_images(clicks, [tmp_path / "a.jpg"], SUFFIXES, ids=True) == ({}, [name])
+
+
 def test_a_name_of_two_images_is_refused_and_more_of_its_path_is_not() -> None:
     images = [Path("/p/a/cat.jpg"), Path("/p/b/cat.jpg")]
-    with pytest.raises(HrsegError, match="write more of the path"):
-        for_images({"cat.jpg": {"": LEFT}}, images)
-    assert for_images({"b/cat.jpg": {"": LEFT}}, images) == ({images[1]: {"": LEFT}}, [])
+    with pytest.raises(HrsegError, match="more of the path"):
+        for_images({"cat.jpg": {"": LEFT}}, images, SUFFIXES)
+    assert for_images({"b/cat.jpg": {"": LEFT}}, images, SUFFIXES) == ({images[1]: {"": LEFT}}, [])
+    twins = [Path("/p/cat.jpg"), Path("/p/cat.png")]
+    with pytest.raises(HrsegError, match="write the suffix"):
+        for_images({"p/cat": {"": LEFT}}, twins, SUFFIXES)
+    assert for_images({"cat.png": {"": LEFT}}, twins, SUFFIXES) == ({twins[1]: {"": LEFT}}, [])
 
 
 def test_clicks_given_twice_are_refused() -> None:
     with pytest.raises(HrsegError, match="twice"):
-        for_images({"cat": {"": LEFT}, "cat.jpg": {"": RIGHT}}, [Path("/p/cat.jpg")])
+        for_images({"cat": {"": LEFT}, "cat.jpg": {"": RIGHT}}, [Path("/p/cat.jpg")], SUFFIXES)

@@ -446,3 +446,12 @@ def test_a_closed_pipe_ends_quietly(folder: Path) -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     process.wait(timeout=60)
+
+
+def test_a_dataset_whose_name_makes_no_file_is_told_before_a_click(hrseg: Command, tmp_path: Path) -> None:
+    """Its table would fail after hours of clicks."""
+    words = ["-d", f"{'n' * 250}=procedural:count=1,size=128", "-m", "grabcut", "-o", tmp_path / "run"]
+    done = hrseg("evaluate", *words)
+    assert done.code == 1
+    assert "more than 240 bytes" in done.err
+    assert not (tmp_path / "run").exists()

@@ -148,6 +148,114 @@ def test_a_mask_is_corrected(hrseg: Command, photos: Path) -> None:
     assert iou(mask_of(row["files"][0]), DISKS["left"]) > 0.9
 
 
+def test_each_object_is_corrected_from_its_own_mask(hrseg: Command, photos: Path) -> None:
+    """Of an earlier run: by what it recorded, not by names, for two folders hold a cat.png."""
+    words = ["predict", photos / "a" / "cat.png", photos / "b" / "cat.png", "-m", "grabcut", "--protocol", "plain"]
+    both = {"a/cat.png": [[*CENTRES["left"]]], "b/cat.png": [[*CENTRES["right"]]]}
+    words += ["--clicks", save_clicks(photos / "c.json", **both)]
+    rows(hrseg(*words, "-o", photos / "one"))
+    found = rows(hrseg(*words, "--init-mask", photos / "one", "-o", photos / "two"))
+    for row, name in zip(found, ("left", "right"), strict=True):  # from the other's mask it would be both disks
+        assert iou(mask_of(row["files"][0]), DISKS[name]) > 0.9
+    # Masks without a record: by name, unless that is a guess.
+    (photos / "one" / "predict.jsonl").rename(photos / "kept.jsonl")
+    done = hrseg(*words, "--init-mask", photos / "one", "-o", photos / "three")
+    assert done.code == 1
+    assert "cat.png would be the mask of" in done.err
+    assert not (photos / "three").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "clicks", "message"),
+    [
+        (["b/cat.png"], {"cat": [[60, 60]]}, "cat.png is the mask of {photos}/a/cat.png"),
+        (["a/cat.png", "b/cat.png"], {"a/cat": [[60, 60]], "b/cat": [[60, 60]]}, "is the mask of {photos}/a/cat.png"),
+        (["a/dog.png"], {"dog": [[60, 60]]}, "has no dog.png"),
+        (["a/dog.png"], {"dog": {"left": [[60, 60]]}}, "dog_left.png may be the mask of {photos}/a/dog_left.png"),
+    ],
+)
+def test_a_mask_of_something_else_is_not_started_from(
+    images: list[str], clicks: dict[str, Any], message: str, hrseg: Command, photos: Path
+) -> None:
+    rows(hrseg("predict", photos / "a" / "cat.png", "-m", "grabcut", "--click", "60,60", "-o", photos / "one"))
+    for place in ("a", "one"):
+        Image.fromarray(IMAGE[:, :, 0]).save(photos / place / "dog_left.png")
+    words = ["--clicks", save_clicks(photos / "c.json", **clicks), "--init-mask", photos / "one", "-o", photos / "two"]
+    done = hrseg("predict", *(photos / image for image in images), "-m", "grabcut", *words)
+    assert done.code == 1
+    assert message.format(photos=photos) in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../../written"},
+        {"name": "{photos}/written"},
+        {"name": "sub/written"},
+        {"name": "link/written"},
+        {"name": "", "files": [".png"]},
+        {"name": 5, "files": []},
+        {"name": "x\0", "files": []},
+        {"name": "n" * 300, "files": []},
+        {"files": ["../victim.txt"]},
+        {"files": ["{photos}/victim.txt"]},
+        {"files": ["predict.jsonl"]},
+        {"files": ["dog.png"]},
+        {"files": "cat.png"},
+    ],
+    ids=str,
+)
+def test_a_record_decides_about_files_of_its_object_only(change: dict[str, Any], hrseg: Command, photos: Path) -> None:
+    """Whoever wrote it: nothing else is written or deleted."""
+    out = photos / "out"
+    out.mkdir()
+    (out / "link").symlink_to(photos)
+    for victim in (photos / "victim.txt", out / "dog.png"):
+        victim.write_text("precious")
+    image = photos / "a" / "cat.png"
+    record = {"image": str(image), "object": "", "name": "cat", "files": ["cat.png"], "asked": ""}
+    text = json.dumps(record | change).replace("{photos}", str(photos)) + "\n"
+    (out / "predict.jsonl").write_text(text)
+    before = {path for path in photos.rglob("*") if path.is_file()}
+    done = hrseg("predict", image, "-m", "grabcut", "--click", "60,60", "-o", out)
+    assert done.code == 1
+    assert "predict.jsonl" in done.err
+    assert done.err.count("\n") == 1
+    assert {path for path in photos.rglob("*") if path.is_file()} == before
+    assert (photos / "victim.txt").read_text() == (out / "dog.png").read_text() == "precious"
+    assert (out / "predict.jsonl").read_text() == text
+
+
+def test_records_of_two_objects_do_not_share_files(hrseg: Command, photos: Path) -> None:
+    """Two runs at once may have left them so: the next would replace one mask by the other."""
+    words = ["predict", photos / "a", "-m", "grabcut", "-o", photos / "out"]
+    clicks = save_clicks(photos / "c.json", cat=[[60, 60]], dog=[[60, 60]])
+    rows(hrseg(*words, "--clicks", clicks))
+    records = photos / "out" / "predict.jsonl"
+    records.write_text(records.read_text().replace('"dog"', '"CAT"').replace('dog.png"]', 'CAT.png"]'))
+    done = hrseg(*words, "--clicks", clicks)
+    assert done.code == 1
+    assert "line 2: names files of another object" in done.err
+
+
+def test_long_names_of_images_and_folders_get_masks(hrseg: Command, photos: Path) -> None:
+    for place in ("x", "y" * 250):
+        (photos / place).mkdir()
+        (photos / place / f"{'n' * 230}.png").write_bytes((photos / "a" / "cat.png").read_bytes())
+        words = ["predict", photos / place, "-m", "grabcut", "--click", "60,60", "-o", photos / "out"]
+        rows(hrseg(*words))
+    assert len(list((photos / "out").glob("*.png"))) == 2
+
+
+def test_clicks_of_an_image_that_is_not_given_are_told_and_left(hrseg: Command, photos: Path) -> None:
+    clicks = save_clicks(photos / "c.json", **{"cat.png": [[60, 60]], "cat_1.png": [[90, 170]], "cat_2": [[90, 170]]})
+    done = hrseg("predict", photos / "a" / "cat.png", "-m", "grabcut", "--clicks", clicks, "-o", photos / "out")
+    (row,) = rows(done)
+    assert row["clicks"] == [[60, 60, 1]]
+    assert "clicks for 2 images that are not among these, such as cat_1.png" in done.err
+
+
 def test_a_photograph_is_clicked_upright(hrseg: Command, tmp_path: Path) -> None:
     """A phone stores pictures on their side and says so in EXIF; clicks and mask are of the upright one."""
     exif = Image.Exif()

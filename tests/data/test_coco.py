@@ -138,6 +138,50 @@ def test_images_are_found_where_the_tools_put_them(tmp_path: Path, file: str, im
     assert found.sum() == 40
 
 
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["0001.jpg"], ["cam1/0001.jpg", "cam2/0001.jpg"]),
+        (["0001.jpg"], ["0001.jpg", "cam2/0001.jpg"]),
+        (["0001.jpg", "cam2/0001.jpg"], ["cam1/0001.jpg", "cam2/0001.jpg"]),  # the first may be either's
+        (["images/0001.jpg"], ["cam1\\0001.jpg", "cam2\\0001.jpg"]),
+        (["images/0001.jpg"], ["0001.jpg", "images/0001.jpg"]),
+        (["0001.jpg"], ["0001.jpg", "./0001.jpg"]),
+        (["0001.jpg", "x/y.jpg"], ["0001.jpg", "x/../0001.jpg"]),
+        (["0001.jpg"], ["0001.jpg", "0001.jpg"]),  # as tools write it that drop the folders
+    ],
+)
+def test_two_images_are_never_read_from_one_file(files: list[str], names: list[str], tmp_path: Path) -> None:
+    for file in files:
+        picture(tmp_path / file)
+    images = [{"id": k, "file_name": name, "height": SIZE[0], "width": SIZE[1]} for k, name in enumerate(names)]
+    objects = [annotation(k, SQUARE) | {"image_id": k} for k in range(2)]
+    (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": objects}))
+    with pytest.raises(HrsegError, match=r"0001\.jpg") as caught:
+        open_dataset(str(tmp_path / "set.json"))
+    assert "one file" in str(caught.value) or "any of 2 listed images" in str(caught.value)
+
+
+def test_a_folder_laid_flat_opens_where_its_names_are_clear(tmp_path: Path) -> None:
+    """And two names of letters in other case are two files where the disk says so."""
+    names = {"cam1/0001.jpg": "0001.jpg", "cam2/0002.jpg": "0002.jpg", "A.jpg": "A.jpg", "a.jpg": "a.jpg"}
+    for file in names.values():
+        picture(tmp_path / file)
+    images = [{"id": k, "file_name": name} for k, name in enumerate(names)]
+    objects = [annotation(k, SQUARE) | {"image_id": k} for k in range(4)]
+    (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": objects}))
+    if len(list(tmp_path.glob("*.jpg"))) == 4:
+        found = {ref.id: ref.image.name for ref in open_dataset(str(tmp_path / "set.json"))}
+        assert found == {"A#2": "A.jpg", "a#3": "a.jpg", "cam1/0001#0": "0001.jpg", "cam2/0002#1": "0002.jpg"}
+
+
+def test_an_id_holds_nothing_that_leads_out_of_a_folder(tmp_path: Path) -> None:
+    picture(tmp_path / "x.jpg")
+    for name in ("../../upload/4/x.jpg", "/upload/4/x.jpg", "C:\\upload\\4\\x.jpg"):
+        (ref,) = open_dataset(str(put(tmp_path / "set.json", [annotation(7, SQUARE)], name)))
+        assert ref.id == "upload/4/x#7"
+
+
 def test_a_name_below_the_root_opens_too_and_names_itself(tmp_path: Path) -> None:
     picture(tmp_path / "x.jpg")
     put(tmp_path / "set.json", [annotation(1, SQUARE)])

@@ -156,6 +156,19 @@ def test_a_folder_that_is_a_link_is_filled_where_it_points(tmp_path: Path) -> No
 # ---- archives nobody should unpack -----------------------------------------------------------------------------------
 
 
+def test_a_link_inside_of_the_folder_is_not_filled_where_it_points(tmp_path: Path) -> None:
+    """What lies there may be somebody's own pictures."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/1.jpg").write_bytes(b"precious")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/images").symlink_to(tmp_path / "pictures")
+    archive = make_zip(tmp_path / "a.zip", {"masks/1.png": b"new", "images/1.jpg": b"new"})
+    with pytest.raises(HrsegError, match=r"set/images/any|link that leads out"):
+        unpack(archive, tmp_path / "set", kind="zip")
+    assert tree(tmp_path / "pictures") == {"1.jpg": b"precious"}
+    assert not (tmp_path / "set/masks").exists()
+
+
 def zip_link(path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as file:
         info = zipfile.ZipInfo("link")

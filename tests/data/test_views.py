@@ -1,9 +1,12 @@
 """Training views: the same images, order and windows for the same seed, whoever asks; small copies that stay true."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -277,3 +280,149 @@ def test_killed_while_writing_copies(large: Path, tmp_path: Path) -> None:
     whole = cache_longest(refs, tmp_path / "whole", 100)
     for path in (p for p in whole.rglob("*") if p.is_file()):
         assert (cache / path.relative_to(whole)).read_bytes() == path.read_bytes()
+
+
+# ---- whose copy it is, and where it lies ----
+
+
+def solid(path: Path, value: int, size: tuple[int, int] = (90, 120)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
+
+
+def half(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.repeat(np.array([[0], [255]], np.uint8), 45, 0).repeat(120, 1)).save(path)
+
+
+def coco_file(path: Path, **objects: int) -> Path:
+    """A COCO file: file_name, with "__" for a dot, -> number of objects."""
+    names = [name.replace("__", ".") for name in objects]
+    owners = [number for number, count in enumerate(objects.values()) for _ in range(count)]
+    box = [[10, 10, 100, 10, 100, 80, 10, 80]]
+    record = {
+        "images": [{"id": k, "file_name": name, "height": 90, "width": 120} for k, name in enumerate(names)],
+        "annotations": [{"id": k, "image_id": owner, "segmentation": box} for k, owner in enumerate(owners)],
+    }
+    path.write_text(json.dumps(record))
+    return path
+
+
+def seen(folder: Path) -> dict[str, int]:
+    """Last part of an object's id -> grey value of its image."""
+    return {ref.id.rpartition("/")[2]: int(load(ref).image.mean()) for ref in open_dataset(str(folder))}
+
+
+@pytest.mark.parametrize("longest", [64, 500], ids=["smaller", "as they are"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_images_of_one_stem_do_not_share_a_copy(count: int, longest: int, tmp_path: Path) -> None:
+    """One object each or several, in a folder or not, and also where letter case alone tells them apart."""
+    for name, value in (("a.png", 50), ("a.bmp", 100), ("A.png", 150), ("a_1.png", 200)):
+        solid(tmp_path / name, value)
+    path = coco_file(tmp_path / "i.json", a__png=count, a__bmp=count, A__png=count, a_1__png=count)
+    values = [value for value in (50, 100, 150, 200) for _ in range(count)]
+    stems = [stem for stem in ("a", "a", "A", "a_1") for _ in range(count)]
+    cache = cache_longest(open_dataset(str(path)), tmp_path / "cache", longest)
+    assert seen(cache) == {f"{stem}#{k}": value for k, (stem, value) in enumerate(zip(stems, values, strict=True))}
+    lines = (cache / "pairs.csv").read_text().lower().splitlines()[1:]
+    masks = [line.partition(",")[2] for line in lines]
+    assert len(set(masks)) == len(masks) == 4 * count
+    assert len({line.partition(",")[0] for line in lines}) == 4
+
+
+def test_two_processes_make_the_copies_of_one_stem_at_once(tmp_path: Path) -> None:
+    """The second waits, says so, and both leave what one alone would."""
+    names = [f"{stem}.{kind}" for stem in "abcdef" for kind in ("png", "bmp")]
+    for number, name in enumerate(names):
+        solid(tmp_path / name, 10 * number)
+    path = coco_file(tmp_path / "i.json", **{name.replace(".", "__"): 1 for name in names})
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom hrseg_cli.data.samples import open_dataset\n"
+        "from hrseg_cli.data.views import cache_longest\n"
+        "cache_longest(open_dataset(sys.argv[1]), Path(sys.argv[2]), 64, progress=lambda *_: time.sleep(0.1))\n"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, path, tmp_path / "cache"], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert any("waiting for it to finish" in text for text in told)
+    assert seen(tmp_path / "cache") == {f"{name[0]}#{k}": 10 * k for k, name in enumerate(names)}
+
+
+def test_copies_of_an_earlier_layout_are_made_anew(large: Path, tmp_path: Path) -> None:
+    """They may hold one image for two of a stem, and nothing in them tells."""
+    refs = open_dataset(str(large))
+    cache = cache_longest(refs, tmp_path / "cache", 100)
+    stamp = json.loads((cache / "cache.json").read_text())
+    del stamp["version"], stamp["folders"]
+    (cache / "cache.json").write_text(json.dumps(stamp))
+    (cache / "images/small.png").write_bytes((large / "images/s/tall.png").read_bytes())
+    cache_longest(refs, cache, 100)
+    assert (cache / "images/small.png").read_bytes() == (large / "images/small.png").read_bytes()
+
+
+def test_a_list_that_leads_out_of_its_folder_gets_copies_inside(tmp_path: Path) -> None:
+    """Pictures elsewhere are fine; their copies and those of their masks lie in the cache, and nothing else changes."""
+    for place in ("photos/x.png", "more/x.png"):
+        solid(tmp_path / place, 90 if "photos" in place else 180)
+        half(tmp_path / place.replace("x.png", "mask_x.png"))
+    (tmp_path / "deep/set").mkdir(parents=True)
+    rows = "".join(f"../../{place}/x.png,../../{place}/mask_x.png\n" for place in ("photos", "more"))
+    (tmp_path / "deep/set/pairs.csv").write_text(f"image,mask\n{rows}")
+    victims = [tmp_path / name for name in ("deep/photos/x.png", "photos/x.jpg", "more/x.jpg", "deep/more/x.png")]
+    for victim in victims:
+        victim.parent.mkdir(exist_ok=True)
+        victim.write_text("precious")
+    cache = cache_longest(open_dataset(str(tmp_path / "deep/set")), tmp_path / "deep/cache/here", 64)
+    assert [victim.read_text() for victim in victims] == ["precious"] * 4
+    values = {ref.id: int(load(ref).image.mean()) for ref in open_dataset(str(cache))}
+    assert values == {"more/x": 180, "photos/x": 90}
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"set", "cache", "photos", "more"}
+
+
+@pytest.mark.parametrize("file_name", ["../../x.png", "{root}/x.png", "a/../../../x.png", "..\\..\\x.png"])
+def test_a_coco_name_that_leads_out_gets_copies_inside(file_name: str, tmp_path: Path) -> None:
+    (tmp_path / "in/set/a").mkdir(parents=True)
+    solid(tmp_path / "x.png", 90)
+    path = coco_file(tmp_path / "in/set/i.json", **{file_name.format(root=tmp_path): 2})
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    cache = cache_longest(open_dataset(str(path)), tmp_path / "in/set/i-64", 64)
+    assert set(seen(cache)) == {"x#0", "x#1"}
+    new = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert all(path.is_relative_to(cache) or path.name == ".i-64.lock" for path in new)
+
+
+@pytest.mark.parametrize("bad", ["../../victim", "/victim", "a/../../../victim", "a\0b", "n" * 300])
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_id_that_leads_out_is_refused_whoever_made_it(bad: str, count: int, large: Path, tmp_path: Path) -> None:
+    """An index is a file as well, and may say anything."""
+    victim = tmp_path / "victim.png"
+    victim.write_text("precious")
+    refs = [replace(ref, id=bad + str(k)) for k, ref in enumerate(open_dataset(str(large))[-count:])]
+    refs[0] = replace(refs[0], id=bad)
+    with pytest.raises(HrsegError, match="the name"):
+        cache_longest(refs, tmp_path / "deep/cache", 100)
+    assert victim.read_text() == "precious"
+    assert not any((tmp_path / "deep/cache").rglob("*.png"))
+
+
+@pytest.mark.parametrize("part", ["images", "masks", "masks/s"])
+def test_a_link_in_the_cache_is_not_followed_out(part: str, large: Path, tmp_path: Path) -> None:
+    refs = open_dataset(str(large))
+    cache = cache_longest(refs, tmp_path / "cache", 100)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.rmtree(cache / part)
+    shutil.rmtree(cache / "images", ignore_errors=True)
+    (cache / part).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(HrsegError, match="link that leads out"):
+        cache_longest(refs, cache, 100)
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_set_elsewhere_with_the_same_ids_does_not_replace_the_copies(large: Path, tmp_path: Path) -> None:
+    shutil.copytree(large, tmp_path / "other" / "large")
+    cache = cache_longest(open_dataset(str(large)), tmp_path / "cache", 100)
+    with pytest.raises(HrsegError, match="holds a cache of something else"):
+        cache_longest(open_dataset(str(tmp_path / "other" / "large")), cache, 100)

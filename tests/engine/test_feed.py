@@ -12,7 +12,8 @@ from PIL import Image
 from hrseg_cli.data.index import Index, build_index
 from hrseg_cli.data.known import list_parts
 from hrseg_cli.data.refs import Ref
-from hrseg_cli.data.views import Scene, load_scene
+from hrseg_cli.data.samples import open_dataset
+from hrseg_cli.data.views import Scene, cache_longest, load_scene
 from hrseg_cli.engine import feed
 from hrseg_cli.engine.feed import Feed, open_part, training_images
 from hrseg_cli.errors import HrsegError
@@ -76,6 +77,22 @@ def test_smaller_copies_are_made_once(root: Path, tmp_path: Path) -> None:
     written = first.stat().st_mtime_ns
     training_images(recipe.data, root, tmp_path)
     assert first.stat().st_mtime_ns == written
+
+
+def test_smaller_copies_of_sets_of_one_name_stay_apart(tmp_path: Path) -> None:
+    """A/val and B/val with the same stems, and one stem in parts of a composed set, are other pictures."""
+    for place, value in (("a", 60), ("b", 200)):
+        for part, pixel in (("images", value), ("masks", 255)):
+            folder = tmp_path / place / "val" / part
+            folder.mkdir(parents=True)
+            Image.fromarray(np.full((80, 90), pixel, np.uint8)).save(folder / "1.png")
+    parts = [{"dataset": str(tmp_path / place / "val")} for place in "ab"]
+    recipe = recipe_of({"name": "x", "data": {"parts": parts, "longest": 64, "crop": [32, 32]}}, "test")
+    images = training_images(recipe.data, None, tmp_path / "copies")
+    assert [round(load_scene(part[0]).image.mean()) for part in images] == [60, 200]
+    both = [ref for part in parts for ref in open_part(Part(**part), None)]
+    copies = open_dataset(str(cache_longest(both, tmp_path / "both", 64)))
+    assert sorted(round(load_scene([ref]).image.mean()) for ref in copies) == [60, 200]
 
 
 def test_of_a_crowded_image_a_few_objects_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
