@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 with warnings.catch_warnings():
@@ -63,7 +64,10 @@ class ClickTraining(pl.LightningModule):
         values, weights = {}, [term.weight for term in self.recipe.losses]
         for term, loss in self.terms:
             logits = out[term.output]
-            value = loss(logits, batch["distance"]) if term.name == "boundary" else loss(logits, truth, **term.options)
+            if term.name == "boundary":
+                value = loss(logits, batch["distance"])
+            else:
+                value = loss(logits, reduced(truth, logits.shape[-2:]), **term.options)
             values[f"train/{term.output}_{term.name}"] = value.mean()
         if self.boundary is not None:
             plan = self.recipe.loss_schedule
@@ -127,6 +131,16 @@ class ClickTraining(pl.LightningModule):
         steps = math.ceil(self.recipe.data.epoch // (self.recipe.batch * self.trainer.world_size) / optim.accumulate)
         factor = schedule(optim, steps, self.recipe.epochs)
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}]
+
+
+def reduced(truth: Tensor, size: torch.Size) -> Tensor:
+    """A truth (B, 1, H, W) of 1, 0 and -1 (ignored) at the size of a coarser output: shares of object pixels, -1 where
+    any pixel is ignored."""
+    if truth.shape[-2:] == size:
+        return truth
+    share = F.adaptive_avg_pool2d(truth.clamp(min=0), (size[0], size[1]))
+    ignored = F.adaptive_max_pool2d((truth < 0).float(), (size[0], size[1])) > 0
+    return share.masked_fill(ignored, -1.0)
 
 
 def _correct(

@@ -205,13 +205,15 @@ class Clicks(Settings):
 class Loss(Settings):
     """One term: a loss of the catalog on one of the network's outputs, times ``weight``.
 
-    output: ``logits``, ``aux``, or ``base`` (what a network below a resampling adapter answers by itself).
+    output: ``logits``, or another one that the network has: ``aux`` (an HRNet), ``aux4`` and ``aux16`` (a clicknet, at
+        a quarter and a sixteenth of the size, compared with the share of object pixels there), ``base`` (what a network
+        below a resampling adapter answers by itself).
     options: of the loss; for "boundary" those of its distance map (see ``hrseg_cli.losses.signed_distance``).
     """
 
     name: str
     weight: float = Field(1.0, ge=0)
-    output: Literal["logits", "aux", "base"] = "logits"
+    output: str = "logits"
     options: dict[str, Any] = {}
 
 

@@ -521,3 +521,12 @@ def test_weights_and_biases_works_without_a_network(photos: Path, tmp_path: Path
     done = subprocess.run(arguments, cwd=tmp_path, env=offline, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_coarser_output_is_compared_with_shares_of_object_pixels() -> None:
+    truth = torch.zeros(1, 1, 8, 8)
+    truth[..., :4, :2] = 1
+    truth[..., 7, 7] = -1
+    small = training_step.reduced(truth, torch.Size([2, 2]))
+    assert small[0, 0].tolist() == [[0.5, 0], [0, -1]]
+    assert training_step.reduced(truth, truth.shape[-2:]) is truth

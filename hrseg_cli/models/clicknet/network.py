@@ -196,7 +196,7 @@ class ClickNet(InteractiveModel):
     def decode(
         self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The answer to a prompt: {"logits": (B, 1, H, W)}; in training also "aux4", "aux16", logits at those strides.
+        """The answer to a prompt: {"logits": (B, 1, H, W)}, and "aux4", "aux16", logits at those strides, for training.
 
         previous: (B, 1, H, W), in [0, 1]. points: (B, 2N, 3), see :mod:`hrseg_cli.models.click_maps`. boxes: (B, 4)
         (top, left, bottom, right) in pixels, ends included; a row of negative numbers, or None, is no box.
@@ -226,13 +226,11 @@ class ClickNet(InteractiveModel):
             y = self.blocks[k](y)
             if k == 3:
                 y = self.mixers(y)
-                if self.training:
-                    outputs["aux16"] = self.aux16(y)
+                outputs["aux16"] = self.aux16(y)
             elif k == 1:
                 outputs["aux4"] = self.coarse(y)
         fine = F.pixel_shuffle(self.head(y), 2)
-        coarse = outputs["aux4"] if self.training else outputs.pop("aux4")
-        logits = fine + F.interpolate(coarse, scale_factor=4, mode="bilinear", align_corners=False)
+        logits = fine + F.interpolate(outputs["aux4"], scale_factor=4, mode="bilinear", align_corners=False)
         return {"logits": logits[..., :height, :width], **outputs}
 
 
