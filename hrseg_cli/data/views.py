@@ -82,7 +82,7 @@ def load_scene(refs: Sequence[Ref]) -> Scene:
     if first.draw:
         sample = load(first)
         return Scene((first,), sample.image, sample.truth[None])
-    image = read_image(first.image)
+    image = read_image(first.image, span=first.span)
     read = cache(read_mask)
     return Scene(tuple(refs), image, np.stack([truth_of(ref, image.shape[:2], read)[0] for ref in refs]))
 
@@ -206,7 +206,7 @@ def cache_longest(
 def _objects(refs: Sequence[Ref]) -> str:
     """Hash of the ids, and of how drawn ones are drawn: what makes a dataset another one."""
     digest = hashlib.sha256()
-    for line in sorted(f"{ref.id}\t{ref.draw}\n" for ref in refs):
+    for line in sorted(f"{ref.id}\t{ref.draw}{ref.span or ''}\n" for ref in refs):
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -258,7 +258,7 @@ def _write_small(scene: Scene, longest: int, folder: Path, names: list[str], mas
             continue
         write_atomically(folder / mask, _encoded(np.array([0, 255, 128], np.uint8)[small], "PNG"))
     source = scene.refs[0].image
-    if factor == 1 and source.is_file():
+    if factor == 1 and source.is_file() and scene.refs[0].span is None:
         write_atomically(folder / names[1], source.read_bytes())
         return names[1]
     image = cv2.resize(scene.image, size, interpolation=cv2.INTER_AREA)

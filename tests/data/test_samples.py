@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hrseg_cli.data.labels import binarize
 from hrseg_cli.data.samples import (
     Ref,
-    binarize,
     file_state,
     fingerprint,
     load,
