@@ -30,7 +30,8 @@ AUTO: tuple[tuple[set[int], BinarizeRule], ...] = (
     ({0, 128, 255}, "void128"),
     ({0, 1, 255}, "void255"),
 )
-CLIFF = 32  # levels; the least step that is an edge
+STEP = 8  # levels; where values change more quickly no two rows and columns of a soft edge are alike
+CLIFF = 32  # levels; more than a lossy format adds to an area
 
 FOR_DATASETS = "add --instances where each value is an object, or --binarize "
 CHOICES = "nonzero (all above 0 is the object), gt128 (all above 128), void128 or void255 (that value is ignored)"
@@ -44,7 +45,9 @@ def binarize(grey: np.ndarray, rule: BinarizeRule, lossy: bool = False) -> tuple
     """Grey values (H, W), bool, 8 or 16 bit -> (truth int8 (H, W): 1 object, 0 background, -1 ignored; rule used).
 
     1 bit is black and white. 16-bit values that exceed 255 are brought to 0..255 (65535 -> 255; only 0 becomes 0, and
-    only 65535 becomes 255). lossy: values have changed a little since they were drawn. Raises UnknownName, and ValueError where "auto" cannot choose.
+    only 65535 becomes 255). lossy: values have changed a little since they were drawn.
+
+    Raises UnknownName for the rule, and ValueError where "auto" cannot choose.
     """
     levels = _levels(grey)
     used = _choose(grey, levels, lossy) if rule == "auto" else rule
@@ -81,8 +84,9 @@ def read_object(
 ) -> np.ndarray:
     """bool (H, W) of a mask to start from, ``size`` (H, W) being that of its image ``owner``; ignored is no object.
 
-    An empty mask is one. rule: None where none can be asked for, which is "auto". at_most: pixels. Raises HrsegError for another size
-    and for values that cannot be read or are all background by the rule.
+    An empty mask is one. rule: None where none can be asked for, which is "auto". at_most: pixels.
+
+    Raises HrsegError for another size, and for values that cannot be read or are all background by the rule.
     """
     pixels = read_mask(path, at_most)
     check_size(path, pixels, size, owner)
@@ -203,16 +207,16 @@ def _choose(grey: np.ndarray, levels: np.ndarray, lossy: bool) -> BinarizeRule:
     values = np.flatnonzero(np.bincount(grey.ravel())).tolist()
     present = _levels(np.array(values, grey.dtype)).tolist()
     if len(set(present)) == len(values):
+        # A label of 1 fills areas; what a lossy format makes of a 0 does not.
+        noise = lossy or (1 in present and not _mostly_areas(levels, levels == 1))
         for known, rule in AUTO:
-            if known.issuperset(present) and not (lossy and rule == "void255"):  # a 1 may be what JPEG makes of a 0
+            if known.issuperset(present) and not (rule == "void255" and noise):
                 return rule
     if len(values) <= 2:
         return "void128"
-    if lossy:
-        areas = _areas_in_lossy(levels)
-    else:
-        areas = len(values) == 3 or present[-2] < 128 or _areas_between(grey, levels)
-    if areas or present[-1] <= 128:
+    if present[-1] <= 128 or (
+        _areas_in_lossy(levels) if lossy else len(values) == 3 or present[-2] < 128 or _areas_between(grey, levels)
+    ):
         raise _Unclear(f"{_some(values)}, in areas of their own: ids of objects, or grey levels of one?")
     return "gt128"
 
@@ -229,15 +233,20 @@ def _choose_for_labels(labels: np.ndarray) -> BinarizeRule:
 def _areas_between(grey: np.ndarray, levels: np.ndarray) -> bool:
     """Whether levels between the darkest and the brightest fill areas, as ids do, rather than soften an edge.
 
-    Counted at steps of more than CLIFF levels: a pixel in a square of 2x2 of its own value lies in an area.
+    Counted where values change by more than STEP levels.
     """
-    between = (_range(levels, 3) > CLIFF) & (grey > grey.min()) & (grey < grey.max())
+    between = (_range(levels, 3) > STEP) & (grey > grey.min()) & (grey < grey.max())
+    return _mostly_areas(grey, between)
+
+
+def _mostly_areas(grey: np.ndarray, chosen: np.ndarray) -> bool:
+    """Whether more than half of the chosen pixels (bool (H, W)) lie in a square of 2x2 of their own value."""
     same = (grey[:-1, :-1] == grey[1:, 1:]) & (grey[:-1, :-1] == grey[1:, :-1]) & (grey[:-1, :-1] == grey[:-1, 1:])
     area = np.zeros(grey.shape, bool)
     for rows in (slice(None, -1), slice(1, None)):
         for cols in (slice(None, -1), slice(1, None)):
             area[rows, cols] |= same
-    return bool(2 * np.count_nonzero(between & area) > np.count_nonzero(between))
+    return bool(2 * np.count_nonzero(chosen & area) > np.count_nonzero(chosen))
 
 
 def _areas_in_lossy(levels: np.ndarray) -> bool:

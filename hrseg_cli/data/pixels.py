@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from hrseg_cli.data import packed
 from hrseg_cli.errors import HrsegError
@@ -18,15 +18,15 @@ from hrseg_cli.errors import HrsegError
 SUFFIXES = (".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 10**9
 DIM = 1 << 14  # 16-bit pictures that stay below are of fewer bits, or nearly black
-TURNS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (  # what EXIF's orientations 2 to 8 ask for
-    lambda a: a[:, ::-1],
-    lambda a: a[::-1, ::-1],
-    lambda a: a[::-1],
-    lambda a: a.swapaxes(0, 1),
-    lambda a: np.rot90(a, -1),
-    lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    lambda a: np.rot90(a),
-)
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # what EXIF's orientations ask for
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
 
 Image.MAX_IMAGE_PIXELS = None  # gigapixel images are welcome here; _decode keeps a limit of its own
 
@@ -141,15 +141,16 @@ def parse_span(text: str) -> Span:
 def _to_8_bits(path: Path, values: np.ndarray, span: Span | None) -> np.ndarray:
     """uint8 of integer or floating-point ``values``, as :func:`read_image` says."""
     if span is not None:
-        scaled = (np.nan_to_num(values.astype(np.float32), nan=span.low) - span.low) * (255 / (span.high - span.low))
-        return np.asarray(np.rint(scaled.clip(0, 255)).astype(np.uint8))
+        scaled = (values.astype(np.float32).clip(*span) - span.low) * (255 / (span.high - span.low))
+        return np.asarray(np.rint(np.nan_to_num(scaled)).clip(0, 255).astype(np.uint8))
     low, high = values.min(initial=0), values.max(initial=0)
     if values.dtype.kind != "f" and low >= 0 and (high == 0 or DIM <= high <= 65535):
-        return np.asarray((values >> 8).astype(np.uint8))
+        return np.asarray((values // 256).astype(np.uint8))
     if not (np.isfinite(low) and np.isfinite(high)):
         low, high = 0, 1
     whites = [1] if values.dtype.kind == "f" else [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
-    guess = Span(min(0, float(low)), next((white for white in whites if high <= white), float(high)))
+    white = next((white for white in whites if high <= white), float(high))
+    guess = Span(0, white) if low >= 0 else Span(float(low), float(high))
     raise HrsegError(
         f"{path}: values from {low:.10g} to {high:.10g}, not 8 or 16 bits; say which are black and white with --range, "
         f"for a dataset behind a colon, such as --range {guess} or DATASET:range={guess}; or save it with 8 bits"
@@ -169,8 +170,9 @@ def _deep_colours(found: _Found, path: Path, data: bytes | None) -> np.ndarray:
     pixels = cv2.imdecode(np.frombuffer(data or path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is not None and pixels.dtype == np.uint16:
         colours = pixels[:, :, 2::-1] if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
-        for turned in (colours, *(change(colours) for change in TURNS)):
-            if np.array_equal(turned >> 8, shown):
+        for turned in (TURNS.get(found.turn, np.asarray)(colours), colours):
+            # Whoever has turned it; of a PPM Pillow rounds to 8 bits.
+            if turned.shape == shown.shape and cv2.absdiff((turned // 256).astype(np.uint8), shown).max() <= 1:
                 return np.ascontiguousarray(turned)
     raise HrsegError(f"{path}: 16 bits a channel of an unusual kind; save it with 8 bits, or as a 16-bit PNG")
 
@@ -193,11 +195,12 @@ def _read_layers(path: Path) -> MaskPixels:
 
 class _Found(NamedTuple):
     """A decoded picture, upright, and what its file said: layout, as Pillow calls it; whether it has colours of 16 bits
-    a channel, of which the picture has the upper 8; whether its format changes values."""
+    a channel, of which the picture has the upper 8; EXIF's orientation then; whether its format changes values."""
 
     picture: Image.Image
     layout: str
     deep: bool
+    turn: int
     lossy: bool
 
 
@@ -218,9 +221,10 @@ def _decode(path: Path, data: bytes | None = None, at_most: int = MAX_PIXELS) ->
                 raise HrsegError(f"{path}: holds {pages} pages; save each one as a file of its own")
             layout, deep = _layout(picture)
             lossy = _is_lossy(picture)
+            turn = picture.getexif().get(0x0112, 1) if deep else 1
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
-            return _Found(picture, layout, deep, lossy)
+            return _Found(picture, layout, deep, turn, lossy)
     except (HrsegError, MemoryError):
         raise
     except FileNotFoundError:
@@ -232,7 +236,7 @@ def _decode(path: Path, data: bytes | None = None, at_most: int = MAX_PIXELS) ->
         raise HrsegError(f"{path}: cannot be read as an image ({reason}); replace the file") from None
 
 
-def _opened(path: Path, data: bytes | None) -> Image.Image:
+def _opened(path: Path, data: bytes | None) -> ImageFile.ImageFile:
     return Image.open(path if data is None else io.BytesIO(data))
 
 
@@ -253,7 +257,7 @@ def _pages(picture: Image.Image) -> int:
     return whole
 
 
-def _layout(picture: Image.Image) -> tuple[str, bool]:
+def _layout(picture: ImageFile.ImageFile) -> tuple[str, bool]:
     """How the samples lie in the file, such as "I;16B", and whether they are colours of 16 bits. Before decoding."""
     arguments = picture.tile[0][3] if picture.tile else ""
     first, *rest = arguments if isinstance(arguments, tuple) else (arguments,)
@@ -262,14 +266,18 @@ def _layout(picture: Image.Image) -> tuple[str, bool]:
     return str(first), colours and (";16" in str(first) or deep_ppm)
 
 
-def _is_lossy(picture: Image.Image) -> bool:
+def _is_lossy(picture: ImageFile.ImageFile) -> bool:
     """Whether a mask's values may have changed when it was saved. Before decoding."""
     if picture.format == "WEBP":
         return not _has_chunk(picture, b"VP8L")
-    return picture.format in ("JPEG", "MPO", "JPEG2000") or picture.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+    return picture.format in ("JPEG", "MPO", "JPEG2000") or picture.info.get("compression") in (
+        "jpeg",
+        "tiff_jpeg",
+        "webp",
+    )
 
 
-def _has_chunk(picture: Image.Image, name: bytes) -> bool:
+def _has_chunk(picture: ImageFile.ImageFile, name: bytes) -> bool:
     """Whether a RIFF file has a chunk of that name."""
     file = picture.fp
     assert file is not None

@@ -39,8 +39,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hrseg_cli import catalog
-from hrseg_cli.data.manifest import manifest_names
 from hrseg_cli.data.labels import check_size, read_object, seen, truth_of_mask, voc_indices
+from hrseg_cli.data.manifest import manifest_names
 from hrseg_cli.data.pixels import MaskPixels, parse_span, read_mask
 from hrseg_cli.data.pixels import read_image as read_image  # report/ knows it from here
 from hrseg_cli.data.refs import MARKS as MARKS  # these are known from here too

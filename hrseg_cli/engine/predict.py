@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hrseg_cli import __version__
-from hrseg_cli.data.masks_out import ENDINGS, write_mask
 from hrseg_cli.data.labels import read_object
+from hrseg_cli.data.masks_out import ENDINGS, write_mask
 from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.data.samples import size_and_time
 from hrseg_cli.engine.session import Session

@@ -11,7 +11,6 @@ import numpy as np
 
 from hrseg_cli.data.pixels import read_image
 from hrseg_cli.engine.session import Session
-from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
