@@ -123,9 +123,33 @@ def voc_indices(colours: np.ndarray) -> np.ndarray | None:
     for k in range(8):
         known |= ((index >> k) & 1) << (16 * (2 - k % 3) + 7 - k // 3)
     order = np.argsort(known)
-    codes = _codes(colours)
-    found = order[np.searchsorted(known[order], codes).clip(max=255)]
-    return found.astype(np.uint8) if np.array_equal(known[found], codes) else None
+    for some in (_sample(colours), colours):  # of a photograph the sample is enough
+        codes = _codes(some)
+        found = order[np.searchsorted(known[order], codes).clip(max=255)]
+        if not np.array_equal(known[found], codes):
+            return None
+    return np.asarray(found.astype(np.uint8))
+
+
+def label_indices(pixels: MaskPixels) -> np.ndarray | None:
+    """(H, W): labels of a mask of a palette or of colours; None for colours that are not VOC's.
+
+    The palette's indices, unless a program has numbered them anew: then those of VOC, where all colours are VOC's, else
+    with black, the background, as 0.
+    """
+    if pixels.palette is None:
+        return voc_indices(pixels.colours) if pixels.colours is not None else None
+    palette, indices = pixels.palette, pixels.values
+    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=len(palette)))
+    table = np.arange(len(palette), dtype=np.uint8)
+    black = used[~palette[used].any(axis=1)]
+    known = voc_indices(palette[used][None])
+    moved = len(black) == 1 and black[0] > 0 and bool(palette[0].any())
+    if known is not None and (moved or bool((used[known[0] == 255] != 255).any())):
+        table[used] = known[0]
+    elif moved:
+        table[[0, black[0]]] = black[0], 0
+    return np.asarray(table[indices])
 
 
 # ---- which picture a file shows --------------------------------------------------------------------------------------
@@ -137,16 +161,14 @@ def _truth(pixels: MaskPixels, rule: BinarizeRule) -> tuple[np.ndarray, str]:
         if rule == "auto" and pixels.palette is None and visible[0] == 0 and 1 < len(visible) <= 3:
             raise _Unclear(f"{_some(visible.tolist())} where it is not transparent, a mask or a cut-out of one?")
         return binarize(pixels.alpha, "gt128" if rule == "auto" else rule)
-    labels = None
     values = pixels.values
     if pixels.palette is not None:
         if (greys := _greys(pixels.palette, values)) is not None:
             return binarize(greys, rule, pixels.lossy)
-        labels, values = values, pixels.palette.max(axis=1)[values]
-    elif pixels.colours is not None:
-        labels = voc_indices(pixels.colours)
-        if labels is None and _two_with_black(pixels.colours):
-            labels = (values > 0).astype(np.uint8)
+        values = pixels.palette.max(axis=1)[values]
+    labels = label_indices(pixels)
+    if labels is None and pixels.colours is not None and _two_with_black(pixels.colours):
+        labels = (values > 0).astype(np.uint8)
     if labels is not None and rule in ("auto", "nonzero", "void255"):
         return binarize(labels, _choose_for_labels(labels) if rule == "auto" else rule)
     if pixels.colours is not None and rule == "auto" and not _one_hue(pixels.colours, values):
@@ -173,15 +195,23 @@ def _codes(colours: np.ndarray) -> np.ndarray:
     return np.asarray(colours.astype(np.int64) @ np.array([1 << 32, 1 << 16, 1]))
 
 
+def _sample(pixels: np.ndarray) -> np.ndarray:
+    """About 64x64 of the pixels (H, W, ...), evenly spread."""
+    return pixels[:: pixels.shape[0] // 64 + 1, :: pixels.shape[1] // 64 + 1]
+
+
 def _two_with_black(colours: np.ndarray) -> bool:
+    if len(np.unique(_codes(_sample(colours)))) > 2:
+        return False
     found = np.unique(_codes(colours))
     return len(found) == 2 and found[0] == 0
 
 
 def _one_hue(colours: np.ndarray, brightest: np.ndarray) -> bool:
     """Whether the bright pixels, those of the object, have one colour, up to what JPEG does to it."""
-    bright = brightest > brightest.max() // 2
-    hues = colours[bright] / brightest[bright, None].astype(np.float32)
+    bright = np.flatnonzero(brightest > brightest.max() // 2)
+    bright = bright[:: len(bright) // 100_000 + 1]
+    hues = colours.reshape(-1, 3)[bright] / brightest.reshape(-1, 1)[bright].astype(np.float32)
     strange = np.abs(hues - np.median(hues, axis=0)).max(axis=1) > 0.25
     return bool(strange.mean() < 0.05)
 

@@ -39,7 +39,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hrseg_cli import catalog
-from hrseg_cli.data.labels import check_size, read_object, seen, truth_of_mask, voc_indices
+from hrseg_cli.data.labels import check_size, label_indices, read_object, seen, truth_of_mask
 from hrseg_cli.data.manifest import manifest_names
 from hrseg_cli.data.pixels import MaskPixels, parse_span, read_mask
 from hrseg_cli.data.pixels import read_image as read_image  # report/ knows it from here
@@ -401,7 +401,8 @@ def _fill(mask: np.ndarray) -> float:
 def _ids(path: Path, pixels: MaskPixels) -> np.ndarray:
     if pixels.lossy:
         raise HrsegError(f"{path}: ids do not survive a lossy format; save them as PNG, or leave --instances off")
-    ids = pixels.values if pixels.colours is None else voc_indices(pixels.colours)
+    grey = pixels.palette is None and pixels.colours is None
+    ids = pixels.values if grey else label_indices(pixels)
     if ids is None:
         raise HrsegError(f"{path}: colours, not ids; save it as a palette or grey PNG, or leave --instances off")
     return ids

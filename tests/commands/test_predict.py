@@ -247,7 +247,7 @@ def test_the_rule_of_an_initial_mask_can_be_named(hrseg: Command, photos: Path) 
     start = photos / "start.png"
     values = np.select([DISKS["left"], DISKS["right"]], [127, 255])
     Image.fromarray(values.astype(np.uint8)).save(start)
-    words = ["predict", photos / "a" / "cat.png", "-m", "grabcut", "--click", "5,5,neg", "--init-mask", start]
+    words = ["predict", photos / "a" / "cat.png", "-m", "grabcut", "--click", "90,170", "--init-mask", start]
     words += ["-o", photos / "out"]
     refused = hrseg(*words)
     assert refused.code == 1

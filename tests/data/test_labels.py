@@ -305,6 +305,26 @@ def test_one_colour_is_an_object_and_several_are_not(tmp_path: Path) -> None:
     assert truth_of_mask(path, read_mask(path), "nonzero")[0].sum() == 600
 
 
+@pytest.mark.parametrize("colours", [(128, 0, 0), (10, 200, 30)])
+def test_an_optimised_palette_is_not_inverted(tmp_path: Path, colours: tuple[int, int, int]) -> None:
+    """A program that makes files smaller may number the object before the black ground."""
+    path = save(tmp_path / "a.png", in_palette(areas([0, 1]), [*colours, 0, 0, 0]))
+    assert values_read(areas([0, 1]), path)[0] == {0}
+    save(tmp_path / "d/images/a.png", Image.new("RGB", areas([0, 1]).shape[::-1]))
+    (tmp_path / "d/masks").mkdir()
+    path.rename(tmp_path / "d/masks/a.png")
+    (ref,) = open_dataset(str(tmp_path / "d"), instances=True)
+    assert np.array_equal(load(ref).truth == 1, areas([0, 1]) == 0)
+
+
+def test_vocs_void_is_known_by_its_colour_in_a_gif(tmp_path: Path) -> None:
+    """Which numbers its colours 0, 1, 2."""
+    mask = areas([0, 5, 255])
+    path = save(tmp_path / "a.gif", in_palette(mask))
+    assert set(np.unique(read_mask(path).values)) == {0, 1, 2}
+    assert values_read(mask, path) == ({5}, {255}, "void255")
+
+
 @pytest.mark.parametrize("rule", ["gt128", "void128", "grabcut", "nonzero"])
 def test_a_rule_that_is_asked_for_reads_colours_alike_in_a_palette(tmp_path: Path, rule: str) -> None:
     image = in_palette(areas([0, 1, 2, 3]), [0, 0, 0, 200, 10, 10, 0, 128, 0, 9, 9, 20])
