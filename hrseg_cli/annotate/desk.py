@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import Field
 
 from hrseg_cli.annotate.folder import COLOURS, Clicked, Folder, Name, Object, Picture, Strict, Stroke
-from hrseg_cli.data.pixels import read_image
+from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.engine.session import Session, State
 from hrseg_cli.engine.views import Box
 from hrseg_cli.errors import HrsegError
@@ -118,7 +118,7 @@ class Memory:
 
 class Desk:
     """A folder, a model and a protocol. provenance: of the model, what ``load_model`` says of it. name: what the page
-    calls the model, as the person has named it."""
+    calls the model, as the person has named it. span: black and white in images of more than 8 bits."""
 
     def __init__(
         self,
@@ -128,10 +128,11 @@ class Desk:
         protocol: Protocol,
         memory: int = MEMORY,
         name: str | None = None,
+        span: Span | None = None,
     ) -> None:
-        self.folder, self.model, self.protocol = folder, model, protocol
+        self.folder, self.model, self.protocol, self.span = folder, model, protocol, span
         self.name = name or model.name
-        asked = json.dumps([provenance, protocol.model_dump()], sort_keys=True, default=str)
+        asked = json.dumps([provenance, protocol.model_dump(), *([span] if span else [])], sort_keys=True, default=str)
         self.digest = sha256(asked.encode()).hexdigest()[:16]
         self.memory = Memory(memory)
         self._sizes: dict[int, tuple[int, int]] = {}
@@ -156,7 +157,7 @@ class Desk:
     def pixels(self, number: int) -> bytes:
         """The image as a JPEG, upright and at full size: browsers turn and colour originals in their own ways. May run
         in any thread."""
-        image = read_image(self.folder.path(number), at_most=LARGEST)
+        image = self._read(number)
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
         return file.getvalue()
@@ -260,10 +261,13 @@ class Desk:
             self.memory.put(keys[index + 1], session.state, 4 * size[0] * size[1])
         return session.state
 
+    def _read(self, number: int) -> np.ndarray:
+        return read_image(self.folder.path(number), at_most=LARGEST, span=self.span)
+
     def _session(self, number: int) -> Session:
         session: Session | None = self.memory.get(number)
         if session is None:
-            image = read_image(self.folder.path(number), at_most=LARGEST)
+            image = self._read(number)
             session = Session(self.model, image, self.protocol, undo=0)
             self.memory.put(number, session, 12 * image.shape[0] * image.shape[1])
         return session
@@ -272,7 +276,7 @@ class Desk:
         """(rows, columns) of the image, read once; not what its record says, for the image may be another since."""
         if number not in self._sizes:
             path, picture = self.folder.path(number), self.folder.pictures[number]
-            rows, cols = read_image(path, at_most=LARGEST).shape[:2]
+            rows, cols = self._read(number).shape[:2]
             if picture.objects and picture.size not in ((0, 0), (rows, cols)):
                 raise HrsegError(
                     f"{path}: has {rows} rows and {cols} columns, its clicks were made on {picture.size[0]} and "

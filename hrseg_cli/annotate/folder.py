@@ -27,10 +27,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hrseg_cli.data.folders import by_stem
+from hrseg_cli.data.labels import read_object
 from hrseg_cli.data.masks_out import run_lengths, save_png
 from hrseg_cli.data.paths import below
 from hrseg_cli.data.photos import find_images
-from hrseg_cli.data.pixels import binarize, grey_values, read_mask
 from hrseg_cli.data.refs import PAIRS
 from hrseg_cli.data.samples import relative, size_and_time
 from hrseg_cli.errors import HrsegError
@@ -167,22 +167,14 @@ class Folder:
             if (key := f"{stem}_{n}") not in taken and not any(self.masks.glob(f"{_escaped(key)}.*"))
         )
 
-    def read(self, path: Path, size: tuple[int, int]) -> np.ndarray:
-        """bool (H, W) of a mask file. Raises HrsegError for a broken one or one of another size."""
-        truth, _ = binarize(*grey_values(read_mask(path, at_most=size[0] * size[1]), "auto"))
-        if truth.shape != size:
-            raise HrsegError(
-                f"{path}: has {truth.shape[0]} rows and {truth.shape[1]} columns, its image {size[0]} and {size[1]}; "
-                "resize the mask"
-            )
-        return np.asarray(truth == 1)
-
     def mask(self, one: Object, size: tuple[int, int]) -> np.ndarray:
-        """What is on disk."""
-        return self.read(self.masks / one.file, size) if one.file else np.zeros(size, bool)
+        """What is on disk, bool (H, W). Raises HrsegError for a broken file or one of another size."""
+        return read_object(self.masks / one.file, size, at_most=size[0] * size[1]) if one.file else np.zeros(size, bool)
 
     def first_mask(self, one: Object, size: tuple[int, int]) -> np.ndarray | None:
-        return self.read(self.notes / "start" / one.start, size) if one.start else None
+        if not one.start:
+            return None
+        return read_object(self.notes / "start" / one.start, size, at_most=size[0] * size[1])
 
     def settle(self, one: Object, model: str) -> None:
         """Begin anew from the mask on disk where the actions cannot have led to it: it was there before them, somebody

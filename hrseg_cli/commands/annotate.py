@@ -20,6 +20,7 @@ def annotate(
         str, typer.Option("--protocol", metavar="PROTOCOL", help="fast, photo, another protocol, or a YAML file.")
     ] = "fast",
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
+    range_: options.Range = None,
     device: options.Device = "cpu",
     precision: Annotated[
         str | None,
@@ -40,8 +41,10 @@ def annotate(
     The page's address is printed; it works on this machine only. Every click is saved: masks as a dataset that
     evaluate and train read, clicks as traces, everything as COCO. Ctrl-C ends it.
     """
+    from hrseg_cli.data.pixels import parse_span
     from hrseg_cli.recipe import load_protocol
 
+    span = parse_span(range_) if range_ else None
     chosen = load_protocol(protocol, set_)
     options.device_of(device)
 
@@ -59,6 +62,6 @@ def annotate(
         opened = Folder(folder, chosen.threshold)
         try:
             with reproducible():
-                serve(Desk(opened, loaded, provenance, chosen, name=model), port, browser, options.note)
+                serve(Desk(opened, loaded, provenance, chosen, name=model, span=span), port, browser, options.note)
         except Interrupted:
             options.note(f"stopped; everything is saved in {folder}")

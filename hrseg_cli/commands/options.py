@@ -38,7 +38,7 @@ Datasets = Annotated[
         "-d",
         metavar="DATASET",
         help="A folder, NAME=FOLDER (a layout's name forces that layout), a name under the data root, or 'procedural'. "
-        "Repeatable.",
+        "FOLDER:range=LOW..HIGH gives black and white of images with more than 8 bits. Repeatable.",
     ),
 ]
 Metrics = Annotated[list[str], typer.Option("--metric", metavar="METRIC", help="iou, biou or mba; repeatable.")]
@@ -96,7 +96,13 @@ Binarize = Annotated[
     typer.Option(
         "--binarize",
         metavar="RULE",
-        help="How grey values become truth: auto, nonzero, gt128, void128, grabcut [protocol's].",
+        help="How grey values become truth: auto, nonzero, gt128, void128, void255, grabcut [protocol's].",
+    ),
+]
+Range = Annotated[
+    str | None,
+    typer.Option(
+        "--range", metavar="LOW..HIGH", help="Black and white of images with more than 8 bits, such as 0..4095."
     ),
 ]
 Precision = Annotated[

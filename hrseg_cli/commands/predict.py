@@ -41,6 +41,11 @@ def predict(
     format_: Annotated[
         list[str], typer.Option("--format", metavar="FORMAT", help="png, soft, rle, polygon or cutout; repeatable.")
     ] = ["png"],  # noqa: B006
+    binarize: Annotated[
+        str | None,
+        typer.Option("--binarize", metavar="RULE", help="How values of --init-mask are read, as for datasets [auto]."),
+    ] = None,
+    range_: options.Range = None,
     tolerance: Annotated[
         float, typer.Option("--tolerance", metavar="PX", help="How far a polygon may lie beside the outline.")
     ] = 1.0,
@@ -62,6 +67,7 @@ def predict(
     """
     from hrseg_cli.data.masks_out import ENDINGS
     from hrseg_cli.data.photos import find_images
+    from hrseg_cli.data.pixels import parse_span
     from hrseg_cli.recipe import load_protocol
 
     for name in format_:
@@ -69,6 +75,7 @@ def predict(
             raise UnknownName("format", name, ENDINGS)
     if not 0 <= tolerance < math.inf:
         raise HrsegError(f"--tolerance {tolerance}: write pixels, 0 or more")
+    rule, span = options.binarize_of(binarize), parse_span(range_) if range_ else None
     chosen = load_protocol(protocol, set_)
     options.device_of(device)
     found = find_images(images)
@@ -85,7 +92,7 @@ def predict(
     if init_mask:
         jobs = _with_masks(jobs, init_mask, out)
     loaded, provenance = open_model(model, runtime, device, precision)
-    asked = engine.Asked(loaded, provenance, chosen, tuple(dict.fromkeys(format_)), tolerance)
+    asked = engine.Asked(loaded, provenance, chosen, tuple(dict.fromkeys(format_)), tolerance, rule, span)
     errors: dict[str, None] = {}
     kept = 0
     rows = sys.stdout  # the bar would redirect what is printed below it to where it stands, on stderr

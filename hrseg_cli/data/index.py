@@ -31,7 +31,7 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 
 from hrseg_cli.data.lock import only_one
-from hrseg_cli.data.pixels import read_image, read_mask
+from hrseg_cli.data.pixels import parse_span, read_image, read_mask
 from hrseg_cli.data.refs import Listing, Ref
 from hrseg_cli.data.samples import expand, fingerprint, instance_ids, list_masks, relative, truth_of
 from hrseg_cli.errors import HrsegError
@@ -126,10 +126,9 @@ def _state(found: Listing) -> dict[str, Any]:
 def _hash(masks: list[Ref]) -> str:
     digest = hashlib.sha256()
     for ref in masks:
-        initial = ref.initial.name if ref.initial else ""
-        digest.update(
-            f"{ref.id}\t{ref.rule}\t{ref.instance}\t{ref.stuff}\t{initial}\n".encode(errors="surrogateescape")
-        )
+        parts = [ref.id, ref.rule, ref.instance, ref.stuff, ref.initial.name if ref.initial else ""]
+        line = "\t".join(map(str, [*parts, ref.span] if ref.span else parts))
+        digest.update(f"{line}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -222,7 +221,7 @@ def _check_image(folder: Path, masks: list[Ref]) -> tuple[list[dict[str, Any]], 
     problems: list[tuple[Path, str]] = []
     read = cache(read_mask)
     try:
-        size = read_image(masks[0].image).shape[:2]
+        size = read_image(masks[0].image, span=masks[0].span).shape[:2]
     except HrsegError as error:
         return [], [(ref.mask, str(error)) for ref in masks]
     for mask in masks:
@@ -260,6 +259,7 @@ def _record(ref: Ref, folder: Path, truth: np.ndarray, used: str) -> dict[str, A
         "initial": relative(ref.initial, folder) if ref.initial else None,
         "parent": ref.parent,
         "stuff": ref.stuff,
+        "range": str(ref.span) if ref.span else None,
     }
     return record | {key: value for key, value in rare.items() if value is not None}
 
@@ -320,6 +320,7 @@ class Index(Sequence[Ref]):
             initial=self.folder / record["initial"] if "initial" in record else None,
             parent=record.get("parent"),
             stuff=record.get("stuff"),
+            span=parse_span(record["range"]) if "range" in record else None,
         )
 
     def record(self, index: int) -> dict[str, Any]:

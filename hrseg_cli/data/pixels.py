@@ -1,31 +1,44 @@
-"""Pixels of image and mask files, and how grey values become truth.
-
-    nonzero   > 0 is object (DAVIS; SegNext)
-    gt128     > 128 is object (HQ-SAM)
-    void128   > 128 is object, 128 is ignored (RITM's folder reader)
-    grabcut   as void128, and the value 1 is object too (RITM's GrabCut and Berkeley reader)
-    auto      chosen per mask, see :func:`binarize`
-
-The rule is logged with every number, for it moves boundaries by a pixel.
-"""
+"""Pixels of image and mask files. How the values of a mask become truth: :mod:`hrseg_cli.data.labels`."""
 
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from hrseg_cli.data import packed
-from hrseg_cli.errors import HrsegError, UnknownName
-from hrseg_cli.recipe import BinarizeRule
+from hrseg_cli.errors import HrsegError
 
 SUFFIXES = (".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 10**9
+DIM = 1 << 14  # 16-bit pictures that stay below are of fewer bits, or nearly black
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # what EXIF's orientations ask for
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
 
 Image.MAX_IMAGE_PIXELS = None  # gigapixel images are welcome here; _decode keeps a limit of its own
+
+
+class Span(NamedTuple):
+    """The values that become black and white in images of more than 8 bits; what lies between is scaled."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.low:.10g}..{self.high:.10g}"
 
 
 class MaskPixels(NamedTuple):
@@ -36,64 +49,40 @@ class MaskPixels(NamedTuple):
     palette: uint8, (n, 3), the colours of the indices; None where the file has no palette.
     colours: (H, W, 3) where the file has colour channels that differ; ``values`` is their maximum.
     objects: where object k is in the layers: (layer, value) each; empty for everything else.
+    alpha: uint8 (H, W) where it is not the same everywhere. Of what is transparent, grey values and colours are 0.
+    lossy: from a format that changes values.
     """
 
     values: np.ndarray
     palette: np.ndarray | None = None
     colours: np.ndarray | None = None
     objects: tuple[tuple[int, int], ...] = ()
+    alpha: np.ndarray | None = None
+    lossy: bool = False
 
 
-def binarize(grey: np.ndarray, rule: BinarizeRule) -> tuple[np.ndarray, str]:
-    """Grey values (H, W), bool, 8 or 16 bit -> (truth int8 (H, W): 1 object, 0 background, -1 ignored; rule used).
-
-    auto: only 0 and 1 -> nonzero; at most 8 distinct values, as drawn labels have -> void128; more, as an
-    anti-aliased edge has -> gt128. 16-bit values that exceed 255 are brought to 0..255 first (65535 -> 255).
-    """
-    if grey.dtype == bool:
-        grey = grey.astype(np.uint8)
-    elif grey.dtype != np.uint8:
-        grey = (grey if grey.max(initial=0) <= 255 else np.rint(grey / 257)).astype(np.uint8)
-    used: str = rule
-    if rule == "auto":
-        counts = np.bincount(grey.ravel(), minlength=256)
-        used = "nonzero" if not counts[2:].any() else "void128" if np.count_nonzero(counts) <= 8 else "gt128"
-    if used not in get_args(BinarizeRule):
-        raise UnknownName("label rule", used, get_args(BinarizeRule))
-    truth = (grey > (0 if used == "nonzero" else 128)).astype(np.int8)
-    if used in ("void128", "grabcut"):
-        truth[grey == 128] = -1
-    if used == "grabcut":
-        truth[grey == 1] = 1
-    return truth, used
-
-
-def grey_values(pixels: MaskPixels, rule: BinarizeRule) -> tuple[np.ndarray, BinarizeRule]:
-    """Values and rule to binarise by. Indices of a palette are labels, so "auto" is "nonzero" there."""
-    if pixels.palette is None:
-        return pixels.values, rule
-    # A grey picture that a PNG optimiser turned into a palette may number white before black.
-    grey = (pixels.palette == pixels.palette[:, :1]).all() and pixels.palette[0].any()
-    values = pixels.palette[:, 0][pixels.values] if grey else pixels.values
-    return values, "nonzero" if rule == "auto" else rule
-
-
-def read_image(path: Path, at_most: int = MAX_PIXELS) -> np.ndarray:
+def read_image(
+    path: Path, at_most: int = MAX_PIXELS, span: Span | None = None, data: bytes | None = None
+) -> np.ndarray:
     """uint8, (H, W, 3), RGB, as OpenCV reads it: EXIF turned, alpha dropped, the upper 8 of 16 bits.
 
-    at_most: pixels; a larger image is refused by its header.
+    at_most: pixels; a larger image is refused by its header. data: the file's bytes, where ``path`` only names it.
+    span: what black and white are in an image of more than 8 bits a channel. Without it such an image must fill 16
+    bits, at least up to a quarter of white; fewer bits would be nearly black, so they are refused.
     """
-    picture = _decode(path, at_most=at_most)
-    if picture.mode == "F":
-        raise HrsegError(f"{path}: floating-point pixels; save the image with 8 or 16 bits a channel")
-    if picture.mode.startswith("I"):
-        grey = (np.asarray(picture) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.array(picture.convert("RGB"))
+    found = _decode(path, data, at_most)
+    mode = found.picture.mode
+    if mode != "F" and not mode.startswith("I"):
+        colours = np.array(found.picture.convert("RGB"))
+        if not found.deep or (span is None and colours.max(initial=0) >= DIM >> 8):
+            return colours
+        return _to_8_bits(path, _deep_colours(found, path, data), span)
+    grey = _to_8_bits(path, _numbers(found), span)
+    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def read_mask(path: Path, at_most: int = MAX_PIXELS) -> MaskPixels:
-    """A mask as stored, turned by its EXIF tag. Of colours the maximum; a cut-out of one colour gives its alpha.
+    """A mask as stored, turned by its EXIF tag. Of colours the maximum.
 
     ``.mat`` is a file of SBD, ``.pickle`` one of COCO+LVIS. at_most: as of :func:`read_image`.
     """
@@ -101,48 +90,91 @@ def read_mask(path: Path, at_most: int = MAX_PIXELS) -> MaskPixels:
         return MaskPixels(packed.read_mat(path))
     if path.suffix == ".pickle":
         return _read_layers(path)
-    picture = _decode(path, at_most=at_most)
+    found = _decode(path, at_most=at_most)
+    picture, alpha = found.picture, _alpha(found.picture)
     if picture.mode in ("P", "PA"):
         colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
         indices = np.array(picture if picture.mode == "P" else picture.getchannel(0))
         used = int(indices.max(initial=0)) + 1
-        return MaskPixels(indices, np.concatenate([colours, np.zeros((256, 3), np.uint8)])[:used])
-    if picture.mode not in ("1", "L", "F", "RGB", "RGBA", "LA") and not picture.mode.startswith("I"):
-        picture = picture.convert("RGB")
-    values = np.array(picture)
+        palette = np.concatenate([colours, np.zeros((256, 3), np.uint8)])[:used]
+        return MaskPixels(indices, palette, alpha=alpha, lossy=found.lossy)
+    if found.deep:
+        values = _deep_colours(found, path, None)
+    elif picture.mode in ("1", "L", "F") or picture.mode.startswith("I"):
+        values = _numbers(found)
+    elif picture.mode == "LA":
+        values = np.array(picture.getchannel("L"))
+    else:
+        values = np.array(picture.convert("RGB"))
     if values.dtype.kind == "f":
-        if not np.array_equal(values, np.rint(values)):
+        if not np.isfinite(values).all() or not np.array_equal(values, np.rint(values)):
             raise HrsegError(f"{path}: floating-point pixels; save the mask as an 8-bit PNG")
-        values = values.astype(np.int32)
+        values = values.astype(np.int64)
     if values.dtype.kind in "iu" and values.dtype != np.uint8:
         if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
             raise HrsegError(f"{path}: values outside 0..65535; save the mask as an 8- or 16-bit PNG")
         values = values.astype(np.uint16)
+    if alpha is not None:
+        values[alpha == 0] = 0
     if values.ndim == 2:
-        return MaskPixels(values)
-    if values.shape[2] in (2, 4):
-        colours, alpha = values[:, :, :-1], values[:, :, -1]
-        visible = colours[alpha > 0]
-        if alpha.min(initial=255) < alpha.max(initial=0) and (visible == visible[0]).all():
-            return MaskPixels(alpha)
-        values = colours
+        return MaskPixels(values, alpha=alpha, lossy=found.lossy)
     grey = values.max(axis=2)
-    return MaskPixels(grey, colours=values if (values != grey[:, :, None]).any() else None)
+    differ = (values != grey[:, :, None]).any()
+    return MaskPixels(grey, colours=values if differ else None, alpha=alpha, lossy=found.lossy)
 
 
-def voc_indices(colours: np.ndarray) -> np.ndarray | None:
-    """uint8 (H, W): the indices in VOC's palette of colours (H, W, 3); None when one of them is not in it.
+def parse_span(text: str) -> Span:
+    """``0..4095`` as typed. Raises HrsegError."""
+    low, dots, high = text.partition("..")
+    try:
+        span = Span(float(low), float(high))
+    except ValueError:
+        dots = ""
+    if not dots or not -math.inf < span.low < span.high < math.inf:
+        raise HrsegError(f"range {text}: write the values of black and white as LOW..HIGH, such as 0..4095")
+    return span
 
-    Tools that know no palettes save VOC's masks in colours. Bit k of an index is bit 7 - k // 3 of channel k % 3.
-    """
-    index = np.arange(256)
-    known = np.zeros(256, np.int64)
-    for k in range(8):
-        known |= ((index >> k) & 1) << (8 * (2 - k % 3) + 7 - k // 3)
-    order = np.argsort(known)
-    codes = colours.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-    found = order[np.searchsorted(known[order], codes).clip(max=255)]
-    return found.astype(np.uint8) if np.array_equal(known[found], codes) else None
+
+# ---- more than 8 bits ------------------------------------------------------------------------------------------------
+
+
+def _to_8_bits(path: Path, values: np.ndarray, span: Span | None) -> np.ndarray:
+    """uint8 of integer or floating-point ``values``, as :func:`read_image` says."""
+    if span is not None:
+        scaled = (values.astype(np.float32).clip(*span) - span.low) * (255 / (span.high - span.low))
+        return np.asarray(np.rint(np.nan_to_num(scaled)).clip(0, 255).astype(np.uint8))
+    low, high = values.min(initial=0), values.max(initial=0)
+    if values.dtype.kind != "f" and low >= 0 and (high == 0 or DIM <= high <= 65535):
+        return np.asarray((values // 256).astype(np.uint8))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        low, high = 0, 1
+    whites = [1] if values.dtype.kind == "f" else [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
+    white = next((white for white in whites if high <= white), float(high))
+    guess = Span(0, white) if low >= 0 else Span(float(low), float(high))
+    raise HrsegError(
+        f"{path}: values from {low:.10g} to {high:.10g}, not 8 or 16 bits; say which are black and white with --range, "
+        f"for a dataset behind a colon, such as --range {guess} or DATASET:range={guess}; or save it with 8 bits"
+    )
+
+
+def _numbers(found: _Found) -> np.ndarray:
+    """(H, W) of one channel: bool, uint8, uint16, int32, uint32 or float32."""
+    values = np.array(found.picture)
+    # Pillow keeps unsigned 32-bit numbers in signed ones.
+    return values.view(np.uint32) if found.layout.startswith("I;32") and "S" not in found.layout else values
+
+
+def _deep_colours(found: _Found, path: Path, data: bytes | None) -> np.ndarray:
+    """uint16 (H, W, 3), RGB, of 16 bits a channel, of which Pillow gives the upper 8. Raises HrsegError."""
+    shown = np.array(found.picture.convert("RGB"))
+    pixels = cv2.imdecode(np.frombuffer(data or path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is not None and pixels.dtype == np.uint16:
+        colours = pixels[:, :, 2::-1] if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+        for turned in (TURNS.get(found.turn, np.asarray)(colours), colours):
+            # Whoever has turned it; of a PPM Pillow rounds to 8 bits.
+            if turned.shape == shown.shape and cv2.absdiff((turned // 256).astype(np.uint8), shown).max() <= 1:
+                return np.ascontiguousarray(turned)
+    raise HrsegError(f"{path}: 16 bits a channel of an unusual kind; save it with 8 bits, or as a 16-bit PNG")
 
 
 def _read_layers(path: Path) -> MaskPixels:
@@ -151,7 +183,7 @@ def _read_layers(path: Path) -> MaskPixels:
     try:
         blobs, objects = content
         places = tuple((int(layer), int(value)) for layer, value in objects)
-        layers = [np.asarray(_decode(path, blob if isinstance(blob, bytes) else blob.data)) for blob in blobs]
+        layers = [np.asarray(_decode(path, blob if isinstance(blob, bytes) else blob.data).picture) for blob in blobs]
         values = np.stack(layers, axis=2)
         sound = values.dtype == np.uint8 and all(0 <= k < len(layers) and 0 < v < 256 for k, v in places)
     except (TypeError, ValueError, AttributeError):
@@ -161,7 +193,18 @@ def _read_layers(path: Path) -> MaskPixels:
     return MaskPixels(values, objects=places)
 
 
-def _decode(path: Path, data: bytes | None = None, at_most: int = MAX_PIXELS) -> Image.Image:
+class _Found(NamedTuple):
+    """A decoded picture, upright, and what its file said: layout, as Pillow calls it; whether it has colours of 16 bits
+    a channel, of which the picture has the upper 8; EXIF's orientation then; whether its format changes values."""
+
+    picture: Image.Image
+    layout: str
+    deep: bool
+    turn: int
+    lossy: bool
+
+
+def _decode(path: Path, data: bytes | None = None, at_most: int = MAX_PIXELS) -> _Found:
     """A picture with all its pixels, upright. PIL, for it notices truncated files and keeps palettes.
 
     data: its bytes, where they lie inside of ``path``.
@@ -174,9 +217,14 @@ def _decode(path: Path, data: bytes | None = None, at_most: int = MAX_PIXELS) ->
             if picture.format == "PNG":  # pixels that are damaged inside of the file are decoded without complaint
                 picture.verify()
         with _opened(path, data) as picture:
+            if (pages := _pages(picture)) > 1:
+                raise HrsegError(f"{path}: holds {pages} pages; save each one as a file of its own")
+            layout, deep = _layout(picture)
+            lossy = _is_lossy(picture)
+            turn = picture.getexif().get(0x0112, 1) if deep else 1
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
-            return picture
+            return _Found(picture, layout, deep, turn, lossy)
     except (HrsegError, MemoryError):
         raise
     except FileNotFoundError:
@@ -188,5 +236,65 @@ def _decode(path: Path, data: bytes | None = None, at_most: int = MAX_PIXELS) ->
         raise HrsegError(f"{path}: cannot be read as an image ({reason}); replace the file") from None
 
 
-def _opened(path: Path, data: bytes | None) -> Image.Image:
+def _opened(path: Path, data: bytes | None) -> ImageFile.ImageFile:
     return Image.open(path if data is None else io.BytesIO(data))
+
+
+def _pages(picture: Image.Image) -> int:
+    """Pictures in the file. Smaller copies and masks of transparency in a TIFF are none, nor is what a telephone adds
+    to a JPEG."""
+    frames = getattr(picture, "n_frames", 1)
+    if frames == 1 or picture.format == "MPO":
+        return 1
+    if picture.format != "TIFF":
+        return int(frames)
+    whole = 0
+    for number in range(frames):
+        picture.seek(number)
+        tags = picture.tag_v2  # type: ignore[attr-defined]
+        whole += not tags.get(254, 0) & 0b101 and tags.get(255, 1) != 2
+    picture.seek(0)
+    return whole
+
+
+def _layout(picture: ImageFile.ImageFile) -> tuple[str, bool]:
+    """How the samples lie in the file, such as "I;16B", and whether they are colours of 16 bits. Before decoding."""
+    arguments = picture.tile[0][3] if picture.tile else ""
+    first, *rest = arguments if isinstance(arguments, tuple) else (arguments,)
+    deep_ppm = picture.format == "PPM" and rest[:1] == [65535]
+    colours = picture.mode not in ("1", "L", "P", "F") and not picture.mode.startswith("I")
+    return str(first), colours and (";16" in str(first) or deep_ppm)
+
+
+def _is_lossy(picture: ImageFile.ImageFile) -> bool:
+    """Whether a mask's values may have changed when it was saved. Before decoding."""
+    if picture.format == "WEBP":
+        return not _has_chunk(picture, b"VP8L")
+    return picture.format in ("JPEG", "MPO", "JPEG2000") or picture.info.get("compression") in (
+        "jpeg",
+        "tiff_jpeg",
+        "webp",
+    )
+
+
+def _has_chunk(picture: ImageFile.ImageFile, name: bytes) -> bool:
+    """Whether a RIFF file has a chunk of that name."""
+    file = picture.fp
+    assert file is not None
+    file.seek(12)
+    while len(head := file.read(8)) == 8:
+        if head[:4] == name:
+            return True
+        size = int.from_bytes(head[4:], "little")
+        file.seek(size + size % 2, io.SEEK_CUR)
+    return False
+
+
+def _alpha(picture: Image.Image) -> np.ndarray | None:
+    """uint8 (H, W), also where a colour is declared transparent; None where it is the same everywhere."""
+    if picture.mode in ("L", "P", "RGB") and "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    if picture.mode not in ("LA", "PA", "RGBA", "La", "RGBa"):
+        return None
+    alpha = np.array(picture.getchannel(len(picture.getbands()) - 1))
+    return alpha if alpha.min(initial=255) < alpha.max(initial=0) else None

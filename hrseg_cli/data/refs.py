@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from hrseg_cli.data.pixels import Span
 from hrseg_cli.recipe import BinarizeRule
 
 Rule = BinarizeRule | Literal["instance", "solid", "layers", "coco"]
@@ -35,6 +36,7 @@ class Ref:
     initial: a mask to start from.
     parent: COCO+LVIS: the ``instance`` this object is a part of.
     stuff: COCO+LVIS: the first id of ``mask`` that is stuff, on references to stuff; None on all others.
+    span: what black and white are in an image of more than 8 bits.
     """
 
     id: str
@@ -48,6 +50,7 @@ class Ref:
     initial: Path | None = None
     parent: int | None = None
     stuff: int | None = None
+    span: Span | None = None
 
     @property
     def unread(self) -> bool:

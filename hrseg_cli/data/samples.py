@@ -10,7 +10,8 @@
     coco        a JSON file in the format of COCO, as CVAT and Label Studio write it
     procedural  drawn on demand, nothing on disk                                      (:count=20,size=1024,seed=0)
 
-Grey values become truth by one of the rules of :mod:`hrseg_cli.data.pixels`. Where a file holds several objects:
+``range=0..4095`` behind any folder says what black and white are in its images of more than 8 bits. Grey values become
+truth by one of the rules of :mod:`hrseg_cli.data.labels`. Where a file holds several objects:
 
     instance   each id > 0 is one object, the highest value of the depth is void; ids are palette indices where there is
                a palette, or where all colours are of VOC's
@@ -38,8 +39,9 @@ from typing import NamedTuple
 import numpy as np
 
 from hrseg_cli import catalog
+from hrseg_cli.data.labels import check_size, label_indices, read_object, seen, truth_of_mask
 from hrseg_cli.data.manifest import manifest_names
-from hrseg_cli.data.pixels import MaskPixels, binarize, grey_values, read_mask, voc_indices
+from hrseg_cli.data.pixels import MaskPixels, parse_span, read_mask
 from hrseg_cli.data.pixels import read_image as read_image  # report/ knows it from here
 from hrseg_cli.data.refs import MARKS as MARKS  # these are known from here too
 from hrseg_cli.data.refs import PAIRS as PAIRS
@@ -151,7 +153,9 @@ def list_split(
 
 
 def _list(place: _Place, instances: bool, binarize: BinarizeRule) -> Listing:
-    name, folder, layout, options = place
+    name, folder, layout, given = place
+    options = {key: value for key, value in given.items() if key != "range" or layout == "procedural"}
+    span = parse_span(given["range"]) if options.keys() < given.keys() else None
     read = catalog.resolve("layout", layout)
     usual = {"folder", "name", "instances", "binarize"}
     known = {key: value for key, value in inspect.signature(read).parameters.items() if key not in usual}
@@ -165,7 +169,9 @@ def _list(place: _Place, instances: bool, binarize: BinarizeRule) -> Listing:
         raise HrsegError(f"{folder}: layout '{layout}' wants '{missing[0]}' too; write {missing[0]}=VALUE")
     with _readable(str(folder)):
         masks: list[Ref] = read(folder, name, instances=instances, binarize=binarize, **options)
-    values = [value if key == "split" else f"{key}-{value}" for key, value in options.items()]
+    if span:
+        masks = [replace(ref, span=span) for ref in masks]
+    values = [value if key == "split" else f"{key}-{value}" for key, value in given.items()]
     index = "-".join(["index", *(re.sub(r"\W+", "-", value).strip("-") for value in values)]) + ".jsonl"
     if layout == "coco":
         return Listing(name, folder.parent, masks, folder.with_suffix(f".{index}"))
@@ -315,13 +321,10 @@ def load_with_rule(ref: Ref) -> tuple[Sample, str]:
         image, coverage = procedural.draw(*ref.draw)
         truth, used = _label(ref, ref.mask, MaskPixels(coverage), image.shape[:2])
         return Sample(ref.id, ref.dataset, image, truth), used
-    image = read_image(ref.image)
-    truth, used = truth_of(ref, image.shape[:2])
-    initial = None
-    if ref.initial is not None:
-        pixels = read_mask(ref.initial)
-        _check_size(ref, ref.initial, pixels, image.shape[:2])
-        initial = (binarize(grey_values(pixels, "gt128")[0], "gt128")[0] == 1).astype(np.float32)
+    image = read_image(ref.image, span=ref.span)
+    height, width = image.shape[:2]
+    truth, used = truth_of(ref, (height, width))
+    initial = read_object(ref.initial, (height, width), owner=ref.image).astype(np.float32) if ref.initial else None
     return Sample(ref.id, ref.dataset, image, truth, initial), used
 
 
@@ -348,7 +351,7 @@ def truth_of(
 
 
 def _label(ref: Ref, path: Path, pixels: MaskPixels, size: tuple[int, ...]) -> tuple[np.ndarray, str]:
-    _check_size(ref, path, pixels, size)
+    check_size(path, pixels, size, ref.image)
     match ref.rule:
         case "instance" | "solid":
             ids = _ids(path, pixels)
@@ -362,31 +365,21 @@ def _label(ref: Ref, path: Path, pixels: MaskPixels, size: tuple[int, ...]) -> t
             layer, value = pixels.objects[k]
             return (pixels.values[:, :, layer] == value).astype(np.int8), ref.rule
         case rule:
-            return binarize(*grey_values(pixels, rule))
-
-
-def _check_size(ref: Ref, path: Path, pixels: MaskPixels, size: tuple[int, ...]) -> None:
-    height, width = pixels.values.shape[:2]
-    if (height, width) != size:
-        turned = " (turned by its EXIF tag?)" if (width, height) == size else ""
-        raise HrsegError(
-            f"{path}: {width}x{height} pixels, but {ref.image} has {size[1]}x{size[0]}{turned}; save both at one size"
-        )
+            return truth_of_mask(path, pixels, rule)
 
 
 def _no_object(ref: Ref, pixels: MaskPixels, used: str) -> HrsegError:
     values = np.unique(pixels.values).astype(int).tolist()
-    seen = ", ".join(map(str, values[:8])) + (" ..." if len(values) > 8 else "")
     what = f"rule '{used}'" if ref.instance is None else f"id {ref.instance}"
     if not any(values):
         fix = "the mask is empty, so remove it"
     elif ref.instance is not None:
         fix = "its pixels are gone or ignored, so correct the masks of this image"
-    elif 1 < values[-1] <= 64:
+    elif len(values) > 2 or 1 < values[-1] <= 64:
         fix = "for ids of objects add --instances, for one object --binarize nonzero"
     else:
         fix = "try --binarize nonzero"
-    return HrsegError(f"{ref.mask}: no object pixel by {what}; values seen: {seen}; {fix}")
+    return HrsegError(f"{ref.mask}: no object pixel by {what}; {seen(pixels)}; {fix}")
 
 
 def instance_ids(path: Path, read: Callable[[Path], MaskPixels] | None = None, rule: str = "instance") -> list[int]:
@@ -406,7 +399,10 @@ def _fill(mask: np.ndarray) -> float:
 
 
 def _ids(path: Path, pixels: MaskPixels) -> np.ndarray:
-    ids = pixels.values if pixels.colours is None else voc_indices(pixels.colours)
+    if pixels.lossy:
+        raise HrsegError(f"{path}: ids do not survive a lossy format; save them as PNG, or leave --instances off")
+    grey = pixels.palette is None and pixels.colours is None
+    ids = pixels.values if grey else label_indices(pixels)
     if ids is None:
         raise HrsegError(f"{path}: colours, not ids; save it as a palette or grey PNG, or leave --instances off")
     return ids
@@ -436,8 +432,8 @@ def fingerprint(folder: Path, masks: Iterable[Ref]) -> str:
 
 def file_state(ref: Ref, stat: Callable[[Path], str] | None = None) -> str:
     """What an object is read from, as one text that changes when a file or the way it is read does: rule, instance,
-    then size in bytes and time in ns of image, mask and others, and of the initial mask ("None" without one). For a
-    drawn object rule, instance and ``draw``. Paths do not count.
+    then size in bytes and time in ns of image, mask and others, and of the initial mask ("None" without one), and the
+    range of the image's values, if one was given. For a drawn object rule, instance and ``draw``. Paths do not count.
 
     stat: stands in for the size and time of a file, for callers that keep them for many objects.
     Raises HrsegError naming a file that is not there.
@@ -452,7 +448,7 @@ def file_state(ref: Ref, stat: Callable[[Path], str] | None = None) -> str:
             raise HrsegError(f"{path}: no such file; put it back, or remove its partner") from None
         except OSError as error:
             raise HrsegError(f"{path}: cannot be read ({error.strerror}); mend its rights") from None
-    return ", ".join(parts if ref.initial else [*parts, "None"])
+    return ", ".join([*parts, *([] if ref.initial else ["None"]), *([f"range {ref.span}"] if ref.span else [])])
 
 
 def _files(ref: Ref) -> tuple[Path, ...]:

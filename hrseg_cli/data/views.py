@@ -87,7 +87,7 @@ def load_scene(refs: Sequence[Ref]) -> Scene:
     if first.draw:
         sample = load(first)
         return Scene((first,), sample.image, sample.truth[None])
-    image = read_image(first.image)
+    image = read_image(first.image, span=first.span)
     read = cache(read_mask)
     return Scene(tuple(refs), image, np.stack([truth_of(ref, image.shape[:2], read)[0] for ref in refs]))
 
@@ -220,7 +220,7 @@ def identity(refs: Sequence[Ref], folder: Path) -> tuple[str, str]:
     the files lie in, as seen from ``folder``."""
     lines, places = [], set()
     for ref in refs:
-        lines.append(f"{ref.id}\t{ref.draw}\n")
+        lines.append(f"{ref.id}\t{ref.draw}{ref.span or ''}\n")
         places |= {ref.image.parent, ref.mask.parent}
     return _hash(lines), _hash(f"{relative(place, folder)}\n" for place in places)
 
@@ -304,7 +304,7 @@ def _write_small(scene: Scene, longest: int, folder: Path, names: list[str], mas
             log.warning("%s: object '%s' is lost at %d pixels, left out", ref.mask, ref.id, longest)
             continue
         write_atomically(below(folder, mask, ref.mask), _encoded(np.array([0, 255, 128], np.uint8)[small], "PNG"))
-    if factor == 1 and source.is_file():
+    if factor == 1 and source.is_file() and scene.refs[0].span is None:
         write_atomically(below(folder, names[1], source), source.read_bytes())
         return names[1]
     image = cv2.resize(scene.image, size, interpolation=cv2.INTER_AREA)

@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hrseg_cli import __version__
+from hrseg_cli.data.labels import read_object
 from hrseg_cli.data.masks_out import ENDINGS, write_mask
 from hrseg_cli.data.paths import checked
-from hrseg_cli.data.pixels import binarize, grey_values, read_image, read_mask
+from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.data.samples import size_and_time
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
-from hrseg_cli.recipe import Protocol
+from hrseg_cli.recipe import BinarizeRule, Protocol
 from hrseg_cli.runs import write_atomically
 
 RECORDS = "predict.jsonl"
@@ -51,13 +52,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Asked:
-    """What decides the files of an object, besides the object. provenance: of the model. formats: keys of ENDINGS."""
+    """What decides the files of an object, besides the object. provenance: of the model. formats: keys of ENDINGS.
+    binarize: the label rule of masks to start from. span: black and white in images of more than 8 bits.
+    """
 
     model: InteractiveModel
     provenance: dict[str, Any]
     protocol: Protocol
     formats: tuple[str, ...]
     tolerance: float
+    binarize: BinarizeRule = "auto"
+    span: Span | None = None
 
     def digest(self, job: Job) -> str:
         """The same when nothing has changed. Raises OSError for a file that is not there."""
@@ -70,6 +75,8 @@ class Asked:
             "formats": self.formats,
             "tolerance": self.tolerance,
             "hrseg": __version__,
+            **({"binarize": self.binarize} if job.initial and self.binarize != "auto" else {}),
+            **({"range": self.span} if self.span else {}),
         }
         return sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
@@ -112,7 +119,7 @@ def predict(jobs: Sequence[Job], asked: Asked, out: Path) -> Iterator[Outcome]:
             try:
                 if job.key[0] != current:
                     current, image = "", np.empty(0)  # gives the memory of the last one back first
-                    current, image = job.key[0], read_image(job.image)
+                    current, image = job.key[0], read_image(job.image, span=asked.span)
                 probability, seconds = segment(job, asked, image)
             except HrsegError as error:
                 yield Outcome(error=str(error))
@@ -154,14 +161,7 @@ def segment(job: Job, asked: Asked, image: np.ndarray) -> tuple[np.ndarray, floa
             )
     initial = None
     if job.initial:
-        truth, _ = binarize(*grey_values(read_mask(job.initial), "auto"))
-        if truth.shape != (height, width):
-            raise HrsegError(
-                f"{job.initial}: has {truth.shape[0]} rows and {truth.shape[1]} columns, {job.image} {height} and "
-                f"{width}; resize the mask"
-            )
-        initial = truth == 1
-        del truth
+        initial = read_object(job.initial, (height, width), asked.binarize, job.image)
     session = Session(asked.model, image, asked.protocol, initial, undo=0)
     started = time.perf_counter()
     for click in job.clicks:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from hrseg_cli.data.pixels import read_image
 from hrseg_cli.engine.session import Session
-from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
@@ -76,15 +75,7 @@ class Remote:
 
 def picture(blob: bytes) -> np.ndarray:
     """uint8 (H, W, 3) of an image file's bytes, upright. Raises HrsegError for others, and above 100 megapixels."""
-    try:
-        with Image.open(io.BytesIO(blob)) as file:
-            if file.width * file.height > MAX_PIXELS:  # before anything is unpacked
-                raise HrsegError(f"the image has {file.width} x {file.height} pixels; send at most {MAX_PIXELS:,}")
-            return np.array(ImageOps.exif_transpose(file).convert("RGB"))
-    except HrsegError:
-        raise
-    except Exception:  # a torn or hostile file can raise nearly anything
-        raise HrsegError("what came is no image, or a damaged one; send a JPEG or PNG") from None
+    return read_image(Path("the image"), at_most=MAX_PIXELS, data=blob)
 
 
 def _inside(click: Click, height: int, width: int) -> Click:

@@ -267,6 +267,7 @@ def _work(
         "dataset": ref.dataset,
         "image": str(ref.image.absolute()),
         "draw": ref.draw,
+        "range": str(ref.span) if ref.span else None,
         "size": list(sample.truth.shape),
         "truth": _encode(sample.truth == 1),
         "void": _encode(void) if void.any() else None,

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from hrseg_cli.recipe.reading import Settings, names, read
 
-BinarizeRule = Literal["auto", "nonzero", "gt128", "void128", "grabcut"]
+BinarizeRule = Literal["auto", "nonzero", "gt128", "void128", "void255", "grabcut"]
 Pixels = Annotated[int, Field(ge=1)]
 
 
@@ -54,7 +54,7 @@ class Protocol(Settings):
     threshold: a pixel is object where its probability is above this.
     max_clicks: clicks an object gets before it counts as not reached.
     network_clicks: the network sees only the first so many clicks (None: all).
-    binarize: how grey values of a mask file become truth (see ``hrseg_cli.data.samples.binarize``).
+    binarize: how grey values of a mask file become truth (see docs/data.md).
     keep_stale_roi: RITM keeps the old crop when the mask has become empty and squeezes the whole-image answer into it.
     click_when_perfect: with nothing left to correct, RITM's annotator clicks the first pixel negatively; otherwise the
         loop ends there.

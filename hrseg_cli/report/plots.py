@@ -377,7 +377,7 @@ def _decode(record: dict[str, Any], counts: str | None) -> np.ndarray | None:
 
 def _read_small(record: dict[str, Any], complain: Callable[[str], None]) -> np.ndarray:
     """The image in the size of a panel; plain grey when the file is gone or is another one now."""
-    from hrseg_cli.data.samples import read_image
+    from hrseg_cli.data.pixels import parse_span, read_image
 
     path, size = Path(record["image"]), tuple(record["size"])
     scale = CELL / max(size)
@@ -389,7 +389,7 @@ def _read_small(record: dict[str, Any], complain: Callable[[str], None]) -> np.n
         return _resized(procedural.draw(*record["draw"])[0], small)
     if path.is_file():
         try:
-            image = read_image(path)
+            image = read_image(path, span=parse_span(record["range"]) if record.get("range") else None)
             if image.shape[:2] == size:
                 return _resized(image, small)
             problem = f"its size is now {image.shape[1]} x {image.shape[0]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from tiny_photos import SIZE, SameColour, folder_of, truth
 
 from hrseg_cli.annotate.desk import Asked, Desk, Memory, Refused, drawn, runs
 from hrseg_cli.annotate.folder import Folder, Stroke
+from hrseg_cli.data.pixels import Span
 from hrseg_cli.data.samples import load, open_dataset
 from hrseg_cli.engine.checkpoint import load_model
 from hrseg_cli.errors import HrsegError
@@ -82,6 +84,44 @@ def test_the_folder_is_a_dataset_with_its_clicks_at_once(tmp_path: Path, flat: b
         rows, cols = np.nonzero(mask)
         assert one["bbox"] == [cols.min(), rows.min(), np.ptp(cols) + 1, np.ptp(rows) + 1]
         assert np.array_equal(pycoco.decode(one["segmentation"]), mask)
+
+
+def test_masks_that_are_there_are_read_as_datasets_read_them(tmp_path: Path) -> None:
+    """Palettes, cut-outs and 0/1 masks; one with two readings is an object with an error, and stays as it is."""
+    place = folder_of(tmp_path / "shop", "a.png")
+    (place / "masks").mkdir()
+    red = truth("red").astype(np.uint8)
+    Image.fromarray(red).save(place / "masks" / "a_0.png")
+    palette = Image.fromarray(red * 3)
+    palette.putpalette([0, 0, 0, 9, 0, 0, 0, 9, 0, 0, 0, 9])
+    palette.save(place / "masks" / "a_1.png")
+    Image.fromarray(np.dstack([red * 70, red * 20, red * 200, red * 255])).save(place / "masks" / "a_2.png")
+    Image.fromarray(red * 127 + truth("blue") * np.uint8(255)).save(place / "masks" / "a_3.png")
+    desk = desk_of(place)
+    errors = [one.get("error", "") for one in desk.picture(0)["objects"]]
+    assert errors[:3] == ["", "", ""]
+    assert errors[3].startswith(f"{place / 'masks' / 'a_3.png'}: values seen: 0, 127, 255")
+    assert errors[3].endswith("save it as 0 and 255")
+    for one in desk.folder.pictures[0].objects[:3]:
+        assert np.array_equal(desk.folder.mask(one, SIZE), truth("red"))
+    with pytest.raises(HrsegError, match="0, 127, 255"):
+        click(desk, BLUE, "a_3")
+    assert (place / "masks" / "a_3.png").is_file()
+
+
+def test_an_image_of_12_bits_is_shown_and_clicked_by_its_range(tmp_path: Path) -> None:
+    place = folder_of(tmp_path / "shop", "a.png")
+    image = place / "images" / "a.png"
+    grey = np.asarray(Image.open(image))[..., 0]
+    Image.fromarray(grey.astype(np.uint16) * 16).save(image)
+    folder, protocol = Folder(place, 0.5), load_protocol("plain")
+    with pytest.raises(HrsegError, match=r"--range 0\.\.4095"):
+        Desk(folder, SameColour(), {}, protocol).pixels(0)
+    desk = Desk(folder, SameColour(), {}, protocol, span=Span(0, 4095))
+    shown = np.asarray(Image.open(io.BytesIO(desk.pixels(0))))[..., 0].astype(int)
+    assert np.abs(shown - grey).mean() < 3
+    assert desk.digest != Desk(folder, SameColour(), {}, protocol).digest  # answers are others
+    assert stored(place, click(desk, RED))[RED]
 
 
 def test_undo_and_redo_and_a_restart_in_between(tmp_path: Path) -> None:

@@ -339,6 +339,45 @@ def test_single_precision_is_single_precision(
     assert seen == [(False, True)]
 
 
+def test_hrsegs_own_cut_out_is_a_mask_to_start_from(hrseg: Command, photos: Path) -> None:
+    """It was read by its brightness, which is that of the photograph."""
+    words = ["predict", photos / "a" / "cat.png", "-m", "grabcut", "--click"]
+    (first,) = rows(hrseg(*words, "60,60", "--format", "png", "--format", "cutout", "-o", photos / "first"))
+    answers = [
+        rows(hrseg(*words, "90,170,neg", "--init-mask", start, "-o", photos / Path(start).stem))[0]["area"]
+        for start in first["files"]
+    ]
+    assert answers[0] == answers[1] > 3000
+
+
+def test_the_rule_of_an_initial_mask_can_be_named(hrseg: Command, photos: Path) -> None:
+    """127 may be the unknown part or the object; asked otherwise, the object is done again."""
+    start = photos / "start.png"
+    values = np.select([DISKS["left"], DISKS["right"]], [127, 255])
+    Image.fromarray(values.astype(np.uint8)).save(start)
+    words = ["predict", photos / "a" / "cat.png", "-m", "grabcut", "--click", "90,170", "--init-mask", start]
+    words += ["-o", photos / "out"]
+    refused = hrseg(*words)
+    assert refused.code == 1
+    assert refused.err.startswith(f"hrseg: {start}: values seen: 0, 127, 255")
+    assert "--binarize nonzero" in refused.err
+    both, right = (rows(hrseg(*words, "--binarize", rule))[0]["area"] for rule in ("nonzero", "gt128"))
+    assert both > 6000 > right > 3000
+
+
+def test_an_image_of_12_bits_asks_for_its_range(hrseg: Command, photos: Path) -> None:
+    Image.fromarray(IMAGE[..., 0].astype(np.uint16) * 16).save(photos / "deep.png")
+    words = ["predict", photos / "deep.png", "-m", "grabcut", "--click", "60,60", "-o", photos / "out"]
+    refused = hrseg(*words)
+    assert refused.code == 1
+    assert "--range 0..4095" in refused.err
+    (row,) = rows(hrseg(*words, "--range", "0..4095"))
+    assert iou(mask_of(row["files"][0]), DISKS["left"]) > 0.9
+    assert hrseg(*words, "--range", "0..4095").err == "1 of 1 objects were there already\n"
+    assert hrseg(*words, "--range", "0..65535").err == ""  # asked otherwise
+    assert "LOW..HIGH" in hrseg(*words, "--range", "4095").err
+
+
 def test_a_broken_image_does_not_stop_the_others(hrseg: Command, photos: Path) -> None:
     whole = (photos / "a" / "cat.png").read_bytes()
     (photos / "a" / "bad.png").write_bytes(whole[:-500])
@@ -422,7 +461,7 @@ WRONG = [
     ("--click 60,60 --out {photos}/a", 1, "holds cat.png itself"),
     ("--click 60,60 --out {photos}", 1, "not written by 'hrseg predict'"),
     ("--click 60,60 --init-mask nowhere.png", 1, "no such file or folder"),
-    ("--click 60,60 --init-mask {photos}/small.png", 1, "has 10 rows and 20 columns"),
+    ("--click 60,60 --init-mask {photos}/small.png", 1, "small.png: 20x10 pixels, but "),
     ("--click 60,60 --init-mask {photos}/b", 1, "has no other.png"),
     ("--click 60,60 --device gpu", 1, "cpu or cuda"),
 ]
