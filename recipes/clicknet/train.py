@@ -6,8 +6,10 @@
 It takes the data of the recipe ``clicknet_photos`` and resumes from ``state.pt`` in the output folder, if there is one.
 What it does beyond ``hrseg train``: every answer of a batch is trained, not only the last; crops of several sizes;
 boxes as prompts; previous masks with mistakes that a click then corrects; copies of an object next to it. Later answers
-of a batch mostly train the decoder alone, because the backbone costs two thirds of a step. Writes ``last.safetensors`` (the moving average of the weights) and
-``log.jsonl``, one JSON object a line: losses, and now and then clicks on held-out objects under ``fast``.
+of a batch mostly train the decoder alone, because the backbone costs two thirds of a step.
+
+Writes ``last.safetensors`` (the moving average of the weights) and ``log.jsonl``, one JSON object a line: losses, and
+now and then clicks on held-out objects under ``fast``.
 """
 
 from __future__ import annotations
