@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -98,7 +98,7 @@ def _split(parts: tuple[str, ...], known: dict[tuple[str, ...], list[Path]]) -> 
 
 def _from_json(path: Path, text: str) -> dict[str, Objects]:
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
         raise HrsegError(f"--clicks {path}: not JSON ({error}); mend it, or name a CSV file .csv") from None
     if not isinstance(content, dict):
@@ -110,6 +110,15 @@ def _from_json(path: Path, text: str) -> dict[str, Objects]:
         except (TypeError, ValueError):
             raise HrsegError(f"--clicks {path}, {image}: not clicks; {HOW}") from None
         _check_some(path, image, found[image])
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of which a name that is there twice would lose its first clicks without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"'{name}' is there twice")
     return found
 
 
@@ -144,6 +153,8 @@ def _from_traces(path: Path) -> dict[str, Objects]:
     found: dict[str, Objects] = defaultdict(dict)
     for trace in read_traces(path):
         image, _, name = trace.id.partition("#")
+        if name in found[image]:
+            raise HrsegError(f"--clicks {path}, {trace.id}: its clicks are there twice; remove one of the two lines")
         found[image][name] = trace.clicks
         _check_some(path, trace.id, {name: trace.clicks})
     return dict(found)
