@@ -6,7 +6,8 @@ JSON    {"cat.jpg": [[row, col, 1], [row, col, 0]]}             one object; 1 on
 CSV     a header image,row,col[,positive][,object], a line a click
 JSONL   traces of hrseg; STEM#K is object K of that image
 
-Rows and columns are pixels of the upright image, from 0, row 0 on top.
+Rows and columns are pixels of the upright image, from 0, row 0 on top; fractions are taken, up to below the height and
+the width.
 """
 
 from __future__ import annotations

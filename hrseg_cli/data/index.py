@@ -44,7 +44,7 @@ class Summary:
     """What :func:`build_index` found.
 
     images, objects: counts of the good ones. rules: label rule -> objects read by it.
-    problems: one line each, with the file and the fix, in dataset order. empty: masks of several objects that hold none.
+    problems: one line each, with the file and the fix, in dataset order. empty: how many masks of ids hold no object.
     """
 
     path: Path
