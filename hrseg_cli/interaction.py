@@ -22,8 +22,8 @@ class Click(NamedTuple):
     positive: bool
 
     def lies_in(self, height: int, width: int) -> bool:
-        """The rule for every click: 0 <= row < height and 0 <= col < width, fractions too. ``height`` itself is outside:
-        the last row is height - 1."""
+        """The rule for every click: 0 <= row < height and 0 <= col < width, fractions too. ``height`` itself lies
+        outside: the last row is height - 1."""
         return 0 <= self.row < height and 0 <= self.col < width
 
 

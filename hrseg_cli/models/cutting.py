@@ -1,9 +1,9 @@
 """OpenCV's graph cut in a process of its own, which ends itself when a picture keeps it computing for too long.
 
-A cut of a photograph takes a few seconds at most, one of a picture of very few colours (a checkerboard, two grey levels
-of noise) may take many minutes, and nothing tells them apart beforehand. It runs in C++, where neither Ctrl-C nor SIGTERM
-is heard; whoever waits for a process hears them. The limit is one of computing time, so that a busy machine gives the
-same answers as an idle one.
+A cut of a photograph takes a few seconds at most. One of a picture of very few colours (a checkerboard, two grey levels
+of noise) may take many minutes, and nothing tells them apart beforehand. It runs in C++, where neither Ctrl-C nor
+SIGTERM is heard; whoever waits for a process hears them. The limit is one of computing time, so that a busy machine
+gives the same answers as an idle one.
 
 Run as a script, this file is that process. It reads requests from stdin and writes answers to stdout: three int32
 (rows, columns, rounds) and a float64 (seconds), the picture's bytes and the labels' bytes; the new labels' bytes.
@@ -50,7 +50,8 @@ def cut(picture: np.ndarray, labels: np.ndarray, iterations: int) -> np.ndarray 
             # In a session of its own Ctrl-C does not reach it: ending it is up to whoever waits.
             _process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         asked, answers = _process.stdin, _process.stdout
-        assert asked and answers
+        assert asked
+        assert answers
         try:
             asked.write(HEAD.pack(*labels.shape, iterations, limit(labels.size)) + picture.tobytes() + labels.tobytes())
             asked.flush()

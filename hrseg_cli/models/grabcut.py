@@ -108,11 +108,11 @@ class GrabCut(InteractiveModel):
 
 
 def pixels_under(points: np.ndarray, size: tuple[int, int], scale: float, shape: tuple[int, ...]) -> np.ndarray:
-    """int (N, 2): the pixels under points (N, 2) of a picture of ``size`` in its copy of ``shape``, -1 for those outside.
+    """int (N, 2): the pixels under points (N, 2) of a picture of ``size`` in its copy of ``shape``, -1 for others.
 
     A point on the last half pixel lies on the last pixel: large crops are shown small, and clicks may be fractional.
     """
-    inside = ((points >= -0.5) & (points < size)).all(axis=1)
+    inside = np.all((points >= -0.5) & (points < size), axis=1)
     pixels = np.minimum(np.floor((points + 0.5) * scale), np.subtract(shape, 1)).astype(int)
     return np.where(inside[:, None], pixels, -1)
 
