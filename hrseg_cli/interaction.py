@@ -6,6 +6,7 @@ Axis order is (row, col) everywhere, row 0 on top, in pixels of the full image.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,11 @@ class Click(NamedTuple):
     row: float
     col: float
     positive: bool
+
+    def lies_in(self, height: int, width: int) -> bool:
+        """The rule for every click: 0 <= row < height and 0 <= col < width, fractions too. ``height`` itself lies
+        outside: the last row is height - 1."""
+        return 0 <= self.row < height and 0 <= self.col < width
 
 
 @dataclass(frozen=True)
@@ -83,15 +89,31 @@ class Trace:
         """The reverse of :meth:`to_json`. Raises ValueError, KeyError or TypeError on anything else."""
         record = json.loads(line)
         fixed = {"id", "dataset", "clicks", "seconds", "until", "size", "area", "rule", "notes"}
+        clicks = tuple(Click(_number(r), _number(c), bool(p)) for r, c, p in record["clicks"])
+        after = {k: tuple(map(_number, v)) for k, v in record.items() if k not in fixed and isinstance(v, list) and v}
+        seconds = tuple(map(_number, record.get("seconds", ())))
+        for name, values in {**after, "seconds": seconds}.items():
+            if values and len(values) != len(clicks):
+                raise ValueError(f"{len(values)} values of '{name}' for {len(clicks)} clicks")
+        height, width = record.get("size", (0, 0))
+        if not (isinstance(record["id"], str) and isinstance(record["dataset"], str)):
+            raise ValueError("'id' or 'dataset' is not a text")
         return cls(
             id=record["id"],
             dataset=record["dataset"],
-            clicks=tuple(Click(r + 0, c + 0, bool(p)) for r, c, p in record["clicks"]),  # + 0: refuses texts
-            scores={k: tuple(v) for k, v in record.items() if k not in fixed and isinstance(v, list) and v},
-            seconds=tuple(record.get("seconds", ())),
-            until=dict(record.get("until", {})),
-            size=tuple(record.get("size", (0, 0))),
-            area=int(record.get("area", 0)),
+            clicks=clicks,
+            scores=after,
+            seconds=seconds,
+            until={name: _number(value) for name, value in record.get("until", {}).items()},
+            size=(int(_number(height)), int(_number(width))),
+            area=int(_number(record.get("area", 0))),
             rule=str(record.get("rule", "")),
-            notes=dict(record.get("notes", {})),
+            notes={name: int(_number(value)) for name, value in record.get("notes", {}).items()},
         )
+
+
+def _number(value: Any) -> Any:
+    """``value`` where it is a finite number. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a number")
+    return value

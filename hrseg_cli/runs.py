@@ -54,8 +54,11 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def read_traces(path: Path) -> Iterator[Trace]:
-    """Traces of a ``.jsonl`` file. A torn last line (an interrupted run) is dropped; any other bad line is an error."""
+def read_traces(path: Path, torn: bool = False) -> Iterator[Trace]:
+    """Traces of a ``.jsonl`` file. Raises HrsegError for a line that is none.
+
+    torn: drop a last line that was cut off, as an interrupt leaves it.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
@@ -65,10 +68,14 @@ def read_traces(path: Path) -> Iterator[Trace]:
             continue
         try:
             yield Trace.from_json(line)
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number < len(lines):
+                raise HrsegError(f"{path}, line {number}: not a trace ({error}); delete the line or the file") from None
+            if torn:
                 return
-            raise HrsegError(f"{path}, line {number}: not a trace ({error}); delete the line or the file") from None
+            raise HrsegError(
+                f"{path}, line {number}: cut off in the middle; copy the file again, or rerun the command that wrote it"
+            ) from None
 
 
 def environment() -> dict[str, Any]:
@@ -269,11 +276,17 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        record["asked"]["settings"]
+        asked, got = record["asked"], record.get("got", {})
+        places = [record.get("where", {}), *record.get("where_later", [])]
+        if not all(isinstance(one, dict) for one in (asked["settings"], got, *places)):
+            raise ValueError("'settings', 'got' or 'where' is not a table")
+        if not (isinstance(asked["command"], str) and isinstance(got.get("seconds", 0.0), int | float)):
+            raise ValueError("'command' is not a text or 'seconds' not a number")
     except FileNotFoundError:
         raise HrsegError(f"{folder}: no run.json there; give a folder written by 'hrseg evaluate --out'") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HrsegError(f"{path}: cannot be read as a run ({error}); run the command that made it again") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise HrsegError(f"{path}: cannot be read as a run ({reason}); run the command that made it again") from None
     return dict(record)
 
 

@@ -223,7 +223,7 @@ class Desk:
         else:
             del one.actions[one.done :]
             if isinstance(asked, DoClick):
-                if not (asked.row < size[0] and asked.col < size[1]):
+                if not Click(asked.row, asked.col, asked.positive).lies_in(*size):
                     raise Refused(422, "a click outside of the image")
                 box = _inside(asked.box, size) if asked.box else None
                 one.actions.append(Clicked(row=asked.row, col=asked.col, positive=asked.positive, box=box))
@@ -353,7 +353,8 @@ def runs(mask: np.ndarray) -> dict[str, Any]:
 def drawn(stroke: Stroke, size: tuple[int, int]) -> np.ndarray:
     """bool (H, W): the pixels under a round brush."""
     canvas = np.zeros(size, np.uint8)
-    points = np.floor(np.array(stroke.points)[:, ::-1]).astype(np.int32)
+    # A brush may touch the image's far edges, and paints the last pixel there.
+    points = np.minimum(np.floor(stroke.points), np.subtract(size, 1))[:, ::-1].astype(np.int32)
     width = max(1, round(2 * stroke.radius))
     if len(points) == 1:
         cv2.circle(canvas, points[0].tolist(), width // 2, 1, cv2.FILLED)

@@ -6,7 +6,8 @@ JSON    {"cat.jpg": [[row, col, 1], [row, col, 0]]}             one object; 1 on
 CSV     a header image,row,col[,positive][,object], a line a click
 JSONL   traces of hrseg; STEM#K and STEM_K are object K of that image
 
-Rows and columns are pixels of the upright image, from 0, row 0 on top.
+Rows and columns are pixels of the upright image, from 0, row 0 on top; fractions are taken, up to below the height and
+the width.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import csv
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from operator import attrgetter
@@ -134,7 +135,7 @@ def _object(
 
 def _from_json(path: Path, text: str) -> dict[str, Objects]:
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
         raise HrsegError(f"--clicks {path}: not JSON ({error}); mend it, or name a CSV file .csv") from None
     if not isinstance(content, dict):
@@ -146,6 +147,15 @@ def _from_json(path: Path, text: str) -> dict[str, Objects]:
         except (TypeError, ValueError):
             raise HrsegError(f"--clicks {path}, {image}: not clicks; {HOW}") from None
         _check_some(path, image, found[image])
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of which a name that is there twice would lose its first clicks without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"'{name}' is there twice")
     return found
 
 
@@ -180,7 +190,7 @@ def _from_traces(path: Path) -> dict[str, Objects]:
     found: dict[str, Objects] = {}
     for trace in read_traces(path):
         if trace.id in found:
-            raise HrsegError(f"--clicks {path}: object '{trace.id}' is there twice; give the traces of one dataset")
+            raise HrsegError(f"--clicks {path}, {trace.id}: its clicks are there twice; give the traces of one dataset")
         found[trace.id] = {"": trace.clicks}
         _check_some(path, trace.id, found[trace.id])
     return found

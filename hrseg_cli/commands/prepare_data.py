@@ -16,6 +16,7 @@ from hrseg_cli.errors import HrsegError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hrseg_cli.data.index import Summary
     from hrseg_cli.data.known import Known, Piece
     from hrseg_cli.data.manifest import ArchiveFile
     from hrseg_cli.data.samples import Listing
@@ -165,7 +166,7 @@ def _prepare(
         if out is not None:
             listing = listing._replace(index_file=below(out, f"{name}.jsonl", manifest.name))
         if verify or not is_fresh(listing):
-            problems += _index(listing, name)
+            problems += len(_index(listing, name).problems)
         problems += _count(listing, piece)
         if longest:
             _shrink(listing, below(root, f"{name}-{longest}", manifest.name), longest)
@@ -242,21 +243,29 @@ def _check(
 ) -> None:
     """A folder of the user's own."""
     from hrseg_cli.data.paths import below
-    from hrseg_cli.data.samples import list_masks
+    from hrseg_cli.data.samples import list_masks, split_options
 
     listing = list_masks(spec, root=root, instances=instances, binarize=binarize)
-    problems = _index(listing, spec, out, instances, binarize)
+    found = _index(listing, spec, out, instances, binarize)
+    if not found.objects and not found.problems:
+        fix = (
+            "no mask holds an id besides 0 and void; leave --instances off"
+            if found.empty
+            else "put images and masks in"
+        )
+        raise HrsegError(f"{spec}: no objects; {fix}")
     if longest:
         split = listing.index_file.stem.partition("index-")[2]
         name = "-".join(filter(None, (listing.name, split, str(longest))))
         folder = listing.folder.absolute()
-        _shrink(listing, below(folder if Path(spec).is_file() else folder.parent, name, spec), longest, out)
-    if problems:
-        raise HrsegError(f"{spec}: {problems} problems, named above; what is good is indexed")
+        inside = Path(split_options(spec)[0]).is_file()
+        _shrink(listing, below(folder if inside else folder.parent, name, spec), longest, out)
+    if found.problems:
+        raise HrsegError(f"{spec}: {len(found.problems)} problems, named above; what is good is indexed")
 
 
-def _index(listing: Listing, name: str, out: Path | None = None, *rule: Any) -> int:
-    """Decode everything of a listing and write its index; the number of problems, each of which is told."""
+def _index(listing: Listing, name: str, out: Path | None = None, *rule: Any) -> Summary:
+    """Decode everything of a listing and write its index; each problem is told."""
     from hrseg_cli.data.index import build_index
 
     instances, binarize = rule or (False, "auto")
@@ -271,6 +280,8 @@ def _index(listing: Listing, name: str, out: Path | None = None, *rule: Any) -> 
         )
     for problem in found.problems:
         typer.echo(f"hrseg: {problem}", err=True)
+    if found.empty:
+        options.note(f"{name}: {found.empty} masks hold no object")
     _row(
         dataset=name,
         index=str(found.path),
@@ -279,19 +290,26 @@ def _index(listing: Listing, name: str, out: Path | None = None, *rule: Any) -> 
         rules=found.rules,
         problems=len(found.problems),
     )
-    return len(found.problems)
+    return found
 
 
 def _shrink(listing: Listing, folder: Path, longest: int, index: Path | None = None) -> None:
     """Smaller copies of what the index holds: the good objects."""
+    import csv
+
     from hrseg_cli.data.index import Index
+    from hrseg_cli.data.refs import PAIRS
     from hrseg_cli.data.views import cache_longest
 
     refs = Index(index or listing.index_file, folder=listing.folder, name=listing.name)
     with options.progress() as bar:
         task = bar.add_task(f"shrinking {listing.name}", total=None)
         cache_longest(refs, folder, longest, progress=lambda done, total: bar.update(task, completed=done, total=total))
-    _row(dataset=listing.name, cache=str(folder), longest=longest, objects=len(refs))
+    with (folder / PAIRS).open(encoding="utf-8", newline="") as table:
+        kept = sum(1 for _ in csv.DictReader(table))
+    if lost := len(refs) - kept:
+        options.note(f"{folder}: {lost} of {len(refs)} objects have no pixel left at {longest} pixels, left out")
+    _row(dataset=listing.name, cache=str(folder), longest=longest, objects=kept)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def simulate_clicks(
     """Click on every object and write one JSON line per object: clicks, scores after each, seconds.
 
     With --replay the clicks come from an earlier run, so that two models answer the same clicks; objects without a
-    trace in that file are left out. With --shard the file's name gets the shard's.
+    trace in that file are left out, and counted on stderr. With --shard the file's name gets the shard's.
     """
     chosen = options.protocol_of(protocol, set_, binarize)
     targets = options.until_of(until, list(dict.fromkeys(metric)))
@@ -67,9 +67,16 @@ def simulate_clicks(
     refs = options.open_datasets(dataset, root, instances, chosen.binarize, limit).refs
     given = _read_clicks(replay) if replay else None
     if given is not None:
+        every = {f"{ref.dataset}/{ref.id}" for ref in refs}
         refs = [ref for ref in refs if f"{ref.dataset}/{ref.id}" in given]
         if not refs:
             raise HrsegError(f"--replay {replay}: holds no trace of these datasets; give it the names it was made with")
+        if left := len(every - given.keys()):
+            options.note(f"--replay {replay}: {left} of {len(every)} objects have no trace there and are left out")
+        if strangers := given.keys() - every:
+            options.note(
+                f"--replay {replay}: {len(strangers)} of its traces are of no object here, such as {min(strangers)}"
+            )
     if part:
         refs = part.share(refs)
     chosen, own = options.own_protocols(protocol, chosen, {ref.dataset for ref in refs}, set_)
@@ -120,4 +127,10 @@ def _read_clicks(path: Path) -> dict[str, tuple[Click, ...]]:
     path = path / "traces.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise HrsegError(f"--replay {path}: no such file; give a traces.jsonl or a finished run folder")
-    return {f"{trace.dataset}/{trace.id}": trace.clicks for trace in read_traces(path)}
+    found: dict[str, tuple[Click, ...]] = {}
+    for trace in read_traces(path):
+        key = f"{trace.dataset}/{trace.id}"
+        if key in found:
+            raise HrsegError(f"--replay {path}: {key} is there twice; remove one of the two lines")
+        found[key] = trace.clicks
+    return found

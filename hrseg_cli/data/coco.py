@@ -16,11 +16,13 @@ import numpy as np
 from pycocotools import mask as pycoco
 
 from hrseg_cli.data.paths import inner
-from hrseg_cli.data.refs import Ref
-from hrseg_cli.errors import HrsegError
+from hrseg_cli.data.refs import Ref, Rule
+from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.recipe import BinarizeRule
 
 log = logging.getLogger(__name__)
+
+CROWD_RULES: dict[str, Rule] = {"void": "coco", "object": "coco_crowd"}
 
 
 class _File(NamedTuple):
@@ -31,24 +33,37 @@ class _File(NamedTuple):
     crowds: dict[Any, list[dict[str, Any]]]
 
 
-def list_coco(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
+def list_coco(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, crowd: str = "void") -> list[Ref]:
     """One object per annotation with a mask. ``folder`` is the JSON file.
 
-    Images lie beside it, in images/, or likewise beside its folder (CVAT: annotations/instances_default.json). What is
-    marked as crowd is no object but void for those of its image. ``instances`` and ``binarize`` change nothing.
+    Images lie next to it, in images/, or likewise next to its folder (CVAT: annotations/instances_default.json).
+    ``instances`` and ``binarize`` change nothing.
 
+    crowd: what is marked by ``iscrowd``: "void" for the objects of its image and none itself, as COCO means it, or
+        "object" like all others: CVAT marks every mask that was brushed. Nothing in the file tells the two apart.
     Raises HrsegError where it is not sure which file an image is, or two images would be read from one.
     """
+    if crowd not in CROWD_RULES:
+        raise UnknownName("crowd", crowd, CROWD_RULES)
     file = _read(folder)
+    crowds = {one["id"] for its in file.crowds.values() for one in its} if crowd == "void" else set()
     found: dict[Any, list[int]] = defaultdict(list)
     bare = 0
     for key, annotation in file.annotations.items():
         if not annotation.get("segmentation"):
             bare += 1
-        elif not annotation.get("iscrowd"):
+        elif key not in crowds:
             found[annotation["image_id"]].append(key)
+    hint = f"{len(crowds)} annotations marked by iscrowd (brush masks of CVAT? then write {folder}:crowd=object)"
+    if not found:
+        left = [*([f"{bare} annotations that have a box but no mask"] if bare else []), *([hint] if crowds else [])]
+        raise HrsegError(f"{folder}: no object: it holds {' and '.join(left) or 'no annotations'}")
     if bare:
         log.warning("%s: left out %d annotations that have a box but no mask", folder, bare)
+    if crowds:
+        log.warning("%s: no objects but void for others: %s", folder, hint)
+    if empty := len(file.images.keys() - found.keys()):
+        log.warning("%s: left out %d of %d images, which have no object", folder, empty, len(file.images))
     refs = []
     owners: dict[str, tuple[Any, Path]] = {}
     last_parts = Counter(_last_part(_file_name(file, image_id)) for image_id in file.images)
@@ -62,7 +77,7 @@ def list_coco(folder: Path, name: str, *, instances: bool, binarize: BinarizeRul
                 f"{image}; give each its own file, or all annotations of it one image_id"
             )
         stem = Path(inner(text)).with_suffix("").as_posix()
-        refs += [Ref(f"{stem}#{key}", name, image, folder, "coco", key) for key in sorted(found[image_id])]
+        refs += [Ref(f"{stem}#{key}", name, image, folder, CROWD_RULES[crowd], key) for key in sorted(found[image_id])]
     return refs
 
 
@@ -83,7 +98,7 @@ def truth(ref: Ref, size: tuple[int, int]) -> np.ndarray:
     if not mask.any():
         raise HrsegError(f"{ref.mask}: annotation {ref.instance} covers no pixel; remove it")
     values = mask.astype(np.int8)
-    for crowd in file.crowds.get(annotation["image_id"], ()):
+    for crowd in file.crowds.get(annotation["image_id"], ()) if ref.rule == "coco" else ():
         values[_mask(ref.mask, crowd, size) & ~mask] = -1
     return values
 
@@ -160,9 +175,20 @@ def _parse(path: Path, _time: int, _size: int) -> _File:
         if image_id not in file.images:
             raise HrsegError(f"{path}: annotation {key} is on image {image_id}, which is not listed; export it again")
         file.annotations[key] = annotation
-        if annotation.get("iscrowd") and annotation.get("segmentation"):
+        if _is_crowd(path, annotation) and annotation.get("segmentation"):
             file.crowds[image_id].append(annotation)
     return file
+
+
+def _is_crowd(path: Path, annotation: dict[str, Any]) -> bool:
+    """Tables and scripts write the flag as a text, too; "0" is false there."""
+    flag = annotation.get("iscrowd")
+    text = str(flag).strip().lower()
+    if flag is None or text in ("", "0", "0.0", "false"):
+        return False
+    if text in ("1", "1.0", "true"):
+        return True
+    raise HrsegError(f"{path}: annotation {annotation['id']}: iscrowd is {text[:40]!r}; write 0 or 1")
 
 
 def _mask(path: Path, annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:

@@ -117,6 +117,8 @@ def _list_matched(folder: Path, name: str, layout: str, rule: Rule) -> list[Ref]
             f"{masks_in}: no image of that stem in {images_in.name}/ for {_some(orphans)}{note}; "
             "add the images or remove the masks"
         )
+    if others := not_images + not_masks:
+        log.warning("%s: left out %d files that are no images: %s", images_in.parent, len(others), _some(others))
     bare = [path for stem, path in images.items() if stem not in found]
     if bare:
         log.warning("%s: skipped what has no mask in %s/: %s", images_in, masks_in.name, _some(bare))
@@ -139,14 +141,16 @@ def by_stem(folder: Path, suffixes: Collection[str] = SUFFIXES) -> tuple[dict[st
 
 
 def _walk(folder: Path) -> list[Path]:
-    """All files below ``folder`` but hidden ones; links are followed. Raises OSError for what cannot be listed."""
+    """All files below ``folder`` but hidden ones and those in hidden folders (.ipynb_checkpoints); links are followed.
+    Raises OSError for what cannot be listed."""
 
     def complain(error: OSError) -> None:
         raise error
 
     files: list[Path] = []
     seen: set[str] = set()
-    for place, _, names in os.walk(folder, followlinks=True, onerror=complain):
+    for place, below, names in os.walk(folder, followlinks=True, onerror=complain):
+        below[:] = [name for name in below if not name.startswith(".")]
         real = os.path.realpath(place)
         if real in seen:
             raise HrsegError(f"{place}: a link to a folder that is read anyway; remove the link")

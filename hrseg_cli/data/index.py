@@ -44,7 +44,7 @@ class Summary:
     """What :func:`build_index` found.
 
     images, objects: counts of the good ones. rules: label rule -> objects read by it.
-    problems: one line each, with the file and the fix, in dataset order.
+    problems: one line each, with the file and the fix, in dataset order. empty: how many masks of ids hold no object.
     """
 
     path: Path
@@ -52,6 +52,7 @@ class Summary:
     objects: int
     rules: dict[str, int]
     problems: list[str]
+    empty: int = 0
 
 
 # ---- building --------------------------------------------------------------------------------------------------------
@@ -103,7 +104,8 @@ def build_index(
                     file.flush()
                     if progress:
                         progress(number, len(groups))
-            return _finish(part, path, head, len(groups))
+            unread = {relative(ref.mask, found.folder) for ref in found.masks if ref.unread}
+            return _finish(part, path, head, len(groups), unread)
     except OSError as error:
         raise HrsegError(f"{path}: cannot be written ({error.strerror}); name another file with --out") from None
 
@@ -167,8 +169,11 @@ def _records(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
         yield position, record
 
 
-def _finish(part: Path, path: Path, head: dict[str, Any], groups: int) -> Summary:
-    """The file of a build that did all ``groups`` becomes the index. Good lines are copied as they are."""
+def _finish(part: Path, path: Path, head: dict[str, Any], groups: int, unread: set[str]) -> Summary:
+    """The file of a build that did all ``groups`` becomes the index. Good lines are copied as they are.
+
+    unread: the masks that were opened to know their objects.
+    """
     rules: Counter[str] = Counter()
     seen: set[str] = set()
     problems: list[str] = []
@@ -192,6 +197,7 @@ def _finish(part: Path, path: Path, head: dict[str, Any], groups: int) -> Summar
             good_in_image = True
             starts.extend((position, images))
             rules[record["rule"]] += 1
+            unread.discard(record["mask"])
             if record["id"] in seen:
                 problems.append(f"{record['mask']}: object '{record['id']}' is there twice; rename one file")
                 incomplete.add(record["mask"])
@@ -212,7 +218,7 @@ def _finish(part: Path, path: Path, head: dict[str, Any], groups: int) -> Summar
     os.replace(new_table, _table_path(path))
     os.replace(new, path)
     part.unlink()
-    return Summary(path, images, len(table), dict(rules), problems)
+    return Summary(path, images, len(table), dict(rules), problems, len(unread - incomplete))
 
 
 def _check_image(folder: Path, masks: list[Ref]) -> tuple[list[dict[str, Any]], list[tuple[Path, str]]]:

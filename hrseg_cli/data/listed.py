@@ -41,7 +41,7 @@ def _list_named(
     """One reference per line of ``<split>.txt``."""
     path = lists / f"{split}.txt"
     if not path.is_file():
-        others = ", ".join(sorted(p.stem for p in lists.glob("*.txt"))) or "none"
+        others = ", ".join(sorted(p.stem for p in lists.glob("[!.]*.txt"))) or "none"
         raise HrsegError(f"{path}: no such list; the splits there are: {others}")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -75,7 +75,7 @@ def list_coco_lvis(
         raise HrsegError(f"dataset {name}: stuff={stuff} is not known; write stuff=0 or stuff=1")
     path = folder / split / "hannotation.pickle"
     if not path.is_file():
-        others = ", ".join(sorted(p.parent.name for p in folder.glob("*/hannotation.pickle"))) or "none"
+        others = ", ".join(sorted(p.parent.name for p in folder.glob("[!.]*/hannotation.pickle"))) or "none"
         raise HrsegError(f"{path}: no such file; the splits there are: {others}")
     refs = []
     content = load_pickle(path)

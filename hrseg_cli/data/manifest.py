@@ -158,7 +158,8 @@ class Status:
 
 def manifest_names(folder: Path | None = None) -> list[str]:
     """Names of the datasets that hrseg knows. ``folder``: other manifests than those that come with hrseg."""
-    return sorted(path.stem for path in (folder or data_folder("data_manifests")).glob("*.yaml"))
+    found = (folder or data_folder("data_manifests")).glob("[!.]*.yaml")
+    return sorted(path.stem for path in found)
 
 
 def load_manifest(name: str, folder: Path | None = None) -> Manifest:
@@ -169,7 +170,7 @@ def load_manifest(name: str, folder: Path | None = None) -> Manifest:
     files: dict[str, Path] = {}
     for place in (folder, data_folder("data_manifests")):
         for suffix in (".yaml", ".yml"):
-            for path in place.glob(f"*{suffix}") if place else ():
+            for path in place.glob(f"[!.]*{suffix}") if place else ():
                 files.setdefault(path.stem, path)
     if name not in files:
         raise UnknownName("dataset", name, files)

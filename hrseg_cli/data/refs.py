@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from hrseg_cli.data.pixels import Span
 from hrseg_cli.recipe import BinarizeRule
 
-Rule = BinarizeRule | Literal["instance", "solid", "layers", "coco"]
+Rule = BinarizeRule | Literal["instance", "solid", "layers", "coco", "coco_crowd"]
 
 PAIRS = "pairs.csv"
 MARKS = {  # what tells a layout from the others
@@ -30,7 +30,7 @@ class Ref:
     ``instance`` None.
 
     id: unique in the dataset, holds the image's stem (with its sub-folders, separated by "/").
-    instance: which object of ``mask``, where ``rule`` is "instance", "solid", "layers" or "coco".
+    instance: which object of ``mask``, where ``rule`` is "instance", "solid", "layers", "coco" or "coco_crowd".
     others: further masks of the image, read by the same rule; their ignored pixels are ignored for this object too.
     draw: (seed, index, size) of a procedural object, which has no files.
     initial: a mask to start from.

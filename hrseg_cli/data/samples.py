@@ -7,7 +7,7 @@
     pascalvoc   JPEGImages/ + SegmentationObject/ + ImageSets/Segmentation/*.txt      (:split=train)
     coco_lvis   {train,val}/ with images/, masks/*.pickle, hannotation.pickle         (:split=train,stuff=1)
     pairs       two patterns: what the star stands for makes the pair                 (:images=im/*.jpg,masks=gt/*.png)
-    coco        a JSON file in the format of COCO, as CVAT and Label Studio write it
+    coco        a JSON file in the format of COCO, as CVAT and Label Studio write it  (:crowd=object)
     procedural  drawn on demand, nothing on disk                                      (:count=20,size=1024,seed=0)
 
 ``range=0..4095`` behind any folder says what black and white are in its images of more than 8 bits. Grey values become
@@ -18,6 +18,7 @@ truth by one of the rules of :mod:`hrseg_cli.data.labels`. Where a file holds se
     solid      as instance, less the objects that fill under 8 % of their box (RITM's SBD reader for training)
     layers     the pickles of COCO+LVIS
     coco       the annotations of a JSON file; what is marked as crowd is void
+    coco_crowd as coco; what is marked as crowd is objects too
 """
 
 from __future__ import annotations
@@ -190,6 +191,10 @@ def open_listing(found: Listing, limit: int | None = None) -> list[Ref]:
     """The objects of what was listed: opens the masks whose ids no fresh index knows. As :func:`open_dataset`."""
     unread = any(ref.unread for ref in found.masks)
     objects = list(islice(expand(found.masks, _indexed_ids(found) if unread else {}), limit))
+    if unread and limit is None:
+        empty = {ref.mask for ref in found.masks if ref.unread} - {ref.mask for ref in objects}
+        if objects and empty:
+            log.warning("%s: %d masks hold no object, such as %s", found.folder, len(empty), min(empty))
     if not objects and limit != 0:
         fix = "no mask holds an id besides 0 and void; leave --instances off" if unread else "put images and masks in"
         raise HrsegError(f"dataset {found.folder}: no objects; {fix}")
@@ -288,7 +293,7 @@ def _fits(folder: Path, layout: str) -> bool:
     if layout == "folder" and (folder / PAIRS).is_file():
         return True
     return layout in MARKS and all(
-        any(folder.glob(mark)) if "*" in mark else (folder / mark).is_dir() for mark in MARKS[layout]
+        any(folder.glob(f"[!.]{mark}")) if "*" in mark else (folder / mark).is_dir() for mark in MARKS[layout]
     )
 
 
@@ -335,10 +340,10 @@ def truth_of(
 
     read: stands in for :func:`read_mask`, for callers that keep decoded masks.
     """
-    if ref.rule == "coco":
+    if ref.rule in ("coco", "coco_crowd"):
         from hrseg_cli.data import coco
 
-        return coco.truth(ref, (size[0], size[1])), "coco"
+        return coco.truth(ref, (size[0], size[1])), ref.rule
     read = read or read_mask
     pixels = read(ref.mask)
     truth, used = _label(ref, ref.mask, pixels, size)
@@ -358,7 +363,7 @@ def _label(ref: Ref, path: Path, pixels: MaskPixels, size: tuple[int, ...]) -> t
             truth = (ids == ref.instance).astype(np.int8)
             truth[ids == _void(ids)] = -1
             return truth, ref.rule
-        case "layers" | "coco":
+        case "layers" | "coco" | "coco_crowd":
             k = ref.instance or 0
             if k >= len(pixels.objects):
                 raise HrsegError(f"{path}: holds {len(pixels.objects)} objects, not number {k}; replace the file")

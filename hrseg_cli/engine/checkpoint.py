@@ -7,6 +7,7 @@ bytes.) An adapter's file holds only what it changes, and the hash of the weight
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import pickle
@@ -20,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrseg_cli import catalog
 from hrseg_cli.adapters import adapter_state, load_adapter_state
@@ -32,6 +33,7 @@ from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.runs import write_atomically
 
 FORMAT = 1
+PACKED = 20  # times as large as the file: PyTorch does not compress, and a repacked file shrinks by a tenth
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # what comes with hrseg
 
 
@@ -141,10 +143,12 @@ def _attach(
         raise HrsegError(
             f"{adapter.path}: was trained on other weights ({adapter.base_name}, {adapter.base[:12]}); give that base"
         )
-    model = attach(model, adapter.name, adapter.options)
     try:
+        with torch.device("meta"):  # without memory first: options may ask for any rank or width
+            load_adapter_state(attach(_shapes_of(model), adapter.name, adapter.options), adapter.tensors)
+        model = attach(model, adapter.name, adapter.options)
         load_adapter_state(model, adapter.tensors)
-    except HrsegError as error:
+    except (HrsegError, RuntimeError) as error:
         raise HrsegError(f"{adapter.path}: {error}") from None
     return model, {
         **provenance,
@@ -156,6 +160,14 @@ def _attach(
             **adapter.provenance,
         },
     }
+
+
+def _shapes_of(model: InteractiveModel) -> InteractiveModel:
+    """A copy of a model that has shapes, and no memory for them."""
+    memo: dict[int, Tensor] = {id(one): torch.empty_like(one, device="meta") for one in model.buffers()}
+    for one in model.parameters():
+        memo[id(one)] = nn.Parameter(torch.empty_like(one, device="meta"), one.requires_grad)
+    return copy.deepcopy(model, memo)
 
 
 def _shipped_base(adapter: AdapterFile) -> tuple[InteractiveModel, dict[str, Any]]:
@@ -198,10 +210,15 @@ def read_checkpoint(path: Path) -> tuple[InteractiveModel, dict[str, Any]]:
     except HrsegError as error:
         raise HrsegError(f"{path}: {error}") from None
     try:
-        model: InteractiveModel = catalog.resolve("model", name)(**options)
-    except (UnknownName, TypeError, ValueError, RuntimeError) as error:
-        raise HrsegError(f"{path}: describes a model that cannot be built ({error}); was it edited?") from None
-    _load_strictly(model, tensors, path)
+        with torch.device("meta"):  # without memory first: options may ask for any width
+            shapes = catalog.resolve("model", name)(**options).state_dict()
+    except Exception as error:  # options of any kind can raise nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise HrsegError(f"{path}: describes a model that cannot be built ({reason}); was it edited?") from None
+    _check_shapes(shapes, tensors, path)
+    model: InteractiveModel = catalog.resolve("model", name)(**options)
+    _check_finite(tensors, path)
+    model.load_state_dict(tensors)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return model, {"name": name, "options": model.config, "file": path.name, "sha256": digest, **provenance}
 
@@ -269,10 +286,13 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            unpacked = sum(entry.file_size for entry in archive.infolist())
     except zipfile.BadZipFile:
         raise HrsegError(f"{path}: is a damaged or truncated PyTorch file; download it again") from None
     if any(name.endswith("/constants.pkl") for name in names):
         raise HrsegError(f"{path}: is a TorchScript program, which is not run; give the checkpoint it was made from")
+    if unpacked > PACKED * path.stat().st_size:
+        raise HrsegError(f"{path}: would unpack to {unpacked:,} bytes, which no weights do; download it again")
     if not any(name.endswith("/data.pkl") for name in names):
         raise HrsegError(f"{path}: is a zip archive of {len(names)} files, not a checkpoint; unpack it first")
 
@@ -324,6 +344,8 @@ def _read_ritm(path: Path) -> Loaded:
     state = content["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise HrsegError("its 'state_dict' is not a dictionary of tensors; save model.state_dict() there")
+    if any(value.numel() * value.element_size() > value.untyped_storage().nbytes() for value in state.values()):
+        raise HrsegError("one of its tensors repeats itself instead of holding its numbers; save contiguous weights")
     if state and all(str(key).startswith("module.") for key in state):
         raise HrsegError("was saved from a model wrapped in DataParallel; save model.module.state_dict() instead")
     return "hrnet_ocr", ritm_weights.options(content["config"]), state, {"from": "RITM checkpoint"}
@@ -353,8 +375,7 @@ def _what_else(content: dict[Any, Any]) -> str:
     return "has no 'state_dict' and 'config'; hrseg reads RITM's HRNet checkpoints and its own .safetensors"
 
 
-def _load_strictly(model: InteractiveModel, tensors: dict[str, Tensor], path: Path) -> None:
-    wanted = model.state_dict()
+def _check_shapes(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
     missing = [key for key in wanted if key not in tensors]
     extra = [key for key in tensors if key not in wanted]
     if missing or extra:
@@ -369,6 +390,9 @@ def _load_strictly(model: InteractiveModel, tensors: dict[str, Tensor], path: Pa
                 f"{path}: {key} is {tuple(tensor.shape)}, its configuration says {tuple(wanted[key].shape)}; "
                 "the config belongs to another size of the model"
             )
+
+
+def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    for key, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise HrsegError(f"{path}: {key} holds NaN or infinite numbers; the training that wrote it had diverged")
-    model.load_state_dict(tensors)

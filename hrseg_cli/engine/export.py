@@ -174,6 +174,10 @@ def read_header(path: Path) -> tuple[dict[str, Any], str]:
     try:
         header: dict[str, Any] = json.loads({entry.key: entry.value for entry in graph.metadata_props}["hrseg"])
         version = int(header["format"])
+        kinds = {"name": str, "options": dict, "provenance": dict, "precision": str, "with_prev_mask": bool}
+        sound = all(isinstance(header[key], kind) for key, kind in {**kinds, "mirror": bool}.items())
+        if not sound or header["enlarge"] not in (1, 2):  # crops are enlarged by it, and must stay of a decent size
+            raise ValueError
     except (KeyError, ValueError, TypeError):
         raise HrsegError(f"{path}: was not written by 'hrseg export', its inputs are not known; export it") from None
     if version > FORMAT:

@@ -154,7 +154,7 @@ def segment(job: Job, asked: Asked, image: np.ndarray) -> tuple[np.ndarray, floa
     """
     height, width = image.shape[:2]
     for click in job.clicks:
-        if not (0 <= click.row < height and 0 <= click.col < width):
+        if not click.lies_in(height, width):
             raise HrsegError(
                 f"{job.image}: click {click.row:g},{click.col:g} lies outside the image ({height} rows, {width} "
                 "columns); clicks are row,col"

@@ -179,7 +179,7 @@ class Session:
     def looks(self, click: Click, around: Box | None = None) -> Generator[Look, Tensor, np.ndarray]:
         """The course of :meth:`click`, for whoever asks the network in its place."""
         height, width = self._pictures.image.shape[-2:]
-        if not (0 <= click.row < height and 0 <= click.col < width):
+        if not click.lies_in(height, width):
             raise HrsegError(f"click {click.row},{click.col} lies outside the image ({height} rows, {width} columns)")
         self._follow((yield from looks(self.model.enlarge, self._pictures, self.state, click, self.protocol, around)))
         return self.mask

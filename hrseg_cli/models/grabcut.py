@@ -6,6 +6,8 @@ table, and what the commands run on where no checkpoint is at hand.
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import Any
 
 import cv2
@@ -13,14 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hrseg_cli.models import cutting
 from hrseg_cli.models.base import InteractiveModel
+
+log = logging.getLogger(__name__)
 
 # Logit of "object" and, negated, of "background": far from any threshold, and not so far as to be exactly 0 or 1.
 CERTAIN = 4.0
+BLANK = 2  # A picture whose channels span no more grey levels says nothing.
 
 
 class GrabCut(InteractiveModel):
     """Each answer is one graph cut from the previous mask, with the clicked disks held fixed.
+
+    Where the picture is blank or the cut takes too long (:mod:`hrseg_cli.models.cutting`), the answer is what it would
+    have started from: around each positive click, as far as the next negative one.
 
     max_side: larger inputs are cut at this longer side (pixels) and the mask is resized back.
     radius: radius of a clicked disk that is held fixed, as a share of the shorter side.
@@ -46,6 +55,9 @@ class GrabCut(InteractiveModel):
             "iterations": iterations,
         }
         super().__init__()
+        whole = all(isinstance(number, int) and number >= 1 for number in (max_side, iterations))
+        if not (whole and 0 <= radius < math.inf and 0 <= reach < math.inf):
+            raise ValueError(f"max_side and iterations are whole numbers, radius and reach shares: {self.config}")
         self.max_side, self.radius, self.reach, self.iterations = max_side, radius, reach, iterations
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
@@ -57,32 +69,36 @@ class GrabCut(InteractiveModel):
 
     def cut(self, picture: np.ndarray, previous: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Mask, bool (H, W), of a picture (H, W, 3) uint8 from a previous mask (H, W) and points (2N, 3)."""
-        height, width = previous.shape
+        size = height, width = previous.shape
         scale = min(1.0, self.max_side / max(height, width))
         if scale < 1:
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-            previous = cv2.resize(previous.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-        labels = self.seeds(previous, points, scale)
+            small = (max(1, round(width * scale)), max(1, round(height * scale)))
+            picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
+            previous = cv2.resize(previous.astype(np.uint8), small, interpolation=cv2.INTER_NEAREST) > 0
+        labels = self.seeds(previous, pixels_under(points[:, :2], size, scale, previous.shape))
         known = {int(value) for value in np.unique(labels)}
         background, foreground = {cv2.GC_BGD, cv2.GC_PR_BGD}, {cv2.GC_FGD, cv2.GC_PR_FGD}
-        if known & background and known & foreground:
-            cv2.setRNGSeed(0)  # the colour models start from k-means
-            models = np.zeros((1, 65)), np.zeros((1, 65))
-            # The labels are updated in place. OpenCV reads no rectangle when it starts from a mask.
-            cv2.grabCut(picture, labels, (0, 0, 1, 1), *models, self.iterations, cv2.GC_INIT_WITH_MASK)
+        # Where the colours say nothing, the clicks alone do: the guess stays as it is.
+        if known & background and known & foreground and np.ptp(picture, axis=(0, 1)).max() > BLANK:
+            found = cutting.cut(picture, labels, self.iterations)
+            if found is None:
+                log.warning("grabcut: no cut of this picture in time; the mask is what the clicks say by themselves")
+            else:
+                labels = found
         mask = np.isin(labels, list(foreground)).astype(np.uint8) * 255
         return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR) > 127)
 
-    def seeds(self, previous: np.ndarray, points: np.ndarray, scale: float) -> np.ndarray:
+    def seeds(self, previous: np.ndarray, clicked: np.ndarray) -> np.ndarray:
         """OpenCV's four labels, uint8 (H, W): clicked disks are certain, the rest is a guess.
+
+        clicked: int (2N, 2), the pixels under N positive and N negative clicks, -1 for none.
 
         A pixel is guessed to be object where its nearest click is positive and it was object before, or is near that
         click. So a negative click clears what lies around it, as far as the next positive one.
         """
-        half, short = len(points) // 2, min(previous.shape)
-        to_object = nearest_click((points[:half, :2] + 0.5) * scale, previous.shape)
-        to_background = nearest_click((points[half:, :2] + 0.5) * scale, previous.shape)
+        half, short = len(clicked) // 2, min(previous.shape)
+        to_object = nearest_click(clicked[:half], previous.shape)
+        to_background = nearest_click(clicked[half:], previous.shape)
         guess = (to_object <= to_background) & (previous | (to_object <= self.reach * short))
         labels = np.where(guess, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
         fixed = max(2.0, self.radius * short)
@@ -91,13 +107,21 @@ class GrabCut(InteractiveModel):
         return labels
 
 
-def nearest_click(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 (H, W): distance to the pixel under the nearest of (N, 2) points in the image; infinite without."""
-    height, width = shape
-    rows, cols = np.floor(points).astype(int).T
-    inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
-    if not inside.any():
+def pixels_under(points: np.ndarray, size: tuple[int, int], scale: float, shape: tuple[int, ...]) -> np.ndarray:
+    """int (N, 2): the pixels under points (N, 2) of a picture of ``size`` in its copy of ``shape``, -1 for others.
+
+    A point on the last half pixel lies on the last pixel: large crops are shown small, and clicks may be fractional.
+    """
+    inside = np.all((points >= -0.5) & (points < size), axis=1)
+    pixels = np.minimum(np.floor((points + 0.5) * scale), np.subtract(shape, 1)).astype(int)
+    return np.where(inside[:, None], pixels, -1)
+
+
+def nearest_click(clicked: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 (H, W): distance to the nearest of (N, 2) pixels, those at -1 left out; infinite without."""
+    rows, cols = clicked[clicked[:, 0] >= 0].T
+    if not rows.size:
         return np.full(shape, np.inf, np.float32)
     away = np.ones(shape, np.uint8)
-    away[rows[inside], cols[inside]] = 0
+    away[rows, cols] = 0
     return np.asarray(cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))

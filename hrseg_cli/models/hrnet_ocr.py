@@ -90,6 +90,8 @@ class ClickHRNet(InteractiveModel):
         super().__init__()
         if with_aux_output and ocr_width == 0:
             raise ValueError("with_aux_output needs the OCR head: set ocr_width above 0")
+        if not 0 < norm_radius <= (largest := 100 if use_disks else 10_000):  # disks take its square in memory
+            raise ValueError(f"norm_radius must be above 0 and at most {largest}")
         self.with_prev_mask = with_prev_mask
         self.with_aux_output = with_aux_output
         self.binary_prev_mask = binary_prev_mask

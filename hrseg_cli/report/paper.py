@@ -113,7 +113,8 @@ def read(folder: Path) -> Tables:
     runs: dict[str, dict[str, list[Evaluation]]] = {part: {} for part in SETS}
     unfinished = []
     for row in rows:
-        for seed in sorted(path for path in (folder / row).glob("*") if path.is_dir()):
+        seeds = (path for path in (folder / row).glob("*") if path.is_dir() and not path.name.startswith("."))
+        for seed in sorted(seeds):
             label = f"{row}/{seed.name}"
             # A seed counts when both of its sets are done, or the columns would be about different trainings.
             if not all(_is_done(seed / part) for part in SETS):
@@ -137,9 +138,14 @@ def _is_done(folder: Path) -> bool:
 def _training(run: Evaluation) -> dict[str, Any]:
     """What the training of an evaluated adapter said of its costs, its crop, and what it was trained on."""
     record = read_run(run.folder.parent / "train")
-    data = record["asked"]["settings"]["recipe"]["data"]
-    names = [Path(split_options(part["dataset"])[0]).name for part in data["parts"]]
-    return {**(record["got"].get("summary") or {}), "crop": data["crop"], "data": names}
+    try:
+        data = record["asked"]["settings"]["recipe"]["data"]
+        names = [Path(split_options(part["dataset"])[0]).name for part in data["parts"]]
+        return {**(record["got"].get("summary") or {}), "crop": data["crop"], "data": names}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise HrsegError(
+            f"{run.folder.parent / 'train' / 'run.json'}: cannot be read as a training ({error}); rerun its command"
+        ) from None
 
 
 def _line(runs: dict[str, list[Evaluation]], training: dict[str, Any]) -> Line:

@@ -191,6 +191,9 @@ def pictures(runs: Sequence[Evaluation], metrics: Sequence[str], count: int, com
 
     traces = [{_key_of(t): t for t in run.traces if metrics[0] in t.scores} for run in runs]
     kept = [{_key(record) for record in _mask_records(run)} for run in runs]
+    for run, of_run, its in zip(runs, traces, kept, strict=True):
+        if without := len(of_run.keys() - its):
+            complain(f"{run.folder}: {without} of {len(of_run)} objects have no masks kept and are not shown")
     keys = set(traces[0]).intersection(*traces, *kept)
     if not keys:
         raise HrsegError("--pictures: no object has kept masks in every run; evaluate one dataset with --keep-masks")
@@ -348,7 +351,7 @@ def _mask_records(run: Evaluation) -> Iterator[dict[str, Any]]:
                     record = json.loads(line)
                     record["dataset"], record["id"], record["image"], record["size"], record["truth"], record["masks"]
                 except (ValueError, KeyError, TypeError) as error:
-                    if not line.endswith("\n"):  # torn by an interrupt
+                    if run.status != "done" and not line.endswith("\n"):  # torn by an interrupt
                         return
                     raise HrsegError(
                         f"{path}, line {number}: not a record of masks ({error}); evaluate again"

@@ -10,9 +10,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hrseg_cli.catalog import METRICS
 from hrseg_cli.errors import HrsegError, UnknownName
@@ -25,7 +28,34 @@ METRIC_LABELS = {"iou": "IoU", "biou": "bIoU", "mba": "mBA"}
 
 _MEASURE = re.compile(r"(?:NoC|NoF|>=\d+)@(?P<percent>\d+(?:\.\d+)?)|mean@(?P<click>\d+)|AUC|SPC")
 _SHARD = re.compile(r"shard-\d+-of-\d+")
-_NEEDED = {"model", "metrics", "until", "max_clicks", "protocol", "seed"}
+_AGAIN = "copy the folder again, or rerun its command"
+
+
+class _Lenient(BaseModel):
+    """Types are checked, further keys are left alone."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class _Model(_Lenient):
+    name: str
+    file: str = ""
+
+
+class _Settings(_Lenient):
+    """What a report reads of a run's settings; the file may have been edited since."""
+
+    model: _Model
+    metrics: list[str]
+    until: dict[str, float]
+    max_clicks: int = Field(ge=1, le=100_000)
+    protocol: dict[str, Any]
+    seed: int = Field(ge=0)
+    protocols: dict[str, dict[str, Any]] = {}
+    composed: dict[str, list[str]] = {}
+    objects: int | None = Field(None, ge=0)
+    objects_sha256: str | None = None
+    shard: Annotated[str, Field(pattern=r"^[1-9]\d{0,4}/[1-9]\d{0,4}$")] = "1/1"
 
 
 @dataclass(frozen=True)
@@ -35,7 +65,8 @@ class Evaluation:
     label: what the user calls it. settings: what was asked, as ``run.json`` holds it. commits: of the code that made
     it, each with a ``+`` where that was changed since; several where it was gone on with. max_clicks: clicks an object
     got before it counted as not reached. traces: in dataset order; those there are, when the run is not done. shards:
-    the folders that hold its parts, where several machines made it.
+    the folders that hold its parts, where several machines made it. objects: how many it was asked about, None where
+    its folder does not say.
     """
 
     label: str
@@ -46,6 +77,12 @@ class Evaluation:
     max_clicks: int
     traces: tuple[Trace, ...]
     shards: tuple[Path, ...] = ()
+    objects: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """The run is done and all of its objects are there."""
+        return self.status == "done" and self.objects in (None, len(self.traces))
 
     def counted(self) -> list[Trace]:
         """All traces, and those of composed datasets (HQSeg-44K has four parts) once more under the whole's name."""
@@ -153,11 +190,10 @@ def _merge(label: str, runs: list[Evaluation], partial: bool) -> Evaluation:
     ordered = [numbers[number] for number in sorted(numbers)]
     dealt = zip_longest(*(run.traces for run in ordered))
     traces = tuple(trace for deal in dealt for trace in deal if trace is not None)
-    if not traces or (not partial and len(traces) != first.settings.get("objects", len(traces))):
-        raise HrsegError(
-            f"{first.folder.parent}: the shards of '{label}' hold {len(traces)} traces of "
-            f"{first.settings.get('objects')} objects; repeat their command"
-        )
+    if not traces:
+        raise HrsegError(f"{first.folder.parent}: the shards of '{label}' hold no traces; rerun their command")
+    if not partial:
+        _check_objects(first.folder.parent, first.settings, traces)
     states = {run.status for run in ordered} - {"done"} or ({"incomplete"} if missing else {"done"})
     return replace(
         first,
@@ -167,17 +203,14 @@ def _merge(label: str, runs: list[Evaluation], partial: bool) -> Evaluation:
         commits=tuple(sorted({commit for run in ordered for commit in run.commits})),
         traces=traces,
         shards=tuple(run.folder for run in ordered),
+        objects=first.settings.get("objects"),
     )
 
 
 def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
     record = read_run(folder)
     settings = record["asked"]["settings"]
-    if missing := _NEEDED - settings.keys():
-        raise HrsegError(
-            f"{folder}: its run.json does not say {', '.join(sorted(missing))}; "
-            "give a folder written by 'hrseg evaluate --out'"
-        )
+    asked = _checked(folder, settings)
     status = str(record.get("got", {}).get("status", "unknown"))
     if status != "done" and not partial:
         raise HrsegError(
@@ -185,19 +218,81 @@ def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
         )
     # An unfinished run has only the second file; one that was resumed may have both.
     paths = [folder / name for name in ("traces.jsonl", "traces.part.jsonl") if partial or name == "traces.jsonl"]
-    traces = {(t.dataset, t.id): t for path in paths if path.is_file() for t in read_traces(path)}
+    traces = [trace for path in paths if path.is_file() for trace in read_traces(path, torn=partial)]
     if not traces and "shard" not in settings:  # of more shards than objects some are empty
         raise HrsegError(f"{folder}: no traces in it; give a folder written by 'hrseg evaluate --out'")
+    number, of = map(int, asked.shard.split("/"))
     places = [record.get("where", {}), *record.get("where_later", [])]
-    return Evaluation(
+    run = Evaluation(
         label=label,
         folder=folder,
         status=status,
         settings=settings,
         commits=tuple(dict.fromkeys(_commit_text(where) for where in places)),
-        max_clicks=settings["max_clicks"],
-        traces=tuple(traces.values()),
+        max_clicks=asked.max_clicks,
+        traces=tuple({(t.dataset, t.id): t for t in traces}.values()),
+        objects=None if asked.objects is None else len(range(number - 1, asked.objects, of)),
     )
+    if not partial:
+        if len(run.traces) != len(traces):
+            raise HrsegError(f"{folder / 'traces.jsonl'}: an object is there twice; {_AGAIN}")
+        if run.objects not in (None, len(traces)):
+            raise HrsegError(
+                f"{folder / 'traces.jsonl'}: holds {len(traces)} of the run's {run.objects} objects; {_AGAIN}, "
+                "or add --partial"
+            )
+        if of == 1:
+            _check_objects(folder, settings, run.traces)
+        _check_numbers(run, record["got"].get("summary"))
+    return run
+
+
+def _checked(folder: Path, settings: dict[str, Any]) -> _Settings:
+    needed = {name for name, one in _Settings.model_fields.items() if one.is_required()}
+    if missing := needed - settings.keys():
+        raise HrsegError(
+            f"{folder}: its run.json does not say {', '.join(sorted(missing))}; "
+            "give a folder written by 'hrseg evaluate --out'"
+        )
+    try:
+        return _Settings.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, message = ".".join(map(str, first["loc"])), first["msg"].partition(" or instance of")[0]
+        raise HrsegError(
+            f"{folder / 'run.json'}: {place}: {message[0].lower()}{message[1:]}; put back what evaluate wrote"
+        ) from None
+
+
+def _check_objects(folder: Path, settings: dict[str, Any], traces: Sequence[Trace]) -> None:
+    """The traces are of the objects of the run, in its order. Raises HrsegError."""
+    names = "\n".join(f"{trace.dataset}/{trace.id}" for trace in traces)
+    if settings.get("objects_sha256") not in (None, sha256(names.encode()).hexdigest()):
+        raise HrsegError(f"{folder}: its traces are not of the objects that its run.json is about; {_AGAIN}")
+
+
+def _check_numbers(run: Evaluation, recorded: Any) -> None:
+    """The traces give what the run wrote into its summary when it ended. Raises HrsegError where they do not."""
+    try:
+        rows = [(str(row["dataset"]), str(row["metric"]), dict(row)) for row in (recorded or {}).get("rows", ())]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise HrsegError(
+            f"{run.folder / 'run.json'}: its summary cannot be read; put back what evaluate wrote"
+        ) from None
+    for dataset, metric, row in rows:
+        n = sum(trace.dataset == dataset and metric in trace.scores for trace in run.counted())
+        if n != row.get("n", n):
+            raise HrsegError(f"{run.folder}: {metric} of {n} objects of {dataset}, the run wrote {row['n']}; {_AGAIN}")
+        # Seconds are stored with fewer digits than they were added up with.
+        names = [name for name in row if _MEASURE.fullmatch(name) and name != "SPC"]
+        found = {entry.measure: entry.value for entry in _entries(run, metric, names, dataset, resamples=1)}
+        for name in found:
+            then = row[name]
+            if not isinstance(then, int | float) or abs(found[name] - then) > 1e-4:
+                raise HrsegError(
+                    f"{run.folder}: its traces give {name} = {found[name]:.4f} by {metric} on {dataset}, the run wrote "
+                    f"{then}; {_AGAIN}"
+                )
 
 
 def measured(runs: Sequence[Evaluation], asked: Sequence[str] = ()) -> list[str]:
@@ -263,6 +358,7 @@ def summary(
     thresholds: Iterable[float] = (),
     clicks: Iterable[int] = (),
     dataset: str | None = None,
+    resamples: int = 1000,
 ) -> list[Row]:
     """What :func:`hrseg_cli.metrics.noc.summarise` says of a run, with the run's own seed, so that intervals repeat."""
     return summarise(
@@ -272,17 +368,20 @@ def summary(
         max_clicks=run.max_clicks,
         ks=sorted(clicks),
         seed=run.settings["seed"],
+        resamples=resamples,
     )
 
 
-def _entries(run: Evaluation, metric: str, measures: Sequence[str]) -> list[Entry]:
+def _entries(
+    run: Evaluation, metric: str, measures: Sequence[str], dataset: str | None = None, resamples: int = 1000
+) -> list[Entry]:
     matches = [match for name in measures if (match := _MEASURE.fullmatch(name))]
     thresholds = {float(Decimal(m["percent"]) / 100) for m in matches if m["percent"]}  # exact, as 0.925 is typed
     clicks = {int(m["click"]) for m in matches if m["click"]}
     model, protocol = _model_text(run), _protocol_text(run)
     return [
         Entry(run.label, model, protocol, ", ".join(run.commits), **vars(row))
-        for row in summary(run, metric, thresholds, clicks)
+        for row in summary(run, metric, thresholds, clicks, dataset, resamples)
         if row.measure in measures
     ]
 
@@ -333,7 +432,11 @@ def _notes(runs: Sequence[Evaluation]) -> list[str]:
         f"at most {told({run.label: str(run.max_clicks) for run in runs})} clicks; "
         "[95 % bootstrap interval over objects]."
     ]
-    unfinished = [f"{run.label} ({run.status})" for run in runs if run.status != "done"]
+    unfinished = [
+        f"{run.label} ({run.status}" + (f", {len(run.traces)} of {run.objects} objects)" if run.objects else ")")
+        for run in runs
+        if not run.whole
+    ]
     if unfinished:
         notes.append(f"Not finished: {', '.join(unfinished)}.")
     return notes

@@ -442,3 +442,10 @@ def test_a_kill_leaves_whole_files(tmp_path: Path) -> None:
     assert done.stdout == "20 ['both', 'red']\n", done.stderr
     list(read_traces(place / "annotations" / "traces.jsonl"))
     json.loads((place / "annotations" / "coco.json").read_text())
+
+
+@pytest.mark.parametrize("place", [(40, 60), (40.0, 5.5), (7, 60.0)])
+def test_a_brush_on_the_far_edge_paints_the_last_pixel(place: tuple[float, float]) -> None:
+    """The page sends places up to the height and the width themselves."""
+    painted = drawn(Stroke(points=[place], radius=0.5, positive=True), (40, 60))
+    assert np.argwhere(painted).tolist() == [[min(int(place[0]), 39), min(int(place[1]), 59)]]

@@ -16,6 +16,7 @@ from hrseg_cli.interaction import Click, Trace
 LEFT, RIGHT = (Click(3, 4, True), Click(5, 6.5, False)), (Click(7, 8, True),)
 JSON = '{"a.jpg": {"left": [[3, 4, 1], [5, 6.5, 0]], "right": [[7, 8]]}, "b": [[7, 8, 1]]}'
 CSV = "image,row,col,positive,object\na.jpg,3,4,1,left\na.jpg,5,6.5,0,left\na.jpg,7,8,1,right\nb,7,8,,\n"
+TRACE = Trace("a", "mine", RIGHT, {}, (), {}).to_json()
 TRACES = [("a.jpg#left", LEFT), ("a.jpg#right", RIGHT), ("b", RIGHT)]
 
 
@@ -51,8 +52,11 @@ def test_a_list_of_lists_is_numbered(tmp_path: Path) -> None:
         ("c.csv", "image,row,col\na.jpg,3\n", "line 2: not a click"),
         ("c.csv", "image,row,col,positive\na.jpg,3,4,maybe\n", "line 2: not a click"),
         ("c.csv", "image,row,col\na.jpg,inf,4\n", "line 2: not a click"),
+        ("c.json", '{"a": [[3, 4, 1]], "b": [[1, 1]], "a": [[5, 6, 1]]}', "'a' is there twice"),
+        ("c.json", '{"a": {"left": [[3, 4, 1]], "left": [[5, 6, 1]]}}', "'left' is there twice"),
         ("c.jsonl", '{"id": 1}\n\n', "line 1: not a trace"),
-        ("c.jsonl", 2 * (Trace("a", "x", LEFT, {}, (), {}).to_json() + "\n"), "'a' is there twice"),
+        ("c.jsonl", f"{TRACE}\n{TRACE}\n", "a: its clicks are there twice"),
+        ("c.jsonl", f"{TRACE}\n{TRACE[:-20]}", "line 2: cut off in the middle"),
     ],
 )
 def test_a_wrong_file_is_named(name: str, content: str, told: str, tmp_path: Path) -> None:

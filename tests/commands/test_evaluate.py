@@ -278,6 +278,24 @@ def test_simulated_clicks_replay_on_another_model(
     assert [line["iou"] for line in a] != [line["iou"] for line in b]
 
 
+def test_a_replay_counts_what_has_no_partner(hrseg: Command, folder: Path, tmp_path: Path) -> None:
+    """A number over fewer objects than the dataset or the file holds must not pass without a word."""
+    words = ["simulate-clicks", "-m", "grabcut", "-d", f"mine={folder}", "--workers", 1, "--protocol", "plain"]
+    first = hrseg(*words, "--max-clicks", 1)
+    one, two, three = first.out.splitlines(keepends=True)
+    stored = tmp_path / "first.jsonl"
+    stored.write_text(one + three.replace('"case_', '"no_case_'))
+    done = hrseg(*words, "--replay", stored)
+    assert len(done.out.splitlines()) == 1
+    assert "2 of 3 objects have no trace there and are left out" in done.err
+    assert "1 of its traces are of no object here, such as mine/no_case_" in done.err
+    for lines, told in ((one + two[:-30], "line 2: cut off in the middle"), (one + two + one, "is there twice")):
+        stored.write_text(lines)
+        done = hrseg(*words, "--replay", stored)
+        assert (done.code, done.out) == (1, "")
+        assert told in done.err
+
+
 def test_what_has_changed_is_clicked_again(hrseg: Command, folder: Path, tmp_path: Path) -> None:
     """A corrected mask, or another folder of the same name: old answers are not passed off as new ones, and what is
     the same (a moved folder too) is not done twice."""

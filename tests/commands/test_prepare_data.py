@@ -31,6 +31,33 @@ def test_drawn_sets_are_found_by_name_below_the_root(hrseg: Command, tmp_path: P
     assert (tmp_path / "procedural" / "pairs.csv").exists()
 
 
+def test_a_folder_without_objects_is_no_success(hrseg: Command, tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    done = hrseg("prepare-data", tmp_path)
+    assert (done.code, "no objects; put images and masks in" in done.err) == (1, True)
+    for part, value in (("images", 90), ("masks", 0)):
+        cv2.imwrite(str(tmp_path / part / "blank.png"), np.full((20, 30), value, np.uint8))
+    done = hrseg("prepare-data", tmp_path, "--instances")
+    assert (done.code, "1 masks hold no object" in done.err, "leave --instances off" in done.err) == (1, True, True)
+
+
+def test_copies_count_the_objects_that_are_in_them(hrseg: Command, tmp_path: Path) -> None:
+    """An object of one pixel has none left in a copy of an eighth of the size."""
+    for part in ("images", "masks"):
+        (tmp_path / "set" / part).mkdir(parents=True)
+    for name, side in (("large", 200), ("small", 1)):
+        mask = np.zeros((512, 512), np.uint8)
+        mask[97 : 97 + side, 97 : 97 + side] = 255
+        cv2.imwrite(str(tmp_path / "set" / "images" / f"{name}.png"), np.full((512, 512, 3), 90, np.uint8))
+        cv2.imwrite(str(tmp_path / "set" / "masks" / f"{name}.png"), mask)
+    for _ in range(2):  # the copies are there already the second time
+        done = hrseg("prepare-data", tmp_path / "set", "--cache-longest", 64)
+        assert done.code == 0, done.err
+        assert json.loads(done.out.splitlines()[-1])["objects"] == 1
+        assert "1 of 2 objects have no pixel left at 64 pixels, left out" in done.err
+
+
 def test_a_folder_is_checked_and_indexed(hrseg: Command, tmp_path: Path) -> None:
     """Good objects are written down, each broken file is one line, and the exit code tells."""
     for part in ("images", "masks"):

@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as pycoco
 
 from hrseg_cli.data import coco
+from hrseg_cli.data.index import Index, build_index
 from hrseg_cli.data.samples import load_with_rule, open_dataset
 from hrseg_cli.errors import HrsegError
 
@@ -41,7 +42,7 @@ def put(path: Path, annotations: list[dict[str, Any]], file_name: str = "x.jpg",
 
 def truths(path: Path) -> dict[str, np.ndarray]:
     loaded = [load_with_rule(ref) for ref in open_dataset(f"mine={path}")]
-    assert {used for _, used in loaded} <= {"coco"}
+    assert {used for _, used in loaded} <= {"coco", "coco_crowd"}
     return {sample.id: sample.truth for sample, _ in loaded}
 
 
@@ -107,6 +108,74 @@ def test_crowd_is_void_for_the_objects_of_its_image(tmp_path: Path) -> None:
     (truth,) = truths(path).values()
     assert (truth == 1).sum() == 40  # the object keeps its own pixels
     assert np.array_equal(truth == -1, (crowd == 1) & (truth != 1))
+
+
+def runs_of(mask: np.ndarray) -> dict[str, Any]:
+    return {"size": list(SIZE), "counts": pycoco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()}
+
+
+def test_brush_masks_of_cvat_are_counted_and_may_be_objects(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """CVAT marks every mask that was brushed as crowd (cvat-ai/cvat#7030); nothing tells it from a crowd of COCO."""
+    picture(tmp_path / "x.jpg")
+    path = put(tmp_path / "set.json", [annotation(1, SQUARE), annotation(2, runs_of(disc(5)), iscrowd=1)])
+    with caplog.at_level(logging.WARNING):
+        assert list(truths(path)) == ["x#1"]
+    assert f"1 annotations marked by iscrowd (brush masks of CVAT? then write {path}:crowd=object)" in caplog.text
+    found = truths(Path(f"{path}:crowd=object"))
+    assert list(found) == ["x#1", "x#2"]
+    assert np.array_equal(found["x#2"], disc(5))
+    assert (found["x#1"] != -1).all()
+    assert build_index(f"{path}:crowd=object").rules == {"coco_crowd": 2}
+    indexed = Index(tmp_path / "set.index-crowd-object.jsonl")
+    assert [load_with_rule(ref)[1] for ref in indexed] == ["coco_crowd"] * 2
+    with pytest.raises(HrsegError, match=r"unknown crowd 'objects'.*object, void"):
+        open_dataset(f"{path}:crowd=objects")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "told"),
+    [
+        ([annotation(1, SQUARE, iscrowd=1)], r"no object: it holds 1 annotations marked by iscrowd .*:crowd=object"),
+        ([annotation(1, [])], "no object: it holds 1 annotations that have a box but no mask"),
+        (
+            [annotation(1, []), annotation(2, SQUARE, iscrowd=1)],
+            "1 annotations that have a box .* and 1 annotations marked",
+        ),
+        ([], "no object: it holds no annotations"),
+    ],
+)
+def test_a_file_without_objects_says_what_it_holds(annotations: list[Any], told: str, tmp_path: Path) -> None:
+    picture(tmp_path / "x.jpg")
+    with pytest.raises(HrsegError, match=told):
+        open_dataset(str(put(tmp_path / "set.json", annotations)))
+
+
+@pytest.mark.parametrize(
+    ("flag", "crowd"), [("0", 0), ("", 0), (None, 0), (False, 0), (0.0, 0), ("False", 0), ("1", 1)]
+)
+def test_iscrowd_may_be_a_text(flag: Any, crowd: int, tmp_path: Path) -> None:
+    picture(tmp_path / "x.jpg")
+    path = put(tmp_path / "set.json", [annotation(1, SQUARE), annotation(2, SQUARE, iscrowd=flag)])
+    assert len(truths(path)) == 2 - crowd
+
+
+@pytest.mark.parametrize("flag", [2, "no", "maybe", [], -1])
+def test_an_iscrowd_that_is_neither_is_named(flag: Any, tmp_path: Path) -> None:
+    picture(tmp_path / "x.jpg")
+    path = put(tmp_path / "set.json", [annotation(7, SQUARE, iscrowd=flag)])
+    with pytest.raises(HrsegError, match=r"annotation 7: iscrowd is .*; write 0 or 1"):
+        open_dataset(str(path))
+
+
+def test_images_without_an_object_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(tmp_path / "x.jpg")
+    path = put(tmp_path / "set.json", [annotation(1, SQUARE)])
+    content = json.loads(path.read_text())
+    content["images"] += [{"id": k, "file_name": f"{k}.jpg"} for k in (2, 3)]
+    path.write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING):
+        assert len(open_dataset(str(path))) == 1
+    assert "left out 2 of 3 images, which have no object" in caplog.text
 
 
 def test_boxes_without_a_mask_are_left_out_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

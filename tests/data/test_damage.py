@@ -225,6 +225,7 @@ CASES = [
     Case("names of no encoding", good_folder, lambda f: pair(f, os.fsdecode(b"bad\xff")), r"images/bad.*jpg'?: a name that is not UTF-8", None),
     Case("suffixes in capitals", good_folder, lambda f: [p.rename(p.with_suffix(p.suffix.upper())) for p in pair(f)], None, ["bad", "good"]),
     Case("other files", good_folder, lambda f: [(f / "masks" / n).write_text("") for n in (".DS_Store", "Thumbs.db", "a.txt")], None, GOOD),
+    Case("hidden folders", good_folder, lambda f: [shutil.copytree(f / n, f / n / ".ipynb_checkpoints") for n in ("images", "masks")], None, GOOD),
     Case("a folder named as an image", good_folder, lambda f: (f / "masks/bad.png").mkdir(), None, GOOD),
     Case("a link to its own folder", good_folder, loop, r"images/loop: a link to a folder that is read", None),
     Case("links in a ring", good_folder, ring_of_links, r"masks/link.*: a link to a folder that is read", None),

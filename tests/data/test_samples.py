@@ -331,6 +331,31 @@ def test_a_mask_without_image_is_an_error_that_counts_ignored_files(folder: Path
         open_dataset(str(folder))
 
 
+def test_files_that_are_no_images_are_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is dropped without a word; hidden files and folders do not exist."""
+    put_pair(folder, "x")
+    for name in ("images/y.heic", "masks/y.heic", "images/.DS_Store"):
+        (folder / name).write_bytes(b"a format nobody reads")
+    assert len(open_dataset(str(folder))) == 1
+    assert "left out 2 files that are no images: y.heic, y.heic" in caplog.text
+
+
+def test_masks_of_several_objects_that_hold_none_are_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put_pair(folder, "x", disc() // 255 * 2)
+    put_pair(folder, "y", disc() * 0)
+    assert [ref.id for ref in open_dataset(str(folder), instances=True)] == ["x#2"]
+    assert f"1 masks hold no object, such as {folder / 'masks/y.png'}" in caplog.text
+
+
+@pytest.mark.parametrize("layout", ["davis585", "coco_lvis"])
+def test_a_hidden_folder_tells_no_layout(layout: str, tmp_path: Path) -> None:
+    name = {"davis585": "object1_00001.png", "coco_lvis": "hannotation.pickle"}[layout]
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / name).touch()
+    with pytest.raises(HrsegError, match="not a dataset"):
+        open_dataset(str(tmp_path))
+
+
 def test_an_image_without_mask_is_skipped_with_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     put_pair(folder, "x")
     put(folder / "images/bare.jpg", picture())

@@ -75,6 +75,55 @@ def test_half_precision_files_are_read_in_single(weights: State, tmp_path: Path)
     assert {value.dtype for value in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"width": 700}, {"width": 10**5}, {"width": 10**9}, {"ocr_width": 10**7}, {"width": "18"}, {"norm_radius": 10**6}],
+)
+def test_sizes_that_a_file_names_are_compared_before_they_are_built(
+    options: dict[str, Any], weights: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of a few bytes must not take what memory the machine has: nothing is made but shapes."""
+    own = {"width": 18, "ocr_width": 48, "small": True, **options}
+    text = json.dumps({"format": 1, "kind": "model", "name": "h18s", "options": own})
+    save_file(weights, tmp_path / "a.safetensors", {"hrseg": text})
+    changes = {key: {"type": "int", "value": value, "specified": True} for key, value in options.items()}
+    torch.save(ritm(weights, **changes), tmp_path / "a.pth")
+    built = ClickHRNet.__init__
+
+    def shapes_only(self: ClickHRNet, **named: Any) -> None:
+        assert torch.get_default_device().type == "meta"
+        built(self, **named)
+
+    monkeypatch.setattr(ClickHRNet, "__init__", shapes_only)
+    for name in ("a.safetensors", "a.pth"):
+        with pytest.raises(HrsegError, match=rf"{name}: .*(its configuration says|cannot be built)"):
+            read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("lora", {"rank": 10**9}), ("lora", {"rank": 10**18}), ("conv", {"design": "b", "width": 4 * 10**7})],
+)
+def test_sizes_that_an_adapter_names_are_compared_too(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    base, _ = load_model("h18s")
+    text = {"format": 1, "kind": "adapter", "name": name, "options": options, "base": weights_hash(base)}
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", {"hrseg": json.dumps({**text, "provenance": {}})})
+    with pytest.raises(HrsegError, match=r"a\.safetensors: "):
+        load_model(str(tmp_path / "a.safetensors"))
+
+
+def test_a_tensor_larger_than_its_numbers_is_refused(weights: State, tmp_path: Path) -> None:
+    """One number, repeated 10^12 times by its strides, would be written out when it is looked at."""
+    key = next(iter(weights))
+    torch.save(ritm({**weights, key: torch.zeros(1).expand(10**6, 10**6)}), tmp_path / "a.pth")
+    with pytest.raises(HrsegError, match=r"a\.pth: one of its tensors repeats itself"):
+        read_checkpoint(tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("b/data.pkl", bytes(10**7))
+    with pytest.raises(HrsegError, match=r"b\.pth: would unpack to 10,000,000 bytes"):
+        read_checkpoint(tmp_path / "b.pth")
+
+
 class Evil:
     """Touches a file when unpickled."""
 

@@ -17,7 +17,7 @@ from hrseg_cli.adapters.lora import attach_lora
 from hrseg_cli.adapters.resample import Resampled
 from hrseg_cli.engine.checkpoint import save_checkpoint
 from hrseg_cli.engine.devices import cache_folder
-from hrseg_cli.engine.export import ClickStep, check, clicks_of, export, points_of, read_header
+from hrseg_cli.engine.export import ClickStep, check, clicks_of, export, points_of, read_header, write_graph
 from hrseg_cli.engine.runtimes import GRAPHS, open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError, UnknownName
@@ -143,6 +143,16 @@ def test_a_graph_of_other_weights_is_refused(files: Any) -> None:
     other.feature_extractor.cls_head.bias.data += 0.01
     with pytest.raises(HrsegError, match="beside PyTorch"):
         check(path.read_bytes(), ClickStep(other))
+
+
+@pytest.mark.parametrize("change", [{"enlarge": 10**6}, {"enlarge": 1.5}, {"mirror": "no"}, {"options": None}])
+def test_a_header_that_was_edited_is_refused(change: dict[str, Any], files: Any, tmp_path: Path) -> None:
+    """Crops grow by what it calls ``enlarge``."""
+    path = files("base")[1]
+    header, _ = read_header(path)
+    write_graph(onnx.load_model(path), header | change, tmp_path / "a.onnx")
+    with pytest.raises(HrsegError, match=r"a\.onnx: was not written by 'hrseg export'"):
+        read_header(tmp_path / "a.onnx")
 
 
 def test_what_has_no_network_is_not_exported(tmp_path: Path) -> None:

@@ -165,8 +165,8 @@ def test_network_clicks_limit_what_the_network_sees() -> None:
     assert all_.mask[190, 210]
 
 
-@pytest.mark.parametrize(("row", "col"), [(-1, 5), (240, 5), (5, 320)])
-def test_a_click_outside_the_image_is_refused(row: int, col: int) -> None:
+@pytest.mark.parametrize(("row", "col"), [(-1, 5), (240, 5), (5, 320), (-0.2, 5), (240.0, 5), (float("nan"), 5)])
+def test_a_click_outside_the_image_is_refused(row: float, col: float) -> None:
     image, _ = case(0)
     with pytest.raises(HrsegError, match="outside the image"):
         Session(FakeNetwork(), image, load_protocol("plain")).click(Click(row, col, True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -176,10 +177,15 @@ def test_runs_without_masks_are_an_error_with_the_fix(tmp_path: Path) -> None:
 
 
 def test_torn_last_mask_of_a_stopped_run_is_left_out(tmp_path: Path) -> None:
-    run = keep_masks(evaluation(tmp_path / "run", trace("a", 0.95), trace("b", 0.95)), tmp_path / "gone.png")
-    whole = (run.folder / "masks.jsonl").read_text()
-    (run.folder / "masks.jsonl").write_text(whole[:-20])
-    assert len(pictures([run], ["iou"], 9, lambda line: None).axes) == 6
+    """And counted. A run that is done had all of its masks: there a torn line is damage."""
+    done = keep_masks(evaluation(tmp_path / "run", trace("a", 0.95), trace("b", 0.95)), tmp_path / "gone.png")
+    whole = (done.folder / "masks.jsonl").read_text()
+    (done.folder / "masks.jsonl").write_text(whole[:-20])
+    run, lines = replace(done, status="interrupted"), list[str]()
+    assert len(pictures([run], ["iou"], 9, lines.append).axes) == 6
+    assert f"{run.folder}: 1 of 2 objects have no masks kept and are not shown" in lines
+    with pytest.raises(HrsegError, match=r"masks\.jsonl, line 2"):
+        pictures([done], ["iou"], 9, no_complaint)
     (run.folder / "masks.jsonl").write_text(whole[:-20] + "\n")
     with pytest.raises(HrsegError, match=r"masks\.jsonl, line 2"):
         pictures([run], ["iou"], 9, no_complaint)

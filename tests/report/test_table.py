@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -63,6 +67,23 @@ def stopped_folder(folder: Path) -> Path:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     return read_evaluations([str(folder)])[0].settings
+
+
+def recorded_folder(folder: Path, seed: int = 0) -> Path:
+    """A run as evaluate leaves it: with the number and the hash of its objects, and what it printed in its summary."""
+    names = "\n".join(f"pets/{t.id}" for t in THREE)
+    asked = {"objects": 3, "objects_sha256": hashlib.sha256(names.encode()).hexdigest(), "seed": seed}
+    run_folder(folder, **asked)
+    rows = summarise(THREE, "iou", max_clicks=4, seed=seed)
+    row = {"dataset": "pets", "metric": "iou", "n": 3, **{row.measure: round(row.value, 4) for row in rows}}
+    edit(folder, lambda record: record["got"].update(summary={"rows": [row]}))
+    return folder
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    change(record)
+    (folder / "run.json").write_text(json.dumps(record))
 
 
 def invoke(*arguments: object) -> Result:
@@ -162,6 +183,87 @@ def test_shards_that_do_not_make_a_run_are_refused(tmp_path: Path) -> None:
             read_evaluations([str(argument) for argument in arguments])
     (run,) = read_evaluations([str(one), str(three)], partial=True)
     assert (run.status, len(run.traces)) == ("incomplete", 2)
+
+
+LINES = [t.to_json() for t in THREE]
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (LINES[:2], "holds 2 of the run's 3 objects"),
+        ([LINES[0], LINES[1], LINES[2][:50]], "line 3: cut off in the middle"),
+        ([*LINES, LINES[0]], "an object is there twice"),
+        ([LINES[1], LINES[1], LINES[2]], "an object is there twice"),
+        ([LINES[1], LINES[0], LINES[2]], "not of the objects that its run.json is about"),
+        ([LINES[0], LINES[1], LINES[2].replace("hen", "hex")], "not of the objects"),
+        ([LINES[0].replace("0.95", "0.85"), *LINES[1:]], r"its traces give .* by iou on pets, the run wrote"),
+        ([LINES[0].replace('"iou":[0.95]', '"iou":[]'), *LINES[1:]], "iou of 2 objects of pets, the run wrote 3"),
+        ([LINES[0].replace("0.95", '"0.95"'), *LINES[1:]], "line 1: not a trace .'0.95' is not a number"),
+        ([LINES[0].replace("0.95", "NaN"), *LINES[1:]], "line 1: not a trace .nan is not a number"),
+        (
+            [LINES[0], LINES[1].replace("0.5,0.85,", ""), LINES[2]],
+            "line 2: not a trace .1 values of 'iou' for 3 clicks",
+        ),
+        ([LINES[0], LINES[1].replace('"id":"dog"', '"id":3'), LINES[2]], "line 2: not a trace"),
+    ],
+)
+def test_traces_that_are_not_the_runs_are_refused(lines: list[str], told: str, tmp_path: Path) -> None:
+    """A copy that was cut short, or lines that somebody has edited: the numbers would be of something else."""
+    folder = recorded_folder(tmp_path / "a")
+    assert read_evaluations([str(folder)])[0].whole
+    cut = "\n" if lines[-1].endswith("}") else ""
+    (folder / "traces.jsonl").write_text("\n".join(lines) + cut)
+    with pytest.raises(HrsegError, match=rf"traces\.jsonl|{folder}") as caught:
+        read_evaluations([str(folder)])
+    assert re.search(told, str(caught.value))
+
+
+def test_a_part_of_a_finished_run_is_counted_under_partial(tmp_path: Path) -> None:
+    folder = recorded_folder(tmp_path / "a")
+    (folder / "traces.jsonl").write_text("\n".join([*LINES[:2], LINES[2][:40]]))
+    table = build(read_evaluations([str(folder)], partial=True), measures=["NoC@90"])
+    assert [entry.n for entry in table.rows] == [2]
+    assert "Not finished: a (done, 2 of 3 objects)." in table.notes
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda r: r["asked"]["settings"].update(max_clicks="4"), "max_clicks: input should be a valid integer"),
+        (lambda r: r["asked"]["settings"].update(max_clicks=10**9), "max_clicks: input should be less"),
+        (lambda r: r["asked"]["settings"].update(max_clicks=True), "max_clicks: input"),
+        (lambda r: r["asked"]["settings"].update(model=None), "model: input should be a valid dictionary;"),
+        (lambda r: r["asked"]["settings"].update(model={"file": "x"}), "model.name: field required"),
+        (lambda r: r["asked"]["settings"].update(until=3), "until: input should be a valid dictionary"),
+        (lambda r: r["asked"]["settings"].update(until={"iou": "0.9"}), "until.iou: input should be a valid number"),
+        (lambda r: r["asked"]["settings"].update(protocol=[]), "protocol: input should be a valid dictionary"),
+        (lambda r: r["asked"]["settings"].update(protocols={"pets": 1}), "protocols.pets: input"),
+        (
+            lambda r: r["asked"]["settings"].update(composed={"all": "pets"}),
+            "composed.all: input should be a valid list",
+        ),
+        (lambda r: r["asked"]["settings"].update(metrics="iou"), "metrics: input should be a valid list"),
+        (lambda r: r["asked"]["settings"].update(seed=-1), "seed: input should be greater"),
+        (lambda r: r["asked"]["settings"].update(shard="1/999999999"), "shard: string should match"),
+        (lambda r: r["asked"]["settings"].update(objects="3"), "objects: input should be a valid integer"),
+        (lambda r: r["asked"].update(settings=[]), "cannot be read as a run"),
+        (lambda r: r["asked"].pop("command"), "cannot be read as a run .no 'command'"),
+        (lambda r: r.update(got=None), "cannot be read as a run"),
+        (lambda r: r.update(where="here"), "cannot be read as a run"),
+        (lambda r: r.update(where_later=["here"]), "cannot be read as a run"),
+        (lambda r: r["got"].update(summary=["rows"]), "its summary cannot be read"),
+        (lambda r: r["got"]["summary"].update(rows=[1]), "its summary cannot be read"),
+        (lambda r: r["got"]["summary"]["rows"][0].update({"NoC@90": "1"}), "its traces give NoC@90 = 2.6667"),
+    ],
+)
+def test_an_edited_record_is_named(change: Callable[[dict[str, Any]], Any], told: str, tmp_path: Path) -> None:
+    folder = recorded_folder(tmp_path / "a")
+    edit(folder, change)
+    with pytest.raises(HrsegError) as caught:
+        build(read_evaluations([str(folder)]))
+    assert re.search(told, str(caught.value))
+    assert str(folder) in str(caught.value)
 
 
 def test_unfinished_run_needs_partial(tmp_path: Path) -> None:
