@@ -27,7 +27,7 @@ from hrseg_cli.data.pixels import read_image, read_mask
 from hrseg_cli.data.refs import PAIRS, Ref
 from hrseg_cli.data.samples import fingerprint, load, truth_of
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.runs import write_atomically
+from hrseg_cli.writing import is_empty, only_one_in, sweep, write_atomically
 
 STAMP = "cache.json"
 
@@ -173,6 +173,7 @@ def cache_longest(
     *,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    wait: bool = False,
 ) -> Path:
     """Copies of a dataset in ``folder`` with sides of at most ``longest`` pixels, as a dataset of its own with the same
     ids: images/ (area average, JPEG 95; small originals as they are), masks/ (nearest; 255 object, 128 ignored) and
@@ -180,8 +181,21 @@ def cache_longest(
 
     Interrupted, it goes on where it was; where originals have changed, it is made anew.
     Raises HrsegError naming a broken file, or a folder that cannot be written or holds something else: also copies of
-    another dataset (other ids) or with another ``longest``.
+    another dataset (other ids) or with another ``longest``. While another process makes copies there, it raises, too,
+    or does ``wait`` for them.
     """
+    with only_one_in(folder, str(folder), wait=wait):
+        sweep(*(Path(place) for place, _, _ in os.walk(folder)))
+        return _copy_all(refs, folder, longest, workers, progress)
+
+
+def _copy_all(
+    refs: Sequence[Ref],
+    folder: Path,
+    longest: int,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Path:
     stamp = {"longest": longest, "objects": _objects(refs), "fingerprint": fingerprint(folder, refs)}
     images = Images(refs)
     try:
@@ -217,7 +231,7 @@ def _read_stamp(folder: Path, wanted: dict[str, object]) -> object:
     try:
         stamp = json.loads((folder / STAMP).read_bytes())
     except FileNotFoundError:
-        if folder.is_dir() and any(folder.iterdir()):
+        if not is_empty(folder):
             raise HrsegError(f"{folder}: holds something else than a cache; name another folder") from None
         return None
     except ValueError:

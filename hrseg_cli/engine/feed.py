@@ -44,7 +44,7 @@ def training_images(data: Data, root: Path | None, cache: Path) -> list[Images]:
             raise HrsegError(f"data.parts: all of {part.dataset} is held out; lower data.held_out")
         if data.longest and not refs[0].draw:
             copies = cache / f"{refs[0].dataset}-{data.longest}"
-            refs = open_dataset(str(cache_longest(refs, copies, data.longest)))
+            refs = open_dataset(str(cache_longest(refs, copies, data.longest, wait=True)))
         parts.append(Images(refs))
     return parts
 
