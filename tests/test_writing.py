@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,8 @@ def held(path: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
         try:
             yield child
         finally:
-            os.killpg(child.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
 
 
 def free(path: Path) -> bool:
@@ -195,9 +196,9 @@ def test_what_killed_writers_left_goes_and_nothing_else(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, "old")
-    with pytest.raises(OSError, match="No space") as caught, writing_atomically(path) as file:
-        file.write(b"new")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space") as caught, writing_atomically(path):
+        raise full
     assert caught.value.filename == str(path)
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("file", "old")]
 

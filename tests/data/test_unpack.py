@@ -149,7 +149,7 @@ def test_a_folder_that_is_a_link_is_filled_where_it_points(tmp_path: Path) -> No
     archive = make_zip(tmp_path / "a.zip", PAIRS)
     unpack(archive, tmp_path / "set", kind="zip", progress=lambda *_: seen.append(beside(tmp_path / "disk")))
     assert tree(tmp_path / "disk" / "set") == UNPACKED
-    assert seen[0] == [".set.unpacking", "set"]
+    assert seen[0] == [".set.hrseg-lock", ".set.unpacking", "set"]
 
 
 # ---- archives nobody should unpack -----------------------------------------------------------------------------------
