@@ -8,6 +8,7 @@ the file ``moments`` in cwd says how many there were in a run that was not kille
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -63,9 +64,10 @@ def run(words: list[str], cwd: str, folder: str, moment: int, delay: float) -> N
 
 def main() -> None:
     from hrseg_cli.annotate import server  # noqa: F401
-    from hrseg_cli.engine import fit, predict  # noqa: F401
+    from hrseg_cli.engine import fit, predict, simulate  # noqa: F401
 
     fit.KEEP_EVERY = 0.2
+    simulate.get_context = lambda _: multiprocessing.get_context("fork")  # spawned workers take seconds to import torch
     for line in sys.stdin:
         pid = os.fork()
         if not pid:

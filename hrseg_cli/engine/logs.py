@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import Recipe
-from hrseg_cli.writing import write_atomically, writing_atomically
+from hrseg_cli.writing import sweep, write_atomically, writing_atomically
 
 JUDGED = "judged.csv"
 METRICS = "log/metrics.csv"
@@ -129,6 +129,7 @@ def append_row(path: Path, record: dict[str, Any]) -> None:
 
 def cut(folder: Path, steps: int, judged: int) -> None:
     """Back to what a checkpoint of so many steps, judged last after epoch ``judged``, knows of."""
+    sweep(folder / "log")
     _cut_rows(folder / JUDGED, "epoch", judged)
     _cut_rows(folder / METRICS, "step", steps - 1)
     join_events(folder, steps)

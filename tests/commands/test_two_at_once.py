@@ -18,7 +18,7 @@ from hrseg_cli.engine.checkpoint import save_checkpoint
 from hrseg_cli.models.hrnet_ocr import h18s
 from hrseg_cli.writing import only_one, only_one_in
 
-DRAWN = "procedural:count=1,size=64,seed=7"
+DRAWN = "procedural:count=2,size=64,seed=7"
 CLICKS = ["--model", "grabcut", "--protocol", "plain"]
 EVALUATION = ["evaluate", *CLICKS, "-d", DRAWN, "--max-clicks", "1", "--workers", "1", "--out", "o"]
 PREDICTION = ["predict", "photos/images", *CLICKS, "--clicks", "clicks.json", "--out", "o"]
@@ -81,7 +81,7 @@ def test_copies_that_somebody_makes_are_waited_for_or_refused(hrseg: Callable[..
 def test_a_reader_is_not_kept_out_and_a_shard_has_a_lock_of_its_own(hrseg: Callable[..., Any], place: Path) -> None:
     for shard in ("1/2", "2/2"):
         with only_one_in(place / "o" / f"shard-{3 - int(shard[0])}-of-2", "the other"):
-            done = hrseg(*EVALUATION, "--shard", shard, "-d", "procedural:count=2,size=64,seed=8")
+            done = hrseg(*EVALUATION, "--shard", shard)
             assert done.code == 0, done.err
     with only_one_in(place / "o" / "shard-1-of-2", "the first"):
         done = hrseg("report", "o/shard-1-of-2", "o/shard-2-of-2")
