@@ -15,43 +15,18 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from importlib import metadata
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Trace
-
-
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write beside ``path``, then rename: a reader sees the old file or the new one, never half of one."""
-    with writing_atomically(path) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-
-
-@contextmanager
-def writing_atomically(path: Path) -> Iterator[BinaryIO]:
-    """As :func:`write_atomically`, piece by piece. Nothing is renamed when the block raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say what it is full of
-            error.filename = str(path)
-        raise
+from hrseg_cli.writing import is_empty, only_one_in, write_atomically, writing_atomically
 
 
 def read_traces(path: Path, torn: bool = False) -> Iterator[Trace]:
@@ -107,7 +82,8 @@ def _git(*arguments: str) -> str | None:
 
 
 class Run:
-    """A run folder being written. Use as a context manager: the status is written last, whatever happens.
+    """A run folder being written. Use as a context manager: nobody else writes there, and the status is written last,
+    whatever happens.
 
     settings: everything that decides the numbers. A folder that holds another set of settings is refused, the same
     set is resumed, and its record still says where it began and counts its earlier seconds. machine: what it runs on,
@@ -119,6 +95,7 @@ class Run:
     ) -> None:
         self.folder = folder
         self.summary: Any = None
+        self._held = ExitStack()
         self._here = environment()
         self._adds = True
         kept = {} if machine is None else {"machine": machine}
@@ -129,29 +106,33 @@ class Run:
         }
 
     def __enter__(self) -> Run:
-        self._go_on()
-        self._started = time.monotonic()
-        try:
-            self._save()
-        except OSError as error:
-            raise HrsegError(
-                f"--out {self.folder}: cannot write there ({error.strerror}); name another folder"
-            ) from None
+        with ExitStack() as held:
+            held.enter_context(only_one_in(self.folder, f"--out {self.folder}"))
+            self._go_on()
+            self._started = time.monotonic()
+            try:
+                self._save()
+            except OSError as error:
+                raise HrsegError(
+                    f"--out {self.folder}: cannot write there ({error.strerror}); name another folder"
+                ) from None
+            self._held = held.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        got = self._record["got"]
-        if self._adds:
-            got["seconds"] = round(got["seconds"] + time.monotonic() - self._started, 1)
-        got["summary"] = self.summary
-        if kind is None:
-            got["status"] = "done"
-        else:
-            got["status"] = "failed" if issubclass(kind, Exception) else "interrupted"
-            got["error"] = str(error)
-        self._save()
+        with self._held:
+            got = self._record["got"]
+            if self._adds:
+                got["seconds"] = round(got["seconds"] + time.monotonic() - self._started, 1)
+            got["summary"] = self.summary
+            if kind is None:
+                got["status"] = "done"
+            else:
+                got["status"] = "failed" if issubclass(kind, Exception) else "interrupted"
+                got["error"] = str(error)
+            self._save()
 
     def _save(self) -> None:
         write_atomically(self.folder / "run.json", json.dumps(self._record, indent=2, ensure_ascii=False) + "\n")
@@ -160,7 +141,7 @@ class Run:
         """From the record of an earlier command, if there is one. Raises HrsegError where it asked for another run."""
         path = self.folder / "run.json"
         if not path.exists():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
+            if not is_empty(self.folder):
                 raise HrsegError(f"--out {self.folder}: not empty and not a run folder; name another folder")
             return
         before = read_run(self.folder)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from hrseg_cli.annotate.folder import COLOURS, Clicked, Folder, Name, Object, Picture, Strict, Stroke
+from hrseg_cli.annotate.folder import COLOURS, Clicked, Folder, Name, Object, Picture, Strict, Stroke, state_of
 from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.engine.session import Session, State
 from hrseg_cli.engine.views import Box
@@ -29,6 +29,7 @@ from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
 
 LARGEST = 120_000_000  # pixels of an image: twelve bytes each for the model, four for each remembered answer
+REPLACED = "this image's file was replaced; it is shown as it is now, do it again"
 MEMORY = 1_500_000_000  # bytes for images and answers; what is dropped is made again from its clicks
 
 
@@ -115,6 +116,11 @@ class Memory:
             _, (_, freed) = self._kept.popitem(last=False)
             self.size -= freed
 
+    def drop(self, number: int) -> None:
+        """All about one image: its session under its number, answers under what begins with that."""
+        for key in [key for key in self._kept if key == number or (isinstance(key, tuple) and key[0] == number)]:
+            self.size -= self._kept.pop(key)[1]
+
 
 class Desk:
     """A folder, a model and a protocol. provenance: of the model, what ``load_model`` says of it. name: what the page
@@ -135,7 +141,7 @@ class Desk:
         asked = json.dumps([provenance, protocol.model_dump(), *([span] if span else [])], sort_keys=True, default=str)
         self.digest = sha256(asked.encode()).hexdigest()[:16]
         self.memory = Memory(memory)
-        self._sizes: dict[int, tuple[int, int]] = {}
+        self._seen: dict[int, tuple[str, tuple[int, int]]] = {}  # state of the image's file, and its size
 
     # What is shown
 
@@ -172,16 +178,20 @@ class Desk:
                 objects.append(_shown(one, self.folder.mask(one, size)))
             except HrsegError as error:
                 objects.append(_shown(one, np.zeros((1, 1), bool)) | {"error": str(error)})
-        return {**_about(picture), "id": number, "size": size, "objects": objects}
+        return {**_about(picture), "id": number, "size": size, "file": self._seen[number][0], "objects": objects}
 
     # What is done
 
     def act(self, number: int, asked: Asked) -> dict[str, Any]:
         """Do it, save it, and say what it has changed. Raises Refused and HrsegError; then nothing has changed."""
+        known = self._seen.get(number)
+        size = self._size(number)
+        if known and known != self._seen[number]:
+            raise Refused(409, REPLACED)
         picture = self.folder.pictures[number].model_copy(deep=True)
         if asked.revision != picture.revision:
             raise Refused(409, "this image was changed in another tab, which is shown now; do it again")
-        size = self._size(number)
+        picture.gone.clear()
         if isinstance(asked, DoFinish):
             picture.finished = asked.finished
             return self._save(number, picture, size)
@@ -195,14 +205,11 @@ class Desk:
         if asked.do == "add":
             return self._save(number, picture, size, one, np.zeros(size, bool))
         if asked.do == "delete":
-            # The mask goes last: without it the record would take the object for a mask removed by hand, as it should.
             picture.objects.remove(one)
-            file = one.file
             self.folder.settle(one, self.digest)  # keeps a copy of a mask that was not made here
-            saved = self._save(number, picture, size)
-            if file:
-                (self.folder.masks / file).unlink(missing_ok=True)
-            return saved
+            if one.file:
+                self.folder.remove(picture, one.file)
+            return self._save(number, picture, size)
         if isinstance(asked, DoName):
             one.name = asked.name
         elif isinstance(asked, DoColour):
@@ -268,22 +275,32 @@ class Desk:
         session: Session | None = self.memory.get(number)
         if session is None:
             image = self._read(number)
+            state, size = self._seen[number]
+            if state_of(self.folder.path(number)) != state or image.shape[:2] != size:  # replaced a moment ago
+                self._size(number)
+                raise Refused(409, REPLACED)
             session = Session(self.model, image, self.protocol, undo=0)
             self.memory.put(number, session, 12 * image.shape[0] * image.shape[1])
         return session
 
     def _size(self, number: int) -> tuple[int, int]:
-        """(rows, columns) of the image, read once; not what its record says, for the image may be another since."""
-        if number not in self._sizes:
-            path, picture = self.folder.path(number), self.folder.pictures[number]
-            rows, cols = self._read(number).shape[:2]
-            if picture.objects and picture.size not in ((0, 0), (rows, cols)):
-                raise HrsegError(
-                    f"{path}: has {rows} rows and {cols} columns, its clicks were made on {picture.size[0]} and "
-                    f"{picture.size[1]}; put that image back, or remove {self.folder.record(number)}"
-                )
-            self._sizes[number] = rows, cols
-        return self._sizes[number]
+        """(rows, columns) of the image; not what its record says, for the image may be another since. Where its file
+        was replaced while it was shown, the old one leaves the memory, and tabs that show it are out of date."""
+        path, picture = self.folder.path(number), self.folder.pictures[number]
+        state = state_of(path)
+        if number in self._seen and self._seen[number][0] == state:
+            return self._seen[number][1]
+        if self._seen.pop(number, None):
+            self.memory.drop(number)
+            picture.revision += 1
+        rows, cols = self._read(number).shape[:2]
+        if picture.objects and picture.size not in ((0, 0), (rows, cols)):
+            raise HrsegError(
+                f"{path}: has {rows} rows and {cols} columns, its clicks were made on {picture.size[0]} and "
+                f"{picture.size[1]}; put that image back, or remove {self.folder.record(number)}"
+            )
+        self._seen[number] = state, (rows, cols)
+        return rows, cols
 
     def _new(self, number: int, picture: Picture) -> Object:
         colours = [one.colour for one in picture.objects]
@@ -304,12 +321,14 @@ class Desk:
         one: Object | None = None,
         mask: np.ndarray | None = None,
     ) -> dict[str, Any]:
-        """mask: of the object, where it has changed. First the mask, then what tells that it was written by us."""
-        if one is not None and mask is not None:
-            self.folder.write_mask(one, mask)
+        """mask: of the object, where it has changed."""
         picture.revision += 1
         picture.size = size
-        self.folder.save(number, picture)
+        self.folder.save(number, picture, one, mask)
+        try:
+            self.folder.write_tables()
+        except OSError as error:
+            raise Refused(507, f"{error.filename}: {error.strerror}; the change is saved, this file is not") from None
         answer = {**_about(picture), "id": number, "order": [other.key for other in picture.objects]}
         if one is not None:
             answer["object"] = _shown(one, mask)

@@ -7,7 +7,8 @@
     annotations/images/STEM.json    names, colours, clicks and strokes of an image, undone ones too
     annotations/start/              masks as they were before the first click on them
 
-Every file is written beside and renamed.
+Every file is written beside and renamed: first the new mask, beside its place; then the image's record; then the mask
+takes its place and what it replaced is removed. What a kill interrupts between two steps is finished at the next start.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import io
 import json
 import os
 import re
-import shutil
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,14 +28,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hrseg_cli.data.folders import by_stem
 from hrseg_cli.data.labels import read_object
-from hrseg_cli.data.masks_out import run_lengths, save_png
+from hrseg_cli.data.masks_out import encode_png, run_lengths
 from hrseg_cli.data.paths import below
 from hrseg_cli.data.photos import find_images
 from hrseg_cli.data.refs import PAIRS
 from hrseg_cli.data.samples import relative, size_and_time
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Trace
-from hrseg_cli.runs import write_atomically
+from hrseg_cli.writing import rename, sweep, temporaries, write_atomically, write_beside
 
 COLOURS = 8
 NOTES = "annotations"
@@ -101,13 +101,16 @@ class Object(Strict):
 
 
 class Picture(Strict):
-    """Everything about one image. revision: grows with every change, so that two tabs do not undo each other's."""
+    """Everything about one image. revision: grows with every change, so that two tabs do not undo each other's.
+    gone: files below masks/ that the last change has removed, and their size and time before.
+    """
 
     version: Literal[1] = 1
     revision: int = 0
     finished: bool = False
     size: tuple[int, int] = (0, 0)
     objects: list[Object] = []
+    gone: dict[str, str] = {}
 
     def find(self, key: str) -> Object | None:
         return next((one for one in self.objects if one.key == key), None)
@@ -134,10 +137,18 @@ class Folder:
         if self.pairs:
             _check_pairs(place / PAIRS)
         self._check_places()
+        recorded = [self._recorded(number) for number in range(len(self.stems))]
+        for picture in recorded:
+            self._settle_files(picture)
+        sweep(place, self.masks, self.notes, self.notes / "images", self.notes / "start")
         there = self._masks_there()
-        self.pictures = [self._open(number, there.get(stem, []), threshold) for number, stem in enumerate(self.stems)]
-        self._known: dict[str, int] = {}
+        self.pictures = [
+            self._completed(picture, there.get(stem, []), threshold)
+            for picture, stem in zip(recorded, self.stems, strict=True)
+        ]
         self._lines = [self._describe(number) for number in range(len(self.stems))]
+        if any(picture.revision for picture in recorded):
+            self.write_tables()
 
     def _check_places(self) -> None:
         """All that is written of an image lies in the folders of its stem, which no link may lead elsewhere."""
@@ -204,50 +215,88 @@ class Folder:
                 break
             if filecmp.cmp(file, kept, shallow=False):
                 return relative(kept, start)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        beside = kept.with_name(f"{kept.name}.part")
-        shutil.copyfile(file, beside)
-        os.replace(beside, kept)
+        write_atomically(kept, file.read_bytes())
         return relative(kept, start)
 
-    def write_mask(self, one: Object, mask: np.ndarray) -> None:
-        """A mask of no pixels is no file: a dataset has no such object."""
-        before = one.file
+    def save(self, number: int, picture: Picture, one: Object | None = None, mask: np.ndarray | None = None) -> None:
+        """Take a changed picture for the present one, with the new mask of one of its objects. Where that fails, with
+        an OSError, the old mask and the old record are still there."""
+        beside = None if one is None or mask is None else self._write_beside(picture, one, mask)
+        try:
+            write_atomically(self.record(number), picture.model_dump_json() + "\n")
+        except OSError:
+            if beside:
+                beside.unlink(missing_ok=True)
+            raise
+        self.pictures[number] = picture
+        self._lines[number] = self._describe(number)
+        self._settle_files(picture)
+
+    def write_tables(self) -> None:
+        """The files about all images, where they are not as they should be."""
+        texts = {
+            self.notes / "traces.jsonl": "".join(lines for lines, _ in self._lines),
+            self.notes / "coco.json": json.dumps(self._coco(), ensure_ascii=False) + "\n",
+        }
+        if self.pairs:
+            texts[self.place / PAIRS] = self._table()
+        for path, text in texts.items():
+            if not path.is_file() or path.read_bytes() != text.encode():
+                write_atomically(path, text)
+
+    def remove(self, picture: Picture, file: str) -> None:
+        """Have a mask removed with the next :meth:`save`."""
+        if (self.masks / file).is_file():
+            picture.gone[file] = size_and_time(self.masks / file)
+
+    def _write_beside(self, picture: Picture, one: Object, mask: np.ndarray) -> Path | None:
+        """The object with its new mask, which waits beside its place. A mask of no pixels is no file: a dataset has no
+        such object."""
+        before, beside = one.file, None
         rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if rows.size:
             one.file = f"{one.key}.png"
-            save_png(self.masks / one.file, mask.astype(np.uint8) * 255)
-            one.stamp = size_and_time(self.masks / one.file)
+            png = io.BytesIO()
+            encode_png(png, mask.astype(np.uint8) * 255)
+            beside = write_beside(self.masks / one.file, png.getvalue())
+            one.stamp = size_and_time(beside)
             one.bbox = [int(cols[0]), int(rows[0]), int(np.ptp(cols)) + 1, int(np.ptp(rows)) + 1]
             one.area, one.counts = int(np.count_nonzero(mask)), run_lengths(mask)["counts"]
         else:
             one.file = one.stamp = one.counts = ""
             one.bbox, one.area = [], 0
         if before and before != one.file:
-            (self.masks / before).unlink(missing_ok=True)
+            self.remove(picture, before)
+        return beside
 
-    def save(self, number: int, picture: Picture) -> None:
-        """Take a changed picture for the present one, and write all but the masks."""
-        write_atomically(self.record(number), picture.model_dump_json() + "\n")
-        self.pictures[number] = picture
-        self._lines[number] = self._describe(number)
-        write_atomically(self.notes / "traces.jsonl", "".join(lines for lines, _ in self._lines))
-        write_atomically(self.notes / "coco.json", json.dumps(self._coco(), ensure_ascii=False) + "\n")
-        if self.pairs:
-            write_atomically(self.place / PAIRS, self._table())
+    def _settle_files(self, picture: Picture) -> None:
+        """What a record says is done: masks that wait take their places, and what it has removed goes."""
+        for one in picture.objects:
+            place = self.masks / one.file
+            if one.stamp and state_of(place) != one.stamp:
+                for beside in temporaries(self.masks, one.file):
+                    if state_of(beside) == one.stamp:
+                        rename(beside, place)
+        for file, stamp in picture.gone.items():
+            if state_of(self.masks / file) == stamp:
+                (self.masks / file).unlink()
 
-    def _open(self, number: int, masks: list[tuple[str, str]], threshold: float) -> Picture:
-        """What is recorded of an image, and the masks that lie there besides. A mask that was removed is no object."""
+    def _recorded(self, number: int) -> Picture:
+        """What is recorded of an image; a new picture where nothing is."""
         path = self.record(number)
-        picture = Picture()
-        if path.is_file():
-            try:
-                picture = Picture.model_validate_json(path.read_bytes())
-            except (OSError, ValidationError) as error:
-                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-                raise HrsegError(f"{path}: not as hrseg annotate writes it ({reason}); mend or remove it") from None
-            _check_names(path, picture, self.stems[number])
-            picture.objects = [one for one in picture.objects if not one.file or (self.masks / one.file).is_file()]
+        if not path.is_file():
+            return Picture()
+        try:
+            picture = Picture.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+            raise HrsegError(f"{path}: not as hrseg annotate writes it ({reason}); mend or remove it") from None
+        _check_names(path, picture, self.stems[number])
+        return picture
+
+    def _completed(self, picture: Picture, masks: list[tuple[str, str]], threshold: float) -> Picture:
+        """With the masks that lie there besides. A mask that was removed by hand is no object."""
+        picture.objects = [one for one in picture.objects if not one.file or (self.masks / one.file).is_file()]
         known = {one.key for one in picture.objects}
         for key, file in masks:
             if key not in known:
@@ -264,8 +313,8 @@ class Folder:
             found.setdefault(owner, []).append((key, relative(path, self.masks)))
         return {stem: sorted(its, key=lambda one: (len(one[0]), one[0])) for stem, its in found.items()}
 
-    def _describe(self, number: int) -> tuple[str, list[dict[str, Any]]]:
-        """What an image adds to the files about all of them: lines of traces, and COCO's annotations."""
+    def _describe(self, number: int) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
+        """What an image adds to the files about all of them: lines of traces, and COCO's annotations by name."""
         picture, stem = self.pictures[number], self.stems[number]
         there = [one for one in picture.objects if one.file]
         lines = ""
@@ -290,13 +339,15 @@ class Folder:
                 lines += trace.to_json() + "\n"
         height, width = picture.size
         annotations = [
-            {
-                "category_id": self._known.setdefault(one.name, len(self._known) + 1),
-                "segmentation": {"size": [height, width], "counts": one.counts},
-                "area": one.area,
-                "bbox": one.bbox,
-                "iscrowd": 0,
-            }
+            (
+                one.name,
+                {
+                    "segmentation": {"size": [height, width], "counts": one.counts},
+                    "area": one.area,
+                    "bbox": one.bbox,
+                    "iscrowd": 0,
+                },
+            )
             for one in there
             if one.counts
         ]
@@ -305,15 +356,16 @@ class Folder:
     def _coco(self) -> dict[str, Any]:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
+        known: dict[str, int] = {}  # numbered anew each time: the same work gives the same file, restarts or not
         for number, (_, its) in enumerate(self._lines):
             if its:
                 height, width = self.pictures[number].size
                 file = {"file_name": self.title(number), "height": height, "width": width}
                 images.append({"id": number + 1, **file})
-            for one in its:
-                annotations.append({"id": len(annotations) + 1, "image_id": number + 1, **one})
-        used = {one["category_id"] for one in annotations}
-        categories = [{"id": number, "name": name} for name, number in self._known.items() if number in used]
+            for name, one in its:
+                which = {"image_id": number + 1, "category_id": known.setdefault(name, len(known) + 1)}
+                annotations.append({"id": len(annotations) + 1, **which, **one})
+        categories = [{"id": number, "name": name} for name, number in known.items()]
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def _table(self) -> str:
@@ -356,12 +408,20 @@ def _check_pairs(path: Path) -> None:
 
 def _check_names(path: Path, picture: Picture, stem: str) -> None:
     """Names of files that a record brings along must stay where they belong, whoever wrote it."""
+    for file in picture.gone:
+        if not re.fullmatch(rf"{re.escape(stem)}(_\d+)?\.\w+", file):
+            raise HrsegError(f"{path}: '{file}' is not as hrseg annotate writes it; mend or remove the file")
     for one in picture.objects:
         suffix = rf"{re.escape(one.key)}(-\d+)?\.\w+"
         own = re.fullmatch(rf"{re.escape(stem)}(_\d+)?", one.key)
         files = all(not name or re.fullmatch(suffix, name) for name in (one.file, one.start))
         if not (own and files and 0 <= one.base <= one.done <= len(one.actions)):
             raise HrsegError(f"{path}: object '{one.key}' is not as hrseg annotate writes it; mend or remove the file")
+
+
+def state_of(path: Path) -> str:
+    """Size and time of a file, "" where there is none."""
+    return size_and_time(path) if path.is_file() else ""
 
 
 def _escaped(text: str) -> str:

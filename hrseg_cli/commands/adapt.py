@@ -75,9 +75,11 @@ def adapt(
 def write_merged(spec: str, path: Path) -> None:
     """One checkpoint that answers as BASE+ADAPTER does."""
     from hrseg_cli.engine.checkpoint import load_model, merged, save_checkpoint
+    from hrseg_cli.writing import only_one
 
-    model, provenance = load_model(spec)
-    if "adapter" not in provenance:
-        raise HrsegError(f"--from {spec}: has no adapter to fold; give BASE+ADAPTER")
-    save_checkpoint(merged(model), path, {"merged_from": provenance})
+    with only_one(path, f"--merge {path}"):
+        model, provenance = load_model(spec)
+        if "adapter" not in provenance:
+            raise HrsegError(f"--from {spec}: has no adapter to fold; give BASE+ADAPTER")
+        save_checkpoint(merged(model), path, {"merged_from": provenance})
     typer.echo(json.dumps({"written": str(path)}))

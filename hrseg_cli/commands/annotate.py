@@ -51,12 +51,12 @@ def annotate(
     from hrseg_cli.annotate.desk import Desk
     from hrseg_cli.annotate.folder import NOTES, Folder, images_of
     from hrseg_cli.annotate.server import serve
-    from hrseg_cli.data.lock import only_one
     from hrseg_cli.engine.devices import reproducible
     from hrseg_cli.engine.runtimes import open_model
+    from hrseg_cli.writing import only_one_in
 
     images_of(folder)  # complains before anything is written there
-    with only_one(folder / NOTES / ".lock", str(folder)):  # before the folder is read: what is read is what is there
+    with only_one_in(folder / NOTES, str(folder)):  # before the folder is read: what is read is what is there
         # The faster precision by itself: a person who waits gains more than the last bits of the answers are worth.
         loaded, provenance = open_model(model, runtime, device, precision)
         opened = Folder(folder, chosen.threshold)

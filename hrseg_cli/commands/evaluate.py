@@ -176,7 +176,7 @@ def _write_results(
     import io
 
     from hrseg_cli.metrics.noc import THRESHOLDS, per_object_rows, summarise
-    from hrseg_cli.runs import write_atomically
+    from hrseg_cli.writing import write_atomically
 
     def write_csv(name: str, rows: list[list[Any]]) -> None:
         text = io.StringIO()

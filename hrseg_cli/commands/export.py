@@ -41,15 +41,17 @@ def export(
 
     from hrseg_cli.engine import export as engine
     from hrseg_cli.engine.checkpoint import load_model
+    from hrseg_cli.writing import only_one
 
     engine.need("onnx")
     loaded, provenance = load_model(model)
-    if not int8:
-        header = engine.export(loaded, out, provenance)
-    else:
-        from hrseg_cli.engine.quantize import quantize
+    with only_one(out, f"--out {out}"):
+        if not int8:
+            header = engine.export(loaded, out, provenance)
+        else:
+            from hrseg_cli.engine.quantize import quantize
 
-        opened = options.open_datasets(calibrate, root, False, "auto", None)
-        header = quantize(loaded, out, provenance, opened.refs, calibrate_count)
+            opened = options.open_datasets(calibrate, root, False, "auto", None)
+            header = quantize(loaded, out, provenance, opened.refs, calibrate_count)
     row = {key: header[key] for key in ("opset", "precision", "checked", "int8") if key in header}
     typer.echo(json.dumps({"written": str(out), "bytes": out.stat().st_size, **row}))

@@ -114,7 +114,7 @@ def _check(text: str, path: Path) -> None:
 
 def _write(option: str, path: Path, data: str | bytes) -> None:
     from hrseg_cli.errors import HrsegError
-    from hrseg_cli.runs import write_atomically
+    from hrseg_cli.writing import write_atomically
 
     try:
         write_atomically(path, data)

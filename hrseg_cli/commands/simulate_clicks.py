@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
@@ -62,7 +63,7 @@ def simulate_clicks(
 
     from hrseg_cli.engine.runtimes import open_model
     from hrseg_cli.engine.simulate import Plan, run
-    from hrseg_cli.runs import write_atomically
+    from hrseg_cli.writing import only_one, write_atomically
 
     refs = options.open_datasets(dataset, root, instances, chosen.binarize, limit).refs
     given = _read_clicks(replay) if replay else None
@@ -99,15 +100,16 @@ def simulate_clicks(
     lines: dict[int, str] = {}
     printed = 0
     try:
-        for index, outcome in run(plan, refs, workers, at_once):
-            lines[index] = outcome.trace.to_json() + "\n"
-            while out is None and printed in lines:  # in dataset order, as soon as the order allows
-                typer.echo(lines.pop(printed), nl=False)
-                printed += 1
+        with only_one(out, f"--out {out}") if out is not None else nullcontext():
+            for index, outcome in run(plan, refs, workers, at_once):
+                lines[index] = outcome.trace.to_json() + "\n"
+                while out is None and printed in lines:  # in dataset order, as soon as the order allows
+                    typer.echo(lines.pop(printed), nl=False)
+                    printed += 1
+            if out is not None:
+                write_atomically(out, "".join(lines[index] for index in sorted(lines)))
     except Interrupted:
         raise Interrupted("interrupted; simulate-clicks keeps nothing, 'hrseg evaluate' goes on where it was") from None
-    if out is not None:
-        write_atomically(out, "".join(lines[index] for index in sorted(lines)))
 
 
 def _check_writable(out: Path) -> None:

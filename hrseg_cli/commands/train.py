@@ -130,6 +130,17 @@ def resumed(run: Path, more: bool, asked: dict[str, Any]) -> Recipe:
     return recipe_of(settings["recipe"], f"--resume {run}: run.json")
 
 
+def _is_first() -> bool:
+    """Whether this process is the first of those that train together: the only one that writes.
+
+    The others were started by it, by torchrun, by srun, or by hand on further machines.
+    """
+    ranks = ["RANK"] if "RANK" in os.environ else ["LOCAL_RANK", "NODE_RANK", "GROUP_RANK"]
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:  # see shards
+        ranks.append("SLURM_PROCID")
+    return not any(int(os.environ.get(name) or 0) for name in ranks)
+
+
 def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, Any]) -> None:
     """Train in ``folder``, from the beginning or from where it stopped; prints one JSON line.
 
@@ -171,7 +182,7 @@ def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, An
         "judged": [f"{ref.dataset}/{ref.id}" for ref in judged],
         "started_from": {key: provenance[key] for key in ("started_from", "base_weights") if key in provenance},
     }
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) > 0:  # started by the first process
+    if machine.processes * machine.nodes > 1 and not _is_first():
         # Which says itself why all stop; a code other than 0 would have it killed before it can.
         with suppress(Interrupted):
             fit.fit(model, recipe, feed, judged, folder, machine, provenance)

@@ -24,11 +24,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
 from hrseg_cli import __version__
-from hrseg_cli.data.lock import only_one
 from hrseg_cli.data.manifest import ArchiveFile
 from hrseg_cli.data.unpack import NO_ROOM, check_archive, looks_like, require_space, size_text
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.runs import write_atomically
+from hrseg_cli.writing import only_one, write_atomically
 
 Progress = Callable[[int, int | None], None]
 
@@ -126,7 +125,7 @@ def fetch(
         path = target
         part = target.with_name(target.name + ".part")
         job = _Job(file, part, known, progress, timeout, retries, wait, _Running())
-        with only_one(target.with_name(f".{target.name}.lock"), str(target)):
+        with only_one(target, str(target)):
             sum_ = _kept(file, target, known, progress) or _download(job, target)
     if known is None:
         _pin(root, pin_name(file), sum_)
@@ -145,9 +144,11 @@ def pins(root: Path) -> dict[str, str]:
 
 
 def _pin(root: Path, name: str, sum_: str) -> None:
-    text = json.dumps({**pins(root), name: sum_}, indent=2, sort_keys=True) + "\n"
+    path = root / ".hrseg" / "pins.json"
     try:
-        write_atomically(root / ".hrseg" / "pins.json", text)
+        with only_one(path, str(path), wait=True):  # or another archive's sum, pinned meanwhile, would be lost
+            text = json.dumps({**pins(root), name: sum_}, indent=2, sort_keys=True) + "\n"
+            write_atomically(path, text)
     except OSError as error:
         raise HrsegError(f"{root / '.hrseg'}: cannot be written ({error.strerror}); name another --root") from None
 

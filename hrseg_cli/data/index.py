@@ -6,7 +6,7 @@ it instead of opening every mask. It never changes which objects a dataset has.
 
 ``index.lines.npy``: where each line begins, so that :class:`Index` opens millions of them without reading one.
 ``index.jsonl.part``: what an interrupted build has done; the next one goes on behind it.
-``.index.jsonl.lock``: held while one is built.
+``.index.jsonl.hrseg-lock``: held while one is built.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from typing import Any, BinaryIO, overload
 
 import numpy as np
 
-from hrseg_cli.data.lock import only_one
 from hrseg_cli.data.pixels import parse_span, read_image, read_mask
 from hrseg_cli.data.refs import Listing, Ref
 from hrseg_cli.data.samples import expand, fingerprint, instance_ids, list_masks, relative, truth_of
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule
-from hrseg_cli.runs import write_atomically
+from hrseg_cli.writing import only_one, write_atomically, writing_atomically
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def build_index(
     groups = [list(group) for _, group in groupby(found.masks, key=lambda ref: ref.image)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with only_one(path.with_name(f".{path.name}.lock"), str(path)):
+        with only_one(path, str(path)):
             done = _resume(part, head)
             with part.open("ab") as file, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
                 checked = pool.map(lambda group: _check_image(found.folder, group), groups[done:])
@@ -180,8 +179,6 @@ def _finish(part: Path, path: Path, head: dict[str, Any], groups: int, unread: s
     incomplete: set[str] = set()
     images = done = 0
     starts = array("q")  # (first byte of a line, number of its image), two by two
-    # Names that the next attempt takes again, so that a killed one leaves no litter.
-    new, new_table = (path.with_name(f".{name}.new") for name in (path.name, _table_path(path).name))
     with part.open("rb") as file:
         good_in_image = False
         for position, record in _records(file):
@@ -205,18 +202,13 @@ def _finish(part: Path, path: Path, head: dict[str, Any], groups: int, unread: s
         if done != groups:
             raise HrsegError(f"{part}: changed while it was written; delete it and run the same command again")
         table = np.array(starts, np.int64).reshape(-1, 2)
-        with new.open("wb") as out, new_table.open("wb") as out_table:
+        with writing_atomically(path) as out, writing_atomically(_table_path(path)) as out_table:
             out.write(_line({**head, "incomplete": sorted(incomplete)}))
             for k in range(len(table)):
                 file.seek(table[k, 0])
                 table[k, 0] = out.tell()
                 out.write(file.readline())
             np.save(out_table, np.append(table, [[out.tell(), images]], axis=0))
-            for each in (out, out_table):
-                each.flush()
-                os.fsync(each.fileno())
-    os.replace(new_table, _table_path(path))
-    os.replace(new, path)
     part.unlink()
     return Summary(path, images, len(table), dict(rules), problems, len(unread - incomplete))
 

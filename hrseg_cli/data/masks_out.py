@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from PIL import Image
 from pycocotools import mask as pycoco
 
 from hrseg_cli.data.paths import below
-from hrseg_cli.runs import write_atomically, writing_atomically
+from hrseg_cli.writing import write_atomically, writing_atomically
 
 ENDINGS = {
     "png": ".png",
@@ -147,4 +147,8 @@ def coco_file(mask: np.ndarray, shape: Any, source: str, category: str) -> dict[
 def save_png(path: Path, pixels: np.ndarray) -> None:
     """Atomically; uint8 or uint16 (H, W), or uint8 (H, W, 3 or 4)."""
     with writing_atomically(path) as file:
-        Image.fromarray(pixels).save(file, "PNG", compress_level=3)
+        encode_png(file, pixels)
+
+
+def encode_png(file: BinaryIO, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(file, "PNG", compress_level=3)

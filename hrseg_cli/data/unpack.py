@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from hrseg_cli.data.lock import only_one
 from hrseg_cli.data.paths import below, fault
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.writing import only_one
 
 Kind = Literal["zip", "tar"]
 Progress = Callable[[int, int | None], None]
@@ -91,7 +91,7 @@ def unpack(
     name, limits = name or archive.name, limits or Limits()
     into = into.resolve()  # a link to another disk: the temporary folder belongs there too
     temporary = into.parent / f".{into.name}.unpacking"
-    with _errors_named(archive, into), only_one(into.parent / f".{into.name}.lock", str(into)):
+    with _errors_named(archive, into), only_one(into, str(into)):
         shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
         require_space(into.parent, min(_size_said(archive, kind), limits.bytes(archive)))
         temporary.mkdir(parents=True)

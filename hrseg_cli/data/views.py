@@ -25,13 +25,12 @@ import numpy as np
 from PIL import Image
 
 from hrseg_cli.data.index import Index
-from hrseg_cli.data.lock import only_one
 from hrseg_cli.data.paths import below, checked
 from hrseg_cli.data.pixels import read_image, read_mask
 from hrseg_cli.data.refs import PAIRS, Ref
 from hrseg_cli.data.samples import fingerprint, load, relative, truth_of
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.runs import write_atomically
+from hrseg_cli.writing import is_empty, only_one_in, sweep, write_atomically
 
 STAMP = "cache.json"
 VERSION = 2  # raise when the same originals get other copies, or other names of them
@@ -178,38 +177,50 @@ def cache_longest(
     *,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    wait: bool = False,
 ) -> Path:
     """Copies of a dataset in ``folder`` with sides of at most ``longest`` pixels, as a dataset of its own with the same
     ids: images/ (area average, JPEG 95; small originals as they are), masks/ (nearest; 255 object, 128 ignored) and
     pairs.csv, which comes last. Returns ``folder``.
 
     Two originals never share a copy: for those of one stem (a.jpg, a.png) a folder is put into names and ids, which
-    depends on the original alone. Resumes what was interrupted, starts over where originals have changed, and waits
-    while another process works in the folder.
+    depends on the original alone. Resumes what was interrupted, and starts over where originals have changed.
 
     Raises HrsegError naming a broken file, an id that cannot name a file, or a folder that cannot be written or holds
-    something else: also copies of another dataset (other ids or folders) or with another ``longest``.
+    something else: also copies of another dataset (other ids or folders) or with another ``longest``. While another
+    process makes copies there, it raises, too, or does ``wait`` for them.
     """
+    with only_one_in(folder, str(folder), wait=wait):
+        sweep(*(Path(place) for place, _, _ in os.walk(folder)))
+        return _copy_all(refs, folder, longest, workers, progress)
+
+
+def _copy_all(
+    refs: Sequence[Ref],
+    folder: Path,
+    longest: int,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Path:
     objects, folders = identity(refs, folder)
     stamp = {"version": VERSION, "longest": longest, "objects": objects, "folders": folders}
     stamp["fingerprint"] = fingerprint(folder, refs)
     images = Images(refs)
     shared = _shared(images)
     try:
-        with only_one(folder.with_name(f".{folder.name}.lock"), str(folder), wait=True):
-            if _read_stamp(folder, stamp) != stamp:
-                _clear(folder)
-                write_atomically(folder / STAMP, json.dumps(stamp) + "\n")
-            rows: list[tuple[str, str]] = []
-            with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-                made = pool.map(lambda k: _shrink(images[k], folder, longest, shared), range(len(images)))
-                for done, pairs in enumerate(made, 1):
-                    rows += pairs
-                    if progress:
-                        progress(done, len(images))
-            table = io.StringIO()
-            csv.writer(table, lineterminator="\n").writerows([("image", "mask"), *rows])
-            write_atomically(folder / PAIRS, table.getvalue())
+        if _read_stamp(folder, stamp) != stamp:
+            _clear(folder)
+            write_atomically(folder / STAMP, json.dumps(stamp) + "\n")
+        rows: list[tuple[str, str]] = []
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            made = pool.map(lambda k: _shrink(images[k], folder, longest, shared), range(len(images)))
+            for done, pairs in enumerate(made, 1):
+                rows += pairs
+                if progress:
+                    progress(done, len(images))
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows([("image", "mask"), *rows])
+        write_atomically(folder / PAIRS, table.getvalue())
     except OSError as error:
         raise HrsegError(f"{folder}: cannot be written ({error.strerror or error}); name another folder") from None
     return folder
@@ -238,7 +249,7 @@ def _read_stamp(folder: Path, wanted: dict[str, object]) -> object:
     try:
         stamp = json.loads((folder / STAMP).read_bytes())
     except FileNotFoundError:
-        if folder.is_dir() and any(folder.iterdir()):
+        if not is_empty(folder):
             raise HrsegError(f"{folder}: holds something else than a cache; name another folder") from None
         return None
     except ValueError:

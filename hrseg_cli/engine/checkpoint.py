@@ -30,7 +30,7 @@ from hrseg_cli.adapters.lora import merge as fold
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models import ritm_weights
 from hrseg_cli.models.base import InteractiveModel
-from hrseg_cli.runs import write_atomically
+from hrseg_cli.writing import write_atomically
 
 FORMAT = 1
 PACKED = 20  # times as large as the file: PyTorch does not compress, and a repacked file shrinks by a tenth

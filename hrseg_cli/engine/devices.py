@@ -16,7 +16,7 @@ import cv2
 import torch
 import torch.nn.functional as F
 
-from hrseg_cli.runs import write_atomically
+from hrseg_cli.writing import write_atomically
 
 Precision = Literal["bf16", "fp32"]
 

@@ -30,7 +30,7 @@ from hrseg_cli import __version__
 from hrseg_cli.adapters.lora import merge
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
-from hrseg_cli.runs import write_atomically
+from hrseg_cli.writing import write_atomically
 
 FORMAT = 1
 OPSET = 17

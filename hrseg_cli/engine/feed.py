@@ -48,7 +48,7 @@ def training_images(data: Data, root: Path | None, cache: Path) -> list[Images]:
             key = "".join(one[:8] for one in identity(refs, cache))
             name = f"{refs[0].dataset}-{data.longest}-{key}"
             copies = below(cache, name, f"data.parts: {part.dataset}")
-            refs = open_dataset(str(cache_longest(refs, copies, data.longest)))
+            refs = open_dataset(str(cache_longest(refs, copies, data.longest, wait=True)))
         parts.append(Images(refs))
     return parts
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import signal
@@ -22,7 +21,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a deprecation in a dependency of Lightning
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import Callback
-    from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
     from lightning.pytorch.utilities import rank_zero_only
 
 from hrseg_cli import catalog
@@ -38,12 +37,14 @@ from hrseg_cli.engine.checkpoint import (
 )
 from hrseg_cli.engine.cost import costs
 from hrseg_cli.engine.feed import Feed, Loader, Order
-from hrseg_cli.engine.judge import Averaging, Judge, Save, append_row, move_average, trained_model
+from hrseg_cli.engine.judge import Averaging, Judge, Save, move_average, trained_model
+from hrseg_cli.engine.logs import Logs, cut, join_events, loggers
 from hrseg_cli.engine.training_step import ClickTraining
 from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.losses import signed_distance
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Recipe
+from hrseg_cli.writing import writing_atomically
 
 LAST = "last.ckpt"
 LAST_WEIGHTS = "last.safetensors"
@@ -67,10 +68,11 @@ class Machine:
 
 
 class Keeper(Callback):
-    """Keeps what a run needs to go on: every few minutes, after each epoch, and when it is asked to stop."""
+    """Keeps what a run needs to go on: every few minutes, after each epoch, and when it is asked to stop. Last of all
+    that is written of an epoch: after a kill everything before it is made again."""
 
-    def __init__(self, folder: Path, judge: Judge, save: Save, say: Callable[[str], None]) -> None:
-        self.folder, self.judge, self.save, self.say = folder, judge, save, say
+    def __init__(self, folder: Path, judge: Judge, logs: Logs, save: Save, say: Callable[[str], None]) -> None:
+        self.folder, self.judge, self.logs, self.save, self.say = folder, judge, logs, save, say
         self.asked = False
         self.kept = time.monotonic()
         self._before: dict[int, Any] = {}
@@ -103,23 +105,27 @@ class Keeper(Callback):
             self._keep(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._keep(trainer)
-        seen = {name: float(value) for name, value in trainer.callback_metrics.items()}  # all ranks: this averages them
-        model = trained_model(trainer, pl_module)
+        epoch = trainer.current_epoch + 1
         if trainer.is_global_zero:
-            epoch = trainer.current_epoch + 1
-            self.save(model, self.folder / LAST_WEIGHTS, {"epoch": epoch})
-            judged = f", {seen['val/clicks']:.2f} clicks" if self.judge.epoch == epoch else ""
-            self.say(f"epoch {epoch}/{trainer.max_epochs}: loss {seen['train/loss_epoch']:.4f}{judged}")
+            self.save(trained_model(trainer, pl_module), self.folder / LAST_WEIGHTS, {"epoch": epoch})
+        self._keep(trainer)
+        if trainer.is_global_zero:
+            judged = f", {self.judge.clicks:.2f} clicks" if self.judge.epoch == epoch else ""
+            self.say(f"epoch {epoch}/{trainer.max_epochs}: loss {self.logs.means['train/loss_epoch']:.4f}{judged}")
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             raise Interrupted
 
     def _keep(self, trainer: pl.Trainer) -> None:
-        beside = self.folder / f".{LAST}"
-        trainer.save_checkpoint(beside)
-        if trainer.is_global_zero:
-            beside.replace(self.folder / LAST)
+        trainer.save_checkpoint(self.folder / LAST)
         self.kept = time.monotonic()
+
+
+class _Durable(TorchCheckpointIO):
+    """Lightning's own way leaves what a kill interrupts in the system's folder for temporary files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with writing_atomically(Path(path)) as file:
+            torch.save(checkpoint, file)
 
 
 def fit(
@@ -144,8 +150,11 @@ def fit(
     check(model, recipe)
     if machine.device == "cpu" and recipe.precision == "fp16":
         raise HrsegError("precision=fp16: only on a GPU; set precision=auto")
-    if (last := folder / LAST).exists():
-        _steps_done(last)
+    last = folder / LAST
+    steps, epoch = _done(last) if last.exists() else (0, 0)
+    first = not getattr(rank_zero_only, "rank", 0)
+    if first:
+        cut(folder, steps, epoch)
     trainer = make_trainer(recipe, folder, machine, judged, partial(write_weights, recipe, provenance), say)
     module = ClickTraining(model, recipe)
     if recipe.channels_last:
@@ -155,6 +164,8 @@ def fit(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning|torch")
         trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    if first:
+        join_events(folder)
     judge = next(callback for callback in trainer.callbacks if isinstance(callback, Judge))  # type: ignore[attr-defined]
     done = {
         "epochs": trainer.current_epoch,
@@ -250,8 +261,9 @@ def make_trainer(
     callbacks: list[Callback] = []
     if recipe.optim.ema:
         callbacks.append(Averaging(multi_avg_fn=partial(move_average, recipe.optim.ema)))
-    judge = Judge(judged, recipe, folder, save)
-    callbacks += [judge, Keeper(folder, judge, save, say)]
+    logs = Logs(folder, recipe, "csv" in machine.loggers)
+    judge = Judge(judged, recipe, folder, save, logs)
+    callbacks += [judge, logs, Keeper(folder, judge, logs, save, say)]  # in this order: see Keeper
     processes = machine.processes * machine.nodes
     bars = _bars() if machine.progress else []
     return pl.Trainer(
@@ -267,7 +279,8 @@ def make_trainer(
         benchmark=machine.device != "cpu",  # all crops have one size: cuDNN may try which of its ways is quickest
         enable_checkpointing=False,
         enable_model_summary=False,
-        logger=_loggers(machine.loggers, folder, recipe),
+        logger=loggers(machine.loggers, folder, recipe),
+        plugins=[_Durable()],
         callbacks=[*callbacks, *bars],
         enable_progress_bar=bool(bars),
         default_root_dir=folder,
@@ -286,48 +299,14 @@ def devices_of(machine: Machine) -> int | list[int]:
     return [int(number)]
 
 
-def _steps_done(last: Path) -> int:
-    """Steps of a checkpoint to go on from. Raises HrsegError for a damaged one."""
+def _done(last: Path) -> tuple[int, int]:
+    """Steps of a checkpoint to go on from, and the epoch that was judged last. Raises HrsegError for a damaged one."""
     try:
-        return int(torch.load(last, mmap=True, weights_only=True)["global_step"])
+        kept = torch.load(last, mmap=True, weights_only=True)
+        judge = kept["callbacks"]["Judge"]
+        return int(kept["global_step"]), int(judge.get("epoch", kept["epoch"] + 1))  # an earlier version kept none
     except Exception:  # a torn file can raise nearly anything
         raise HrsegError(f"{last}: is damaged; delete it, and the training begins anew") from None
-
-
-def _csv_logger(folder: Path) -> CSVLogger:
-    """Goes on below the rows of the steps that are kept: Lightning would begin a new file."""
-    logger = CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1)
-    path = folder / "log" / "metrics.csv"
-    if getattr(rank_zero_only, "rank", 0) or not (path.exists() and (folder / LAST).exists()):
-        return logger
-    done = _steps_done(folder / LAST)
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if int(row["step"]) < done]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the file goes here: its rows come back below
-        logger.experiment.metrics_keys = list(reader.fieldnames or ())
-    for row in rows:
-        append_row(path, row)
-    return logger
-
-
-def _loggers(names: Sequence[str], folder: Path, recipe: Recipe) -> list[Logger]:
-    made: list[Logger] = []
-    if "csv" in names:
-        made.append(_csv_logger(folder))
-    if "tensorboard" in names:
-        made.append(TensorBoardLogger(folder, name="", version="log"))
-    if "wandb" in names:
-        from lightning.pytorch.loggers import WandbLogger
-
-        try:
-            made.append(
-                WandbLogger(name=folder.name, save_dir=folder, project="hrseg", config=recipe.model_dump(mode="json"))
-            )
-        except ModuleNotFoundError:
-            raise HrsegError("--logger wandb: not installed; pip install 'hrseg[wandb]'") from None
-    return made
 
 
 def _bars() -> list[Callback]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ with warnings.catch_warnings():
 from hrseg_cli.data.samples import Ref, load, open_dataset
 from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.feed import held_out_objects
+from hrseg_cli.engine.logs import JUDGED, Logs, append_row
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
@@ -33,11 +33,11 @@ Save = Callable[[InteractiveModel, Path, dict[str, Any]], None]
 class Judge(Callback):
     """Clicks on fixed held-out objects and keeps the weights that need the fewest clicks."""
 
-    def __init__(self, refs: Sequence[Ref], recipe: Recipe, folder: Path, save: Save) -> None:
-        self.refs, self.folder, self.save = refs, folder, save
+    def __init__(self, refs: Sequence[Ref], recipe: Recipe, folder: Path, save: Save, logs: Logs) -> None:
+        self.refs, self.folder, self.save, self.logs = refs, folder, save, logs
         self.validation = validation = recipe.validation
         self.best, self.best_last, self.bad = math.inf, 0.0, 0
-        self.epoch = 0  # that was judged last
+        self.epoch, self.clicks = 0, math.inf  # that was judged last, and how
         try:
             protocol = load_protocol(validation.protocol, validation.changes)
         except UnknownName:
@@ -52,10 +52,11 @@ class Judge(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_last": self.best_last, "bad": self.bad}
+        return {"best": self.best, "best_last": self.best_last, "bad": self.bad, "epoch": self.epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_last, self.bad = (state_dict[key] for key in ("best", "best_last", "bad"))
+        self.epoch = state_dict.get("epoch", 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.validation.patience and self.bad >= self.validation.patience:
@@ -71,16 +72,16 @@ class Judge(Callback):
                 torch.distributed.broadcast(buffer, 0)
         with reproducible():  # crops have many sizes: for each cuDNN would try all its ways anew
             found = self._click(model.eval(), trainer.global_rank, trainer.world_size)
-        self.epoch = epoch
         clicks, first, last = (float(v) for v in _over_ranks(found).mean(0))
-        pl_module.log_dict({"val/clicks": clicks, "val/first": first, "val/last": last}, rank_zero_only=True)
+        self.epoch, self.clicks = epoch, clicks
+        self.logs.judged = {"val/clicks": clicks, "val/first": first, "val/last": last}
         better = (clicks, -last) < (self.best, -self.best_last)  # while nothing is reached, the score decides
         if better:
             self.best, self.best_last = clicks, last
         self.bad = 0 if better else self.bad + 1
         if trainer.is_global_zero:
             record = {"epoch": epoch, "clicks": clicks, "first": first, "last": last}
-            append_row(self.folder / "judged.csv", record)
+            append_row(self.folder / JUDGED, record)
             if better:
                 self.save(model, self.folder / BEST_WEIGHTS, {"judged": record})
         if self.validation.patience and self.bad >= self.validation.patience:
@@ -128,15 +129,6 @@ def _over_ranks(rows: np.ndarray) -> np.ndarray:
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, rows)
     return np.concatenate(parts)
-
-
-def append_row(path: Path, record: dict[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(record))
-        if new:
-            writer.writeheader()
-        writer.writerow(record)
 
 
 def judged_objects(recipe: Recipe, root: Path | None) -> list[Ref]:

@@ -25,7 +25,7 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import BinarizeRule, Protocol
-from hrseg_cli.runs import write_atomically
+from hrseg_cli.writing import is_empty, only_one_in, write_atomically
 
 RECORDS = "predict.jsonl"
 
@@ -96,9 +96,14 @@ def predict(jobs: Sequence[Job], asked: Asked, out: Path) -> Iterator[Outcome]:
     """Segment every object and write its files to the folder ``out``, in order; jobs of one image stand together.
 
     ``predict.jsonl`` in the folder says which files belong to which object, and how they came about. Raises HrsegError
-    for a folder of something else; what is wrong with one image is only told.
+    for a folder of something else, or one that another process writes to; what is wrong with one image is only told.
     """
-    records = read_records(out)
+    with only_one_in(out, f"--out {out}"):
+        yield from _predict(jobs, asked, out)
+
+
+def _predict(jobs: Sequence[Job], asked: Asked, out: Path) -> Iterator[Outcome]:
+    records, replaced = _read_all(out)
     digests = [_digest(asked, job) for job in jobs]
     names = _names(jobs, records)
     done = {
@@ -109,6 +114,8 @@ def predict(jobs: Sequence[Job], asked: Asked, out: Path) -> Iterator[Outcome]:
     for job in jobs:  # before a file of theirs is replaced: a kill must not leave new files beside an old record
         if job.key in records and job.key not in done:
             records[job.key]["asked"] = ""
+    _remove(out, replaced, records)
+    again = any(job.key in records and job.key not in done for job in jobs)
     write_atomically(out / RECORDS, "".join(_line(record) for record in records.values()))
     current, image = "", np.empty(0)
     with (out / RECORDS).open("a", encoding="utf-8") as file:
@@ -129,8 +136,6 @@ def predict(jobs: Sequence[Job], asked: Asked, out: Path) -> Iterator[Outcome]:
                 out, name, asked.formats, image, probability, threshold,
                 source=job.image.name, category=job.object or "object", tolerance=asked.tolerance,
             )  # fmt: skip
-            for stale in set(records.get(job.key, {}).get("files", ())) - set(files):
-                (out / stale).unlink(missing_ok=True)
             record = {
                 "image": job.key[0],
                 "object": job.object,
@@ -144,7 +149,14 @@ def predict(jobs: Sequence[Job], asked: Asked, out: Path) -> Iterator[Outcome]:
             del probability
             file.write(_line(record))
             file.flush()
+            old = records.get(job.key, {}).get("files", [])
+            records[job.key] = record
+            if set(old) - set(files):
+                os.fsync(file.fileno())
+                _remove(out, old, records)
             yield Outcome(_row(job, record, out))
+    if again:  # one line for each object, as if there had been no earlier ones
+        write_atomically(out / RECORDS, "".join(_line(record) for record in records.values()))
 
 
 def segment(job: Job, asked: Asked, image: np.ndarray) -> tuple[np.ndarray, float]:
@@ -206,12 +218,18 @@ def read_records(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
     Raises HrsegError for a line that is no record, or that names other files than its object's in ``out``.
     """
+    return _read_all(out)[0]
+
+
+def _read_all(out: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], list[str]]:
+    """:func:`read_records`, and the files that records before the last ones name."""
     path = out / RECORDS
     if not path.exists():
-        if out.is_dir() and any(out.iterdir()):
+        if not is_empty(out):
             raise HrsegError(f"--out {out}: not empty and not written by 'hrseg predict'; name another folder")
-        return {}
-    records = {}
+        return {}, []
+    records: dict[tuple[str, str], dict[str, Any]] = {}
+    replaced: list[str] = []
     owners: dict[str, tuple[str, str]] = {}
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
@@ -220,7 +238,7 @@ def read_records(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
         try:
             record = json.loads(line)
             key = str(record["image"]), str(record["object"])
-            records[key] = {**record, "name": record["name"], "files": record["files"], "asked": record["asked"]}
+            record = {**record, "name": record["name"], "files": record["files"], "asked": record["asked"]}
             _check_files(path, record)
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
@@ -228,7 +246,15 @@ def read_records(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
             continue
         if any(owners.setdefault(file, key) != key for file in _files(record["name"])):
             raise HrsegError(f"{path}, line {number}: names files of another object; delete the line, or the folder")
-    return records
+        replaced += records[key]["files"] if key in records else []
+        records[key] = record
+    return records, replaced
+
+
+def _remove(out: Path, replaced: list[str], records: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """The files that no record names any more. Only once the new records are durable."""
+    for file in set(replaced).difference(*(record["files"] for record in records.values())):
+        (out / file).unlink(missing_ok=True)
 
 
 def _check_files(path: Path, record: dict[str, Any]) -> None:

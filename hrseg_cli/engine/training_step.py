@@ -43,6 +43,7 @@ class ClickTraining(pl.LightningModule):
         self.model, self.recipe = model, recipe
         self.terms = [(term, catalog.resolve("loss", term.name)) for term in recipe.losses]
         self.boundary = recipe.losses.index(recipe.boundary) if recipe.boundary else None
+        self.values: dict[str, Tensor] = {}  # the loss and its terms at the last step
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(_seed(self.recipe.seed, batch["key"][0].tolist(), self.global_rank))  # for dropout
@@ -54,8 +55,8 @@ class ClickTraining(pl.LightningModule):
         train_mode(self.model, len(image))
         total, values = self.loss(self.model(self.joined(image, previous), points), batch, self.current_epoch)
         self._refuse_nan(total, batch)
-        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
-        self.log("train/loss", total, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True)
+        self.values = {name: value.detach() for name, value in {"train/loss": total, **values}.items()}
+        self.log("train/loss", total, prog_bar=True, logger=False)
         return total
 
     def loss(self, out: dict[str, Tensor], batch: Batch, epoch: int = 0) -> tuple[Tensor, dict[str, Tensor]]:

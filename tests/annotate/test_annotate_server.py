@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -29,8 +30,8 @@ from tiny_photos import SIZE, SameColour, folder_of, photograph, truth
 from hrseg_cli.annotate.desk import Desk
 from hrseg_cli.annotate.folder import Folder
 from hrseg_cli.annotate.server import BODY, PAGE, application
-from hrseg_cli.data.lock import only_one
 from hrseg_cli.recipe import load_protocol
+from hrseg_cli.writing import only_one_in
 
 TOKEN = "a-token"
 HOST = "127.0.0.1:8017"
@@ -89,6 +90,7 @@ def test_the_list_of_images_and_an_image(client: TestClient) -> None:
     seen = np.asarray(Image.open(io.BytesIO(answer.content)), int)
     assert np.abs(seen - photograph()).mean() < 2
     shown = client.get("/api/images/1").json()
+    assert shown.pop("file")
     assert shown == {"revision": 0, "finished": False, "id": 1, "size": list(SIZE), "objects": []}
 
 
@@ -441,7 +443,7 @@ def test_it_starts_on_loopback_and_ends_on_ctrl_c(place: Path) -> None:
         second = subprocess.run(command(place, "--port", str(port)), capture_output=True, text=True, timeout=120)
         assert second.returncode == 1
         assert second.stderr.count("\n") == 1
-        assert "another hrseg is at work there" in second.stderr
+        assert f"in use by process {job.pid} (" in second.stderr
         job.send_signal(signal.SIGINT)
         out, err = job.communicate(timeout=60)
         assert (job.returncode, out, err) == (0, "", f"stopped; everything is saved in {place}\n")
@@ -462,11 +464,11 @@ def flood(line: socket.socket) -> None:
 def test_a_folder_is_read_only_when_nobody_else_writes_there(hrseg: Callable[..., Any], place: Path) -> None:
     """Else what the first one still does would be overwritten by what the second has read before."""
     notes = place / "annotations"
-    with only_one(notes / ".lock", str(place)):
+    with only_one_in(notes, str(place)):
         (notes / "images").mkdir()
         (notes / "images" / "a.json").write_text("{")
         done = hrseg("annotate", place, "--model", "grabcut", "--no-browser")
-        assert (done.code, "another hrseg is at work there" in done.err) == (1, True)
+        assert (done.code, f"{place}: in use by process {os.getpid()} " in done.err) == (1, True)
     assert "a.json: not as hrseg annotate writes it" in hrseg("annotate", place, "--model", "grabcut").err
 
 

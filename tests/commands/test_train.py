@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hrseg_cli.commands.train import adapter_change
+from hrseg_cli.commands.train import _is_first, adapter_change
 from hrseg_cli.engine.checkpoint import read_checkpoint
 from hrseg_cli.engine.devices import best_precision
 from hrseg_cli.recipe import load_recipe
@@ -159,3 +159,25 @@ def test_wrong_usage(
     assert told in done.err
     assert len(done.err.strip().splitlines()) == 1
     assert not list(tmp_path.glob("runs/*/last.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "1"}, False),  # started by the first process
+        ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True),  # torchrun
+        ({"RANK": "4", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False),
+        ({"NODE_RANK": "1"}, False),  # by hand on the second machine
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, False),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, True),
+        ({"SLURM_PROCID": "1"}, True),
+    ],
+)
+def test_one_process_writes(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], first: bool) -> None:
+    """A second writer would be kept out by the lock, and the others would wait for it for ever."""
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert _is_first() == first

@@ -22,10 +22,10 @@ from http_server import Server, misbehaving_server
 
 from hrseg_cli.data import fetch as fetching
 from hrseg_cli.data.fetch import Fetched, archive_path, fetch, pins
-from hrseg_cli.data.lock import only_one
 from hrseg_cli.data.manifest import ArchiveFile, files_for, load_manifest, present, resolve_parts
 from hrseg_cli.data.unpack import unpack
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.writing import only_one
 
 
 def zip_of(seed: int, size: int) -> bytes:
@@ -62,7 +62,7 @@ def get(file: ArchiveFile, root: Path, **options: Any) -> Fetched:
 
 def leftovers(root: Path) -> list[str]:
     """What lies where the archive is kept, but for the lock, which stays."""
-    return sorted(path.name for path in (root / ".hrseg" / "archives" / "a").iterdir() if path.suffix != ".lock")
+    return sorted(path.name for path in (root / ".hrseg" / "archives" / "a").iterdir())
 
 
 def begun(root: Path, server: Server, data: bytes = DATA[:100_000], **notes: Any) -> None:
@@ -161,8 +161,8 @@ def test_two_at_once_do_not_mix_their_bytes(tmp_path: Path, server: Server) -> N
     file = entry(server, "/a.zip")
     target = archive_path(file, tmp_path)
     with (
-        only_one(target.with_name(".a.zip.lock"), "the first"),
-        pytest.raises(HrsegError, match=rf"{target}: another hrseg is at work there; wait"),
+        only_one(target, "the first"),
+        pytest.raises(HrsegError, match=rf"{target}: in use by process .*; wait"),
     ):
         get(file, tmp_path)
     assert server.requests == []

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 
-from hrseg_cli.data.lock import only_one
 from hrseg_cli.data.unpack import (
     STAMP,
     Kind,
@@ -31,9 +30,9 @@ from hrseg_cli.data.unpack import (
     unpack,
 )
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.writing import only_one
 
 Entries = dict[str, bytes]
-LOCK = ".set.lock"
 NOISE = random.Random(0).randbytes(200_000)
 SMALL = Limits(ratio=10, floor=1 << 20, file_bytes=256, files=100)
 
@@ -55,13 +54,13 @@ def make_tar(path: Path, entries: Entries, mode: str = "w") -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (STAMP, LOCK))
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != STAMP)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def beside(folder: Path) -> list[str]:
     """What lies in a folder, but for the lock, which stays."""
-    return sorted(set(os.listdir(folder)) - {LOCK})
+    return sorted(os.listdir(folder))
 
 
 PAIRS = {"Set/images/ä b.jpg": b"image", "Set/masks/ä b.png": NOISE}
@@ -132,10 +131,10 @@ def test_archives_of_one_folder_are_added_to_each_other(tmp_path: Path) -> None:
 def test_two_at_once_do_not_share_the_half_done_copy(tmp_path: Path) -> None:
     archive, into = make_zip(tmp_path / "a.zip", PAIRS), tmp_path / "data" / "set"
     half_done = into.parent / ".set.unpacking" / "1.png"
-    with only_one(into.parent / LOCK, "the first"):
+    with only_one(into, "the first"):
         half_done.parent.mkdir()
         half_done.write_bytes(b"its own")
-        with pytest.raises(HrsegError, match=f"{into}: another hrseg is at work there; wait for it to finish"):
+        with pytest.raises(HrsegError, match=f"{into}: in use by process .*; wait for it to finish"):
             unpack(archive, into, kind="zip")
         assert half_done.read_bytes() == b"its own"
     assert unpack(archive, into, kind="zip") == 2
@@ -150,7 +149,7 @@ def test_a_folder_that_is_a_link_is_filled_where_it_points(tmp_path: Path) -> No
     archive = make_zip(tmp_path / "a.zip", PAIRS)
     unpack(archive, tmp_path / "set", kind="zip", progress=lambda *_: seen.append(beside(tmp_path / "disk")))
     assert tree(tmp_path / "disk" / "set") == UNPACKED
-    assert seen[0] == [".set.unpacking", "set"]
+    assert seen[0] == [".set.hrseg-lock", ".set.unpacking", "set"]
 
 
 # ---- archives nobody should unpack -----------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from hrseg_cli.adapters import adapter_state
 from hrseg_cli.engine import fit, judge, training_step
 from hrseg_cli.engine.checkpoint import load_model, read_backbone, read_checkpoint, save_adapter, save_checkpoint
 from hrseg_cli.engine.feed import Feed, Loader, Order, held_out_objects, training_images
+from hrseg_cli.engine.logs import Logs
 from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.models.hrnet_ocr import h18s
 from hrseg_cli.recipe import Optim, Recipe, load_recipe, recipe_of
@@ -447,7 +448,11 @@ def test_two_processes_train_and_resume(photos: Path, tmp_path: Path) -> None:
     model, provenance = read_checkpoint(tmp_path / "one" / judge.BEST_WEIGHTS)
     objects = judge.judged_objects(recipe, None)
     assert len(objects) > 1
-    alone = judge.Judge(objects, recipe, tmp_path, fit.write_weights)._click(model.eval(), 0, 1).mean(0)
+    alone = (
+        judge.Judge(objects, recipe, tmp_path, fit.write_weights, Logs(tmp_path, recipe, False))
+        ._click(model.eval(), 0, 1)
+        .mean(0)
+    )
     assert [provenance["judged"][key] for key in ("clicks", "first", "last")] == pytest.approx(
         alone.tolist(), abs=1e-12
     )

@@ -151,13 +151,15 @@ async function open(id, again = false) {
   }
   opening.abort();
   const turn = opening = new AbortController();
+  const pixels = async () => createImageBitmap(await (await ask(`images/${id}/pixels`, null, turn.signal)).blob());
   try {
-    const [found, bitmap] = await Promise.all([
+    let [found, bitmap] = await Promise.all([
       ask(`images/${id}`, null, turn.signal).then((answer) => answer.json()),
-      again ? null : ask(`images/${id}/pixels`, null, turn.signal).then((answer) => answer.blob()).then(createImageBitmap),
+      again ? null : pixels(),
     ]);
+    if (again && found.file !== picture?.file) bitmap = await pixels(); // its file was replaced
     if (turn !== opening) return bitmap?.close();
-    picture = { revision: found.revision, finished: found.finished };
+    picture = { revision: found.revision, finished: found.finished, file: found.file };
     scene.objects = found.objects.map((one) => ({ ...one, mask: unpack(one.mask) }));
     if (target.key === null) target = { key: scene.objects.at(-1)?.key ?? null };
     if (bitmap) view.show(bitmap, ...found.size);

@@ -10,7 +10,7 @@ import cv2
 
 from hrseg_cli.data.procedural.scene import check, draw, kind
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.runs import write_atomically
+from hrseg_cli.writing import is_empty, only_one_in, sweep, write_atomically
 
 VERSION = 1  # raise when the same arguments begin to give other pixels
 
@@ -19,11 +19,19 @@ def write(folder: Path, count: int, size: int, seed: int, progress: Callable[[in
     """Write ``images/<id>.jpg``, ``masks/<id>.png`` and ``pairs.csv``; samples that are there already are kept.
 
     progress: called with the number of finished samples after each. Raises HrsegError when the folder holds a set
-    drawn with another seed or size.
+    drawn with another seed or size, or anything else, and while another process draws there.
     """
     check(seed, 0, size)
+    with only_one_in(folder, str(folder)):
+        sweep(folder / "images", folder / "masks")
+        _write(folder, count, size, seed, progress)
+
+
+def _write(folder: Path, count: int, size: int, seed: int, progress: Callable[[int], object] | None) -> None:
     settings = {"seed": seed, "size": size, "version": VERSION}
     note = folder / "procedural.json"
+    if not note.exists() and not is_empty(folder):
+        raise HrsegError(f"{folder}: not empty and not a drawn set; name another folder")
     if note.exists() and (old := json.loads(note.read_text(encoding="utf-8"))) != settings:
         raise HrsegError(f"{folder}: holds a procedural set with {old}, now asked with {settings}; name another folder")
     write_atomically(note, json.dumps(settings) + "\n")
