@@ -227,6 +227,20 @@ def test_a_record_decides_about_files_of_its_object_only(change: dict[str, Any],
     assert (out / "predict.jsonl").read_text() == text
 
 
+@pytest.mark.parametrize("files", [["../victim.txt"], ["dog.png"]], ids=str)
+def test_a_last_line_without_its_end_decides_about_nothing(files: list[str], hrseg: Command, photos: Path) -> None:
+    """It is taken for a torn one and dropped, with the files that it names."""
+    out = photos / "out"
+    out.mkdir()
+    for victim in (photos / "victim.txt", out / "dog.png"):
+        victim.write_text("precious")
+    image = photos / "a" / "cat.png"
+    record = {"image": str(image), "object": "", "name": "cat", "files": files, "asked": ""}
+    (out / "predict.jsonl").write_text(json.dumps(record))
+    hrseg("predict", image, "-m", "grabcut", "--click", "60,60", "-o", out)
+    assert (photos / "victim.txt").read_text() == (out / "dog.png").read_text() == "precious"
+
+
 def test_records_of_two_objects_do_not_share_files(hrseg: Command, photos: Path) -> None:
     """Two runs at once may have left them so: the next would replace one mask by the other."""
     words = ["predict", photos / "a", "-m", "grabcut", "-o", photos / "out"]
