@@ -134,8 +134,7 @@ class Folder:
         self.masks, self.notes = place / "masks", place / NOTES
         self.stems = list(self.images)
         self.pairs = not (place / "images").is_dir() or (place / PAIRS).is_file()
-        if self.pairs:
-            _check_pairs(place / PAIRS)
+        self._given = _read_pairs(place / PAIRS) if self.pairs else []
         self._check_places()
         recorded = [self._recorded(number) for number in range(len(self.stems))]
         for picture in recorded:
@@ -369,11 +368,21 @@ class Folder:
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def _table(self) -> str:
+        """The masks of all images; further columns of an existing table stay, and so do its rows of other images."""
+        titles = [self.title(number) for number in range(len(self.stems))]
+        known = {(row["image"], row["mask"]): row for row in self._given}
+        rows = [
+            known.get((title, f"masks/{one.file}"), {"image": title, "mask": f"masks/{one.file}"})
+            for title, picture in zip(titles, self.pictures, strict=True)
+            for one in picture.objects
+            if one.file
+        ]
+        rows += [row for row in self._given if row["image"] not in set(titles)]
         text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["image", "mask"])
-        for number, picture in enumerate(self.pictures):
-            table.writerows([self.title(number), f"masks/{one.file}"] for one in picture.objects if one.file)
+        columns = dict.fromkeys(["image", "mask", *(column for row in self._given for column in row)])
+        table = csv.DictWriter(text, list(columns), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
         return text.getvalue()
 
 
@@ -394,16 +403,21 @@ def images_of(place: Path) -> dict[str, Path]:
     return images
 
 
-def _check_pairs(path: Path) -> None:
-    """Masks elsewhere than in masks/, or of several objects, would be lost from the table."""
+def _read_pairs(path: Path) -> list[dict[str, str]]:
+    """The rows of an existing table. Raises HrsegError for one that cannot be read, or whose masks lie elsewhere than in
+    masks/ or hold several objects."""
     if not path.is_file():
-        return
+        return []
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error):
-        raise HrsegError(f"{path}: cannot be read; mend or remove it") from None
-    if any(not (row.get("mask") or "").startswith("masks/") or row.get("kind") == "instance" for row in rows):
-        raise HrsegError(f"{path}: names masks that annotate cannot keep; move it away, or annotate another folder")
+        raise HrsegError(f"{path}: cannot be read; correct or remove it") from None
+    for row in rows:
+        if None in row or not row.get("image") or row.get("mask") is None:
+            raise HrsegError(f"{path}: a row has no image and mask, or too many columns; correct or remove it")
+        if not row["mask"].startswith("masks/") or row.get("kind") == "instance":
+            raise HrsegError(f"{path}: names masks that annotate cannot keep; move it away, or annotate another folder")
+    return rows
 
 
 def _check_names(path: Path, picture: Picture, stem: str) -> None:

@@ -33,7 +33,7 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.writing import is_empty, only_one_in, sweep, write_atomically
 
 STAMP = "cache.json"
-VERSION = 2  # raise when the same originals get other copies, or other names of them
+VERSION = 3  # raise when the same originals get other copies, or other names of them
 
 log = logging.getLogger(__name__)
 
@@ -204,6 +204,8 @@ def _copy_all(
 ) -> Path:
     objects, folders = identity(refs, folder)
     stamp = {"version": VERSION, "longest": longest, "objects": objects, "folders": folders}
+    # By another rule the same files are other masks.
+    stamp["rules"] = _hash(f"{ref.id}\t{ref.rule}\n" for ref in refs)
     stamp["fingerprint"] = fingerprint(folder, refs)
     images = Images(refs)
     shared = _shared(images)

@@ -449,3 +449,18 @@ def test_a_brush_on_the_far_edge_paints_the_last_pixel(place: tuple[float, float
     """The page sends places up to the height and the width themselves."""
     painted = drawn(Stroke(points=[place], radius=0.5, positive=True), (40, 60))
     assert np.argwhere(painted).tolist() == [[min(int(place[0]), 39), min(int(place[1]), 59)]]
+
+
+def test_a_table_keeps_its_columns_and_the_rows_of_other_images(tmp_path: Path) -> None:
+    """An image may be away for a while, and a table may say more than annotate knows."""
+    place = folder_of(tmp_path / "shop", "a.png", flat=True)
+    away = "away.png,masks/away.png,train"
+    (place / "pairs.csv").write_text(f"image,mask,split\n{away}\na.png,masks/a_0.png,test\n")
+    desk = desk_of(place)
+    for spot in (RED, BLUE):
+        click(desk, spot)
+    lines = (place / "pairs.csv").read_text().splitlines()
+    assert lines[0] == "image,mask,split"
+    assert away in lines
+    assert "a.png,masks/a_0.png,test" in lines
+    assert len(lines) == 4

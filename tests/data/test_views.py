@@ -200,6 +200,21 @@ def test_a_cache_is_not_made_twice_and_not_kept_when_files_change(large: Path, t
     assert all(path.stat().st_mtime_ns > time for path, time in times.items())
 
 
+def test_another_rule_makes_other_copies(tmp_path: Path) -> None:
+    """The files are the same, and so are the ids; the masks are not."""
+    for part, pixels in (("images", np.zeros((40, 60, 3), np.uint8)), ("masks", np.zeros((40, 60), np.uint8))):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        pixels[:20] = 255
+        pixels[20:30] = 128
+        Image.fromarray(pixels).save(tmp_path / "set" / part / "a.png")
+    areas = []
+    for rule in ("void128", "nonzero"):
+        refs = open_dataset(str(tmp_path / "set"), binarize=rule)
+        copies = open_dataset(str(cache_longest(refs, tmp_path / "cache", 30)))
+        areas.append(int((load(copies[0]).truth == 1).sum()))
+    assert areas == [300, 450]
+
+
 @pytest.mark.parametrize("what", ["another set", "another size", "another drawing", "no stamp of ours"])
 def test_a_cache_of_something_else_is_refused_and_kept(large: Path, tmp_path: Path, what: str) -> None:
     """Two sets that are given one folder would wipe each other in turn."""
