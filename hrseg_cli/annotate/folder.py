@@ -404,8 +404,8 @@ def images_of(place: Path) -> dict[str, Path]:
 
 
 def _read_pairs(path: Path) -> list[dict[str, str]]:
-    """The rows of an existing table. Raises HrsegError for one that cannot be read, or whose masks lie elsewhere than in
-    masks/ or hold several objects."""
+    """The rows of an existing table. Raises HrsegError for one that cannot be read, or whose masks lie elsewhere than
+    in masks/ or hold several objects."""
     if not path.is_file():
         return []
     try:
