@@ -229,10 +229,9 @@ def test_files_of_before_go_once_the_new_record_is_there(
 
     monkeypatch.setattr(predict, "_remove", killed)
     asked = predict.Asked(*load_model("grabcut"), load_protocol("fast"), ("png",), 1.0)
+    job = predict.Job(photos / "a" / "cat.png", "", (Click(60, 60, True),))
     with pytest.raises(KeyboardInterrupt):
-        list(
-            predict.predict([predict.Job(photos / "a" / "cat.png", "", (Click(60, 60, True),))], asked, photos / "out")
-        )
+        list(predict.predict([job], asked, photos / "out"))
     monkeypatch.undo()
     assert (photos / "out" / "cat_soft.png").exists()
     rows(hrseg(*words))
