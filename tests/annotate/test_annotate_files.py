@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from pycocotools import mask as pycoco
 from pydantic import TypeAdapter
 from tiny_photos import SIZE, SameColour, folder_of, truth
 
+from hrseg_cli.annotate import folder as annotate_folder
 from hrseg_cli.annotate.desk import Asked, Desk, Memory, Refused, drawn, runs
 from hrseg_cli.annotate.folder import Folder, Stroke
 from hrseg_cli.data.pixels import Span
@@ -272,6 +274,7 @@ def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
         (lambda record: record["objects"][0].update(key="../x"), "not as hrseg annotate writes it"),
         (lambda record: record["objects"][0].update(start="../../../etc/passwd"), "not as hrseg annotate writes it"),
         (lambda record: record["objects"][0].update(done=9), "not as hrseg annotate writes it"),
+        (lambda record: record.update(gone={"../images/a.png": "1 2"}), "not as hrseg annotate writes it"),
         (lambda record: record.update(revision="1"), "valid integer"),
     ],
 )
@@ -340,6 +343,106 @@ def test_the_traces_replayed_give_the_same_masks(tmp_path: Path, hrseg: Callable
     assert [(row["id"], len(row["clicks"]), row["iou"][-1]) for row in rows] == [
         ("a_0", 2, 1), ("a_1", 1, 1), ("b", 1, 1),
     ]  # fmt: skip
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "erased": {"do": "stroke", "points": [[50, 50]], "radius": 2000, "positive": False},
+    "changed": {"do": "click", "row": BLUE[0], "col": BLUE[1]},
+    "deleted": {"do": "delete"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_cannot_be_recorded_changes_nothing(tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk: the mask is as it was, and so are its object and its clicks after a restart."""
+    place = folder_of(tmp_path / "shop", "a.png")
+    desk = desk_of(place)
+    key = click(desk, RED)
+
+    def full(path: Path, data: str) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(annotate_folder, "write_atomically", full)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+    with pytest.raises(OSError, match=r"a\.json"):
+        act(desk, object=key, **CHANGES[change])
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()} == before
+    monkeypatch.undo()
+    for again in (desk, desk_of(place)):
+        (one,) = again.picture(0)["objects"]
+        assert (one["key"], one["clicks"]) == (key, [[*RED, 1]])
+        assert "error" not in one
+    assert click(desk, BLUE, key) == key
+    assert np.array_equal(stored(place, key), truth("red") | truth("blue"))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("step", ["_settle_files", "write_tables"])
+def test_what_is_recorded_is_done_after_a_kill(
+    tmp_path: Path, change: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the record and the mask, or before the files about all images: as without the kill, and no litter."""
+    contents = []
+    for name in ("whole", "killed"):
+        place = folder_of(tmp_path / name / "shop", "a.png", flat=True)
+        desk = desk_of(place)
+        key = click(desk, RED)
+        if name == "killed":
+            monkeypatch.setattr(Folder, step, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                act(desk, object=key, **CHANGES[change])
+            monkeypatch.undo()
+            desk_of(place)
+        else:
+            act(desk, object=key, **CHANGES[change])
+        files = {path.relative_to(place): path for path in sorted(place.rglob("*")) if path.is_file()}
+        clocks = re.compile(rb'"(stamp|seconds)":\s?("[^"]*"|\[[^]]*\]|[0-9.e-]+)|\d+ \d{16,}')
+        contents.append({name: clocks.sub(b"", path.read_bytes()) for name, path in files.items()})
+    assert contents[0] == contents[1]
+
+
+def test_a_derived_file_that_cannot_be_written_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The change itself is saved: the message must not say otherwise."""
+    place = folder_of(tmp_path / "shop", "a.png")
+    desk = desk_of(place)
+    key = click(desk, RED)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "coco.json")
+
+    monkeypatch.setattr(Folder, "write_tables", full)
+    with pytest.raises(Refused, match=r"^coco\.json: No space left on device; the change is saved, this file is not$"):
+        click(desk, BLUE, key)
+    assert np.array_equal(stored(place, key), truth("red") | truth("blue"))
+
+
+@pytest.mark.parametrize("size", [SIZE, (60, 80)])
+@pytest.mark.parametrize("clicked", [False, True])
+def test_an_image_that_is_replaced_while_it_is_shown(tmp_path: Path, size: tuple[int, int], clicked: bool) -> None:
+    """The click was meant for the old one. The new one is clicked on once it is shown, by no tab that shows the old."""
+    place = folder_of(tmp_path / "shop", "a.png")
+    desk = desk_of(place)
+    shown = desk.picture(0)
+    key = click(desk, RED) if clicked else None
+    Image.fromarray(np.rot90(np.asarray(Image.open(place / "images" / "a.png")), 2)[: size[0], : size[1]]).save(
+        place / "images" / "a.png"
+    )
+    before = [path for path in place.rglob("*") if path.is_file()]
+    if clicked and size != SIZE:
+        with pytest.raises(HrsegError, match="put that image back"):
+            click(desk, BLUE, key)
+        return
+    with pytest.raises(Refused, match="file was replaced"):
+        click(desk, BLUE, key)
+    assert [path for path in place.rglob("*") if path.is_file()] == before
+    again = desk.picture(0)
+    assert (again["size"], again["file"] != shown["file"]) == (size, True)
+    with pytest.raises(Refused, match="another tab"):
+        act(desk, do="click", row=5, col=5, revision=again["revision"] - 1)
+    key = click(desk, (size[0] - 1, size[1] - 1), key)
+    assert stored(place, key).shape == size
+    refs = open_dataset(str(place / "annotations" / "coco.json"))
+    assert [load(ref).truth.shape for ref in refs] == [size]
 
 
 def test_an_image_of_another_size_is_not_taken_for_the_old_one(tmp_path: Path) -> None:

@@ -334,6 +334,33 @@ def test_a_kill_between_files_and_record_leaves_no_old_answer(
     assert iou(mask_of(photos / "out" / "cat.png"), DISKS["left"]) > 0.9
 
 
+def test_files_of_before_go_once_the_new_record_is_there(
+    hrseg: Command, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in between, the next run removes them; the record of each object stands there once."""
+    from hrseg_cli.engine import predict
+
+    words = ["predict", photos / "a" / "cat.png", "-m", "grabcut", "-o", photos / "out", "--click", "60,60"]
+    rows(hrseg(*words, "--format", "soft"))
+
+    def killed(out: Path, replaced: list[str], records: dict[Any, dict[str, Any]]) -> None:
+        if replaced:
+            lines = (out / "predict.jsonl").read_text().splitlines()
+            assert json.loads(lines[-1])["files"] == ["cat.png"]
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "_remove", killed)
+    asked = predict.Asked(*load_model("grabcut"), load_protocol("fast"), ("png",), 1.0)
+    job = predict.Job(photos / "a" / "cat.png", "", (Click(60, 60, True),))
+    with pytest.raises(KeyboardInterrupt):
+        list(predict.predict([job], asked, photos / "out"))
+    monkeypatch.undo()
+    assert (photos / "out" / "cat_soft.png").exists()
+    rows(hrseg(*words))
+    assert sorted(path.name for path in (photos / "out").iterdir()) == ["cat.png", "predict.jsonl"]
+    assert len((photos / "out" / "predict.jsonl").read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize("command", ["predict", "annotate"])
 def test_single_precision_is_single_precision(
     command: str, hrseg: Command, photos: Path, monkeypatch: pytest.MonkeyPatch

@@ -28,13 +28,20 @@ TRAINING = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder_of(tmp_path / "photos", "a.png", "b.png")
-    (tmp_path / "clicks.json").write_text('{"a.png": [[30, 30, 1]], "b.png": [[30, 30, 1]]}')
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "base.safetensors"
     model = h18s()
     model.load_state_dict(deterministic_weights(model.state_dict()))
-    save_checkpoint(model, tmp_path / "base.safetensors", {})
+    save_checkpoint(model, path, {})
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder_of(tmp_path / "photos", "a.png", "b.png")
+    (tmp_path / "clicks.json").write_text('{"a.png": [[30, 30, 1]], "b.png": [[30, 30, 1]]}')
+    (tmp_path / "base.safetensors").symlink_to(base)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -88,6 +95,7 @@ def test_a_reader_is_not_kept_out_and_a_shard_has_a_lock_of_its_own(hrseg: Calla
     assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 def test_a_killed_command_keeps_nobody_out(hrseg: Callable[..., Any], place: Path) -> None:
     """Nor what it left of the very first file that it wrote."""
     stop = (

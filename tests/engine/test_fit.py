@@ -218,13 +218,16 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_weights(
     interrupted = 0
     while True:
         try:
-            run(recipe_on(photos), tmp_path / "run", workers)
+            run(recipe_on(photos), tmp_path / "run", workers, ("csv", "tensorboard"))
             break
         except Interrupted:
             interrupted += 1
     assert interrupted == 3
     assert same_weights(whole, tmp_path / "run")
-    assert (tmp_path / "run" / "judged.csv").read_text() == (whole / "judged.csv").read_text()
+    for name in ("judged.csv", "log/metrics.csv"):
+        assert (tmp_path / "run" / name).read_text() == (whole / name).read_text()
+    seen, expected = ([file.name for file in (one / "log").iterdir()] for one in (tmp_path / "run", whole))
+    assert len(seen) == len(expected) == 2  # one file of events, however often it was started
 
 
 @pytest.mark.parametrize("name", ["lora", "conv"])
@@ -278,12 +281,17 @@ def test_averaged_weights_are_saved_and_resumed(photos: Path, tmp_path: Path, wh
     run(averaged.model_copy(update={"epochs": 1}), tmp_path / "two", loggers=("csv",))
     log = tmp_path / "two" / "log" / "metrics.csv"
     columns = log.read_text().splitlines()[0].count(",") + 1
-    log.write_text(log.read_text() + ",".join(["99"] * columns) + "\n")  # a step that an outright kill has lost
+    with log.open("a", newline="") as file:
+        file.write(",".join(["99"] * columns) + "\r\n")  # a step that an outright kill has lost
+    with (tmp_path / "two" / "judged.csv").open("a", newline="") as file:
+        file.write("2,1,0.5,0.5\r\n3,1,")  # judged, and killed before the checkpoint
     run(averaged, tmp_path / "two", loggers=("csv",))
     assert not same_weights(whole, tmp_path / "one")
     assert same_weights(tmp_path / "one", tmp_path / "two")
     logs = [(tmp_path / name / "log" / "metrics.csv").read_text() for name in ("one", "two")]
     assert logs[0] == logs[1]  # with the rows of the first epoch, and once each
+    judged = [(tmp_path / name / "judged.csv").read_text() for name in ("one", "two")]
+    assert judged[0] == judged[1]
 
 
 def test_averages_lie_where_the_model_will_be() -> None:
