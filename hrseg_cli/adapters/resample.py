@@ -44,6 +44,7 @@ class Resampled(nn.Module):
 
     name = "resample"
     enlarge = 2
+    has_encoder = False
 
     def __init__(
         self,
@@ -97,6 +98,16 @@ class Resampled(nn.Module):
         super().train(mode)
         self.base.eval()  # no dropout: it stays the very function that is being adapted
         return self
+
+    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The image itself: clicks enter with it."""
+        return (image,)
+
+    def decode(self, features: tuple[Tensor, ...], previous: Tensor, points: Tensor) -> dict[str, Tensor]:
+        answer: dict[str, Tensor] = self(
+            torch.cat([*features, previous], 1) if self.with_prev_mask else features[0], points
+        )
+        return answer
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
         height, width = image.shape[-2:]

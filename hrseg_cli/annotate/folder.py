@@ -139,7 +139,9 @@ class Folder:
         recorded = [self._recorded(number) for number in range(len(self.stems))]
         for picture in recorded:
             self._settle_files(picture)
-        sweep(place, self.masks, self.notes, self.notes / "images", self.notes / "start")
+        inside = {os.path.dirname(stem) for stem in self.stems}
+        kept = (self.masks, self.notes / "images", self.notes / "start")
+        sweep(place, self.notes, *(part / folder for part in kept for folder in inside))
         there = self._masks_there()
         self.pictures = [
             self._completed(picture, there.get(stem, []), threshold)
@@ -273,7 +275,7 @@ class Folder:
         for one in picture.objects:
             place = self.masks / one.file
             if one.stamp and state_of(place) != one.stamp:
-                for beside in temporaries(self.masks, one.file):
+                for beside in temporaries(place.parent, place.name):
                     if state_of(beside) == one.stamp:
                         rename(beside, place)
         for file, stamp in picture.gone.items():

@@ -348,13 +348,14 @@ def test_masks_that_are_traps(tmp_path: Path) -> None:
     assert before.items() <= {path: path.read_bytes() for path in (place / "masks").iterdir()}.items()
 
 
-def test_a_full_disk_is_told_and_the_change_is_not_made(client: TestClient, place: Path) -> None:
+def test_a_table_that_cannot_be_written_is_told_and_the_change_is_kept(client: TestClient, place: Path) -> None:
+    """The masks and clicks are saved before the tables about all images."""
     post(client, do="click", **RED)
     (place / "annotations" / "coco.json").unlink()
     (place / "annotations" / "coco.json").mkdir()  # as good as a full disk: it cannot be replaced
     answer = post(client, do="click", object="a_0", **BLUE)
     assert answer.status_code == 507
-    assert "not saved" in answer.json()["error"]
+    assert "the change is saved, this file is not" in answer.json()["error"]
     (place / "annotations" / "coco.json").rmdir()
     assert post(client, do="undo", object="a_0").status_code == 200
 

@@ -46,12 +46,12 @@ def test_it_measures_the_network_that_commands_use(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(benchmark, "open_model", seen)
     threads = torch.get_num_threads(), cv2.getNumThreads()
-    case = benchmark.Case("grabcut", load_protocol("plain"), (64, 64), "cpu", ("iou",), 1, 1, 1, "torch", "bf16")
+    case = benchmark.Case("grabcut", load_protocol("plain"), (64, 64), "cpu", ("iou",), 1, 1, 1, "torch", "fp32")
     row = benchmark.measure(case)
     torch.set_num_threads(threads[0])
     cv2.setNumThreads(threads[1])
-    assert opened == [("grabcut", "torch", "cpu", "bf16", True)]
-    assert (row["runtime"], row["precision"]) == ("torch", "bf16")
+    assert opened == [("grabcut", "torch", "cpu", "fp32", True)]
+    assert (row["runtime"], row["precision"]) == ("torch", "fp32")
 
 
 def test_runtimes_beside_precisions(hrseg: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,11 +100,11 @@ def test_shards_become_the_one_run(hrseg: Command, tmp_path: Path, monkeypatch: 
     shutil.copytree(tmp_path / "shards" / "run" / "shard-2-of-2", far)
     assert table(hrseg, tmp_path / "shards" / "run" / "shard-1-of-2", far) == expected
     record = json.loads((far / "run.json").read_text())
-    record["asked"]["settings"]["max_clicks"] = 9
+    record["asked"]["settings"]["protocol"]["threshold"] = 0.3
     (far / "run.json").write_text(json.dumps(record))
     wrong = hrseg("report", tmp_path / "shards" / "run" / "shard-1-of-2", far)
     assert wrong.code == 1
-    assert "differs in max_clicks" in wrong.err
+    assert "differs in protocol" in wrong.err
 
 
 def test_more_shards_than_objects(hrseg: Command, tmp_path: Path) -> None:

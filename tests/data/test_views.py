@@ -358,7 +358,8 @@ def test_two_processes_make_the_copies_of_one_stem_at_once(tmp_path: Path) -> No
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom hrseg_cli.data.samples import open_dataset\n"
         "from hrseg_cli.data.views import cache_longest\n"
-        "cache_longest(open_dataset(sys.argv[1]), Path(sys.argv[2]), 64, progress=lambda *_: time.sleep(0.1))\n"
+        "refs, slow = open_dataset(sys.argv[1]), lambda *_: time.sleep(0.1)\n"
+        "cache_longest(refs, Path(sys.argv[2]), 64, wait=True, progress=slow)\n"
     )
     started = [
         subprocess.Popen([sys.executable, "-c", code, path, tmp_path / "cache"], stderr=subprocess.PIPE, text=True)
@@ -366,7 +367,7 @@ def test_two_processes_make_the_copies_of_one_stem_at_once(tmp_path: Path) -> No
     ]
     told = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0, 0]
-    assert any("waiting for it to finish" in text for text in told)
+    assert any("cache: waiting for process" in text for text in told), told
     assert seen(tmp_path / "cache") == {f"{name[0]}#{k}": 10 * k for k, name in enumerate(names)}
 
 
