@@ -226,3 +226,20 @@ def test_the_form_for_inference_gives_the_same_logits() -> None:
         torch.testing.assert_close(quick(image, points)["logits"], model(image, points)["logits"], atol=1e-4, rtol=1e-4)
     with pytest.raises(HrsegError, match="--precision bf16: 'clicknet' computes in fp32"):
         model.for_inference("bf16")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"widths": (8, 8)},
+        {"blocks": (1, 1, 1, 10**9)},
+        {"mixers": 10**9},
+        {"widths": (8, 8, 8, 8, 10**9)},
+        {"guide": (0, 8, 8, 8)},
+        {"radius": 1e9},
+    ],
+    ids=str,
+)
+def test_sizes_that_a_file_may_name_are_bounded(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="take"):
+        ClickNet("lite0", **options)

@@ -21,6 +21,7 @@ from hrseg_cli.models.clicknet.backbone import EfficientNetLite, Pointwise, norm
 from hrseg_cli.models.parts.folding import folded
 
 STRIDE = 32  # sides of what the network computes on are multiples of it
+MOST_CHANNELS, MOST_BLOCKS = 1024, 32
 GUIDE_INPUT = 7  # RGB, positive clicks, negative clicks, previous mask, box
 
 
@@ -134,6 +135,13 @@ class ClickNet(InteractiveModel):
         radius: float = 5,
     ) -> None:
         super().__init__()
+        if (len(widths), len(guide), len(blocks)) != (5, 4, 4):
+            raise ValueError("widths, guide and blocks take 5, 4 and 4 numbers")
+        # A file may name any; what is built before its weights are compared has to stay small.
+        if not all(0 < number <= MOST_CHANNELS for number in (*widths, *guide)):
+            raise ValueError(f"widths and guide take 1 to {MOST_CHANNELS} channels")
+        if not all(0 <= number <= MOST_BLOCKS for number in (*blocks, mixers)) or not 0 < radius <= MOST_CHANNELS:
+            raise ValueError(f"blocks and mixers take 0 to {MOST_BLOCKS}, radius up to {MOST_CHANNELS}")
         self.config: dict[str, Any] = {
             "variant": variant,
             "widths": list(widths),
