@@ -54,7 +54,7 @@ class Logs(Callback):
         last = batch_idx + 1 == trainer.num_training_batches
         moved = last or not (batch_idx + 1) % trainer.accumulate_grad_batches
         if moved and not trainer.global_step % EVERY:
-            loss = trainer.strategy.reduce(values["train/loss"], reduce_op="mean")
+            loss = trainer.strategy.reduce(values["train/loss"].clone(), reduce_op="mean")  # in place
             self._write(trainer, {"train/loss_step": float(loss)})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -79,7 +79,8 @@ class Logs(Callback):
             self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in kept["sums"].items()}
 
     def _over_ranks(self, trainer: pl.Trainer) -> dict[str, float]:
-        return {name: float(trainer.strategy.reduce(value, reduce_op="sum")) for name, value in self._sums.items()}
+        reduce = trainer.strategy.reduce  # in place
+        return {name: float(reduce(value.clone(), reduce_op="sum")) for name, value in self._sums.items()}
 
     def _write(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
         """As the row of the last step."""

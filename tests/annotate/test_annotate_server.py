@@ -348,16 +348,29 @@ def test_masks_that_are_traps(tmp_path: Path) -> None:
     assert before.items() <= {path: path.read_bytes() for path in (place / "masks").iterdir()}.items()
 
 
-def test_a_table_that_cannot_be_written_is_told_and_the_change_is_kept(client: TestClient, place: Path) -> None:
-    """The masks and clicks are saved before the tables about all images."""
+@pytest.mark.parametrize(
+    ("file", "told", "mask"),
+    [
+        ("images/a.json", "the last change is not saved", truth("red")),
+        ("coco.json", "the change is saved, this file is not", truth("red") | truth("blue")),
+    ],
+)
+def test_a_full_disk_is_told_and_what_it_has_cost(
+    client: TestClient, place: Path, file: str, told: str, mask: np.ndarray
+) -> None:
+    """A change is made as a whole or not at all; what only repeats it may be behind."""
     post(client, do="click", **RED)
-    (place / "annotations" / "coco.json").unlink()
-    (place / "annotations" / "coco.json").mkdir()  # as good as a full disk: it cannot be replaced
+    full = place / "annotations" / file
+    full.unlink()
+    full.mkdir()  # as good as a full disk: it cannot be replaced
     answer = post(client, do="click", object="a_0", **BLUE)
     assert answer.status_code == 507
-    assert "the change is saved, this file is not" in answer.json()["error"]
-    (place / "annotations" / "coco.json").rmdir()
+    assert answer.json()["error"].startswith(f"{full}: ")
+    assert answer.json()["error"].endswith(told)
+    assert np.array_equal(np.asarray(Image.open(place / "masks" / "a_0.png")) == 255, mask)
+    full.rmdir()
     assert post(client, do="undo", object="a_0").status_code == 200
+    assert full.is_file()
 
 
 # Many at once
