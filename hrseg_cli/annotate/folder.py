@@ -291,7 +291,7 @@ class Folder:
             picture = Picture.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-            raise HrsegError(f"{path}: not as hrseg annotate writes it ({reason}); mend or remove it") from None
+            raise HrsegError(f"{path}: not as hrseg annotate writes it ({reason}); correct or remove it") from None
         _check_names(path, picture, self.stems[number])
         return picture
 
@@ -426,13 +426,13 @@ def _check_names(path: Path, picture: Picture, stem: str) -> None:
     """Names of files that a record brings along must stay where they belong, whoever wrote it."""
     for file in picture.gone:
         if not re.fullmatch(rf"{re.escape(stem)}(_\d+)?\.\w+", file):
-            raise HrsegError(f"{path}: '{file}' is not as hrseg annotate writes it; mend or remove the file")
+            raise HrsegError(f"{path}: '{file}' is not as hrseg annotate writes it; correct or remove the file")
     for one in picture.objects:
         suffix = rf"{re.escape(one.key)}(-\d+)?\.\w+"
         own = re.fullmatch(rf"{re.escape(stem)}(_\d+)?", one.key)
         files = all(not name or re.fullmatch(suffix, name) for name in (one.file, one.start))
         if not (own and files and 0 <= one.base <= one.done <= len(one.actions)):
-            raise HrsegError(f"{path}: object '{one.key}' is not as hrseg annotate writes it; mend or remove the file")
+            raise HrsegError(f"{path}: object '{one.key}' is not as hrseg annotate writes it; correct or remove the file")
 
 
 def state_of(path: Path) -> str:
