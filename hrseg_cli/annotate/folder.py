@@ -432,7 +432,7 @@ def _check_names(path: Path, picture: Picture, stem: str) -> None:
         own = re.fullmatch(rf"{re.escape(stem)}(_\d+)?", one.key)
         files = all(not name or re.fullmatch(suffix, name) for name in (one.file, one.start))
         if not (own and files and 0 <= one.base <= one.done <= len(one.actions)):
-            raise HrsegError(f"{path}: object '{one.key}' is not as hrseg annotate writes it; correct or remove the file")
+            raise HrsegError(f"{path}: object '{one.key}' is not as hrseg annotate writes it; correct or remove it")
 
 
 def state_of(path: Path) -> str:
