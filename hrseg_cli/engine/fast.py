@@ -9,7 +9,7 @@ from hrseg_cli.adapters import lora
 from hrseg_cli.adapters.resample import Resampled
 from hrseg_cli.engine.checkpoint import load_model
 from hrseg_cli.engine.devices import best_precision
-from hrseg_cli.errors import UnknownName
+from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
 
 PRECISIONS = ("fp32", "bf16")
@@ -38,6 +38,8 @@ def fast(model: InteractiveModel, precision: str = "fp32") -> InteractiveModel:
     """:meth:`InteractiveModel.for_inference` of a model that may have an adapter. LoRA is folded; of a resampling
     adapter the base computes in ``precision``."""
     if isinstance(model, Resampled):
+        if precision not in model.precisions:
+            raise HrsegError(f"--precision {precision}: design {model.design} computes in fp32; leave the option out")
         around = copy.copy(model)
         around._modules = dict(model._modules)
         around.base = model.base.for_inference(precision, keep_layers=model.design == "c")
