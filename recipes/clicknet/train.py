@@ -71,6 +71,7 @@ def main() -> None:
         "--fall", type=float, default=0.0, help="share of the time, at the end, in which the rate falls"
     )
     parser.add_argument("--start", help="weights of an earlier training")
+    parser.add_argument("--hold-norms", action="store_true", help="keep BatchNorm's running statistics as they are")
     parser.add_argument("--judge-every", type=float, default=24, help="minutes")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()

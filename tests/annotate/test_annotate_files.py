@@ -505,6 +505,10 @@ import os, signal, sys, time
 from pathlib import Path
 from test_annotate_files import BLUE, GROUND, RED, act, click, desk_of, stored, truth
 
+def whole(mask):
+    assert (mask == truth("red")).all() or (mask == truth("red") | truth("blue")).all()
+    return mask
+
 place = Path(sys.argv[1])
 key = click(desk_of(place), RED)
 killed, seen = 0, set()
@@ -518,9 +522,9 @@ for number in range(20):
     time.sleep(0.01 + 0.013 * number)
     os.kill(child, signal.SIGKILL)
     killed += os.waitpid(child, 0)[1] == signal.SIGKILL
-    mask = stored(place, key)
-    assert (mask == truth("red")).all() or (mask == truth("red") | truth("blue")).all()
-    desk = desk_of(place)
+    whole(stored(place, key))
+    desk = desk_of(place)  # puts a recorded mask in its place that the kill left waiting
+    mask = whole(stored(place, key))
     click(desk, GROUND, key)
     act(desk, do="undo", object=key)
     assert (stored(place, key) == mask).all()
