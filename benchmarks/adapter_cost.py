@@ -70,11 +70,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from hrseg_cli import catalog
-    from hrseg_cli.engine import training_step
+    from hrseg_cli.checkpoints.adapters import attach, save_adapter
     from hrseg_cli.engine.benchmark import peak_memory
-    from hrseg_cli.engine.checkpoint import attach, save_adapter
     from hrseg_cli.losses import bce, normalized_focal
     from hrseg_cli.recipe import Optim
+    from hrseg_cli.training import step
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -87,11 +87,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     points[0, 0] = torch.tensor([height / 2, width / 2, 0])
     truth = torch.zeros(1, 1, height, width)
     truth[..., height // 4 : -height // 4, width // 4 : -width // 4] = 1
-    optimizer = training_step.make_optimizer(model, Optim(name="adamw"))
+    optimizer = step.make_optimizer(model, Optim(name="adamw"))
     times = []
     for _ in range(options.steps + 1):
         started = time.process_time()
-        training_step.train_mode(model, 1)
+        step.train_mode(model, 1)
         out = model(image, points)
         loss = normalized_focal(out["logits"], truth).mean()
         if "aux" in out:

@@ -35,9 +35,10 @@ from reference import deterministic_weights
 from yardstick import PlainNetwork, count_clicks
 
 from hrseg_cli import catalog
+from hrseg_cli.checkpoints.formats import save_checkpoint
+from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.data.procedural import draw
 from hrseg_cli.engine.benchmark import peak_memory
-from hrseg_cli.engine.checkpoint import load_model, save_checkpoint
 from hrseg_cli.engine.fast import fast
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.interaction import Sample

@@ -45,10 +45,10 @@ sys.path.append(str(Path(__file__).parent))
 
 import yardstick as ritm
 
+from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.data.procedural import draw
 from hrseg_cli.data.samples import load, open_dataset
 from hrseg_cli.engine import in_flight, simulate, views
-from hrseg_cli.engine.checkpoint import load_model
 from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.fast import open_fast
 from hrseg_cli.engine.in_flight import batched

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.commands.options import open_datasets
-from hrseg_cli.engine.checkpoint import load_model
 from hrseg_cli.engine.quantize import quantize
 from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.simulate import Plan, run

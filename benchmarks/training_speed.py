@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 
-from hrseg_cli.engine import fit, training_step
-from hrseg_cli.engine.feed import Feed, Loader, Order, training_images
 from hrseg_cli.recipe import recipe_of
+from hrseg_cli.training import fit, step
+from hrseg_cli.training.feed import Feed, Loader, Order, training_images
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -80,9 +80,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
 def timed_parts(recipe, feed, options) -> dict[str, float]:
     """Median seconds per sample of each part."""
     model, _ = fit.start_model(recipe)
-    module = training_step.ClickTraining(model, recipe).to(options.device)
+    module = step.ClickTraining(model, recipe).to(options.device)
     module.to(memory_format=torch.channels_last)
-    optimizer = training_step.make_optimizer(model, recipe.optim)
+    optimizer = step.make_optimizer(model, recipe.optim)
     seen = defaultdict(list)
     order = Order(recipe.data.epoch, recipe.batch, 0, 1)
     batches = iter(Loader(feed, order, 0))
@@ -95,7 +95,7 @@ def timed_parts(recipe, feed, options) -> dict[str, float]:
         with torch.autocast(options.device, PRECISIONS[options.precision], enabled=options.precision != "fp32"):
             points, previous = module.rounds(image, batch["truth"], batch["points"], batch["key"])
             seen["clicks"].append(clock.lap())
-            training_step.train_mode(model, len(image))
+            step.train_mode(model, len(image))
             out = model(module.joined(image, previous), points)
             seen["forward"].append(clock.lap())
         loss = module.loss(out, batch)[0]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrseg_cli.interaction import Click, Sample
-from hrseg_cli.models.hrnet_ocr import ClickHRNet
+from hrseg_cli.models.hrnet.network import ClickHRNet
 
 TARGET, EXPANSION, SMALLEST, KEPT_ABOVE = 400, 1.4, 200, 0.5
 Roi = tuple[int, int, int, int]  # first and last row, first and last column

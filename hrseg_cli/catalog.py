@@ -10,11 +10,11 @@ from hrseg_cli.errors import UnknownName
 MODELS = {
     "clicknet_m": "hrseg_cli.models.clicknet:clicknet_m",
     "clicknet": "hrseg_cli.models.clicknet:ClickNet",
-    "h18s": "hrseg_cli.models.hrnet_ocr:h18s",
-    "h18": "hrseg_cli.models.hrnet_ocr:h18",
-    "h32": "hrseg_cli.models.hrnet_ocr:h32",
-    "h18_baseline": "hrseg_cli.models.hrnet_ocr:h18_baseline",
-    "hrnet_ocr": "hrseg_cli.models.hrnet_ocr:ClickHRNet",
+    "h18s": "hrseg_cli.models.hrnet:h18s",
+    "h18": "hrseg_cli.models.hrnet:h18",
+    "h32": "hrseg_cli.models.hrnet:h32",
+    "h18_baseline": "hrseg_cli.models.hrnet:h18_baseline",
+    "hrnet_ocr": "hrseg_cli.models.hrnet:ClickHRNet",
     "grabcut": "hrseg_cli.models.grabcut:GrabCut",
 }
 
@@ -22,6 +22,10 @@ BACKBONES = {
     "efficientnet_lite0": "hrseg_cli.models.clicknet.imagenet:lite0",
     "efficientnet_lite1": "hrseg_cli.models.clicknet.imagenet:lite1",
     "efficientnet_lite2": "hrseg_cli.models.clicknet.imagenet:lite2",
+}
+
+CHECKPOINTS = {  # public layouts, asked one after another
+    "ritm": "hrseg_cli.models.hrnet.checkpoints:read",
 }
 
 LAYOUTS = {
@@ -74,6 +78,7 @@ FORMATS = {
 TABLES = {
     "model": MODELS,
     "backbone": BACKBONES,
+    "checkpoint layout": CHECKPOINTS,
     "layout": LAYOUTS,
     "metric": METRICS,
     "loss": LOSSES,

@@ -64,7 +64,8 @@ def run(words: list[str], cwd: str, folder: str, moment: int, delay: float) -> N
 
 def main() -> None:
     from hrseg_cli.annotate import server  # noqa: F401
-    from hrseg_cli.engine import fit, predict, simulate  # noqa: F401
+    from hrseg_cli.engine import predict, simulate  # noqa: F401
+    from hrseg_cli.training import fit
 
     fit.KEEP_EVERY = 0.2
     simulate.get_context = lambda _: multiprocessing.get_context("fork")  # spawned workers take seconds to import torch

@@ -20,7 +20,7 @@ from reference import GOLDEN
 from tiny_photos import photograph, truth
 from tiny_sets import write_all
 
-from hrseg_cli.engine.checkpoint import load_model
+from hrseg_cli.checkpoints.resolve import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {  # command -> where it is run instead

@@ -25,9 +25,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hrseg_cli.engine.checkpoint import save_checkpoint
-from hrseg_cli.engine.logs import _records
-from hrseg_cli.models.hrnet_ocr import h18s
+from hrseg_cli.checkpoints.formats import save_checkpoint
+from hrseg_cli.models.hrnet import h18s
+from hrseg_cli.training.logs import _records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 

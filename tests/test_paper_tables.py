@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from reference import deterministic_weights
 
+from hrseg_cli.checkpoints.formats import save_checkpoint
 from hrseg_cli.data.samples import split_options
-from hrseg_cli.engine.checkpoint import save_checkpoint
-from hrseg_cli.models.hrnet_ocr import h18s
+from hrseg_cli.models.hrnet import h18s
 from hrseg_cli.recipe import data_folder, load_recipe
 
 SCRIPT = data_folder("recipes") / "paper" / "tables.sh"

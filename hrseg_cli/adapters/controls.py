@@ -1,8 +1,4 @@
-"""Which tensors of a model training may change: the part of every adapter that adds nothing, and the plain controls.
-
-A model is anything with ``forward(image, points)`` that says which of its parameters are dead (``unused``: parts of
-their names) and, for its heads, ``parameter_groups()``.
-"""
+"""Which tensors of a model training may change: the part of every adapter that adds nothing, and the plain controls."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from functools import partial
 from torch import nn
 
 from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.models.base import InteractiveModel
 
 PARTS = ("full", "head", "bn", "bitfit")
 
@@ -45,7 +42,7 @@ def is_dead(model: nn.Module, name: str) -> bool:
     return any(part in name for part in getattr(model, "unused", ()))
 
 
-def freeze_for(model: nn.Module, part: str) -> nn.Module:
+def freeze_for(model: InteractiveModel, part: str) -> InteractiveModel:
     """Let training change one part of ``model`` only, in place; the controls that an adapter is measured against.
 
     part: ``full`` everything; ``head`` the classifiers; ``bn`` scale and shift of the normalisations; ``bitfit`` all
@@ -58,7 +55,7 @@ def freeze_for(model: nn.Module, part: str) -> nn.Module:
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     chosen: set[nn.Parameter] = set(model.parameters())
     if part == "head":
-        chosen = set(model.parameter_groups()["heads"])  # type: ignore[operator]  # a method, not a submodule
+        chosen = set(model.parameter_groups().get("heads", ()))
     elif part == "bn":
         chosen = {parameter for norm in norms for parameter in norm.parameters()}
     freeze(model)
@@ -68,7 +65,7 @@ def freeze_for(model: nn.Module, part: str) -> nn.Module:
     for norm in norms:
         hold(norm, still=not (norm.affine and norm.weight.requires_grad))
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise HrsegError(f"part {part}: the model has nothing of that kind to train; take one of {', '.join(PARTS)}")
+        raise HrsegError(f"'{model.name}' has no part of that kind to train; choose another adapter")
     return model
 
 

@@ -9,8 +9,8 @@ Shapes: B batch, H and W the image, h = H / 2 and w = W / 2 what the network see
 
 from __future__ import annotations
 
-from operator import attrgetter
-from typing import Any, Literal, TypeVar, cast
+import copy
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from hrseg_cli.adapters.controls import freeze
 from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.models.base import InteractiveModel
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d)
 
 WIDTHS = {"a": 0, "b_lite": 24, "b": 8, "c": 8}
 
 
-class Resampled(nn.Module):
+class Resampled(InteractiveModel):
     """A frozen base that is asked at half the size, with what is trained around it.
 
     forward(image, points) -> {"logits": the adapter's answer, "base": the base's own, "aux": the base's, if any}
@@ -44,11 +45,10 @@ class Resampled(nn.Module):
 
     name = "resample"
     enlarge = 2
-    has_encoder = False
 
     def __init__(
         self,
-        base: nn.Module,
+        base: InteractiveModel,
         *,
         design: Literal["a", "b_lite", "b", "c"] = "b_lite",
         sobel: bool = True,
@@ -65,15 +65,16 @@ class Resampled(nn.Module):
             raise HrsegError(f"width {width}: must be a multiple of 4, and design a has none; leave it out")
         self.config = {"design": design, "sobel": sobel, "skip": skip, "width": width, "first_layer": first_layer}
         self.design, self.sobel = design, sobel
-        self.base = cast(Any, base)  # its parts are asked for by name
+        self.base = base
         freeze(base)
         if first_layer:
-            _part(base, "feature_extractor.conv1", "first_layer").requires_grad_(True)
-        self.with_prev_mask: bool = self.base.with_prev_mask
-        self.mirror: bool = self.base.mirror
-        self.unused: tuple[str, ...] = self.base.unused
+            if not base.image_layer:
+                raise HrsegError(f"first_layer: '{base.name}' names no first layer; leave the option out")
+            base.get_submodule(base.image_layer).requires_grad_(True)
+        self.with_prev_mask, self.mirror, self.unused = base.with_prev_mask, base.mirror, base.unused
+        self.single_precision = ("/(down|correct|inject)/", r"/levels\.", *base.single_precision)
         # Design c reads features inside its base, past the place where inputs are turned into bf16.
-        self.precisions: tuple[str, ...] = ("fp32",) if design == "c" else self.base.precisions
+        self.precisions = ("fp32",) if design == "c" else base.precisions
 
         channels = 4 if self.with_prev_mask else 3
         seen = channels + int(sobel)
@@ -82,32 +83,19 @@ class Resampled(nn.Module):
         self.correct: Any = None
         if design == "a":
             self.correct = _zeroed(nn.Conv2d(seen, 1, 3, padding=1)) if skip else None
-        else:
-            _part(base, "click_features", f"design {design}")
         if design == "b_lite":
             self.correct = correction_at_half(seen + 3, wide)
         elif design == "b":
             self.correct = UNet(seen + 3, wide)
         elif design == "c":
-            for path in ("maps_transform", "feature_extractor.ocr_distri_head"):
-                _part(base, path, "design c")
-            net = self.base.feature_extractor
-            self.correct = Decoder(seen + 2, net.conv1.out_channels, net.cls_head.in_channels, wide)
+            if not {"stem", "fine"} <= base.taps.keys():
+                raise HrsegError(f"design c reads features inside its base, which '{base.name}' does not give; use b")
+            self.correct = Decoder(seen + 2, base.taps["stem"], base.taps["fine"], wide)
 
     def train(self, mode: bool = True) -> Resampled:
         super().train(mode)
         self.base.eval()  # no dropout: it stays the very function that is being adapted
         return self
-
-    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The image itself: clicks enter with it."""
-        return (image,)
-
-    def decode(self, features: tuple[Tensor, ...], previous: Tensor, points: Tensor) -> dict[str, Tensor]:
-        answer: dict[str, Tensor] = self(
-            torch.cat([*features, previous], 1) if self.with_prev_mask else features[0], points
-        )
-        return answer
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
         height, width = image.shape[-2:]
@@ -116,12 +104,12 @@ class Resampled(nn.Module):
         small, near = self.down(seen), halved(points)
         if self.design == "c":
             stems = self.correct.stems(torch.cat([seen, self._clicks(image, points)], 1))
-            answer, stem, context = _inside(self.base, small, near, self.correct.inject(stems[2]))
+            answer = self.base.tapped(small, near, self.correct.inject(stems[2]))
         else:
             answer = self.base(small, near)
         logits = self.up(F.pad(answer["logits"], (1, 1, 1, 1), mode="replicate"))
         if self.design == "c":
-            logits = logits + self.correct(stems, stem, context)
+            logits = logits + self.correct(stems, answer["stem"], answer["fine"])
         elif self.design != "a":
             told = torch.cat([logits.sigmoid(), seen, self._clicks(image, points)], 1)
             logits = logits + self.correct(told)
@@ -132,6 +120,12 @@ class Resampled(nn.Module):
             out["aux"] = doubled(answer["aux"])
         return {name: value[..., :height, :width] for name, value in out.items()}
 
+    def _for_inference(self, precision: str, keep_layers: bool) -> Resampled:
+        around = copy.copy(self)
+        around._modules = dict(self._modules)
+        around.base = self.base.for_inference(precision, keep_layers=self.design == "c")
+        return around
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """As a base's: "new" starts from nothing, "backbone" from something that works (the resampling too)."""
         new = list(self.correct.parameters()) if self.correct is not None else []
@@ -140,8 +134,7 @@ class Resampled(nn.Module):
 
     def _clicks(self, image: Tensor, points: Tensor) -> Tensor:
         """(B, 2, H, W): clicks drawn at full size, as the base draws them at its own."""
-        maps: Tensor = self.base.click_features(image, points)
-        return maps[:, -2:]
+        return self.base.click_maps(points, *image.shape[-2:]).to(image.dtype)
 
 
 def mean_down(inputs: int, outputs: int) -> nn.Conv2d:
@@ -248,28 +241,13 @@ class Decoder(nn.Module):
         return found
 
     def forward(self, stems: list[Tensor], stem: Tensor, context: Tensor) -> Tensor:
-        """(B, 1, H, W) from :meth:`stems`, stem (B, 64, h/2, w/2) and context (B, C, h/4, w/4)."""
+        """(B, 1, H, W) from :meth:`stems`, stem (B, 64, h/2, w/2) and context (B, C, h/4, w/4), the taps."""
         y = self.from_context(context)
         sides = [self.from_stem(stem) + stems[2], stems[1], stems[0]]
         for grow, join, side in zip(self.grow, self.join, sides, strict=True):
             y = join(_beside(grow(y), side))
         correction: Tensor = self.out(y)
         return correction
-
-
-def _inside(base: Any, image: Tensor, points: Tensor, extra: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """``base(image, points)`` with ``extra``, (B, 64, h/2, w/2), added to its stem; also its stem's features and those
-    that its classifier reads. The first layer runs twice, half a percent of the whole."""
-    net, size = base.feature_extractor, image.shape[-2:]
-    rgb = (image[:, :3] - base._mean) / base._std
-    features = net.backbone(rgb, base.maps_transform(base.click_features(image, points)) + extra)
-    aux = net.aux_head(features)
-    context = net.ocr_distri_head(net.conv3x3_ocr(features), aux)
-    answer = {"logits": net.cls_head(context), "aux": aux}
-    answer = {
-        name: F.interpolate(value, size=size, mode="bilinear", align_corners=True) for name, value in answer.items()
-    }
-    return answer, F.relu(net.bn1(net.conv1(rgb))), context
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -291,11 +269,3 @@ def _zeroed(layer: Layer) -> Layer:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
-
-
-def _part(base: nn.Module, path: str, option: str) -> Any:
-    try:
-        return attrgetter(path)(base)
-    except AttributeError:
-        name = getattr(base, "name", type(base).__name__)
-        raise HrsegError(f"{option}: needs a base with {path}, which {name} lacks; take h18s, h18 or h32") from None

@@ -74,7 +74,9 @@ def adapt(
 
 def write_merged(spec: str, path: Path) -> None:
     """One checkpoint that answers as BASE+ADAPTER does."""
-    from hrseg_cli.engine.checkpoint import load_model, merged, save_checkpoint
+    from hrseg_cli.checkpoints.adapters import merged
+    from hrseg_cli.checkpoints.formats import save_checkpoint
+    from hrseg_cli.checkpoints.resolve import load_model
     from hrseg_cli.writing import only_one
 
     with only_one(path, f"--merge {path}"):

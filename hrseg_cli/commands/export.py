@@ -39,8 +39,8 @@ def export(
     if int8 != bool(calibrate):
         raise HrsegError("--int8 and --calibrate DATASET: give both, or none")
 
+    from hrseg_cli.checkpoints.resolve import load_model
     from hrseg_cli.engine import export as engine
-    from hrseg_cli.engine.checkpoint import load_model
     from hrseg_cli.writing import only_one
 
     engine.need("onnx")

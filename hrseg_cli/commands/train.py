@@ -152,11 +152,11 @@ def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, An
             raise UnknownName("logger", name, LOGGERS)
     options.device_of(asked["device"])
 
-    from hrseg_cli.engine import fit
     from hrseg_cli.engine.devices import best_precision
-    from hrseg_cli.engine.feed import Feed, training_images
-    from hrseg_cli.engine.judge import judged_objects
     from hrseg_cli.runs import Run
+    from hrseg_cli.training import fit
+    from hrseg_cli.training.feed import Feed, training_images
+    from hrseg_cli.training.judge import judged_objects
 
     if recipe.precision == "auto":
         recipe = recipe.model_copy(update={"precision": best_precision(asked["device"])})

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from hrseg_cli.adapters.lora import merge
 from hrseg_cli.models.base import InteractiveModel
 
 
 def gmac(model: InteractiveModel, size: tuple[int, int]) -> float:
-    """10^9 multiply-adds of all convolutions, transposed ones too, for one answer at ``size`` (height, width).
+    """10^9 multiply-adds of convolutions, matrix products and attention for one answer at ``size`` (height, width).
 
     Nothing is computed, and the model stays as it is. LoRA costs nothing here: its weights can be merged.
     """
     shapes = copy.deepcopy(model).to("meta").eval()
-    total = 0
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        places = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
-        weight: Any = module.weight
-        total += places.shape[1:].numel() * weight[0].numel()
-
-    for module in shapes.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.register_forward_hook(count)
+    merge(shapes)
     channels = 4 if model.with_prev_mask else 3
-    with torch.no_grad():
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
         shapes(torch.empty(1, channels, *size, device="meta"), torch.empty(1, 2, 3, device="meta"))
-    return total / 1e9
+    return counter.get_total_flops() / 2e9
 
 
 def costs(model: InteractiveModel, crop: tuple[int, int]) -> dict[str, float]:

@@ -54,7 +54,10 @@ class ClickStep(nn.Module):
 
 
 def points_of(clicks: Tensor) -> Tensor:
-    """Clicks with labels, (B, N, 3), as the network takes them: (B, 2N, 3), see :mod:`hrseg_cli.models.click_maps`."""
+    """Clicks with labels, (B, N, 3), as the network takes them: (B, 2N, 3).
+
+    See :mod:`hrseg_cli.models.parts.click_maps`.
+    """
     place, label = clicks[..., :2], clicks[..., 2:]
     empty = torch.full_like(place, -1)
     sides = torch.cat([torch.where(label == side, place, empty) for side in (1, 0)], 1)

@@ -6,10 +6,9 @@ import copy
 from typing import Any
 
 from hrseg_cli.adapters import lora
-from hrseg_cli.adapters.resample import Resampled
-from hrseg_cli.engine.checkpoint import load_model
+from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.engine.devices import best_precision
-from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.errors import UnknownName
 from hrseg_cli.models.base import InteractiveModel
 
 PRECISIONS = ("fp32", "bf16")
@@ -18,7 +17,7 @@ PRECISIONS = ("fp32", "bf16")
 def open_fast(
     spec: str, device: str = "cpu", precision: str | None = "fp32"
 ) -> tuple[InteractiveModel, dict[str, Any]]:
-    """:func:`hrseg_cli.engine.checkpoint.load_model` for commands that only ask: the fast form, and its provenance,
+    """:func:`hrseg_cli.checkpoints.resolve.load_model` for commands that only ask: the fast form, and its provenance,
     which tells of a precision below single.
 
     precision: None takes the faster one of those that the model has. Raises HrsegError or UnknownName.
@@ -35,15 +34,7 @@ def open_fast(
 
 
 def fast(model: InteractiveModel, precision: str = "fp32") -> InteractiveModel:
-    """:meth:`InteractiveModel.for_inference` of a model that may have an adapter. LoRA is folded; of a resampling
-    adapter the base computes in ``precision``."""
-    if isinstance(model, Resampled):
-        if precision not in model.precisions:
-            raise HrsegError(f"--precision {precision}: design {model.design} computes in fp32; leave the option out")
-        around = copy.copy(model)
-        around._modules = dict(model._modules)
-        around.base = model.base.for_inference(precision, keep_layers=model.design == "c")
-        return around
+    """:meth:`InteractiveModel.for_inference` of a model that may have LoRA, which is folded."""
     return _without_lora(model).for_inference(precision)
 
 

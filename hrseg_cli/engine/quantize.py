@@ -24,12 +24,6 @@ from hrseg_cli.recipe import Protocol, load_protocol
 CLICKS = 3  # of each object
 HELD = 6  # one step of so many is not calibrated on but compared
 
-# Convolutions that stay in single precision, by their names: those that read the image and the clicks, those that
-# decide, and an adapter's corrections. A twentieth of the work in h18s.
-FLOAT = re.compile(
-    r"maps_transform|rgb_conv|^/model(/base)?(/feature_extractor)?/conv1|cls_head|aux_head\.3|/(down|correct|inject)/|/levels\."
-)
-
 
 def quantize(
     model: InteractiveModel,
@@ -52,11 +46,12 @@ def quantize(
         raise HrsegError(f"--calibrate-count {count}: there are {len(refs)} objects; name more data, or fewer objects")
     chosen = [refs[number * len(refs) // count] for number in range(count)]
     steps = click_steps(model, chosen, protocol or load_protocol("photo", ["flip=false"]))
-    held, kept = steps[::HELD], [step for number, step in enumerate(steps) if number % HELD]
+    held, calibrated = steps[::HELD], [step for number, step in enumerate(steps) if number % HELD]
     with tempfile.TemporaryDirectory() as folder:
         plain, small = Path(folder) / "plain.onnx", Path(folder) / "small.onnx"
         header = export(model, plain, provenance)
-        single = [node.name for node in onnx.load(plain).graph.node if FLOAT.search(node.name)]
+        kept = re.compile("|".join(model.single_precision) or "$.")
+        single = [node.name for node in onnx.load(plain).graph.node if kept.search(node.name)]
         logging.disable(logging.WARNING)  # it asks for a pass that cannot follow sizes that change, and is not needed
         try:
             with warnings.catch_warnings():
@@ -64,7 +59,7 @@ def quantize(
                 quantization.quantize_static(
                     plain,
                     small,
-                    _Reader(kept),
+                    _Reader(calibrated),
                     quant_format=quantization.QuantFormat.QDQ,
                     op_types_to_quantize=["Conv"],
                     nodes_to_exclude=single,
@@ -77,7 +72,7 @@ def quantize(
         header["precision"] = "int8"
         header["int8"] = {
             "objects": count,
-            "steps": len(kept),
+            "steps": len(calibrated),
             **compare(start_onnxruntime(plain), start_onnxruntime(small), held),
         }
         write_graph(onnx.load(small), header, path)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hrseg_cli import __version__
-from hrseg_cli.engine.checkpoint import load_model, weights_hash
+from hrseg_cli.checkpoints.provenance import weights_hash
+from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.engine.devices import cache_folder
 from hrseg_cli.engine.export import FORMAT, OPSET, clicks_of, export, need, read_header
 from hrseg_cli.engine.fast import open_fast
@@ -29,7 +30,7 @@ def open_model(
 ) -> tuple[InteractiveModel, dict[str, Any]]:
     """A model ready to be asked, computed by ``torch`` or one of :data:`GRAPHS`, and its provenance.
 
-    spec: as :func:`hrseg_cli.engine.checkpoint.load_model` takes it, or an ``.onnx`` file of ``hrseg export``.
+    spec: as :func:`hrseg_cli.checkpoints.resolve.load_model` takes it, or an ``.onnx`` file of ``hrseg export``.
     precision: fp32 or bf16, for PyTorch, which answers with its fast form; None: the quicker of the two here.
     runtime: None is PyTorch, and ONNX Runtime for an ``.onnx`` file. Others than PyTorch compute on the CPU, with as
         many threads as PyTorch has when this is called.

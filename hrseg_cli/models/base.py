@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.models.parts.click_maps import disk_maps
 
 Features = tuple[Tensor, ...]  # each with the batch as its first axis
 
@@ -23,7 +24,14 @@ class InteractiveModel(nn.Module):
     name, config: what rebuilds the model: a name of the catalog and keyword arguments.
     with_prev_mask: whether the previous answer is part of the input.
     mirror: whether it is asked about the mirrored image too where a protocol wants that.
+    weightless: whether it works without weights.
     unused: parts of the names of parameters that never reach the output.
+    pooled_norms: parts of the names of normalisations that see one value a channel: with one sample a batch they keep
+        their statistics in training.
+    single_precision: patterns of layers' names, as an exported graph has them, that 8 bits would harm: those that read
+        the image and the clicks, and those that decide.
+    image_layer: name of the first convolution of the image, "" where there is none.
+    taps: inner features that :meth:`tapped` gives, name -> channels.
     layer_groups: name of a group of layers -> parts of the names of what is in it; together all that is not unused.
     precisions: in which it can be asked, see :meth:`for_inference`.
     has_encoder: whether ``encode`` computes something that is worth keeping.
@@ -36,13 +44,19 @@ class InteractiveModel(nn.Module):
     mirror: bool = True
     precisions: tuple[str, ...] = ("fp32",)
     has_encoder: bool = False
+    weightless: bool = False
     unused: tuple[str, ...] = ()
+    pooled_norms: tuple[str, ...] = ()
+    single_precision: tuple[str, ...] = ()
+    image_layer: str = ""
+    taps: Mapping[str, int] = {}
     layer_groups: Mapping[str, tuple[str, ...]] = {}
     enlarge: int = 1
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """What training tells apart: layers that start from nothing ("new"), classifiers ("heads"), "backbone", and
-        what it leaves as it is ("fixed")."""
+        """Groups that training treats differently: layers that start from nothing ("new"), classifiers ("heads"),
+        "backbone", and what it leaves as it is ("fixed"). Every parameter is in exactly one group; a model may lack
+        groups."""
         return {"new": list(self.parameters())}
 
     def initialise(self, backbone: Mapping[str, Tensor] | None, coverage: float) -> float:
@@ -77,11 +91,23 @@ class InteractiveModel(nn.Module):
         """The answer to clicks on an encoded image: {"logits": (B, 1, H, W)}, and in training perhaps more outputs.
 
         previous: (B, 1, H, W), the previous answer, probabilities. points: (B, 2N, 3), see
-        :mod:`hrseg_cli.models.click_maps`.
+        :mod:`hrseg_cli.models.parts.click_maps`.
         """
         (image,) = features
         answer: dict[str, Tensor] = self(torch.cat([image, previous], 1) if self.with_prev_mask else image, points)
         return answer
+
+    def click_maps(self, points: Tensor, height: int, width: int) -> Tensor:
+        """(B, 2, height, width): positive and negative clicks as this model draws them, for an adapter that reads
+        them too."""
+        return disk_maps(points, height, width, 5)
+
+    def tapped(self, image: Tensor, points: Tensor, inject: Tensor | None = None) -> dict[str, Tensor]:
+        """``forward`` with all :attr:`taps` among its outputs.
+
+        inject: added to the features of the tap "stem", in their shape.
+        """
+        raise TypeError(f"{type(self).__name__} has no taps")
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
         """``decode`` after ``encode``. image: (B, 4, H, W) float32, RGB and the previous answer; (B, 3, H, W) where

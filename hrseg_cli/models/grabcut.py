@@ -38,6 +38,7 @@ class GrabCut(InteractiveModel):
     """
 
     name = "grabcut"
+    weightless = True
     mirror = False
 
     def __init__(

@@ -226,8 +226,8 @@ class LossSchedule(Settings):
 
 
 class Optim(Settings):
-    """backbone: factor on the learning rate of everything but the click maps and the OCR block. heads: the same for the
-    two classifiers, which RITM trains at the backbone's rate though they start from nothing.
+    """backbone: factor on the learning rate of layers that start from pretrained weights. heads: the same for the
+    classifiers, which RITM trains at the backbone's rate though they start from nothing.
 
     schedule: ``steps`` multiplies by ``gamma`` at the epochs of ``milestones``; ``cosine`` falls to ``floor`` times lr.
     warmup: steps of linear rise. clip: largest norm of the gradient. accumulate: batches a step.

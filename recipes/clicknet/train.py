@@ -32,17 +32,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrseg_cli import catalog
+from hrseg_cli.checkpoints.formats import read_checkpoint, save_checkpoint
 from hrseg_cli.clicks.sampler import add_next_click, draw
 from hrseg_cli.data import views
 from hrseg_cli.data.augment import augment, paste
 from hrseg_cli.data.samples import load
-from hrseg_cli.engine.checkpoint import read_checkpoint, save_checkpoint
-from hrseg_cli.engine.feed import training_images
-from hrseg_cli.engine.judge import judged_objects
 from hrseg_cli.engine.simulate import Plan, simulate
-from hrseg_cli.engine.training_step import reduced
 from hrseg_cli.losses import bce, dice, normalized_focal
 from hrseg_cli.recipe import Recipe, load_protocol, load_recipe
+from hrseg_cli.training.feed import training_images
+from hrseg_cli.training.judge import judged_objects
+from hrseg_cli.training.step import reduced
 
 ROUNDS = (0.3, 0.3, 0.2, 0.12, 0.08)  # how often a batch gets 1, 2, ... clicks
 PASTED, TWINS, BOXES, FAULTY = 0.22, 0.2, 0.18, 0.25  # shares of the samples

@@ -8,7 +8,8 @@ import torch
 from reference import deterministic_weights
 from torch import Tensor, nn
 
-from hrseg_cli.models.hrnet_ocr import ClickHRNet, h18s
+from hrseg_cli.models.hrnet import h18s
+from hrseg_cli.models.hrnet.network import ClickHRNet
 
 State = dict[str, Tensor]
 

@@ -13,7 +13,7 @@ from torch import nn
 from hrseg_cli.adapters import adapter_state, load_adapter_state
 from hrseg_cli.adapters.controls import PARTS, freeze_for
 from hrseg_cli.errors import HrsegError, UnknownName
-from hrseg_cli.models.hrnet_ocr import ClickHRNet
+from hrseg_cli.models.hrnet.network import ClickHRNet
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -41,7 +41,7 @@ def test_a_control_can_follow_another(base: ClickHRNet, two_steps: Any) -> None:
 def test_a_part_that_is_not_there_is_refused(base: ClickHRNet) -> None:
     with pytest.raises(UnknownName, match=r"'heads'.*'head'"):
         freeze_for(base, "heads")
-    with pytest.raises(HrsegError, match="nothing of that kind"):
+    with pytest.raises(HrsegError, match="no part of that kind"):
         freeze_for(FakeNetwork(), "full")
 
 

@@ -16,7 +16,8 @@ from hrseg_cli.adapters import adapter_state, load_adapter_state
 from hrseg_cli.adapters.controls import StillBatchNorm
 from hrseg_cli.adapters.lora import LoRAConv2d, attach_lora, merge, unmerge
 from hrseg_cli.errors import HrsegError, UnknownName
-from hrseg_cli.models.hrnet_ocr import ClickHRNet, h18
+from hrseg_cli.models.hrnet import h18
+from hrseg_cli.models.hrnet.network import ClickHRNet
 
 RECORDED = np.load(GOLDEN / "lora.npz")
 COUNTS = json.loads((GOLDEN / "adapters.json").read_text())["lora"]

@@ -25,9 +25,9 @@ from tiny_photos import SIZE, SameColour, folder_of, truth
 from hrseg_cli.annotate import folder as annotate_folder
 from hrseg_cli.annotate.desk import Asked, Desk, Memory, Refused, drawn, runs
 from hrseg_cli.annotate.folder import Folder, Stroke
+from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.data.pixels import Span
 from hrseg_cli.data.samples import load, open_dataset
-from hrseg_cli.engine.checkpoint import load_model
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import load_protocol
 from hrseg_cli.runs import read_traces

@@ -14,8 +14,9 @@ from PIL import Image
 from reference import deterministic_weights
 from safetensors.torch import load_file
 
-from hrseg_cli.engine.checkpoint import load_model, save_checkpoint
-from hrseg_cli.models.hrnet_ocr import h18s
+from hrseg_cli.checkpoints.formats import save_checkpoint
+from hrseg_cli.checkpoints.resolve import load_model
+from hrseg_cli.models.hrnet import h18s
 
 Command = Callable[..., Any]
 FEW = [

@@ -21,7 +21,7 @@ import torch
 from reference import GOLDEN, case, deterministic_weights
 
 from hrseg_cli.commands import options
-from hrseg_cli.models.hrnet_ocr import h18s
+from hrseg_cli.models.hrnet import h18s
 
 Command = Callable[..., Any]
 STATES = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))

@@ -13,8 +13,8 @@ import pytest
 import torch
 from reference import case, deterministic_weights
 
-from hrseg_cli.engine.checkpoint import save_checkpoint
-from hrseg_cli.models.hrnet_ocr import h18s
+from hrseg_cli.checkpoints.formats import save_checkpoint
+from hrseg_cli.models.hrnet import h18s
 
 Command = Callable[..., Any]
 SMALL = ["--set", "zoom.target=96", "--set", "zoom.min_crop=60", "--set", "zoom.skip_clicks=-1"]

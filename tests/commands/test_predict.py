@@ -17,12 +17,12 @@ from PIL import Image
 from pycocotools import mask as pycoco
 from reference import GOLDEN, deterministic_weights
 
+from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.data.photos import find_images, masks_by_stem
-from hrseg_cli.engine.checkpoint import load_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
-from hrseg_cli.models.hrnet_ocr import h18s
+from hrseg_cli.models.hrnet import h18s
 from hrseg_cli.recipe import load_protocol
 
 # pycocotools 2.0.11 decodes by way of NumPy 1's array protocol.

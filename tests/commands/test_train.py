@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from hrseg_cli.checkpoints.formats import read_checkpoint
 from hrseg_cli.commands.train import _is_first, adapter_change
-from hrseg_cli.engine.checkpoint import read_checkpoint
 from hrseg_cli.engine.devices import best_precision
 from hrseg_cli.recipe import load_recipe
 
@@ -64,7 +64,7 @@ def test_tiny_procedural_is_what_the_demo_can_afford() -> None:
         ("data.parts=[{dataset: 'procedural:count=x'}]", "count wants a whole number"),
         ("data.parts=[{dataset: 'procedural:count=2,size=64', weight: 0}]", "not all 0"),
         ("model={name: h18s, options: {depth: 3}}", "model.name=h18s: "),
-        ("model={name: hrnet_ocr}", "mend model.options"),
+        ("model={name: hrnet_ocr}", "correct model.options"),
         ("model={name: grabcut}", "has nothing to train"),
         ("model={weights: grabcut}", "has nothing to train"),
         ("model={name: h18s, options: {with_aux_output: false}}", "output 'aux', which this network does not have"),

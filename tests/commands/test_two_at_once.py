@@ -14,8 +14,8 @@ import pytest
 from reference import deterministic_weights
 from tiny_photos import folder_of
 
-from hrseg_cli.engine.checkpoint import save_checkpoint
-from hrseg_cli.models.hrnet_ocr import h18s
+from hrseg_cli.checkpoints.formats import save_checkpoint
+from hrseg_cli.models.hrnet import h18s
 from hrseg_cli.writing import only_one, only_one_in
 
 DRAWN = "procedural:count=2,size=64,seed=7"

@@ -15,7 +15,7 @@ from reference import case, deterministic_weights
 
 from hrseg_cli.adapters.lora import attach_lora
 from hrseg_cli.adapters.resample import Resampled
-from hrseg_cli.engine.checkpoint import save_checkpoint
+from hrseg_cli.checkpoints.formats import save_checkpoint
 from hrseg_cli.engine.devices import cache_folder
 from hrseg_cli.engine.export import ClickStep, check, clicks_of, export, points_of, read_header, write_graph
 from hrseg_cli.engine.runtimes import GRAPHS, open_model
@@ -25,7 +25,7 @@ from hrseg_cli.interaction import Click
 from hrseg_cli.models import click_maps
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.grabcut import GrabCut
-from hrseg_cli.models.hrnet_ocr import h18s
+from hrseg_cli.models.hrnet import h18s
 from hrseg_cli.recipe import load_protocol
 
 

@@ -19,18 +19,18 @@ from reference import GOLDEN, case, deterministic_weights
 from hrseg_cli import catalog
 from hrseg_cli.adapters.lora import attach_lora
 from hrseg_cli.adapters.resample import Resampled
-from hrseg_cli.engine.checkpoint import save_checkpoint
+from hrseg_cli.checkpoints.formats import save_checkpoint
 from hrseg_cli.engine.devices import best_precision, one_thread_for_now
 from hrseg_cli.engine.fast import fast, open_fast
 from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Sample
-from hrseg_cli.models import hrnet_fast
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.grabcut import GrabCut
-from hrseg_cli.models.hrnet_fast import FastClickHRNet
-from hrseg_cli.models.hrnet_ocr import ClickHRNet
+from hrseg_cli.models.hrnet import inference
+from hrseg_cli.models.hrnet.inference import FastClickHRNet
+from hrseg_cli.models.hrnet.network import ClickHRNet
 from hrseg_cli.models.parts.folding import folded
 from hrseg_cli.recipe import load_protocol
 
@@ -86,7 +86,7 @@ def test_any_size(h18s: ClickHRNet, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("height", [271, 300])
 def test_bands_leave_no_trace(h18s: ClickHRNet, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large image goes through the stem in bands of rows; here a small one does, in bands of 32 quarter rows."""
-    monkeypatch.setattr(hrnet_fast, "STEM_BAND", 0)
+    monkeypatch.setattr(inference, "STEM_BAND", 0)
     assert_same(fast(h18s), h18s, picture(height, 40))
 
 

@@ -246,8 +246,8 @@ def test_reproducible_is_single_precision_and_puts_things_back() -> None:
 
 def test_a_batch_of_a_trained_network_answers_as_one_by_one() -> None:
     """The form that accelerators get, on a CPU: its answers to four looks at once and alone."""
+    from hrseg_cli.checkpoints.resolve import load_model
     from hrseg_cli.engine import views
-    from hrseg_cli.engine.checkpoint import load_model
 
     model = load_model("h18s")[0].for_inference(keep_layers=True)
     generator = torch.Generator().manual_seed(0)

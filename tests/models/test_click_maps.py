@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import GOLDEN
 
-from hrseg_cli.models.click_maps import disk_maps, distance_maps
+from hrseg_cli.models.parts.click_maps import disk_maps, distance_maps
 
 RECORDED = np.load(GOLDEN / "click_maps.npz")
 

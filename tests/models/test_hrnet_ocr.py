@@ -11,7 +11,7 @@ import torch
 from reference import GOLDEN, deterministic_weights
 
 from hrseg_cli import catalog
-from hrseg_cli.models.hrnet_ocr import ClickHRNet
+from hrseg_cli.models.hrnet.network import ClickHRNet
 
 RECORDED = np.load(GOLDEN / "network.npz")
 STATES = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrseg_cli.models.base import Features, InteractiveModel
-from hrseg_cli.models.click_maps import disk_maps, valid_slots
 from hrseg_cli.models.clicknet.backbone import EfficientNetLite, Pointwise, normalised
+from hrseg_cli.models.parts.click_maps import disk_maps, valid_slots
 from hrseg_cli.models.parts.folding import folded
 
 STRIDE = 32  # sides of what the network computes on are multiples of it
@@ -124,6 +124,7 @@ class ClickNet(InteractiveModel):
 
     name = "clicknet"
     has_encoder = True
+    image_layer = "encoder.stem"
 
     def __init__(
         self,
@@ -206,8 +207,8 @@ class ClickNet(InteractiveModel):
     ) -> dict[str, Tensor]:
         """The answer to a prompt: {"logits": (B, 1, H, W)}, and "aux4", "aux16", logits at those strides, for training.
 
-        previous: (B, 1, H, W), in [0, 1]. points: (B, 2N, 3), see :mod:`hrseg_cli.models.click_maps`. boxes: (B, 4)
-        (top, left, bottom, right) in pixels, ends included; a row of negative numbers, or None, is no box.
+        previous: (B, 1, H, W), in [0, 1]. points: (B, 2N, 3), see :mod:`hrseg_cli.models.parts.click_maps`.
+        boxes: (B, 4), (top, left, bottom, right) in pixels, ends included; a row of negative numbers, or None: no box.
         """
         image, *maps = features
         height, width = previous.shape[-2:]

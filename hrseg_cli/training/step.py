@@ -27,11 +27,11 @@ with warnings.catch_warnings():
 
 from hrseg_cli import catalog
 from hrseg_cli.clicks.sampler import add_next_click
-from hrseg_cli.engine.feed import Batch
 from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.losses import scheduled
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Optim, Recipe
+from hrseg_cli.training.feed import Batch
 
 
 class ClickTraining(pl.LightningModule):
@@ -162,7 +162,7 @@ def train_mode(model: InteractiveModel, batch: int) -> None:
     model.train()
     if batch == 1:
         for name, module in model.named_modules():
-            if isinstance(module, nn.BatchNorm2d) and "object_context_block" in name:
+            if isinstance(module, nn.BatchNorm2d) and any(part in name for part in model.pooled_norms):
                 module.eval()
 
 

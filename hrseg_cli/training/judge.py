@@ -19,12 +19,12 @@ with warnings.catch_warnings():
 
 from hrseg_cli.data.samples import Ref, load, open_dataset
 from hrseg_cli.engine.devices import reproducible
-from hrseg_cli.engine.feed import held_out_objects
-from hrseg_cli.engine.logs import JUDGED, Logs, append_row
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Recipe, load_protocol
+from hrseg_cli.training.feed import held_out_objects
+from hrseg_cli.training.logs import JUDGED, Logs, append_row
 
 BEST_WEIGHTS = "best.safetensors"
 Save = Callable[[InteractiveModel, Path, dict[str, Any]], None]

@@ -24,13 +24,15 @@ from safetensors.torch import load_file, save_file
 
 from hrseg_cli import losses
 from hrseg_cli.adapters import adapter_state
-from hrseg_cli.engine import fit, judge, training_step
-from hrseg_cli.engine.checkpoint import load_model, read_backbone, read_checkpoint, save_adapter, save_checkpoint
-from hrseg_cli.engine.feed import Feed, Loader, Order, held_out_objects, training_images
-from hrseg_cli.engine.logs import Logs
+from hrseg_cli.checkpoints.adapters import save_adapter
+from hrseg_cli.checkpoints.formats import read_backbone, read_checkpoint, save_checkpoint
+from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.errors import HrsegError, Interrupted
-from hrseg_cli.models.hrnet_ocr import h18s
+from hrseg_cli.models.hrnet import h18s
 from hrseg_cli.recipe import Optim, Recipe, load_recipe, recipe_of
+from hrseg_cli.training import fit, judge, step
+from hrseg_cli.training.feed import Feed, Loader, Order, held_out_objects, training_images
+from hrseg_cli.training.logs import Logs
 
 NETWORK = np.load(GOLDEN / "network.npz")
 
@@ -107,7 +109,7 @@ def test_two_steps_move_what_the_reference_moves() -> None:
     model = h18s()
     model.load_state_dict(deterministic_weights(model.state_dict()))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    training_step.train_mode(model, 2)
+    step.train_mode(model, 2)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout2d):
             module.p = 0
@@ -116,7 +118,7 @@ def test_two_steps_move_what_the_reference_moves() -> None:
     rows, cols = np.mgrid[:96, :128]
     disk = (rows - 48) ** 2 + (cols - 64) ** 2 < 23**2
     target = torch.from_numpy(np.stack([disk, disk])[:, None].astype(np.float32))
-    optimizer = training_step.make_optimizer(model, Optim())
+    optimizer = step.make_optimizer(model, Optim())
     values = []
     for _ in range(2):
         out = model(torch.from_numpy(image), torch.from_numpy(NETWORK["h18s_A_points"]))
@@ -133,7 +135,7 @@ def test_two_steps_move_what_the_reference_moves() -> None:
 
 
 def test_backbone_and_heads_have_factors_of_their_own() -> None:
-    groups = training_step.make_optimizer(h18s(), Optim(lr=1.0, backbone=0.5, heads=0.25)).param_groups
+    groups = step.make_optimizer(h18s(), Optim(lr=1.0, backbone=0.5, heads=0.25)).param_groups
     assert [group["lr"] for group in groups] == [1.0, 0.25, 0.5]
     assert len(groups[0]["params"]) == 30  # as RITM counts them
 
@@ -147,7 +149,7 @@ def test_backbone_and_heads_have_factors_of_their_own() -> None:
     ],
 )
 def test_schedules(optim: Optim, expected: list[float]) -> None:
-    factor = training_step.schedule(optim, steps=2, epochs=3)
+    factor = step.schedule(optim, steps=2, epochs=3)
     assert [factor(step) for step in range(6)] == pytest.approx(expected, abs=1e-4)
 
 
@@ -296,7 +298,7 @@ def test_averaged_weights_are_saved_and_resumed(photos: Path, tmp_path: Path, wh
 
 def test_averages_lie_where_the_model_will_be() -> None:
     """Lightning asks for them before it moves the model: with a GPU they would stay on the CPU."""
-    module = training_step.ClickTraining(h18s(), load_recipe("tiny_procedural"))
+    module = step.ClickTraining(h18s(), load_recipe("tiny_procedural"))
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
     averaging = judge.Averaging()
     averaging.setup(trainer, module, "fit")  # type: ignore[arg-type]
@@ -470,12 +472,12 @@ def test_two_processes_train_and_resume(photos: Path, tmp_path: Path) -> None:
 
 NAN_ON_ONE = """
 import os, torch
-from hrseg_cli.engine import fit, judge, training_step
-kept = training_step.ClickTraining.loss
+from hrseg_cli.training import fit, judge, step
+kept = step.ClickTraining.loss
 def loss(*arguments):
     total, values = kept(*arguments)
     return (total * float("nan") if os.environ.get("LOCAL_RANK", "0") == RANK else total), values
-training_step.ClickTraining.loss = loss
+step.ClickTraining.loss = loss
 from hrseg_cli.cli import main
 main()
 """
@@ -540,6 +542,6 @@ def test_a_coarser_output_is_compared_with_shares_of_object_pixels() -> None:
     truth = torch.zeros(1, 1, 8, 8)
     truth[..., :4, :2] = 1
     truth[..., 7, 7] = -1
-    small = training_step.reduced(truth, torch.Size([2, 2]))
+    small = step.reduced(truth, torch.Size([2, 2]))
     assert small[0, 0].tolist() == [[0.5, 0], [0, -1]]
-    assert training_step.reduced(truth, truth.shape[-2:]) is truth
+    assert step.reduced(truth, truth.shape[-2:]) is truth

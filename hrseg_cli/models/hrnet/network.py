@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,29 +18,9 @@ from torch import Tensor, nn
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
-from hrseg_cli.models.click_maps import disk_maps, distance_maps
+from hrseg_cli.models.parts.click_maps import disk_maps, distance_maps
 
 IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def h18s(**options: Any) -> ClickHRNet:
-    """HRNet-18 small with OCR 48: 4.2 M parameters."""
-    return ClickHRNet(**{"width": 18, "ocr_width": 48, "small": True, **options})
-
-
-def h18(**options: Any) -> ClickHRNet:
-    """HRNet-18 with OCR 64: 10.0 M parameters; the base of the paper's adapters."""
-    return ClickHRNet(**{"width": 18, "ocr_width": 64, **options})
-
-
-def h32(**options: Any) -> ClickHRNet:
-    """HRNet-32 with OCR 128: 31.0 M parameters."""
-    return ClickHRNet(**{"width": 32, "ocr_width": 128, **options})
-
-
-def h18_baseline(**options: Any) -> ClickHRNet:
-    """HRNet-18 with OCR 64 that does not see its previous answer."""
-    return ClickHRNet(**{"width": 18, "ocr_width": 64, "with_prev_mask": False, **options})
 
 
 def resize(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
@@ -62,6 +41,13 @@ class ClickHRNet(InteractiveModel):
     name = "hrnet_ocr"
     precisions = ("fp32", "bf16")
     unused = ("f_pixel", "f_object")
+    image_layer = "feature_extractor.conv1"
+    pooled_norms = ("object_context_block",)
+    # A twentieth of the work in h18s. The scopes before conv1 depend on who calls it.
+    single_precision = (
+        *("maps_transform", "rgb_conv", "/(model|base|feature_extractor)/conv1/"),
+        *("cls_head", r"aux_head\.3"),
+    )
     layer_groups: Mapping[str, tuple[str, ...]] = {
         "stem": ("feature_extractor.conv1", "feature_extractor.conv2", "maps_transform", "rgb_conv"),
         "layer1": ("layer1",),
@@ -117,6 +103,8 @@ class ClickHRNet(InteractiveModel):
             )
         self.use_rgb_conv = use_rgb_conv
         self.feature_extractor = HRNetOCR(width, ocr_width, small)
+        if ocr_width and not use_rgb_conv:
+            self.taps = {"stem": 64, "fine": 2 * ocr_width}
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
         size = image.shape[-2:]
@@ -131,6 +119,22 @@ class ClickHRNet(InteractiveModel):
             out["aux"] = resize(aux, size)
         return out
 
+    def tapped(self, image: Tensor, points: Tensor, inject: Tensor | None = None) -> dict[str, Tensor]:
+        """See :meth:`InteractiveModel.tapped`. "stem": the first convolution's features of the image, at half the
+        size. "fine": what the classifier reads, at a quarter."""
+        size, net = image.shape[-2:], self.feature_extractor
+        rgb = (image[:, :3] - self._mean) / self._std
+        maps = self.maps_transform(self.click_features(image, points))
+        features = net.backbone(rgb, maps if inject is None else maps + inject)
+        aux = net.aux_head(features)
+        fine = net.ocr_distri_head(net.conv3x3_ocr(features), aux)
+        out = {"logits": resize(net.cls_head(fine), size), "fine": fine}
+        # The first layer runs twice, half a percent of the whole.
+        out["stem"] = F.relu(net.bn1(net.conv1(rgb)))
+        if self.with_aux_output:
+            out["aux"] = resize(aux, size)
+        return out
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         groups: dict[str, list[nn.Parameter]] = {"new": [], "heads": [], "backbone": []}
         for name, parameter in self.named_parameters():
@@ -140,9 +144,9 @@ class ClickHRNet(InteractiveModel):
         return groups
 
     def _for_inference(self, precision: str, keep_layers: bool) -> InteractiveModel:
-        from hrseg_cli.models import hrnet_fast  # which is built on this module
+        from hrseg_cli.models.hrnet import inference  # which is built on this module
 
-        return hrnet_fast.for_inference(self, precision, keep_layers)
+        return inference.for_inference(self, precision, keep_layers)
 
     def initialise(self, backbone: Mapping[str, Tensor] | None, coverage: float) -> float:
         for module in self.modules():
@@ -183,11 +187,13 @@ class ClickHRNet(InteractiveModel):
         self.feature_extractor.load_state_dict(fitting, strict=False)
         return share
 
+    def click_maps(self, points: Tensor, height: int, width: int) -> Tensor:
+        draw = disk_maps if self.use_disks else distance_maps
+        return draw(points, height, width, self.norm_radius)
+
     def click_features(self, image: Tensor, points: Tensor) -> Tensor:
         """(B, 3, H, W): previous mask, positive and negative click maps (2 channels without previous mask)."""
-        height, width = image.shape[-2:]
-        draw = disk_maps if self.use_disks else distance_maps
-        maps = draw(points, height, width, self.norm_radius).to(image.dtype)
+        maps = self.click_maps(points, *image.shape[-2:]).to(image.dtype)
         if not self.with_prev_mask:
             return maps
         previous = image[:, 3:4]

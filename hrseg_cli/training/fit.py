@@ -25,25 +25,20 @@ with warnings.catch_warnings():
     from lightning.pytorch.utilities import rank_zero_only
 
 from hrseg_cli import catalog
+from hrseg_cli.checkpoints.adapters import attach, merged, save_adapter
+from hrseg_cli.checkpoints.formats import read_backbone, save_checkpoint
+from hrseg_cli.checkpoints.provenance import weights_hash
+from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.data.samples import Ref
-from hrseg_cli.engine.checkpoint import (
-    attach,
-    load_model,
-    merged,
-    read_backbone,
-    save_adapter,
-    save_checkpoint,
-    weights_hash,
-)
 from hrseg_cli.engine.cost import costs
-from hrseg_cli.engine.feed import Feed, Loader, Order
-from hrseg_cli.engine.judge import Averaging, Judge, Save, move_average, trained_model
-from hrseg_cli.engine.logs import Logs, cut, join_events, loggers
-from hrseg_cli.engine.training_step import ClickTraining
 from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.losses import signed_distance
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Recipe
+from hrseg_cli.training.feed import Feed, Loader, Order
+from hrseg_cli.training.judge import Averaging, Judge, Save, move_average, trained_model
+from hrseg_cli.training.logs import Logs, cut, join_events, loggers
+from hrseg_cli.training.step import ClickTraining
 from hrseg_cli.writing import writing_atomically
 
 LAST = "last.ckpt"
@@ -194,7 +189,7 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
     try:
         model = catalog.resolve("model", wanted.name)(**wanted.options)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise HrsegError(f"model.name={wanted.name}: {error}; mend model.options") from None
+        raise HrsegError(f"model.name={wanted.name}: {error}; correct model.options") from None
     if not wanted.backbone:
         model.initialise(None, wanted.coverage)
         return model, {}
@@ -210,7 +205,7 @@ def check(model: InteractiveModel, recipe: Recipe) -> None:
     """What only the network and the losses can tell about a recipe. Raises HrsegError naming the key, before a step."""
     catalog.resolve("metric", recipe.validation.metric)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise HrsegError(f"model: '{model.name}' has nothing to train; take h18s, h18 or h32, or a checkpoint of one")
+        raise HrsegError(f"model: '{model.name}' has nothing to train; choose a model with weights")
     some = torch.zeros(1, 1, 4, 4)
     for term in recipe.losses:
         loss = catalog.resolve("loss", term.name)
@@ -220,7 +215,7 @@ def check(model: InteractiveModel, recipe: Recipe) -> None:
             else:
                 loss(some, some, **term.options)
         except (TypeError, ValueError, AttributeError) as error:
-            raise HrsegError(f"losses: '{term.name}': {error}; mend its options") from None
+            raise HrsegError(f"losses: '{term.name}': {error}; correct its options") from None
     size = [side if side <= 128 else 128 + side % 32 for side in recipe.data.crop]
     planes = 4 if model.with_prev_mask else 3
     try:

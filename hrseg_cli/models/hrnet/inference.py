@@ -1,4 +1,4 @@
-"""The click network for answering only: the function of :mod:`hrseg_cli.models.hrnet_ocr`, with less to compute.
+"""The click network for answering only: the function of :mod:`hrseg_cli.models.hrnet.network`, with less to compute.
 
 What is left out or computed elsewhere (all exact but for rounding):
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
-from hrseg_cli.models.hrnet_ocr import ClickHRNet, resize
+from hrseg_cli.models.hrnet.network import ClickHRNet, resize
 from hrseg_cli.models.parts.folding import folded, in_bf16
 
 STEM_BAND = 2**16  # pixels at a quarter of the input's size that the stem handles at once, at 256 channels
@@ -217,7 +217,7 @@ class Stages:
 
 
 class _Exchange:
-    """:class:`hrseg_cli.models.hrnet_ocr.Exchange`; overwrites its inputs."""
+    """:class:`hrseg_cli.models.hrnet.network.Exchange`; overwrites its inputs."""
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
         self.branches: list[list[tuple[Conv, Conv]]] = [

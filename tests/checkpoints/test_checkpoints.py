@@ -16,16 +16,12 @@ from reference import GOLDEN, deterministic_weights
 from safetensors.torch import save_file
 
 from hrseg_cli import catalog
-from hrseg_cli.engine.checkpoint import (
-    attach,
-    load_model,
-    read_checkpoint,
-    save_adapter,
-    save_checkpoint,
-    weights_hash,
-)
+from hrseg_cli.checkpoints.adapters import attach, save_adapter
+from hrseg_cli.checkpoints.formats import read_checkpoint, save_checkpoint
+from hrseg_cli.checkpoints.provenance import weights_hash
+from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.errors import HrsegError, UnknownName
-from hrseg_cli.models.hrnet_ocr import ClickHRNet
+from hrseg_cli.models.hrnet.network import ClickHRNet
 
 STATES = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))
 State = dict[str, torch.Tensor]

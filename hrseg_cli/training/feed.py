@@ -78,8 +78,8 @@ class Feed(Dataset[Batch]):
     """Training samples by (epoch, step).
 
     image: uint8 (3, h, w), RGB. truth: int8 (1, h, w), 1 object, 0 background, -1 ignored. points: float32 (2N, 3), see
-    :mod:`hrseg_cli.models.click_maps`. key: int64 (2), epoch and step. distance: float32 (1, h, w), signed distance to
-    the object's edge, where the recipe has a boundary loss.
+    :mod:`hrseg_cli.models.parts.click_maps`. key: int64 (2), epoch and step. distance: float32 (1, h, w), signed
+    distance to the object's edge, where the recipe has a boundary loss.
     """
 
     def __init__(self, images: Sequence[Images], recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""The configuration inside RITM's public checkpoints, read as ours.
+"""RITM's public checkpoints, read as ours.
 
 Such a file is ``{"state_dict": ..., "config": {"class": dotted name, "params": {name: entry}}}`` with entries of the
 form ``{"type", "value", "specified"}``.
@@ -41,8 +41,27 @@ DEFAULTS: dict[str, Any] = {
 WITHOUT_EFFECT = {"backbone_lr_mult", "norm_layer", "cpu_dist_maps"}
 
 
+def read(content: dict[Any, Any]) -> tuple[str, dict[str, Any], Any] | None:
+    """Catalog name, options and state dict of a model in RITM's layout; None for a file that is not in it.
+
+    Raises HrsegError, the rest of a line that starts with the file's name, for one that is nearly so.
+    """
+    if "state_dict" in content and "config" in content:
+        return "hrnet_ocr", options(content["config"]), content["state_dict"]
+    state = content.get("state_dict", content.get("model", content))
+    keys = [str(key) for key in state] if isinstance(state, dict) else []
+    joined = " ".join(keys)
+    if any(key.startswith("feature_extractor.") for key in keys) and "lora_" not in joined:
+        raise HrsegError(
+            "holds click-network weights without their 'config'; save {'state_dict': ..., 'config': ...} as RITM does"
+        )
+    if "incre_modules" in joined or ("stage4." in joined and "conv1.weight" in joined):
+        raise HrsegError("is an ImageNet HRNet backbone, not a click model; it can start a training, not answer clicks")
+    return None
+
+
 def options(config: Any) -> dict[str, Any]:
-    """Keyword arguments of :class:`~hrseg_cli.models.hrnet_ocr.ClickHRNet` for a RITM ``config``.
+    """Keyword arguments of :class:`~hrseg_cli.models.hrnet.network.ClickHRNet` for a RITM ``config``.
 
     Raises HrsegError with the rest of a line that starts with the file's name.
     """

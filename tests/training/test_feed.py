@@ -14,11 +14,11 @@ from hrseg_cli.data.known import list_parts
 from hrseg_cli.data.refs import Ref
 from hrseg_cli.data.samples import open_dataset
 from hrseg_cli.data.views import Scene, cache_longest, load_scene
-from hrseg_cli.engine import feed
-from hrseg_cli.engine.feed import Feed, open_part, training_images
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import Recipe, load_recipe, recipe_of
 from hrseg_cli.recipe.training import Part
+from hrseg_cli.training import feed
+from hrseg_cli.training.feed import Feed, open_part, training_images
 
 
 @pytest.fixture(scope="module")

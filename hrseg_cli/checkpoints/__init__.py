@@ -1,0 +1,1 @@
+"""Weights on disk: what a name or a path means, file formats, adapters' files. Nothing is ever unpickled unsafely."""
