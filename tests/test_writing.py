@@ -172,8 +172,8 @@ def test_systems_and_file_systems_without_locks_are_told_of(
     with only_one_in(tmp_path, "--out x"):
         write_atomically(tmp_path / "file", "whole again")
     assert caplog.messages == [
-        "--out x: cannot be locked (No locks available); let no second hrseg write there",
-        "--out x: this system has no locks; let no second hrseg write there",
+        "--out x: cannot be locked (No locks available); do not run a second hrseg on it",
+        "--out x: this system does not support locks; do not run a second hrseg on it",
     ]
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "whole again")]
 
