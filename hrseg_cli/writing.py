@@ -69,7 +69,7 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_beside(path: Path, data: bytes) -> Path:
+def write_pending(path: Path, data: bytes) -> Path:
     """Write a durable temporary file next to ``path``; :func:`rename` then moves it there."""
     with _temporary(path) as file:
         try:

@@ -35,7 +35,7 @@ from hrseg_cli.data.refs import PAIRS
 from hrseg_cli.data.samples import relative, size_and_time
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Trace
-from hrseg_cli.writing import rename, sweep, temporaries, write_atomically, write_beside
+from hrseg_cli.writing import rename, sweep, temporaries, write_atomically, write_pending
 
 COLOURS = 8
 NOTES = "annotations"
@@ -223,12 +223,12 @@ class Folder:
     def save(self, number: int, picture: Picture, one: Object | None = None, mask: np.ndarray | None = None) -> None:
         """Save a changed record, with the new mask of one of its objects. On failure (OSError) the old mask and the old
         record are kept."""
-        beside = None if one is None or mask is None else self._write_beside(picture, one, mask)
+        pending = None if one is None or mask is None else self._write_pending(picture, one, mask)
         try:
             write_atomically(self.record(number), picture.model_dump_json() + "\n")
         except OSError:
-            if beside:
-                beside.unlink(missing_ok=True)
+            if pending:
+                pending.unlink(missing_ok=True)
             raise
         self.pictures[number] = picture
         self._lines[number] = self._describe(number)
@@ -251,17 +251,17 @@ class Folder:
         if (self.masks / file).is_file():
             picture.gone[file] = size_and_time(self.masks / file)
 
-    def _write_beside(self, picture: Picture, one: Object, mask: np.ndarray) -> Path | None:
+    def _write_pending(self, picture: Picture, one: Object, mask: np.ndarray) -> Path | None:
         """Write the new mask of an object to a temporary file. An empty mask has no file, because datasets do not
         allow empty objects."""
-        before, beside = one.file, None
+        before, pending = one.file, None
         rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if rows.size:
             one.file = f"{one.key}.png"
             png = io.BytesIO()
             encode_png(png, mask.astype(np.uint8) * 255)
-            beside = write_beside(self.masks / one.file, png.getvalue())
-            one.stamp = size_and_time(beside)
+            pending = write_pending(self.masks / one.file, png.getvalue())
+            one.stamp = size_and_time(pending)
             one.bbox = [int(cols[0]), int(rows[0]), int(np.ptp(cols)) + 1, int(np.ptp(rows)) + 1]
             one.area, one.counts = int(np.count_nonzero(mask)), run_lengths(mask)["counts"]
         else:
@@ -269,16 +269,16 @@ class Folder:
             one.bbox, one.area = [], 0
         if before and before != one.file:
             self.remove(picture, before)
-        return beside
+        return pending
 
     def _settle_files(self, picture: Picture) -> None:
         """Complete what a record says: rename pending masks into place, and delete removed ones."""
         for one in picture.objects:
             place = self.masks / one.file
             if one.stamp and state_of(place) != one.stamp:
-                for beside in temporaries(place.parent, place.name):
-                    if state_of(beside) == one.stamp:
-                        rename(beside, place)
+                for pending in temporaries(place.parent, place.name):
+                    if state_of(pending) == one.stamp:
+                        rename(pending, place)
         for file, stamp in picture.gone.items():
             if state_of(self.masks / file) == stamp:
                 (self.masks / file).unlink()
