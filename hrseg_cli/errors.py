@@ -1,10 +1,10 @@
-"""The one error a user can mend.
+"""The errors hrseg raises on purpose.
 
-    HrsegError           exit 1: one line that names the file or option and the fix
-    └── UnknownName      exit 2: a name that is not in the catalog, with the nearest known one
+    HrsegError           exit 1: a problem the user can fix; one line that names the file or option and the fix
+    └── UnknownName      exit 2: a name that is not in the catalog, with the closest known one
     Interrupted          exit 130: Ctrl-C or SIGTERM
 
-Anything else that reaches the command line is a defect and shows its traceback under ``--debug``.
+Any other exception that reaches the command line is a bug in hrseg; ``--debug`` shows its traceback.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterable
 
 
 class HrsegError(Exception):
-    """Something the user can mend; the message is one line and says how."""
+    """A problem the user can fix. The message is one line and says how."""
 
 
 class Interrupted(BaseException):
-    """The user or the system asked to stop. Not a KeyboardInterrupt, for Typer would answer that one by itself."""
+    """The user or the system asked to stop. Not a KeyboardInterrupt, because Typer handles that one on its own."""
 
 
 class UnknownName(HrsegError):
-    """A typed name nobody knows: wrong usage rather than a broken file."""
+    """An unknown name on the command line: wrong usage rather than a broken file."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         names = sorted(known)
@@ -35,13 +35,13 @@ class UnknownName(HrsegError):
 
 
 def _from_worker(line: str) -> UnknownName:
-    """The error as another process raised it: its line is made already."""
+    """Rebuild an error raised in another process from its finished message."""
     error = UnknownName.__new__(UnknownName)
     error.args = (line,)
     return error
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to what was typed, if any is close."""
+    """The known name closest to ``name``, or None when none is close."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return found[0] if found else None

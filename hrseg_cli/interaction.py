@@ -1,6 +1,6 @@
-"""The three nouns of a click session: what is clicked, on what, and what came of it.
+"""The three types of a click session: a click, the object to segment, and the trace of what happened.
 
-Axis order is (row, col) everywhere, row 0 on top, in pixels of the full image.
+Axis order is (row, col) everywhere, in pixels of the full image; row 0 is at the top.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ if TYPE_CHECKING:
 
 
 class Click(NamedTuple):
-    """One click: ``row`` and ``col`` in pixels, ``positive`` where it marks the object."""
+    """One click: ``row`` and ``col`` in pixels; ``positive`` if it marks the object, not the background."""
 
     row: float
     col: float
     positive: bool
 
     def lies_in(self, height: int, width: int) -> bool:
-        """The rule for every click: 0 <= row < height and 0 <= col < width, fractions too. ``height`` itself lies
-        outside: the last row is height - 1."""
+        """Whether the click is inside an image: 0 <= row < height and 0 <= col < width; fractions are allowed."""
         return 0 <= self.row < height and 0 <= self.col < width
 
 
@@ -33,7 +32,7 @@ class Sample:
 
     image: uint8, (H, W, 3), RGB.
     truth: int8, (H, W): 1 object, 0 background, -1 ignored.
-    initial: optional float32, (H, W), in [0, 1]: a mask to start from.
+    initial: optional float32, (H, W), in [0, 1]: an initial mask.
     """
 
     id: str
@@ -45,14 +44,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Trace:
-    """What happened on one object; one line of ``traces.jsonl``.
+    """The clicks on one object and the scores after them; one line of ``traces.jsonl``.
 
     scores: metric name -> one value after each click; ``iou`` is always measured.
-    seconds: wall time of each click: choosing it and answering it; decoding and scoring are left out. Where several
-        objects shared a model, that time over their number: a share, not how long a person would have waited.
-    until: metric name -> value at which that metric was content; the loop ended when all were.
-    size: (height, width) of the image; area: object pixels of the truth; rule: how the mask file became truth.
-    notes: counts of rare events, e.g. how often a kept quirk of a protocol fired.
+    seconds: wall time of each click: choosing it and predicting the mask, without decoding and scoring. When several
+        objects shared a model, the time divided by their number, not the time a person would have waited.
+    until: metric name -> target value; clicking stopped once every metric had reached its target.
+    size: (height, width) of the image; area: object pixels of the ground truth; rule: the label rule used.
+    notes: counts of rare events, e.g. how often a quirk of a protocol took effect.
     """
 
     id: str
@@ -67,7 +66,7 @@ class Trace:
     notes: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line without a newline. ``iou`` and ``biou`` are always present, empty when not measured."""
+        """One line without a newline. ``iou`` and ``biou`` are always present, empty if not measured."""
         record: dict[str, Any] = {
             "id": self.id,
             "dataset": self.dataset,
@@ -86,7 +85,7 @@ class Trace:
 
     @classmethod
     def from_json(cls, line: str) -> Trace:
-        """The reverse of :meth:`to_json`. Raises ValueError, KeyError or TypeError on anything else."""
+        """The inverse of :meth:`to_json`. Raises ValueError, KeyError or TypeError for anything else."""
         record = json.loads(line)
         fixed = {"id", "dataset", "clicks", "seconds", "until", "size", "area", "rule", "notes"}
         clicks = tuple(Click(_number(r), _number(c), bool(p)) for r, c, p in record["clicks"])
@@ -97,7 +96,7 @@ class Trace:
                 raise ValueError(f"{len(values)} values of '{name}' for {len(clicks)} clicks")
         height, width = record.get("size", (0, 0))
         if not (isinstance(record["id"], str) and isinstance(record["dataset"], str)):
-            raise ValueError("'id' or 'dataset' is not a text")
+            raise ValueError("'id' or 'dataset' is not a string")
         return cls(
             id=record["id"],
             dataset=record["dataset"],

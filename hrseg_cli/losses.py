@@ -1,8 +1,8 @@
-"""What a network is trained to make small, one value per sample.
+"""Training losses, one value per sample.
 
-Every loss takes ``logits`` (B, 1, H, W), of any float type and computed in float32, and ``target`` (B, 1, H, W):
-1 object, 0 background, -1 ignored, in between a soft label. It returns a float32 tensor (B,); the trainer averages.
-Ignored pixels get no gradient and change no value. :func:`boundary` takes a distance map in place of the target.
+Every loss takes ``logits`` (B, 1, H, W) of any float type, computed in float32, and ``target`` (B, 1, H, W): 1 object,
+0 background, -1 ignored, values between 0 and 1 soft labels. It returns a float32 tensor (B,), which the trainer
+averages. Ignored pixels get no gradient and change no value. :func:`boundary` takes a distance map instead of a target.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 Schedule = Literal["constant", "increase", "rebalance"]
 
-PIXELS = (1, 2, 3)  # what is summed over: all but the batch
+PIXELS = (1, 2, 3)  # dimensions summed over: all but the batch
 
 
 def normalized_focal(
@@ -29,14 +29,14 @@ def normalized_focal(
     max_mult: float | None = None,
     detach: bool = True,
 ) -> Tensor:
-    """Focal loss whose pixel weights are scaled to a mean of 1, so that it does not fade as the network learns.
+    """Focal loss with pixel weights scaled to a mean of 1, so that it does not vanish as the network learns.
 
     alpha, gamma: as in :func:`focal`. max_mult: upper limit of a pixel's scaled weight. detach: no gradient through
     the scale. A sample without a valid pixel scores 0.
 
     Source: Sofiiuk et al., "AdaptIS" (ICCV 2019, arXiv 1909.07829), and RITM (arXiv 2102.06583), whose training uses
     the defaults. RITM's code takes log(p + 1e-12) of a rounded p: in float32 its gradient is thousands of times too
-    large for an object pixel with a logit of -18, and 0 for a background pixel with one of 18. Here both are right.
+    large for an object pixel with logit -18, and 0 for a background pixel with logit 18. Here both are correct.
     """
     z, y, valid = _masked(logits, target)
     log_pt, weight = _focal_parts(z, y, gamma)
@@ -49,10 +49,10 @@ def normalized_focal(
 
 
 def focal(logits: Tensor, target: Tensor, *, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
-    """Cross entropy with each pixel weighted by how wrong it is; the mean over valid pixels, in [0, inf).
+    """Cross entropy with each pixel weighted by its error; the mean over valid pixels, in [0, inf).
 
     alpha: weight of object pixels (target above 0.5); background pixels weigh ``1 - alpha``.
-    gamma: power of the error |target - probability| that weights a pixel; 0 weights all alike.
+    gamma: power of the error |target - probability| used as the weight; 0 weights all pixels equally.
     A sample without a valid pixel scores 0. Source: Lin et al., ICCV 2017, arXiv 1708.02002.
     """
     z, y, valid = _masked(logits, target)
@@ -63,8 +63,8 @@ def focal(logits: Tensor, target: Tensor, *, alpha: float = 0.5, gamma: float = 
 def bce(logits: Tensor, target: Tensor, *, over: Literal["all", "valid"] = "all") -> Tensor:
     """Binary cross entropy in [0, inf).
 
-    over: what the sum over valid pixels is divided by: the number of "all" pixels (RITM's auxiliary loss, where a
-    sample with many ignored pixels counts less) or of the "valid" ones. Both are 0 without a valid pixel.
+    over: the divisor of the sum over valid pixels: the number of "all" pixels (RITM's auxiliary loss, in which a sample
+    with many ignored pixels counts less) or of "valid" pixels. Both give 0 for a sample without a valid pixel.
     """
     z, y, valid = _masked(logits, target)
     values = F.binary_cross_entropy_with_logits(z, y, reduction="none") * valid
@@ -72,22 +72,23 @@ def bce(logits: Tensor, target: Tensor, *, over: Literal["all", "valid"] = "all"
 
 
 def weighted_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross entropy balanced within each sample, in [0, inf): object and background each make half of it.
+    """Binary cross entropy balanced within each sample, in [0, inf): object and background contribute half each.
 
-    A small object weighs as much as its large background. A class that is absent adds 0; a soft label belongs to both
-    classes by its shares. The weights are those of HED (Xie and Tu, ICCV 2015, arXiv 1504.06375) up to one factor per
-    sample, without which a lopsided sample would count less.
+    A small object weighs as much as a large background. A class that is absent adds 0; a soft label counts for both
+    classes in proportion. The weights are those of HED (Xie and Tu, ICCV 2015, arXiv 1504.06375) up to one factor per
+    sample, without which an unbalanced sample would count less.
     """
     z, y, valid = _masked(logits, target)
     return 0.5 * _mean(F.softplus(-z), y * valid) + 0.5 * _mean(F.softplus(z), (1 - y) * valid)
 
 
 def dice(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
-    """1 - (2 sum(q y) + smooth) / (sum(q) + sum(y) + smooth) with probabilities q and truth y, in [0, 1).
+    """1 - (2 sum(q y) + smooth) / (sum(q) + sum(y) + smooth) with probabilities q and target y, in [0, 1).
 
-    smooth: pixels by which a small object is made lenient; it also makes an empty mask of an empty truth perfect.
-    A sample without a valid pixel scores 0 for any ``smooth`` above 0.
-    Source: Milletari et al., 3DV 2016, arXiv 1606.04797, with plain sums below, as MaskFormer and HQ-SAM train.
+    smooth: pixels added to both terms, which softens the loss of small objects and gives 0 for an empty mask of an
+    empty target. A sample without a valid pixel scores 0 for any ``smooth`` above 0.
+    Source: Milletari et al., 3DV 2016, arXiv 1606.04797, with plain sums in the denominator, as in MaskFormer and
+    HQ-SAM.
     """
     z, y, valid = _masked(logits, target)
     q = z.sigmoid() * valid
@@ -96,9 +97,9 @@ def dice(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
 
 
 def soft_iou(logits: Tensor, target: Tensor) -> Tensor:
-    """1 - sum(q y) / sum(max(q, y)) with probabilities q and truth y, in [0, 1], as in RITM's code.
+    """1 - sum(q y) / sum(max(q, y)) with probabilities q and target y, in [0, 1], as in RITM's code.
 
-    An empty truth, and a sample without a valid pixel, score 1 and give no gradient.
+    An empty target and a sample without a valid pixel score 1 and give no gradient.
     """
     z, y, valid = _masked(logits, target)
     q = z.sigmoid()
@@ -108,7 +109,7 @@ def soft_iou(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def lovasz_hinge(logits: Tensor, target: Tensor) -> Tensor:
-    """Convex surrogate of 1 - IoU on hinge errors, in [0, inf); 0 once every pixel is right by a margin of 1.
+    """Convex surrogate of 1 - IoU on hinge errors, in [0, inf); 0 once every pixel is correct by a margin of 1.
 
     A target above 0.5 is object. A sample without a valid pixel scores 0.
     Source: Berman et al., CVPR 2018, arXiv 1705.08790, per image.
@@ -118,9 +119,9 @@ def lovasz_hinge(logits: Tensor, target: Tensor) -> Tensor:
     errors = torch.where(truth, 1 - z.flatten(1), 1 + z.flatten(1))
     errors, order = errors.masked_fill(~valid.flatten(1), -torch.inf).sort(dim=1, descending=True)  # ignored last
     is_object = truth.gather(1, order)
-    # By how much 1 - IoU grows with each further wrong pixel. Differences of neighbouring IoUs would be rounding noise
-    # in a large image; the closed form is exact: a missed object pixel lowers the intersection, a false one raises the
-    # union. The very first false pixel of an empty truth takes the IoU from 1 to 0.
+    # How much 1 - IoU grows with each further wrong pixel. Differences of consecutive IoUs would be rounding noise in a
+    # large image; the closed form is exact: a missed object pixel lowers the intersection, a false positive raises the
+    # union. The first false positive of an empty target takes the IoU from 1 to 0.
     objects = truth.sum(1, keepdim=True)
     intersection = objects - is_object.cumsum(1)
     union = objects + (~is_object).cumsum(1)
@@ -130,11 +131,11 @@ def lovasz_hinge(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def boundary(logits: Tensor, distance: Tensor) -> Tensor:
-    """Mean over all pixels of probability times signed distance to the true outline; lowest where the mask is right.
+    """Mean over all pixels of probability times signed distance to the true outline; minimal for the true mask.
 
     distance: (B, 1, H, W), from :func:`signed_distance`: positive outside, negative inside, 0 at ignored pixels.
-    The value may be negative. Small objects are lost when this is the only loss (an empty mask scores 0): add another,
-    see :func:`scheduled`. Source: Kervadec et al., MIDL 2019, arXiv 1812.07032.
+    The value may be negative. As the only loss it loses small objects (an empty mask scores 0), so combine it with
+    another; see :func:`scheduled`. Source: Kervadec et al., MIDL 2019, arXiv 1812.07032.
     """
     _check_shapes(logits, distance)
     return (logits.float().sigmoid() * distance.float()).mean(PIXELS)
@@ -149,19 +150,21 @@ def signed_distance(
 ) -> np.ndarray:
     """Exact Euclidean distance to the outline: float32, (H, W), positive outside the object and negative inside.
 
-    truth: int8, (H, W): 1 object, 0 background, -1 ignored. A pixel's distance is that to the nearest pixel of the
-    other kind; ignored pixels are of neither kind and get 0. A truth of one kind only has no outline: 0 everywhere.
+    truth: int8, (H, W): 1 object, 0 background, -1 ignored. The distance of a pixel is that to the nearest pixel of
+    the other class; ignored pixels belong to neither class and get 0. With one class only there is no outline: all 0.
 
-    inner: where the outline runs. "half": between the pixels, .. 1.5, 0.5 | -0.5, -1.5 .., so that a structure one
-    pixel wide pulls the mask towards itself. "reference": on the object's outermost pixels, .. 2, 1 | 0, -1 .., as in
-    the authors' code, where structures up to two pixels wide have no negative value and are erased.
-    normalize: "none" for pixels; "diagonal" divides by the image's diagonal, "max" by the largest absolute distance:
-    the magnitude of :func:`boundary` grows with the image otherwise.
-    truncate: whole pixels, rounded towards 0, which the authors' data loader did by oversight; their published numbers
-    come from it.
+    inner: where the outline runs. "half": between pixels, .. 1.5, 0.5 | -0.5, -1.5 .., so that a structure one pixel
+    wide still attracts the mask. "reference": on the object's outermost pixels, .. 2, 1 | 0, -1 .., as in the authors'
+    code, where structures up to two pixels wide have no negative value and are erased.
+    normalize: "none" for pixels; "diagonal" divides by the image diagonal, "max" by the largest absolute distance.
+    Otherwise the magnitude of :func:`boundary` grows with the image.
+    truncate: round to whole pixels towards 0, as the authors' data loader does by oversight; their published numbers
+    include it.
     """
     if inner not in ("half", "reference") or normalize not in ("none", "diagonal", "max"):
-        raise ValueError(f"inner={inner}, normalize={normalize}: take half or reference; none, diagonal or max")
+        raise ValueError(
+            f"inner={inner}, normalize={normalize}: inner must be half or reference, normalize none, diagonal or max"
+        )
     is_object, is_background = truth == 1, truth == 0
     if not (is_object.any() and is_background.any()):
         return np.zeros(truth.shape, np.float32)
@@ -179,10 +182,10 @@ def signed_distance(
 
 
 def scheduled(kind: Schedule, epoch: int, weights: tuple[float, float], *, step: float = 0.01) -> tuple[float, float]:
-    """Weights of the main and the boundary loss in an epoch, counted from 0, where they are ``weights``.
+    """Weights of the main and the boundary loss in an epoch; they are ``weights`` in epoch 0.
 
-    constant: ``weights`` throughout. increase: the boundary loss gains ``step`` each epoch. rebalance: the main loss
-    also loses ``step``, down to 0.1. The authors of the boundary loss use the last with weights (1, 0.01).
+    constant: ``weights`` throughout. increase: add ``step`` to the boundary loss each epoch. rebalance: also subtract
+    ``step`` from the main loss, down to 0.1. The authors of the boundary loss use "rebalance" with weights (1, 0.01).
     """
     main, edge = weights
     if kind == "constant":
@@ -193,14 +196,14 @@ def scheduled(kind: Schedule, epoch: int, weights: tuple[float, float], *, step:
 
 
 def _check_shapes(logits: Tensor, other: Tensor) -> None:
-    if logits.shape != other.shape:  # they might broadcast, and a wrong number is worse than none
+    if logits.shape != other.shape:  # they might broadcast silently
         raise ValueError(
-            f"logits of shape {tuple(logits.shape)} against {tuple(other.shape)}; give both as (B, 1, H, W)"
+            f"logits of shape {tuple(logits.shape)} and target of shape {tuple(other.shape)}; both must be (B, 1, H, W)"
         )
 
 
 def _masked(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits and target in float32, both 0 at ignored pixels, and the bool mask of the valid ones."""
+    """Logits and target in float32, both 0 at ignored pixels, and the bool mask of valid pixels."""
     _check_shapes(logits, target)
     valid = target >= 0
     return torch.where(valid, logits.float(), 0.0), torch.where(valid, target.float(), 0.0), valid
@@ -217,15 +220,15 @@ def _class_weight(y: Tensor, alpha: float) -> Tensor:
 
 
 def _focal_parts(z: Tensor, y: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """log(pt) and (1 - pt) ** gamma with pt = 1 - |y - sigmoid(z)|, without the rounding of 1 - y + q to 0 or 1.
+    """log(pt) and (1 - pt) ** gamma with pt = 1 - |y - sigmoid(z)|, without rounding 1 - y + q to 0 or 1.
 
     pt is sigmoid(z) + 1 - y where the probability is below y, and sigmoid(-z) + y where it is above. For hard labels
-    the second term is 0, its logarithm -inf, and the sum in log space just logsigmoid of z or -z.
+    the second term is 0, its logarithm -inf, and the sum in log space is logsigmoid of z or -z.
     """
     above = z.sigmoid() > y
     rest = torch.where(above, y, 1 - y)
     log_pt = torch.logaddexp(F.logsigmoid(torch.where(above, -z, z)), rest.log())
-    miss = (-torch.expm1(log_pt)).clamp(min=1e-12)  # never 0, where a gamma below 1 has no gradient
+    miss = (-torch.expm1(log_pt)).clamp(min=1e-12)  # at 0, a gamma below 1 has no gradient
     return log_pt, miss**gamma
 
 

@@ -1,11 +1,11 @@
-"""The run folder: what was asked, what came out, on which code and machine.
+"""The run folder: the request, the results, and the code and machine that produced them.
 
-run.json        asked (settings that decide the numbers, argv), got (status, seconds, summary), where (commit, versions,
-                machine), where_later (the same of later commands that added something elsewhere)
-traces.jsonl    one line per object, in dataset order; ``traces.part.jsonl`` while the run goes on
+run.json        asked (settings that affect the numbers, argv), got (status, seconds, summary), where (commit, versions,
+                machine), where_later (the same for resumed commands that ran with another commit or machine)
+traces.jsonl    one line per object, in dataset order; ``traces.part.jsonl`` while the run is in progress
 <dataset>.csv   one row per object
 noc.csv         the summary, one row per (dataset, metric, measure)
-masks.jsonl     optional: truth and masks after some clicks, run-length encoded
+masks.jsonl     optional: ground truth and masks after some clicks, run-length encoded
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from hrseg_cli.writing import is_empty, only_one_in, write_atomically, writing_a
 
 
 def read_traces(path: Path, torn: bool = False) -> Iterator[Trace]:
-    """Traces of a ``.jsonl`` file. Raises HrsegError for a line that is none.
+    """Traces of a ``.jsonl`` file. Raises HrsegError for a line that is not a trace.
 
-    torn: drop a last line that was cut off, as an interrupt leaves it.
+    torn: ignore an incomplete last line, which an interrupted run leaves.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
-        raise HrsegError(f"{path}: cannot be read as traces; give a traces.jsonl written by hrseg") from None
+        raise HrsegError(f"{path}: cannot be read as traces; give a traces.jsonl file written by hrseg") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -49,12 +49,12 @@ def read_traces(path: Path, torn: bool = False) -> Iterator[Trace]:
             if torn:
                 return
             raise HrsegError(
-                f"{path}, line {number}: cut off in the middle; copy the file again, or rerun the command that wrote it"
+                f"{path}, line {number}: incomplete; copy the file again, or rerun the command that wrote it"
             ) from None
 
 
 def environment() -> dict[str, Any]:
-    """Commit, versions and machine, without importing anything heavy."""
+    """Commit, package versions and machine, without importing heavy packages."""
     versions = {"python": platform.python_version()}
     for package in ("hrseg", "torch", "numpy", "opencv-python", "pillow"):
         try:
@@ -70,7 +70,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of git in the source checkout; None in an installed package."""
+    """Output of git in a source checkout; None for an installed package."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
@@ -82,12 +82,12 @@ def _git(*arguments: str) -> str | None:
 
 
 class Run:
-    """A run folder being written. Use as a context manager: nobody else writes there, and the status is written last,
+    """A run folder being written, as a context manager: it holds the folder's lock, and writes the status on exit,
     whatever happens.
 
-    settings: everything that decides the numbers. A folder that holds another set of settings is refused, the same
-    set is resumed, and its record still says where it began and counts its earlier seconds. machine: what it runs on,
-    which decides nothing; a later command may run it on something else.
+    settings: everything that affects the numbers. A folder with the same settings is resumed: the record keeps where
+    the run started and adds up the seconds. A folder with other settings is refused. machine: what the command runs on,
+    which does not affect the numbers; a resumed run may use another machine.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class Run:
     def __enter__(self) -> Run:
         with ExitStack() as held:
             held.enter_context(only_one_in(self.folder, f"--out {self.folder}"))
-            self._go_on()
+            self._resume()
             self._started = time.monotonic()
             try:
                 self._save()
             except OSError as error:
                 raise HrsegError(
-                    f"--out {self.folder}: cannot write there ({error.strerror}); name another folder"
+                    f"--out {self.folder}: cannot be written ({error.strerror}); use another folder"
                 ) from None
             self._held = held.pop_all()
         return self
@@ -137,23 +137,23 @@ class Run:
     def _save(self) -> None:
         write_atomically(self.folder / "run.json", json.dumps(self._record, indent=2, ensure_ascii=False) + "\n")
 
-    def _go_on(self) -> None:
-        """From the record of an earlier command, if there is one. Raises HrsegError where it asked for another run."""
+    def _resume(self) -> None:
+        """Resume from the record of an earlier command, if any. Raises HrsegError if its settings differ."""
         path = self.folder / "run.json"
         if not path.exists():
             if not is_empty(self.folder):
-                raise HrsegError(f"--out {self.folder}: not empty and not a run folder; name another folder")
+                raise HrsegError(f"--out {self.folder}: not empty and not a run folder; use another folder")
             return
         before = read_run(self.folder)
         asked = before["asked"]
         if asked["command"] != self._record["asked"]["command"]:
-            raise HrsegError(f"--out {self.folder}: holds a run of '{asked['command']}'; name another folder")
+            raise HrsegError(f"--out {self.folder}: contains a run of '{asked['command']}'; use another folder")
         differing = _difference(asked["settings"], json.loads(json.dumps(self._record["asked"]["settings"])))
         if differing:
             key, old, new = differing
             raise HrsegError(
-                f"--out {self.folder}: holds a run with {key} = {_short(old)}, now asked with {_short(new)}; "
-                "name another folder, or delete this one"
+                f"--out {self.folder}: contains a run with {key} = {_short(old)}, not {_short(new)}; "
+                "use another folder, or delete this one"
             )
         self._record |= {key: before[key] for key in ("where", "where_later") if key in before}
         got = before.get("got", {})
@@ -163,7 +163,7 @@ class Run:
             self._will_add()
 
     def _will_add(self) -> None:
-        """What is in the folder is not only of the earlier commands."""
+        """Record that this command adds results to those of earlier commands."""
         self._adds = True
         later = self._record.get("where_later", [])
         if self._here not in (self._record["where"], *later):
@@ -171,19 +171,19 @@ class Run:
 
     @property
     def part(self) -> Path:
-        """Traces so far, in the order in which they were finished."""
+        """Traces so far, in order of completion."""
         return self.folder / "traces.part.jsonl"
 
     @property
     def part_masks(self) -> Path:
-        """Masks so far; an object's line is written before its trace."""
+        """Masks so far; the line of an object is written before its trace."""
         return self.folder / "masks.part.jsonl"
 
     def finished_traces(self, files: dict[str, str], keep_masks: bool) -> dict[str, Trace]:
-        """``dataset/id`` -> trace of every object that needs no second pass; call before anything is appended.
+        """``dataset/id`` -> trace of every finished object; call before anything is appended.
 
-        files: ``dataset/id`` -> state of the object's files, for all objects. What was clicked on other files than
-        today's is dropped, and so is a line that an interrupt tore: the next one would grow together with it.
+        files: ``dataset/id`` -> state of the object's files, for all objects. Traces of files that have changed since
+        are dropped. So is an incomplete last line, because the next line would be appended to it.
         """
         done: dict[str, Trace] = {}
         for path in (self.folder / "traces.jsonl", self.part):
@@ -199,14 +199,14 @@ class Run:
         current = {key: trace for key, trace in done.items() if then.get(key) == files.get(key)}
         if len(current) < len(done):
             self._will_add()
-        if then != files:  # in this order: an old trace must not be found beside a new state
+        if then != files:  # in this order: an old trace must never meet the new state
             write_atomically(self.part, "".join(trace.to_json() + "\n" for trace in current.values()))
             (self.folder / "traces.jsonl").unlink(missing_ok=True)
             write_atomically(record, json.dumps(files, ensure_ascii=False, indent=0) + "\n")
         return current
 
     def finish(self, keys: Sequence[str], traces: dict[str, Trace], keep_masks: bool) -> None:
-        """All traces (and masks) in the order of ``keys``, then the partial files go."""
+        """Write all traces (and masks) in the order of ``keys``, then delete the partial files."""
         if keep_masks:
             lines = self._mask_lines()
             with writing_atomically(self.folder / "masks.jsonl") as file:
@@ -222,7 +222,7 @@ class Run:
         self.part_masks.unlink(missing_ok=True)
 
     def _mask_lines(self) -> dict[str, tuple[Path, int, int]]:
-        """``dataset/id`` -> (file, first byte, bytes) of its masks: too much to hold for a large dataset."""
+        """``dataset/id`` -> (file, offset, bytes) of its masks, which may not fit in memory."""
         found: dict[str, tuple[Path, int, int]] = {}
         for path in (self.folder / "masks.jsonl", self.part_masks):
             if path.exists():
@@ -236,7 +236,7 @@ class Run:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """End a file behind its last line break, read from its end: masks may be too much to hold."""
+    """Truncate a file after its last line break, reading from the end: the masks may not fit in memory."""
     if not path.exists():
         return
     with path.open("rb+") as file:
@@ -253,7 +253,7 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """``run.json`` of a run folder. Raises HrsegError when it is not one."""
+    """``run.json`` of a run folder. Raises HrsegError if the folder is not a run."""
     path = folder / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -262,17 +262,17 @@ def read_run(folder: Path) -> dict[str, Any]:
         if not all(isinstance(one, dict) for one in (asked["settings"], got, *places)):
             raise ValueError("'settings', 'got' or 'where' is not a table")
         if not (isinstance(asked["command"], str) and isinstance(got.get("seconds", 0.0), int | float)):
-            raise ValueError("'command' is not a text or 'seconds' not a number")
+            raise ValueError("'command' is not a string or 'seconds' not a number")
     except FileNotFoundError:
-        raise HrsegError(f"{folder}: no run.json there; give a folder written by 'hrseg evaluate --out'") from None
+        raise HrsegError(f"{folder}: no run.json; give a folder written by 'hrseg evaluate --out'") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise HrsegError(f"{path}: cannot be read as a run ({reason}); run the command that made it again") from None
+        raise HrsegError(f"{path}: cannot be read as a run ({reason}); rerun the command that wrote it") from None
     return dict(record)
 
 
 def _difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """Dotted key and both values of the first setting that differs; a missing one is as good as null."""
+    """Dotted key and both values of the first setting that differs; a missing setting equals null."""
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())]
     elif isinstance(old, list) and isinstance(new, list):

@@ -1,11 +1,11 @@
-"""How hrseg writes: whole files or none, one writer at a time, and nothing left of a writer that was killed.
+"""Atomic writes, one writer at a time, and cleanup after writers that were killed.
 
-Every writer makes new data durable first, then the record that names it, and removes what was replaced last: killed
-between two steps, it leaves files that the next run puts in order, and never a record of something that is lost.
+Every writer first makes new data durable, then writes the record that refers to it, and deletes replaced files last.
+A writer killed between two steps leaves files that the next run cleans up, but never a record of lost data.
 
-    .NAME.1a2b3c4d.hrseg-tmp    NAME while it is written
-    .hrseg-lock                 in a folder that somebody writes to; it says who
-    .NAME.hrseg-lock            next to a single file that somebody writes
+    .NAME.1a2b3c4d.hrseg-tmp    NAME while it is being written
+    .hrseg-lock                 in a folder that is being written to; names the process that holds it
+    .NAME.hrseg-lock            next to a single file that is being written
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".hrseg-lock"
-# The second kind is what earlier versions left of a record that was never finished.
+# The second pattern matches unfinished records left by earlier versions.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.hrseg-tmp|\.(run\.json|predict\.jsonl)\.[a-z0-9_]{8}", re.DOTALL)
 
 log = logging.getLogger(__name__)
@@ -42,14 +42,14 @@ log = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write beside ``path``, then rename: a reader sees the old file or the new one, never half of one."""
+    """Write to a temporary file, then rename it to ``path``: readers see the old file or the new one, never a part."""
     with writing_atomically(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 @contextmanager
 def writing_atomically(path: Path) -> Iterator[BinaryIO]:
-    """As :func:`write_atomically`, piece by piece. Nothing is renamed when the block raises."""
+    """Like :func:`write_atomically`, but yields the open file. Nothing is renamed when the block raises."""
     temporary = None
     try:
         with _temporary(path) as file:
@@ -57,7 +57,7 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if fcntl is not None:  # Windows renames only what is closed
+            if fcntl is not None:  # Windows can rename closed files only
                 rename(temporary, path)
         if fcntl is None:
             rename(temporary, path)
@@ -65,12 +65,12 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            error.filename = str(path)  # a full disk does not say what it is full of
+            error.filename = str(path)  # a disk-full error does not name the file
         raise
 
 
-def write_beside(path: Path, data: bytes) -> Path:
-    """A durable temporary file that only waits for :func:`rename` to become ``path``."""
+def write_pending(path: Path, data: bytes) -> Path:
+    """Write a durable temporary file next to ``path``; :func:`rename` then moves it there."""
     with _temporary(path) as file:
         try:
             file.write(data)
@@ -84,9 +84,9 @@ def write_beside(path: Path, data: bytes) -> Path:
 
 
 def rename(temporary: Path, path: Path) -> None:
-    """Put a finished file in its place, durably."""
+    """Move a finished file to its final path, durably."""
     os.replace(temporary, path)
-    with suppress(OSError):  # Windows opens no folders
+    with suppress(OSError):  # Windows cannot open folders
         handle = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -95,7 +95,7 @@ def rename(temporary: Path, path: Path) -> None:
 
 
 def temporaries(folder: Path, name: str = "") -> list[Path]:
-    """Files in ``folder`` that a writer has not finished; of those that are to be called ``name`` only."""
+    """Unfinished temporary files in ``folder``; with ``name``, only those that will become ``name``."""
     begin = f".{_short(name)}." if name else "."
     try:
         with os.scandir(folder) as entries:
@@ -111,7 +111,7 @@ def temporaries(folder: Path, name: str = "") -> list[Path]:
 
 
 def sweep(*folders: Path) -> None:
-    """Remove what killed writers left in these folders, not below them. What a living one writes stays."""
+    """Delete temporary files that killed writers left directly in these folders. Files of running writers stay."""
     for path in (path for folder in folders for path in temporaries(folder)):
         with suppress(OSError):
             handle = os.open(path, os.O_RDWR)
@@ -124,12 +124,12 @@ def sweep(*folders: Path) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder is missing or holds hidden files only, such as a killed writer's."""
+    """Whether a folder is missing or contains only hidden files, such as those of a killed writer."""
     return not folder.is_dir() or all(path.name.startswith(".") for path in folder.iterdir())
 
 
 def _temporary(path: Path) -> BinaryIO:
-    """A new file next to ``path``, locked for as long as it is open, so that :func:`sweep` leaves it alone."""
+    """A new file next to ``path``, locked while it is open so that :func:`sweep` leaves it alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{_short(path.name)}.{secrets.token_hex(4)}.hrseg-tmp")
     file = open(temporary, "xb")  # noqa: SIM115 - the caller closes it
@@ -140,7 +140,7 @@ def _temporary(path: Path) -> BinaryIO:
 
 
 def _short(name: str) -> str:
-    """Leaves room in a name, of which a file system takes 255 bytes, for what is added."""
+    """Shorten a name so that prefix and suffix still fit into the 255 bytes a file system allows."""
     return name.encode(errors="surrogateescape")[:200].decode(errors="surrogateescape")
 
 
@@ -149,11 +149,12 @@ def _short(name: str) -> str:
 
 @contextmanager
 def only_one_in(folder: Path, what: str, *, wait: bool = False) -> Iterator[None]:
-    """Be the only hrseg that writes to ``folder``; what a killed one left there is removed.
+    """Hold the exclusive lock for writing to ``folder``, and delete what killed processes left there.
 
-    The system lets go of the lock with the process that holds it, however that ends. Where there can be no lock,
-    one line says so; a folder that cannot be written needs none.
-    wait: for a holder to finish, with a line that names it. Otherwise raises HrsegError, which begins with ``what``.
+    The operating system releases the lock when the process ends, however it ends. Where locking is not supported, a
+    warning says so; a folder that cannot be written to needs no lock.
+    wait: wait for the current holder, with a warning that names it, instead of raising HrsegError. Messages begin
+        with ``what``.
     """
     with _locked(folder / LOCK, what, wait):
         sweep(folder)
@@ -162,7 +163,7 @@ def only_one_in(folder: Path, what: str, *, wait: bool = False) -> Iterator[None
 
 @contextmanager
 def only_one(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
-    """As :func:`only_one_in`, for a single file, or a folder that comes to its place as a whole."""
+    """Like :func:`only_one_in`, for a single file or a folder that is renamed into place as a whole."""
     with _locked(path.with_name(f".{path.name}{LOCK}"), what, wait):
         sweep(path.parent)
         yield
@@ -172,7 +173,7 @@ _held: set[int] = set()
 
 
 def _forget() -> None:
-    """In a forked worker, which would keep the lock of a parent that was killed."""
+    """Close inherited locks in a forked worker, which would otherwise keep the lock of a killed parent."""
     for handle in _held:
         os.close(handle)
     _held.clear()
@@ -195,21 +196,21 @@ def _locked(path: Path, what: str, wait: bool) -> Iterator[None]:
         if handle in _held:
             _held.remove(handle)
             with suppress(OSError):
-                path.unlink()  # while it is held: see _acquire
+                path.unlink()  # while still locked: see _acquire
             os.close(handle)
 
 
 def _acquire(path: Path, what: str, wait: bool) -> int | None:
-    """An open file that is locked, and that ``path`` names; None where there can be no lock."""
+    """Open and lock the file at ``path``; None where locking is not possible."""
     while (handle := _open(path)) is not None:
         try:
             _flock(handle, path, what, wait)
-            # Whoever held it may have removed this very file in between: then it keeps nobody out.
+            # The previous holder may have deleted this file in between; a lock on it would then keep nobody out.
             if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
                 _sign(handle)
                 return handle
         except OSError as error:
-            log.warning("%s: cannot be locked (%s); let no second hrseg write there", what, error.strerror)
+            log.warning("%s: cannot be locked (%s); do not run a second hrseg on it", what, error.strerror)
             path.unlink(missing_ok=True)
             os.close(handle)
             return None
@@ -218,7 +219,7 @@ def _acquire(path: Path, what: str, wait: bool) -> int | None:
             raise
         os.close(handle)
     if fcntl is None:
-        log.warning("%s: this system has no locks; let no second hrseg write there", what)
+        log.warning("%s: this system does not support locks; do not run a second hrseg on it", what)
     return None
 
 
@@ -227,11 +228,11 @@ def _open(path: Path) -> int | None:
         return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks nothing that is open for reading only
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # NFS cannot lock files opened read-only
     except OSError:
         pass
     try:
-        return os.open(path, os.O_RDONLY)  # made by another user
+        return os.open(path, os.O_RDONLY)  # created by another user
     except OSError:
         return None
 
@@ -248,26 +249,26 @@ def _flock(handle: int, path: Path, what: str, wait: bool) -> None:
 
 
 def _sign(handle: int) -> None:
-    """Say in the lock who holds it."""
+    """Write into the lock file who holds it."""
     name = Path(sys.argv[0]).name if sys.argv else ""
     command = shlex.join([name, *sys.argv[1:]])
-    told = {
+    holder = {
         "process": os.getpid(),
         "host": socket.gethostname(),
         "command": command if len(command) <= 120 else f"{command[:117]}...",
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    with suppress(OSError):  # another user's, open for reading only
+    with suppress(OSError):  # created by another user, so opened read-only
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(told).encode(), 0)
+        os.pwrite(handle, json.dumps(holder).encode(), 0)
 
 
 def _holder(path: Path) -> str:
-    """The process that holds a lock, as it has signed it."""
-    for _ in range(20):  # between locking and signing
+    """The process that holds a lock, as written into the lock file."""
+    for _ in range(20):  # the holder may have locked the file but not yet written to it
         with suppress(OSError, ValueError, KeyError, TypeError):
-            told = json.loads(path.read_bytes())
-            host = "" if told["host"] == socket.gethostname() else f" on {told['host']}"
-            return f"process {told['process']}{host} ({told['command']}) since {told['since']}"
+            holder = json.loads(path.read_bytes())
+            host = "" if holder["host"] == socket.gethostname() else f" on {holder['host']}"
+            return f"process {holder['process']}{host} ({holder['command']}) since {holder['since']}"
         time.sleep(0.01)
     return "another hrseg"

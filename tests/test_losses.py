@@ -216,7 +216,7 @@ def test_ignored_pixels_never_count(loss: Loss, picture: tuple[np.ndarray, np.nd
 @every_loss
 def test_shapes_that_would_broadcast_are_refused(loss: Loss) -> None:
     """(B, 1, H, W) against (B, H, W) makes B * B samples of nonsense."""
-    with pytest.raises(ValueError, match=r"give both as \(B, 1, H, W\)"):
+    with pytest.raises(ValueError, match=r"both must be \(B, 1, H, W\)"):
         loss(torch.zeros(2, 1, 3, 3), torch.zeros(2, 3, 3))
 
 

@@ -99,5 +99,5 @@ def test_a_circle_through_folders_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "one.yaml").write_text("extends: below/two\n")
     (tmp_path / "below" / "two.yaml").write_text("extends: ../one\n")
-    with pytest.raises(HrsegError, match="goes round in a circle"):
+    with pytest.raises(HrsegError, match="forms a cycle"):
         load_recipe(str(tmp_path / "one.yaml"))

@@ -40,11 +40,11 @@ def test_a_torn_line_is_cut_however_long(before: bytes, after: bytes, tmp_path: 
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ({"precision": None}, {"precision": "bf16"}, 'model.precision = null, now asked with "bf16"'),
-        ({}, {"precision": "bf16"}, 'model.precision = null, now asked with "bf16"'),
-        ({"parts": [{"n": 1}, {"n": 2}]}, {"parts": [{"n": 1}, {"n": 3}]}, "model.parts.1.n = 2, now asked with 3"),
-        ({"parts": [1]}, {"parts": [1, 2]}, "model.parts.1 = null, now asked with 2"),
-        ({"file": "x" * 90 + "a"}, {"file": "x" * 90 + "b"}, 'xa", now asked with "xx'),
+        ({"precision": None}, {"precision": "bf16"}, 'model.precision = null, not "bf16"'),
+        ({}, {"precision": "bf16"}, 'model.precision = null, not "bf16"'),
+        ({"parts": [{"n": 1}, {"n": 2}]}, {"parts": [{"n": 1}, {"n": 3}]}, "model.parts.1.n = 2, not 3"),
+        ({"parts": [1]}, {"parts": [1, 2]}, "model.parts.1 = null, not 2"),
+        ({"file": "x" * 90 + "a"}, {"file": "x" * 90 + "b"}, 'xa", not "xx'),
     ],
 )
 def test_what_differs_in_settings_is_named(old: dict[str, Any], new: dict[str, Any], told: str, tmp_path: Path) -> None:

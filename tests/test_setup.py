@@ -102,7 +102,7 @@ def commands_in(text: str) -> list[list[str]]:
     return [shlex.split(match["rest"], comments=True) for match in found if match]
 
 
-@pytest.mark.parametrize("document", ["README.md", "Makefile"])
+@pytest.mark.parametrize("document", ["README.md", "docs/tour.md", "Makefile"])
 def test_commands_in_documents_exist_with_their_options(document: str) -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)

@@ -18,7 +18,15 @@ import pytest
 
 from hrseg_cli import writing
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.writing import is_empty, only_one, only_one_in, sweep, write_atomically, write_beside, writing_atomically
+from hrseg_cli.writing import (
+    is_empty,
+    only_one,
+    only_one_in,
+    sweep,
+    write_atomically,
+    write_pending,
+    writing_atomically,
+)
 
 HOLD = """
 import os, sys, time
@@ -172,8 +180,8 @@ def test_systems_and_file_systems_without_locks_are_told_of(
     with only_one_in(tmp_path, "--out x"):
         write_atomically(tmp_path / "file", "whole again")
     assert caplog.messages == [
-        "--out x: cannot be locked (No locks available); let no second hrseg write there",
-        "--out x: this system has no locks; let no second hrseg write there",
+        "--out x: cannot be locked (No locks available); do not run a second hrseg on it",
+        "--out x: this system does not support locks; do not run a second hrseg on it",
     ]
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "whole again")]
 
@@ -186,7 +194,7 @@ def test_what_killed_writers_left_goes_and_nothing_else(tmp_path: Path) -> None:
     own = [".vimrc.disabled", ".run.json.original.bak", ".notes.json.original", "a.hrseg-tmp", ".x.hrseg-tmp"]
     for name in own:
         (tmp_path / name).touch()
-    left = [write_beside(tmp_path / name, b"half") for name in ("run.json", "ä" * 120)]
+    left = [write_pending(tmp_path / name, b"half") for name in ("run.json", "ä" * 120)]
     (tmp_path / ".run.json.k1ll3d_0").touch()  # as earlier versions called them
     (tmp_path / ".folder.01234567.hrseg-tmp").mkdir()
     with writing_atomically(tmp_path / "living") as file:
@@ -208,7 +216,7 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
 def test_a_folder_with_leftovers_counts_as_empty(tmp_path: Path) -> None:
     assert is_empty(tmp_path / "none")
-    write_beside(tmp_path / "predict.jsonl", b"")
+    write_pending(tmp_path / "predict.jsonl", b"")
     (tmp_path / ".DS_Store").touch()
     assert is_empty(tmp_path)
     (tmp_path / "file").touch()

@@ -1,7 +1,7 @@
-"""A web page on which a person clicks, over the same session as every other command.
+"""The annotation page: a local web page for clicking, on the same click session as all other commands.
 
-folder   what lies in the folder: images, masks, and what a person did, kept in files
-desk     one image, one object, one action after another; models and memory
-server   HTTP on the loopback device, and who may ask
-page/    what the browser shows; written by hand, served as it is
+folder   files: images, masks and the annotator's actions
+desk     applies actions to images and objects, one at a time; model and caches
+server   HTTP on the loopback interface, and access control
+page/    the web page; plain HTML, CSS and JavaScript, served unchanged
 """

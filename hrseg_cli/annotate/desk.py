@@ -1,7 +1,7 @@
-"""One action after another: what a person does, what the model answers, what is kept of it in memory.
+"""Apply the annotator's actions, run the model, and cache its answers.
 
-Everything here runs in one thread; the server sees to that. So no change can meet another one half-way, whatever the
-number of tabs, and a revision number tells a tab that it has not seen the last change.
+Everything here runs in one thread, which the server ensures, so changes from several tabs never interleave. A revision
+number shows whether a tab has seen the latest change.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
 
-LARGEST = 120_000_000  # pixels of an image: twelve bytes each for the model, four for each remembered answer
-REPLACED = "this image's file was replaced; it is shown as it is now, do it again"
-MEMORY = 1_500_000_000  # bytes for images and answers; what is dropped is made again from its clicks
+LARGEST = 120_000_000  # pixels of an image: twelve bytes each for the model, four for each cached answer
+REPLACED = "the image file was replaced; the new one is shown now; repeat your last action"
+MEMORY = 1_500_000_000  # bytes for cached images and answers; evicted answers are recomputed from their clicks
 
 
 class Act(Strict):
-    """What a tab asks for. revision: of the picture it has seen. object: a key, None for a new object."""
+    """A request from a tab. revision: of the picture it shows. object: a key, None for a new object."""
 
     revision: int
     object: str | None = None
@@ -79,12 +79,12 @@ class DoFinish(Act):
     finished: bool
 
 
-Asked = Annotated[DoClick | DoStroke | DoPlain | DoName | DoColour | DoThreshold | DoFinish, Field(discriminator="do")]
+AnyAct = Annotated[DoClick | DoStroke | DoPlain | DoName | DoColour | DoThreshold | DoFinish, Field(discriminator="do")]
 
 
 class Refused(Exception):
-    """An action that makes no sense: status 404 for an object that is not there, 409 for a picture that has changed
-    since, 422 for a place outside of the image. The message is for the person."""
+    """A rejected action: status 404 for a missing object, 409 for a picture that has changed since, 422 for a position
+    outside the image. The message is shown to the annotator."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -92,7 +92,7 @@ class Refused(Exception):
 
 
 class Memory:
-    """The images and answers used last, up to ``limit`` bytes (more only for the one image and answer at work)."""
+    """An LRU cache of images and answers, up to ``limit`` bytes (more only for the current image and answer)."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.size = limit, 0
@@ -102,14 +102,14 @@ class Memory:
         return len(self._kept)
 
     def get(self, key: Any) -> Any:
-        """None where it was dropped."""
+        """The value, or None if it was evicted."""
         if key not in self._kept:
             return None
         self._kept.move_to_end(key)
         return self._kept[key][0]
 
     def put(self, key: Any, value: Any, size: int) -> None:
-        """key: one that is not there."""
+        """Add a value. key: must not exist yet."""
         self._kept[key] = value, size
         self.size += size
         while self.size > self.limit and len(self._kept) > 2:
@@ -117,14 +117,14 @@ class Memory:
             self.size -= freed
 
     def drop(self, number: int) -> None:
-        """All about one image: its session under its number, answers under what begins with that."""
+        """Drop everything of one image: its session, keyed by its number, and answers, whose keys start with it."""
         for key in [key for key in self._kept if key == number or (isinstance(key, tuple) and key[0] == number)]:
             self.size -= self._kept.pop(key)[1]
 
 
 class Desk:
-    """A folder, a model and a protocol. provenance: of the model, what ``load_model`` says of it. name: what the page
-    calls the model, as the person has named it. span: black and white in images of more than 8 bits."""
+    """A folder, a model and a protocol. provenance: of the model, from ``load_model``. name: the model name shown on
+    the page. span: values of black and white in images of more than 8 bits."""
 
     def __init__(
         self,
@@ -141,12 +141,12 @@ class Desk:
         asked = json.dumps([provenance, protocol.model_dump(), *([span] if span else [])], sort_keys=True, default=str)
         self.digest = sha256(asked.encode()).hexdigest()[:16]
         self.memory = Memory(memory)
-        self._seen: dict[int, tuple[str, tuple[int, int]]] = {}  # state of the image's file, and its size
+        self._seen: dict[int, tuple[str, tuple[int, int]]] = {}  # state of the image file, and image size
 
-    # What is shown
+    # Reading
 
     def overview(self) -> dict[str, Any]:
-        """The list of images."""
+        """The list of images, for the page."""
         images = []
         for number, picture in enumerate(self.folder.pictures):
             worked = "work" if picture.objects else "todo"
@@ -161,15 +161,15 @@ class Desk:
         }
 
     def pixels(self, number: int) -> bytes:
-        """The image as a JPEG, upright and at full size: browsers turn and colour originals in their own ways. May run
-        in any thread."""
+        """The image as a JPEG, upright and at full size, because browsers rotate and colour-manage originals in their
+        own ways. May run in any thread."""
         image = self._read(number)
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
         return file.getvalue()
 
     def picture(self, number: int) -> dict[str, Any]:
-        """All about an image, and its masks. A mask that cannot be read is an object with an error."""
+        """An image and its objects with masks, for the page. An unreadable mask becomes an object with an error."""
         size = self._size(number)
         picture = self.folder.pictures[number]
         objects = []
@@ -180,33 +180,33 @@ class Desk:
                 objects.append(_shown(one, np.zeros((1, 1), bool)) | {"error": str(error)})
         return {**_about(picture), "id": number, "size": size, "file": self._seen[number][0], "objects": objects}
 
-    # What is done
+    # Acting
 
-    def act(self, number: int, asked: Asked) -> dict[str, Any]:
-        """Do it, save it, and say what it has changed. Raises Refused and HrsegError; then nothing has changed."""
+    def act(self, number: int, asked: AnyAct) -> dict[str, Any]:
+        """Apply an action, save it, return the changes. If it raises Refused or HrsegError, nothing has changed."""
         known = self._seen.get(number)
         size = self._size(number)
         if known and known != self._seen[number]:
             raise Refused(409, REPLACED)
         picture = self.folder.pictures[number].model_copy(deep=True)
         if asked.revision != picture.revision:
-            raise Refused(409, "this image was changed in another tab, which is shown now; do it again")
+            raise Refused(409, "this image was changed in another tab; its new state is shown; repeat your last action")
         picture.gone.clear()
         if isinstance(asked, DoFinish):
             picture.finished = asked.finished
             return self._save(number, picture, size)
         one = picture.find(asked.object) if asked.object is not None else None
         if asked.object is not None and one is None:
-            raise Refused(404, "this object is not there any more")
+            raise Refused(404, "this object no longer exists")
         if one is None:
             if not isinstance(asked, DoClick | DoStroke) and asked.do != "add":
-                raise Refused(422, f"name the object to {asked.do}")
+                raise Refused(422, f"select an object to {asked.do}")
             one = self._new(number, picture)
         if asked.do == "add":
             return self._save(number, picture, size, one, np.zeros(size, bool))
         if asked.do == "delete":
             picture.objects.remove(one)
-            self.folder.settle(one, self.digest)  # keeps a copy of a mask that was not made here
+            self.folder.settle(one, self.digest)  # keeps a copy of a mask from elsewhere
             if one.file:
                 self.folder.remove(picture, one.file)
             return self._save(number, picture, size)
@@ -218,7 +218,7 @@ class Desk:
             return self._save(number, picture, size, one, self._change(number, size, one, asked))
         return self._save(number, picture, size, one)
 
-    def _change(self, number: int, size: tuple[int, int], one: Object, asked: Asked) -> np.ndarray:
+    def _change(self, number: int, size: tuple[int, int], one: Object, asked: AnyAct) -> np.ndarray:
         """The object's new mask, bool (H, W)."""
         self.folder.settle(one, self.digest)
         if isinstance(asked, DoThreshold):
@@ -231,12 +231,12 @@ class Desk:
             del one.actions[one.done :]
             if isinstance(asked, DoClick):
                 if not Click(asked.row, asked.col, asked.positive).lies_in(*size):
-                    raise Refused(422, "a click outside of the image")
+                    raise Refused(422, "the click is outside the image")
                 box = _inside(asked.box, size) if asked.box else None
                 one.actions.append(Clicked(row=asked.row, col=asked.col, positive=asked.positive, box=box))
             elif isinstance(asked, DoStroke):
                 if not all(0 <= row <= size[0] and 0 <= col <= size[1] for row, col in asked.points):
-                    raise Refused(422, "a stroke outside of the image")
+                    raise Refused(422, "the stroke is outside the image")
                 one.actions.append(Stroke(points=asked.points, radius=asked.radius, positive=asked.positive))
             one.done += 1
         one.model = self.digest
@@ -244,7 +244,7 @@ class Desk:
         return np.asarray(state.probability[0, 0].cpu().numpy() > one.threshold)
 
     def _state(self, number: int, size: tuple[int, int], one: Object) -> State:
-        """After the actions that count: as remembered, else from the longest remembered beginning on."""
+        """The state after all actions that are not undone: cached, or recomputed from the longest cached prefix."""
         session = self._session(number)
         keys = list(_beginnings(number, one))
         known = len(keys) - 1
@@ -276,7 +276,7 @@ class Desk:
         if session is None:
             image = self._read(number)
             state, size = self._seen[number]
-            if state_of(self.folder.path(number)) != state or image.shape[:2] != size:  # replaced a moment ago
+            if state_of(self.folder.path(number)) != state or image.shape[:2] != size:  # replaced just now
                 self._size(number)
                 raise Refused(409, REPLACED)
             session = Session(self.model, image, self.protocol, undo=0)
@@ -284,8 +284,8 @@ class Desk:
         return session
 
     def _size(self, number: int) -> tuple[int, int]:
-        """(rows, columns) of the image; not what its record says, for the image may be another since. Where its file
-        was replaced while it was shown, the old one leaves the memory, and tabs that show it are out of date."""
+        """(rows, columns) of the image file, which may differ from the record if the file was replaced. If it was
+        replaced while shown, the old image is evicted, and tabs that show it are out of date."""
         path, picture = self.folder.path(number), self.folder.pictures[number]
         state = state_of(path)
         if number in self._seen and self._seen[number][0] == state:
@@ -296,8 +296,8 @@ class Desk:
         rows, cols = self._read(number).shape[:2]
         if picture.objects and picture.size not in ((0, 0), (rows, cols)):
             raise HrsegError(
-                f"{path}: has {rows} rows and {cols} columns, its clicks were made on {picture.size[0]} and "
-                f"{picture.size[1]}; put that image back, or remove {self.folder.record(number)}"
+                f"{path}: has {rows} rows and {cols} columns, but its clicks were made on {picture.size[0]} rows and "
+                f"{picture.size[1]} columns; restore that image, or remove {self.folder.record(number)}"
             )
         self._seen[number] = state, (rows, cols)
         return rows, cols
@@ -321,14 +321,16 @@ class Desk:
         one: Object | None = None,
         mask: np.ndarray | None = None,
     ) -> dict[str, Any]:
-        """mask: of the object, where it has changed."""
+        """mask: of the object, if it has changed."""
         picture.revision += 1
         picture.size = size
         self.folder.save(number, picture, one, mask)
         try:
             self.folder.write_tables()
         except OSError as error:
-            raise Refused(507, f"{error.filename}: {error.strerror}; the change is saved, this file is not") from None
+            raise Refused(
+                507, f"{error.filename}: {error.strerror}; your change is saved, but this file is not updated"
+            ) from None
         answer = {**_about(picture), "id": number, "order": [other.key for other in picture.objects]}
         if one is not None:
             answer["object"] = _shown(one, mask)
@@ -357,8 +359,8 @@ def _shown(one: Object, mask: np.ndarray | None) -> dict[str, Any]:
 
 
 def runs(mask: np.ndarray) -> dict[str, Any]:
-    """A bool mask (H, W) as ``{"box": [top, left, height, width], "runs": [...]}``: inside of the box, row after row,
-    so many pixels of background, of object, of background, and so on."""
+    """A bool mask (H, W) as ``{"box": [top, left, height, width], "runs": [...]}``: run lengths inside the box, row by
+    row, alternating background, object, background, ..."""
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return {"box": [0, 0, 0, 0], "runs": []}
@@ -372,7 +374,7 @@ def runs(mask: np.ndarray) -> dict[str, Any]:
 def drawn(stroke: Stroke, size: tuple[int, int]) -> np.ndarray:
     """bool (H, W): the pixels under a round brush."""
     canvas = np.zeros(size, np.uint8)
-    # A brush may touch the image's far edges, and paints the last pixel there.
+    # A brush on the bottom or right edge of the image paints the last pixel.
     points = np.minimum(np.floor(stroke.points), np.subtract(size, 1))[:, ::-1].astype(np.int32)
     width = max(1, round(2 * stroke.radius))
     if len(points) == 1:
@@ -385,12 +387,12 @@ def drawn(stroke: Stroke, size: tuple[int, int]) -> np.ndarray:
 def _inside(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
     top, bottom, left, right = box
     if not (0 <= top <= bottom < size[0] and 0 <= left <= right < size[1]):
-        raise Refused(422, "a box outside of the image")
+        raise Refused(422, "the box is outside the image")
     return box
 
 
 def _beginnings(number: int, one: Object) -> Iterator[tuple[Any, ...]]:
-    """A name in memory for the start and for each action after it that counts."""
+    """Cache keys: of the initial state, and of the state after each action that is not undone."""
     digest = sha256(f"{one.start} {one.base}".encode())
     yield number, one.key, digest.hexdigest()
     for action in one.actions[one.base : one.done]:

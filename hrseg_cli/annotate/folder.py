@@ -1,14 +1,14 @@
-"""What a person's work on a folder leaves in it.
+"""The files that annotation writes into a folder.
 
     masks/STEM_N.png                one object each, 255 and 0: the layout "folder"
-    pairs.csv                       only where the images lie in FOLDER itself: which mask belongs to which image
-    annotations/coco.json           all objects that were worked on, as COCO's run lengths
-    annotations/traces.jsonl        their clicks, as ``simulate-clicks --replay`` reads them
-    annotations/images/STEM.json    names, colours, clicks and strokes of an image, undone ones too
-    annotations/start/              masks as they were before the first click on them
+    pairs.csv                       only if the images are in FOLDER itself: which mask belongs to which image
+    annotations/coco.json           all annotated objects, as COCO run lengths
+    annotations/traces.jsonl        their clicks, in the format of ``simulate-clicks --replay``
+    annotations/images/STEM.json    names, colours, clicks and strokes of an image, including undone ones
+    annotations/start/              copies of existing masks from before their first click
 
-Every file is written beside and renamed: first the new mask, beside its place; then the image's record; then the mask
-takes its place and what it replaced is removed. What a kill interrupts between two steps is finished at the next start.
+Every file is written atomically: first the new mask, to a temporary file; then the image's record; then the mask is
+renamed into place and replaced files are deleted. If a kill interrupts these steps, the next start completes them.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from hrseg_cli.data.refs import PAIRS
 from hrseg_cli.data.samples import relative, size_and_time
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Trace
-from hrseg_cli.writing import rename, sweep, temporaries, write_atomically, write_beside
+from hrseg_cli.writing import rename, sweep, temporaries, write_atomically, write_pending
 
 COLOURS = 8
 NOTES = "annotations"
 
 
 class Strict(BaseModel):
-    """Nothing is guessed: no unknown keys, no texts for numbers, no NaN."""
+    """Strict parsing: no unknown keys, no strings for numbers, no NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Clicked(Strict):
-    """A click, row and col in pixels. box: [top, bottom, left, right], both ends inside, where it was dragged."""
+    """A click, row and col in pixels. box: [top, bottom, left, right], inclusive, if a box was dragged."""
 
     kind: Literal["click"] = "click"
     row: int = Field(ge=0)
@@ -59,7 +59,7 @@ class Clicked(Strict):
 
 
 class Stroke(Strict):
-    """A brush drawn along points (row, col), in pixels."""
+    """A brush stroke along points (row, col), in pixels."""
 
     kind: Literal["stroke"] = "stroke"
     points: list[tuple[float, float]] = Field(min_length=1, max_length=5000)
@@ -74,10 +74,11 @@ Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\
 class Object(Strict):
     """One object of an image.
 
-    key: name of its mask without ending, below masks/. file: the mask that is there, "" for none.
-    actions: what was done, then what was undone; the first ``done`` count, the first ``base`` are in ``start`` already.
-    start: the mask all began with, below annotations/start/. stamp: size and time of ``file`` as it was written.
-    model: what answered the clicks. shape: [top, left, bottom, right, pixels] and COCO's run lengths of the mask.
+    key: stem of its mask file in masks/. file: the existing mask file, "" for none.
+    actions: all actions; only the first ``done`` are in effect, later ones are undone. The first ``base`` are already
+        included in ``start``.
+    start: the initial mask, in annotations/start/. stamp: size and time of ``file`` when it was written.
+    model: the model used for the clicks. shape: [top, left, bottom, right, pixels] and COCO run lengths of the mask.
     """
 
     key: str
@@ -101,8 +102,8 @@ class Object(Strict):
 
 
 class Picture(Strict):
-    """Everything about one image. revision: grows with every change, so that two tabs do not undo each other's.
-    gone: files below masks/ that the last change has removed, and their size and time before.
+    """The record of one image. revision: increases with every change, so that two tabs do not overwrite each other.
+    gone: files in masks/ deleted by the last change, with their size and time before.
     """
 
     version: Literal[1] = 1
@@ -116,15 +117,15 @@ class Picture(Strict):
         return next((one for one in self.objects if one.key == key), None)
 
     def new_name(self) -> str:
-        """ "object", then "object 2" and so on: the first that no object has."""
+        """The first unused name of "object", "object 2", ..."""
         taken = {one.name for one in self.objects}
         return next(name for n in count(1) if (name := f"object {n}" if n > 1 else "object") not in taken)
 
 
 class Folder:
-    """The images of a folder, numbered from 0, and their pictures. threshold: of objects whose masks lie there already.
+    """The images of a folder, numbered from 0, and their records. threshold: of objects with existing masks.
 
-    Raises HrsegError for a folder that cannot be worked in.
+    Raises HrsegError for a folder that cannot be annotated.
     """
 
     def __init__(self, place: Path, threshold: float) -> None:
@@ -152,7 +153,7 @@ class Folder:
             self.write_tables()
 
     def _check_places(self) -> None:
-        """All that is written of an image lies in the folders of its stem, which no link may lead elsewhere."""
+        """Check that no link redirects the files of an image to another folder."""
         for stem in {os.path.dirname(stem): stem for stem in self.stems}.values():
             below(self.masks, f"{stem}.png", self.images[stem])
             for part in ("images", "start"):
@@ -162,15 +163,15 @@ class Folder:
         return self.images[self.stems[number]]
 
     def title(self, number: int) -> str:
-        """The image as seen from the folder."""
+        """The image's path relative to the folder."""
         return relative(self.path(number), self.place)
 
     def record(self, number: int) -> Path:
-        """The file that tells about the image."""
+        """The record file of the image."""
         return self.notes / "images" / f"{self.stems[number]}.json"
 
     def new_key(self, number: int) -> str:
-        """STEM_N that is no mask's name yet, nor another image's."""
+        """A new STEM_N, not used by any mask or image."""
         stem = self.stems[number]
         taken = {one.key for one in self.pictures[number].objects} | self.images.keys()
         return next(
@@ -180,7 +181,7 @@ class Folder:
         )
 
     def mask(self, one: Object, size: tuple[int, int]) -> np.ndarray:
-        """What is on disk, bool (H, W). Raises HrsegError for a broken file or one of another size."""
+        """The mask on disk, bool (H, W). Raises HrsegError for a broken file or a wrong size."""
         return read_object(self.masks / one.file, size, at_most=size[0] * size[1]) if one.file else np.zeros(size, bool)
 
     def first_mask(self, one: Object, size: tuple[int, int]) -> np.ndarray | None:
@@ -189,10 +190,10 @@ class Folder:
         return read_object(self.notes / "start" / one.start, size, at_most=size[0] * size[1])
 
     def settle(self, one: Object, model: str) -> None:
-        """Begin anew from the mask on disk where the actions cannot have led to it: it was there before them, somebody
-        else has written it, or another model answered. It is kept in annotations/start/ first."""
+        """Restart from the mask on disk if the recorded actions did not produce it: it existed before them, another
+        program wrote it, or another model was used. A copy is kept in annotations/start/."""
         file = self.masks / one.file
-        if one.file and not file.is_file():  # removed by hand
+        if one.file and not file.is_file():  # deleted by the user
             one.file = one.stamp = ""
             changed = True
         else:
@@ -208,7 +209,7 @@ class Folder:
         one.base = one.done
 
     def _keep(self, key: str, file: Path) -> str:
-        """The name of a copy of a mask below annotations/start/: the one that is there, or a new one."""
+        """The name of a copy of a mask in annotations/start/: an existing or a new one."""
         start = self.notes / "start"
         for n in count(1):
             kept = start / f"{key}-{n}{file.suffix}"
@@ -220,21 +221,21 @@ class Folder:
         return relative(kept, start)
 
     def save(self, number: int, picture: Picture, one: Object | None = None, mask: np.ndarray | None = None) -> None:
-        """Take a changed picture for the present one, with the new mask of one of its objects. Where that fails, with
-        an OSError, the old mask and the old record are still there."""
-        beside = None if one is None or mask is None else self._write_beside(picture, one, mask)
+        """Save a changed record, with the new mask of one of its objects. On failure (OSError) the old mask and the old
+        record are kept."""
+        pending = None if one is None or mask is None else self._write_pending(picture, one, mask)
         try:
             write_atomically(self.record(number), picture.model_dump_json() + "\n")
         except OSError:
-            if beside:
-                beside.unlink(missing_ok=True)
+            if pending:
+                pending.unlink(missing_ok=True)
             raise
         self.pictures[number] = picture
         self._lines[number] = self._describe(number)
         self._settle_files(picture)
 
     def write_tables(self) -> None:
-        """The files about all images, where they are not as they should be."""
+        """Write the files about all images, if they have changed."""
         texts = {
             self.notes / "traces.jsonl": "".join(lines for lines, _ in self._lines),
             self.notes / "coco.json": json.dumps(self._coco(), ensure_ascii=False) + "\n",
@@ -246,21 +247,21 @@ class Folder:
                 write_atomically(path, text)
 
     def remove(self, picture: Picture, file: str) -> None:
-        """Have a mask removed with the next :meth:`save`."""
+        """Delete a mask with the next :meth:`save`."""
         if (self.masks / file).is_file():
             picture.gone[file] = size_and_time(self.masks / file)
 
-    def _write_beside(self, picture: Picture, one: Object, mask: np.ndarray) -> Path | None:
-        """The object with its new mask, which waits beside its place. A mask of no pixels is no file: a dataset has no
-        such object."""
-        before, beside = one.file, None
+    def _write_pending(self, picture: Picture, one: Object, mask: np.ndarray) -> Path | None:
+        """Write the new mask of an object to a temporary file. An empty mask has no file, because datasets do not
+        allow empty objects."""
+        before, pending = one.file, None
         rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if rows.size:
             one.file = f"{one.key}.png"
             png = io.BytesIO()
             encode_png(png, mask.astype(np.uint8) * 255)
-            beside = write_beside(self.masks / one.file, png.getvalue())
-            one.stamp = size_and_time(beside)
+            pending = write_pending(self.masks / one.file, png.getvalue())
+            one.stamp = size_and_time(pending)
             one.bbox = [int(cols[0]), int(rows[0]), int(np.ptp(cols)) + 1, int(np.ptp(rows)) + 1]
             one.area, one.counts = int(np.count_nonzero(mask)), run_lengths(mask)["counts"]
         else:
@@ -268,22 +269,22 @@ class Folder:
             one.bbox, one.area = [], 0
         if before and before != one.file:
             self.remove(picture, before)
-        return beside
+        return pending
 
     def _settle_files(self, picture: Picture) -> None:
-        """What a record says is done: masks that wait take their places, and what it has removed goes."""
+        """Complete what a record says: rename pending masks into place, and delete removed ones."""
         for one in picture.objects:
             place = self.masks / one.file
             if one.stamp and state_of(place) != one.stamp:
-                for beside in temporaries(place.parent, place.name):
-                    if state_of(beside) == one.stamp:
-                        rename(beside, place)
+                for pending in temporaries(place.parent, place.name):
+                    if state_of(pending) == one.stamp:
+                        rename(pending, place)
         for file, stamp in picture.gone.items():
             if state_of(self.masks / file) == stamp:
                 (self.masks / file).unlink()
 
     def _recorded(self, number: int) -> Picture:
-        """What is recorded of an image; a new picture where nothing is."""
+        """The record of an image; a new one if there is none."""
         path = self.record(number)
         if not path.is_file():
             return Picture()
@@ -291,12 +292,12 @@ class Folder:
             picture = Picture.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-            raise HrsegError(f"{path}: not as hrseg annotate writes it ({reason}); correct or remove it") from None
+            raise HrsegError(f"{path}: not a record written by hrseg annotate ({reason}); fix or remove it") from None
         _check_names(path, picture, self.stems[number])
         return picture
 
     def _completed(self, picture: Picture, masks: list[tuple[str, str]], threshold: float) -> Picture:
-        """With the masks that lie there besides. A mask that was removed by hand is no object."""
+        """Add masks in the folder that the record lacks, and drop objects whose mask the user has deleted."""
         picture.objects = [one for one in picture.objects if not one.file or (self.masks / one.file).is_file()]
         known = {one.key for one in picture.objects}
         for key, file in masks:
@@ -307,7 +308,7 @@ class Folder:
         return picture
 
     def _masks_there(self) -> dict[str, list[tuple[str, str]]]:
-        """Image -> (key, file) of its masks: STEM, or STEM_<digits> that is no image itself."""
+        """Image -> (key, file) of its masks: STEM, or STEM_<digits> unless that is an image itself."""
         found: dict[str, list[tuple[str, str]]] = {}
         for key, path in (by_stem(self.masks)[0] if self.masks.is_dir() else {}).items():
             owner = key if key in self.images else re.sub("_[0-9]+$", "", key)
@@ -315,7 +316,7 @@ class Folder:
         return {stem: sorted(its, key=lambda one: (len(one[0]), one[0])) for stem, its in found.items()}
 
     def _describe(self, number: int) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-        """What an image adds to the files about all of them: lines of traces, and COCO's annotations by name."""
+        """An image's contribution to the files about all images: trace lines, and COCO annotations by name."""
         picture, stem = self.pictures[number], self.stems[number]
         there = [one for one in picture.objects if one.file]
         lines = ""
@@ -357,7 +358,7 @@ class Folder:
     def _coco(self) -> dict[str, Any]:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        known: dict[str, int] = {}  # numbered anew each time: the same work gives the same file, restarts or not
+        known: dict[str, int] = {}  # renumbered each time: the same annotations give the same file, restarts or not
         for number, (_, its) in enumerate(self._lines):
             if its:
                 height, width = self.pictures[number].size
@@ -370,7 +371,7 @@ class Folder:
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def _table(self) -> str:
-        """The masks of all images; further columns of an existing table stay, and so do its rows of other images."""
+        """pairs.csv with the masks of all images; keeps other columns and rows of other images in an existing table."""
         titles = [self.title(number) for number in range(len(self.stems))]
         known = {(row["image"], row["mask"]): row for row in self._given}
         rows = [
@@ -389,54 +390,56 @@ class Folder:
 
 
 def images_of(place: Path) -> dict[str, Path]:
-    """Stem -> file of each image. Raises HrsegError for a folder that holds none."""
+    """Stem -> file of each image. Raises HrsegError for a folder without images."""
     if not place.is_dir():
         raise HrsegError(f"{place}: no such folder; give a folder of images, or one with images/ and masks/")
     if (place / "images").is_dir():
         found, _ = by_stem(place / "images")
         if not found:
-            raise HrsegError(f"{place / 'images'}: no image there; put some in")
+            raise HrsegError(f"{place / 'images'}: no images; add some")
         return dict(sorted(found.items()))
     images: dict[str, Path] = {}
     for path in find_images([str(place)]):
         if path.stem in images:
-            raise HrsegError(f"{images[path.stem]} and {path}: the same name twice; rename or remove one of them")
+            raise HrsegError(f"{images[path.stem]} and {path}: duplicate name; rename or remove one of them")
         images[path.stem] = path
     return images
 
 
 def _read_pairs(path: Path) -> list[dict[str, str]]:
-    """The rows of an existing table. Raises HrsegError for one that cannot be read, or whose masks lie elsewhere than
-    in masks/ or hold several objects."""
+    """The rows of an existing table. Raises HrsegError if it cannot be read, or if its masks are outside masks/ or
+    contain several objects."""
     if not path.is_file():
         return []
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error):
-        raise HrsegError(f"{path}: cannot be read; correct or remove it") from None
+        raise HrsegError(f"{path}: cannot be read; fix or remove it") from None
     for row in rows:
         if None in row or not row.get("image") or row.get("mask") is None:
-            raise HrsegError(f"{path}: a row has no image and mask, or too many columns; correct or remove it")
+            raise HrsegError(f"{path}: a row lacks image or mask, or has too many columns; fix or remove it")
         if not row["mask"].startswith("masks/") or row.get("kind") == "instance":
-            raise HrsegError(f"{path}: names masks that annotate cannot keep; move it away, or annotate another folder")
+            raise HrsegError(f"{path}: lists masks that annotate cannot edit; move it away, or annotate another folder")
     return rows
 
 
 def _check_names(path: Path, picture: Picture, stem: str) -> None:
-    """Names of files that a record brings along must stay where they belong, whoever wrote it."""
+    """Check that the file names in a record, whoever wrote it, stay inside their folders."""
     for file in picture.gone:
         if not re.fullmatch(rf"{re.escape(stem)}(_\d+)?\.\w+", file):
-            raise HrsegError(f"{path}: '{file}' is not as hrseg annotate writes it; correct or remove the file")
+            raise HrsegError(f"{path}: invalid name '{file}', not written by hrseg annotate; fix or remove the file")
     for one in picture.objects:
         suffix = rf"{re.escape(one.key)}(-\d+)?\.\w+"
         own = re.fullmatch(rf"{re.escape(stem)}(_\d+)?", one.key)
         files = all(not name or re.fullmatch(suffix, name) for name in (one.file, one.start))
         if not (own and files and 0 <= one.base <= one.done <= len(one.actions)):
-            raise HrsegError(f"{path}: object '{one.key}' is not as hrseg annotate writes it; correct or remove it")
+            raise HrsegError(
+                f"{path}: invalid object '{one.key}', not written by hrseg annotate; fix or remove the file"
+            )
 
 
 def state_of(path: Path) -> str:
-    """Size and time of a file, "" where there is none."""
+    """Size and time of a file, "" if it does not exist."""
     return size_and_time(path) if path.is_file() else ""
 
 

@@ -1,8 +1,8 @@
-"""The page over HTTP, for one person on this machine.
+"""The HTTP server of the annotation page, for one user on this machine.
 
-What the browser shows first is no secret. All else is under /api/ and wants the token, which the page has from the
-part of its address that browsers keep to themselves (after the #) and sends as a header: no other site can make a
-browser send it, and it reaches neither a log nor another program's cookies.
+The page itself is not secret. Everything else is under /api/ and requires a token. The page takes it from the fragment
+of its URL (after the #), which browsers do not send, and passes it as a header. So no other site can make a browser
+send it, and it does not appear in logs or cookies.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hrseg_cli.annotate.desk import Asked, Desk, Refused
+from hrseg_cli.annotate.desk import AnyAct, Desk, Refused
 from hrseg_cli.errors import HrsegError
 
 HOST = "127.0.0.1"
-BODY = 512 * 1024  # bytes; 5000 points of a stroke take 200 KB
-WAITING = 64  # requests in a line; more are turned away
+BODY = 512 * 1024  # bytes; a stroke of 5000 points takes 200 KB
+WAITING = 64  # queued requests; more are refused
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -54,31 +54,31 @@ HEADERS = {
 Result = TypeVar("Result")
 
 
-class Line:
-    """One task after another, in a thread of its own. Answers that nobody waits for any more are not made: a person
-    who leafs through large images leaves many behind."""
+class TaskQueue:
+    """Runs one task at a time, in a thread of its own. Skips reads whose client has disconnected: a user who pages
+    through large images leaves many behind."""
 
     def __init__(self, name: str) -> None:
         self.worker, self.turn, self.waiting = ThreadPoolExecutor(1, name), asyncio.Lock(), 0
 
     async def do(self, request: Request, task: Callable[..., Result], *arguments: Any) -> Result:
-        await request.body()  # what comes after it is that the asker has gone
+        await request.body()  # after the body, a further message means that the client has disconnected
         if self.waiting >= WAITING:
-            raise Refused(503, "too much at once; wait a moment")
+            raise Refused(503, "too many requests at once; wait a moment")
         self.waiting += 1
         try:
             async with self.turn:
                 if request.method == "GET" and await request.is_disconnected():
-                    raise Refused(499, "nobody waits for this any more")
+                    raise Refused(499, "the client has disconnected")
                 return await asyncio.get_running_loop().run_in_executor(self.worker, task, *arguments)
         finally:
             self.waiting -= 1
 
 
 def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
-    """The server as an ASGI application. hosts: what may stand in a request's Host, such as ``127.0.0.1:8017``."""
-    asked: TypeAdapter[Asked] = TypeAdapter(Asked)
-    work, read = Line("desk").do, Line("images").do
+    """The server as an ASGI application. hosts: allowed values of the Host header, such as ``127.0.0.1:8017``."""
+    asked: TypeAdapter[AnyAct] = TypeAdapter(AnyAct)
+    work, read = TaskQueue("desk").do, TaskQueue("images").do
 
     def number(request: Request) -> int:
         found = request.path_params["number"]
@@ -105,7 +105,7 @@ def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise Refused(400, f"not understood: {place + ': ' if place else ''}{first['msg']}") from None
+            raise Refused(400, f"invalid request: {place + ': ' if place else ''}{first['msg']}") from None
         return JSONResponse(await work(request, desk.act, which, wish))
 
     def page(path: str) -> Route:
@@ -155,24 +155,24 @@ async def _mendable(_: Request, error: Exception) -> Response:
 
 async def _no_room(_: Request, error: Exception) -> Response:
     name, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
-    return _say(507, f"{name or 'a file'}: {reason or error}; the last change is not saved")
+    return _say(507, f"{name or 'a file'}: {reason or error}; your last change is not saved")
 
 
 async def _too_large(_: Request, __: Exception) -> Response:
-    return _say(507, "not enough memory for this image; the last change is not saved")
+    return _say(507, "not enough memory for this image; your last change is not saved")
 
 
 async def _defect(_: Request, error: Exception) -> Response:
-    return _say(500, f"a defect of hrseg: {type(error).__name__}; the terminal shows more")
+    return _say(500, f"a bug in hrseg: {type(error).__name__}; see the terminal for details")
 
 
 def guarded(inner: ASGIApp, token: str, hosts: frozenset[str]) -> ASGIApp:
-    """Asks who asks: the names of this server, no other site, the token for /api/, and bodies of a decent size."""
+    """Access control: the Host header, no other sites, the token for /api/, and a limit on the body size."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await inner(scope, receive, send)
-        if scope["type"] != "http":  # a websocket is not answered
+        if scope["type"] != "http":  # no websockets
             return
 
         async def send_guarded(message: Message) -> None:
@@ -184,7 +184,7 @@ def guarded(inner: ASGIApp, token: str, hosts: frozenset[str]) -> ASGIApp:
         refusal = _refusal(scope, token, hosts)
         body = b"" if refusal else await _body(receive)
         if body is None:
-            refusal = _say(413, f"more than {BODY} bytes")
+            refusal = _say(413, f"the request exceeds {BODY} bytes")
         if refusal:
             await refusal(scope, receive, send_guarded)
             return
@@ -213,23 +213,23 @@ def _refusal(scope: Scope, token: str, hosts: frozenset[str]) -> Response | None
 
     host, origin = one(b"host"), one(b"origin")
     if host not in hosts:
-        return _say(403, "not the name of this server")
+        return _say(403, "wrong Host header")
     if origin is not None and origin != f"http://{host}":
-        return _say(403, "another site may not ask")
+        return _say(403, "requests from other sites are refused")
     if one(b"sec-fetch-site") not in (None, "same-origin", "none"):
-        return _say(403, "another site may not ask")
+        return _say(403, "requests from other sites are refused")
     if scope["path"].startswith("/api/"):
         given = (one(b"authorization") or "").encode("latin-1")
         if not secrets.compare_digest(given, f"Bearer {token}".encode()):
-            return _say(401, "open the address that hrseg has printed last; this one is of an earlier start")
+            return _say(401, "this address is from an earlier start; open the one that hrseg printed last")
     length = one(b"content-length")
     if length is not None and not (length.isdecimal() and len(length) < 12 and int(length) <= BODY):
-        return _say(413, f"more than {BODY} bytes")
+        return _say(413, f"the request exceeds {BODY} bytes")
     return None
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """None where it is too long."""
+    """The body, or None if it is too long."""
     body: bytes = b""
     while True:
         message = await receive()
@@ -241,7 +241,7 @@ async def _body(receive: Receive) -> bytes | None:
 
 
 def serve(desk: Desk, port: int, browser: bool, say: Callable[[str], None]) -> None:
-    """Until Ctrl-C. port: 0 for any. Raises HrsegError where the port is taken."""
+    """Serve until Ctrl-C. port: 0 for any free one. Raises HrsegError if the port is in use."""
     token = secrets.token_urlsafe(24)
     with _listen(port) as ear:
         port = ear.getsockname()[1]
@@ -267,11 +267,11 @@ def serve(desk: Desk, port: int, browser: bool, say: Callable[[str], None]) -> N
 def _listen(port: int) -> socket.socket:
     ear = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        if sys.platform != "win32":  # there it would let a second server listen too
+        if sys.platform != "win32":  # on Windows it would let a second server use the same port
             ear.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         ear.bind((HOST, port))
         ear.listen()
     except OSError as error:
         ear.close()
-        raise HrsegError(f"--port {port}: cannot be had ({error.strerror}); name another one, or 0 for any") from None
+        raise HrsegError(f"--port {port}: not available ({error.strerror}); choose another one, or 0 for any") from None
     return ear

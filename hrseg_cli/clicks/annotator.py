@@ -1,9 +1,9 @@
-"""The simulated annotator: one click in the middle of the largest mistake.
+"""The simulated annotator: clicks the centre of the largest error.
 
-Sofiiuk et al. 2021, section 4 (evaluation protocol); the rule goes back to Xu et al. 2016 and Li et al. 2018.
+Sofiiuk et al. 2021, section 4 (evaluation protocol), after Xu et al. 2016 and Li et al. 2018.
 
-An exact distance transform of the whole image costs more than all the rest of a click, metrics included, and tells the
-depth of every pixel where only the deepest is wanted. Here cheap bounds first say where that one can be.
+An exact distance transform of the whole image costs more than the rest of a click, including metrics, and computes the
+depth of every pixel although only the deepest is needed. Here cheap bounds first narrow down where that pixel can be.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 
 from hrseg_cli.interaction import Click
 
-BLOCK = 8  # pixels: the bytes of a 64-bit word, so that a row of a block is compared at once
+BLOCK = 8  # pixels: one 64-bit word, so that a row of a block is compared in one operation
 FULL_ROW = np.uint64(0x0101010101010101)
-SLACK = (BLOCK - 1) * 2**0.5  # what the place of a pixel within its block can add to or take from a distance
+SLACK = (BLOCK - 1) * 2**0.5  # maximum error of a distance from a pixel's position in its block
 
 
 class Deepest(NamedTuple):
@@ -31,12 +31,12 @@ class Deepest(NamedTuple):
 
 
 def next_click(truth: np.ndarray, prediction: np.ndarray, used: Iterable[Click] = ()) -> Click | None:
-    """The pixel deepest inside a missed or a wrongly added region; None when no mistake is left to click.
+    """The deepest pixel of a false-negative or false-positive region; None if there is no error left to click.
 
     truth: int8, (H, W): 1 object, 0 background, -1 ignored. prediction: bool, (H, W). used: clicks so far; their pixels
-    are not clicked again. Depth is the exact Euclidean distance to the nearest pixel that is right, the outside of the
-    image counting as right. The click is positive only where the deepest missed pixel lies strictly deeper than the
-    deepest wrongly added one. Equal depths are settled by the first pixel in raster order.
+    are not clicked again. Depth is the exact Euclidean distance to the nearest correct pixel; pixels outside the image
+    count as correct. The click is positive only if the deepest false negative is strictly deeper than the deepest false
+    positive. Of equally deep pixels, the first in raster order is clicked.
     """
     clicked = [(int(click.row), int(click.col)) for click in used]
     missed = deepest(truth > prediction.view(np.int8), clicked)
@@ -50,23 +50,23 @@ def next_click(truth: np.ndarray, prediction: np.ndarray, used: Iterable[Click] 
 
 
 def deepest(region: np.ndarray, excluded: Iterable[tuple[int, int]] = ()) -> Deepest | None:
-    """The deepest pixel of a bool region (H, W) that is not excluded, the first one in raster order; None without one.
+    """The deepest pixel of a bool region (H, W) that is not excluded, the first in raster order; None if there is none.
 
-    excluded: (row, col) of pixels that are no answer; for the depth of others they stay part of the region. All the
-    work happens in the region's bounding box with a ring of zeros around it, which gives what the whole image gives:
-    the nearest zero of a pixel is never beyond that ring.
+    excluded: (row, col) of pixels that must not be returned; they still belong to the region when depth is measured.
+    Only the region's bounding box with a ring of zeros around it is processed. The result is the same as for the whole
+    image, because the nearest zero of a pixel is never beyond that ring.
     """
     left, top, columns, rows = cv2.boundingRect(region.view(np.uint8))
     if not rows:
         return None
-    sides = [-(-(side + 2) // BLOCK) * BLOCK for side in (rows, columns)]  # the ring, and zeros up to whole blocks
+    sides = [-(-(side + 2) // BLOCK) * BLOCK for side in (rows, columns)]  # the ring, padded with zeros to whole blocks
     window = np.zeros(sides, np.uint8)
     window[1 : rows + 1, 1 : columns + 1] = region[top : top + rows, left : left + columns]
     near = {(r - top + 1, c - left + 1) for r, c in excluded if top <= r < top + rows and left <= c < left + columns}
     spent = [place for place in near if window[place]]
 
-    # What is left after one, two and four steps of peeling lies at least 2, 3 and 5 chessboard moves deep. A pixel of
-    # Euclidean depth d lies between d / sqrt(2) and d moves deep.
+    # Pixels left after one, two and four erosions are at least 2, 3 and 5 chessboard moves deep. A pixel of Euclidean
+    # depth d is between d / sqrt(2) and d moves deep.
     moves, thick, level = 1, window, window
     for steps in (1, 1, 2):
         peeled: np.ndarray = cv2.erode(level, np.ones((2 * steps + 1, 2 * steps + 1), np.uint8))
@@ -79,15 +79,15 @@ def deepest(region: np.ndarray, excluded: Iterable[tuple[int, int]] = ()) -> Dee
     return found and Deepest(found.squared, found.row + top - 1, found.col + left - 1)
 
 
-# The functions below take a window, uint8 (H, W), 0 or 1, framed by zeros, both sides whole blocks, and the places in
-# it, all of them 1, that are no answer.
+# The functions below take a window, uint8 (H, W), 0 or 1, framed by zeros, with sides of whole blocks, and the excluded
+# positions in it, all of which are 1.
 
 
 def _by_walking(window: np.ndarray, level: np.ndarray, moves: int, spent: list[tuple[int, int]]) -> Deepest | None:
-    """Where nothing lies deep: away from all pixels of ``level`` at once, nearest places first, until none is left.
+    """For shallow regions: from all pixels of ``level`` at once, test positions nearest first until no pixel is left.
 
-    level: the pixels at least ``moves`` moves deep, the deepest of them less than 5. A walk ends at the first zero, so
-    that it never leaves the window.
+    level: the pixels at least ``moves`` moves deep; the deepest is less than 5. A pixel is dropped at its first zero,
+    so the search never leaves the window.
     """
     flat = np.flatnonzero(level.view(bool))
     if spent:
@@ -109,7 +109,7 @@ def _by_walking(window: np.ndarray, level: np.ndarray, moves: int, spent: list[t
 
 @cache
 def _shells() -> list[tuple[int, list[tuple[int, int]]]]:
-    """Squared distance -> the places that far away, up to that of four diagonal moves (five straight ones are less)."""
+    """Squared distance -> offsets at that distance, up to four diagonal moves (farther than five straight ones)."""
     found: dict[int, list[tuple[int, int]]] = {}
     for row in range(-5, 6):
         for col in range(-5, 6):
@@ -119,15 +119,15 @@ def _shells() -> list[tuple[int, list[tuple[int, int]]]]:
 
 
 def _by_blocks(window: np.ndarray, thick: np.ndarray, spent: list[tuple[int, int]]) -> Deepest | None:
-    """Where something lies at least 5 moves deep: exact transforms around the blocks that may hold the deepest pixel.
+    """For regions at least 5 moves deep: exact transforms around the blocks that may contain the deepest pixel.
 
-    thick: the pixels at least 3 moves deep. Distances between blocks tell those between their pixels to SLACK.
+    thick: the pixels at least 3 moves deep. Distances between blocks equal those between their pixels up to SLACK.
     """
     full = (window.view(np.uint64) == FULL_ROW).reshape(-1, BLOCK, window.shape[1] // BLOCK).all(axis=1)
     touched = thick.view(np.uint64).astype(bool).reshape(-1, BLOCK, full.shape[1]).any(axis=1)
     blocks = BLOCK * cv2.distanceTransform(full.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     most = float(blocks.max())
-    least = most - SLACK  # every pixel of the block with the most is at least that deep
+    least = most - SLACK  # every pixel of the deepest block is at least this deep
     touched &= blocks + SLACK >= least - 0.01
     _, _, boxes, _ = cv2.connectedComponentsWithStats(touched.view(np.uint8))
     reach = int(most + SLACK) + 1
@@ -150,7 +150,9 @@ def _by_blocks(window: np.ndarray, thick: np.ndarray, spent: list[tuple[int, int
         if found:
             found = Deepest(found.squared, found.row + core[0], found.col + core[1])
             best = found if best is None else max(best, found, key=lambda one: (one.squared, -one.row, -one.col))
-    if best is None or best.squared <= 8 or best.squared < max(0.0, least) ** 2:  # so many clicks that a block is spent
+    if (
+        best is None or best.squared <= 8 or best.squared < max(0.0, least) ** 2
+    ):  # so many clicks that a block has no candidates left
         return _by_transform(window, spent)
     return best
 
@@ -163,10 +165,10 @@ def _by_transform(window: np.ndarray, spent: list[tuple[int, int]]) -> Deepest |
 
 
 def _maximum(depth: np.ndarray) -> Deepest | None:
-    """Where OpenCV's float distances are greatest, first in raster order; None where all are 0.
+    """The maximum of OpenCV's float distances, first in raster order; None if all are 0.
 
-    They are compared as squared integers (exact to a depth of 2048 pixels), because their last bit depends on OpenCV's
-    version and threads.
+    Compared as squared integers (exact to a depth of 2048 pixels), because the last bit of the floats depends on
+    OpenCV's version and threads.
     """
     limit = float(depth.max())
     if limit <= 0:

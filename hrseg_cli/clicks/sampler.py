@@ -1,8 +1,8 @@
-"""Training clicks: a handful drawn from the truth, and the next one where the network is wrong.
+"""Training clicks: initial clicks sampled from the ground truth, and corrections where the network is wrong.
 
-Sofiiuk et al. 2021 (iterative sampling strategy); the clicks drawn at random go back to Xu et al. 2016.
-A click is a row (row, col, order) of a float32 array (2 * max_points, 3), in pixels: the first half are the positive
-slots, the second half the negative ones, (-1, -1, -1) is an empty slot. Flat indices count pixels in raster order.
+Sofiiuk et al. 2021 (iterative sampling strategy); random initial clicks after Xu et al. 2016.
+A click is a row (row, col, order) of a float32 array (2 * max_points, 3), in pixels: the first half are positive slots,
+the second half negative ones; (-1, -1, -1) is an empty slot. Flat indices count pixels in raster order.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 
 from hrseg_cli.recipe import Clicks
 
-SCATTERED, FIRST = 100, 0  # the order of drawn clicks; corrections count from 1
+SCATTERED, FIRST = 100, 0  # the order of sampled clicks; corrections count from 1
 
 
 class Drawn(NamedTuple):
-    """What a training sample asks for, and its clicks.
+    """The target of a training sample, and its clicks.
 
-    truth: int8, (H, W): 1 asked for, 0 not, -1 ignored. points: float32, (2 * max_points, 3).
+    truth: int8, (H, W): 1 target, 0 background, -1 ignored. points: float32, (2 * max_points, 3).
     """
 
     truth: np.ndarray
@@ -30,12 +30,12 @@ class Drawn(NamedTuple):
 
 
 def draw(targets: np.ndarray, labelled: np.ndarray, rng: np.random.Generator, settings: Clicks) -> Drawn:
-    """An object (or several merged) to ask for and the clicks to start from; no click falls on an ignored pixel.
+    """Sample a target object (or several merged) and initial clicks; no click falls on an ignored pixel.
 
-    targets: int8, (N, H, W), 1 / 0 / -1: objects that may be asked for. With N = 0 the truth is empty and all clicks
-    are negative. labelled: bool, (H, W): pixels that belong to any object, also to those too small to be asked for,
-    and ignored ones: with N = 0 no click falls on them.
-    Where a merged object is ignored and none of the others lies, the truth is ignored.
+    targets: int8, (N, H, W), 1 / 0 / -1: candidate objects. With N = 0 the truth is empty and all clicks are negative.
+    labelled: bool, (H, W): ignored pixels and pixels of any object, including those too small to be targets; with N = 0
+    no click falls on them.
+    Of merged objects, a pixel is ignored if it is ignored in one and object in none.
     """
     chosen = _choose(len(targets), rng, settings)
     truth = _merge(targets[chosen]) if chosen else np.zeros(labelled.shape, np.int8)
@@ -62,18 +62,18 @@ def add_next_click(
     off_centre: float = 0.0,
     click_ignored: bool = False,
 ) -> np.ndarray:
-    """The points with one correction more, somewhere in the middle of the largest mistake (RITM's ``get_next_points``).
+    """Add one correction near the centre of the largest error (RITM's ``get_next_points``); returns the new points.
 
-    points: float32, (2N, 3). probability: float, (H, W), in [0, 1]. truth: int8, (H, W): 1 / 0 / -1. A pixel at
-    ``threshold`` itself is no mistake. The click falls uniformly on the pixels at least half as deep as the deepest;
-    with probability ``off_centre`` on any mistaken pixel of its sign, weighted by squared depth. It is positive only
-    where the deepest missed pixel lies strictly deeper than the deepest wrongly added one. It takes slot N - order of
-    its sign (order: 1 to N), overwriting what is there; without a mistake the points stay as they are.
+    points: float32, (2N, 3). probability: float, (H, W), in [0, 1]. truth: int8, (H, W): 1 / 0 / -1. A pixel exactly at
+    ``threshold`` is not an error. The click is drawn uniformly from the pixels at least half as deep as the deepest;
+    with probability ``off_centre`` from all wrong pixels of its sign, weighted by squared depth. It is positive only if
+    the deepest false negative is strictly deeper than the deepest false positive. It overwrites slot N - order of its
+    sign (order: 1 to N); without an error the points are unchanged.
     RITM reads ignored pixels as background (click_ignored=True) and measures depth to about 2 % (precise=False).
     """
     slots = len(points) // 2
     if not 1 <= order <= slots:
-        raise ValueError(f"order is {order}, of {slots} slots")
+        raise ValueError(f"order is {order}; it must be 1 to {slots}")
     missed = _depths((truth == 1) & (probability < threshold), precise)
     outside = truth != 1 if click_ignored else truth == 0
     added = _depths(outside & (probability > threshold), precise)
@@ -87,7 +87,7 @@ def add_next_click(
 
 
 def _choose(count: int, rng: np.random.Generator, settings: Clicks) -> list[int]:
-    """Numbers of the targets asked for together; empty without targets."""
+    """Indices of the targets to merge; empty if there are no targets."""
     if count == 0:
         return []
     if count > 1 and rng.random() < settings.merge_probability:
@@ -97,7 +97,7 @@ def _choose(count: int, rng: np.random.Generator, settings: Clicks) -> list[int]
 
 
 def _merge(chosen: np.ndarray) -> np.ndarray:
-    """(M, H, W) -> (H, W): object where any is, else ignored where any is."""
+    """(M, H, W) -> (H, W): object where any is object, else ignored where any is ignored."""
     truth: np.ndarray = chosen.max(axis=0).astype(np.int8)
     if len(chosen) > 1:
         truth[(truth == 0) & (chosen.min(axis=0) < 0)] = -1
@@ -107,7 +107,7 @@ def _merge(chosen: np.ndarray) -> np.ndarray:
 def _draw_inside(
     regions: Sequence[np.ndarray], rng: np.random.Generator, settings: Clicks
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Flat indices and orders of the positive clicks: one in every region, then some anywhere in them."""
+    """Flat indices and orders of the positive clicks: one in every region, then more anywhere in them."""
     if not regions:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     eroded = [_erode(region, rng, settings) for region in regions]
@@ -115,7 +115,7 @@ def _draw_inside(
     firsts = [_first(region, kept, rng, settings) for region, kept in certain]
     pixels, orders = np.array(firsts, np.int64).T
     room = settings.max_points - len(pixels)
-    # Several regions: as many further clicks as the slots hold, then cut. One: what is drawn always fits.
+    # Several regions: fill the slots with further clicks, then truncate. One region: the sampled clicks always fit.
     further = _count(room if len(regions) == 1 else settings.max_points, rng, settings)
     others = _mix(eroded, [1] * len(eroded), further, rng)[:room]
     return np.concatenate([pixels, others]), np.concatenate([orders, np.full(len(others), SCATTERED)])
@@ -147,13 +147,13 @@ def _draw_outside(
 
 
 def _count(most: int, rng: np.random.Generator, settings: Clicks) -> int:
-    """0 to ``most``, each ``gamma`` times as likely as the one before."""
+    """A random number from 0 to ``most``, each ``gamma`` times as likely as the previous one."""
     weights = settings.gamma ** np.arange(most + 1)
     return int(rng.choice(most + 1, p=weights / weights.sum()))
 
 
 def _mix(regions: Sequence[np.ndarray], weights: Sequence[float], count: int, rng: np.random.Generator) -> np.ndarray:
-    """Flat indices of ``count`` pixels: each time a region by weight, then any pixel of it. An empty one gives none."""
+    """Flat indices of ``count`` pixels: choose a region by weight, then any pixel of it. Empty regions give none."""
     share = np.asarray(weights) / np.sum(weights)
     source = rng.choice(len(regions), size=count, p=share)
     pixels = np.full(count, -1)
@@ -165,7 +165,7 @@ def _mix(regions: Sequence[np.ndarray], weights: Sequence[float], count: int, rn
 
 
 def _erode(region: np.ndarray, rng: np.random.Generator, settings: Clicks) -> np.ndarray:
-    """The region without a rim; the border of the image is no edge."""
+    """Erode the region; the border of the image is not an edge."""
     if rng.random() >= settings.erode_probability:
         return region
     kernel = np.ones((3, 3), np.uint8)
@@ -189,19 +189,19 @@ class _Depths(NamedTuple):
 
     @property
     def limit(self) -> float:
-        """The largest; 0 of an empty region."""
+        """The largest squared distance; 0 for an empty region."""
         return float(self.squared.max()) if self.squared.size else 0.0
 
     def flat(self, index: int) -> int:
-        """From a flat index into the box to one into the image."""
+        """Convert a flat index into the box to one into the image."""
         row, col = divmod(index, int(self.squared.shape[1]))
         return (self.top + row) * self.width + self.left + col
 
 
 def _depths(region: np.ndarray, precise: bool = True) -> _Depths:
-    """Of a bool region (H, W), the outside of the image counting as outside of the region.
+    """Depths of a bool region (H, W); pixels outside the image count as outside the region.
 
-    Squares, because they are integers where distances are exact, and then do not depend on OpenCV's last bit.
+    Squared, because exact distances are then integers, independent of the last bit of OpenCV's floats.
     """
     left, top, width, height = cv2.boundingRect(region.astype(np.uint8))
     if width == 0:
@@ -213,13 +213,13 @@ def _depths(region: np.ndarray, precise: bool = True) -> _Depths:
 
 
 def _inner(depths: _Depths, part: float, rng: np.random.Generator) -> int:
-    """Flat index of any pixel deeper than 1 / ``part`` of the deepest; of a deepest one with 0."""
+    """Flat index of a random pixel deeper than 1 / ``part`` of the maximum; of a deepest pixel if ``part`` is 0."""
     squared, limit = depths.squared, depths.limit
     pool = np.flatnonzero(squared * part**2 > limit if part > 0 else squared == limit)
     return depths.flat(int(pool[rng.integers(pool.size)]))
 
 
 def _off_centre(depths: _Depths, rng: np.random.Generator) -> int:
-    """Flat index of a pixel drawn by its squared depth: where people click, between the very middle and anywhere."""
+    """Flat index of a pixel sampled by squared depth, which resembles where people click."""
     total = np.cumsum(depths.squared)
     return depths.flat(int(np.searchsorted(total, rng.integers(int(total[-1])), side="right")))

@@ -1,7 +1,6 @@
-"""What training does to an image and its masks: one window of it, resized and recoloured; and an object of another
-photograph pasted in.
+"""Training augmentation: cut, resize and recolour a window of an image, and paste in an object of another photograph.
 
-All chance comes from the generator that is handed in: the same state gives the same bytes.
+All randomness comes from the generator passed in: the same state gives the same bytes.
 """
 
 from __future__ import annotations
@@ -15,11 +14,13 @@ import numpy as np
 from hrseg_cli.data.views import Window
 from hrseg_cli.recipe import Augmentation, Composite
 
-TRIES = 20  # windows looked at for an object before one is placed on an object
-ALIASED = 0.6  # below this factor a linear resize, which reads two pixels a side, would skip some: take the area
-ELASTIC_CELLS = 4  # independent bends a side
+TRIES = 20  # random windows searched for an object before one is placed on an object
+ALIASED = 0.6  # below this factor linear interpolation, which reads two pixels per axis, would skip some: use area
+ELASTIC_CELLS = 4  # independent displacements per axis
 
-Cut = tuple[tuple[bool, bool], tuple[bool, bool]]  # whether a photograph ends at (top, bottom), (left, right)
+Cut = tuple[
+    tuple[bool, bool], tuple[bool, bool]
+]  # whether the photograph's border cuts the object at (top, bottom), (left, right)
 
 
 # ---- augmentation ----------------------------------------------------------------------------------------------------
@@ -36,9 +37,9 @@ def augment(
 
     image: uint8, (H, W, 3), RGB. truths: int8, (N, H, W): 1 object, 0 background, -1 ignored. crop: (h, w) in pixels.
 
-    RITM's list of changes (its training script, COCO+LVIS). The window is cut first and resized once, so that the cost
-    is that of the crop and not of the image. All objects stay, also those with no pixel left; a window that holds an
-    object may lose it to shrinking (masks: nearest) or to a rotation.
+    The augmentations of RITM's training script for COCO+LVIS. The window is cut first and resized once, so the cost
+    depends on the crop, not the image. All objects are kept, even those with no pixel left: an object may vanish by
+    shrinking (masks use nearest neighbour) or rotation.
     """
     turns = int(rng.integers(4)) if rng.random() < settings.rotate90 else 0
     canvas = crop if turns % 2 == 0 else (crop[1], crop[0])
@@ -59,7 +60,7 @@ def augment(
 def _window(
     truths: np.ndarray, crop: tuple[int, int], settings: Augmentation, rng: np.random.Generator
 ) -> tuple[Window, tuple[int, int]]:
-    """What to cut, and the (height, width) to resize it to: ``crop``, or less where the image is too small for it."""
+    """The window, and the (height, width) to resize it to: ``crop``, or less if the image is too small for it."""
     full = truths.shape[1], truths.shape[2]
     if rng.random() < settings.zoom and (truth := _any_object(truths, rng)) is not None:
         left, top, width, height = cv2.boundingRect(truth)
@@ -82,7 +83,7 @@ def _window(
 def _placed(
     full: tuple[int, int], crop: tuple[int, int], factor: float, box: Window | None, rng: np.random.Generator
 ) -> tuple[Window, tuple[int, int]]:
-    """A random window that fills ``crop`` after a resize by ``factor``, with all of ``box`` in it, and its new size."""
+    """A random window that fills ``crop`` after a resize by ``factor`` and contains ``box``, and its new size."""
     starts, sides, size = [], [], []
     for axis, (length, wanted) in enumerate(zip(full, crop, strict=True)):
         side = max(1, round(wanted / factor), box[2 + axis] if box else 0)
@@ -101,7 +102,7 @@ def _placed(
 
 
 def _any_object(truths: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-    """uint8, (H, W): one object that has pixels, each as likely; None where there is none."""
+    """uint8, (H, W): a random object that has pixels, uniformly; None if there is none."""
     for k in rng.permutation(len(truths)):
         truth: np.ndarray = (truths[k] == 1).view(np.uint8)
         if truth.any():
@@ -141,7 +142,7 @@ def _bent_grid(
         cells *= rng.uniform(0, settings.elastic) * min(canvas)
         rows += cv2.resize(cells[0], (width, height), interpolation=cv2.INTER_CUBIC)
         cols += cv2.resize(cells[1], (width, height), interpolation=cv2.INTER_CUBIC)
-    # From the canvas, where the resized window lies in the middle, to the image; pixel centres are at whole numbers.
+    # From the canvas, with the resized window in its centre, to the image; pixel centres are at whole numbers.
     rows = window.top + (rows - (height - size[0]) // 2 + 0.5) * (window.height / size[0]) - 0.5
     cols = window.left + (cols - (width - size[1]) // 2 + 0.5) * (window.width / size[1]) - 0.5
     return rows.astype(np.float32), cols.astype(np.float32)
@@ -150,12 +151,15 @@ def _bent_grid(
 def _sample(
     image: np.ndarray, truths: np.ndarray, rows: np.ndarray, cols: np.ndarray, factor: float, outside: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The image and its masks at the given places; black and ``outside`` beyond the image.
+    """The image and its masks sampled at the given coordinates; black and ``outside`` beyond the image.
 
     factor: pixels of the result per pixel of the image.
     """
     top, left = max(0, int(rows.min()) - 1), max(0, int(cols.min()) - 1)
-    part = slice(top, int(rows.max()) + 3), slice(left, int(cols.max()) + 3)  # all that is read: two pixels a side
+    part = (
+        slice(top, int(rows.max()) + 3),
+        slice(left, int(cols.max()) + 3),
+    )  # everything that is read: two pixels per axis
     rows, cols = rows - top, cols - left
     image, truths = image[part], truths[(slice(None), *part)]
 
@@ -176,7 +180,7 @@ def _sample(
 
 
 def _pad(image: np.ndarray, truths: np.ndarray, crop: tuple[int, int], outside: int) -> tuple[np.ndarray, np.ndarray]:
-    """In the middle of the crop; the odd pixel goes below and to the right. Arrays of their own in any case."""
+    """Centre in the crop; an odd pixel goes below and to the right. Always returns new arrays."""
     height, width = image.shape[:2]
     top, left = (crop[0] - height) // 2, (crop[1] - width) // 2
     inner = slice(top, top + height), slice(left, left + width)
@@ -188,7 +192,7 @@ def _pad(image: np.ndarray, truths: np.ndarray, crop: tuple[int, int], outside: 
 
 
 def _recolour(image: np.ndarray, settings: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Brightness and contrast, then a shift of each channel, each cut to whole grey levels; one table for both."""
+    """Brightness and contrast, then a shift of each channel, each clipped to whole grey levels; one lookup table."""
     table = np.repeat(np.arange(256, dtype=np.float32)[:, None], 3, axis=1)
     if rng.random() < settings.colour_probability:
         table *= np.float32(1 + rng.uniform(*settings.contrast))
@@ -200,7 +204,7 @@ def _recolour(image: np.ndarray, settings: Augmentation, rng: np.random.Generato
 
 
 def _degrade(image: np.ndarray, settings: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """What optics, sensor and file format do, in their order."""
+    """Effects of optics, sensor and file format, in that order."""
     if rng.random() < settings.blur:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.5))
     if rng.random() < settings.noise:
@@ -227,11 +231,11 @@ def paste(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The image with the donor's object somewhere on top, and int8 (N + 1, H, W), the new object last.
 
-    image, truths: as for :func:`augment`. donor_image: uint8, (h, w, 3), RGB. donor_truth: int8, (h, w); what is -1
-    there is left out of the object. At least half of the object is in the image, which may cut the rest.
+    image, truths: as for :func:`augment`. donor_image: uint8, (h, w, 3), RGB. donor_truth: int8, (h, w); pixels of -1
+    are not part of the object. At least half of the object is inside the image, whose border may cut off the rest.
 
-    The objects below lose what is covered, perhaps all of it. A donor without an object pixel changes nothing.
-    Idea: Simple Copy-Paste (Ghiasi et al. 2021), with soft edges and colours moved as in Reinhard et al. 2001.
+    Covered pixels are removed from the objects below, possibly all of them. A donor without object pixels changes
+    nothing. Idea: Simple Copy-Paste (Ghiasi et al. 2021), with soft edges and Reinhard et al.'s colour transfer (2001).
     """
     cutout = _cutout(image.shape[:2], donor_image, donor_truth, rng, settings)
     if cutout is None:
@@ -262,8 +266,8 @@ def paste(
 def _cutout(
     full: Sequence[int], image: np.ndarray, truth: np.ndarray, rng: np.random.Generator, settings: Composite
 ) -> tuple[np.ndarray, np.ndarray, Cut] | None:
-    """The object at its new size with a rim for its soft edge: uint8 (h, w, 3), how solid it is, uint8 (h, w), and
-    where its photograph cut it."""
+    """The object at its new size, with a margin for its soft edge: uint8 (h, w, 3), its opacity, uint8 (h, w), and
+    where the border of its photograph cuts it."""
     solid = (truth == 1).view(np.uint8)
     left, top, width, height = cv2.boundingRect(solid)
     if not width:
@@ -274,7 +278,7 @@ def _cutout(
     share = math.exp(rng.uniform(*np.log(settings.area)))
     factor = math.sqrt(share * full[0] * full[1] / cv2.countNonZero(solid))
     factor = min(factor, settings.enlarge, full[0] / height, full[1] / width)
-    # What is not the object is black and weighs nothing, so that no colour of the old background comes along.
+    # Background pixels are black with weight 0, so that no colour of the old background bleeds in.
     layers = np.dstack([image[box] * solid[..., None], solid * np.uint8(255)])
     size = max(1, round(width * factor)), max(1, round(height * factor))
     layers = cv2.resize(layers, size, interpolation=_kernel(factor))
@@ -286,29 +290,29 @@ def _cutout(
     soft = cv2.GaussianBlur(sharp, (2 * rim + 1, 2 * rim + 1), max(sigma, 0.01))
     colours, alpha = sharp[..., :3].copy(), soft[..., 3].copy()
     edge = (sharp[..., 3] < 255) & (alpha > 0)
-    source = np.where(sharp[edge][:, 3:] > 63, sharp[edge], soft[edge])  # outside: the colours just inside
+    source = np.where(sharp[edge][:, 3:] > 63, sharp[edge], soft[edge])  # outside the object: the colours just inside
     colours[edge] = np.minimum(source[:, :3] * (255 / np.maximum(source[:, 3:], 1)), 255)
     return colours, alpha, cut
 
 
 def _look(source: np.ndarray, target: np.ndarray, strength: float) -> np.ndarray:
-    """uint8, (1, 256, 3): the table that moves Lab colours from the look of one photograph towards that of another."""
+    """uint8, (1, 256, 3): the lookup table that moves Lab colours towards the statistics of another photograph."""
     looks = []
     for image in (source, target):
         step = max(1, min(image.shape[:2]) // 64)
         mean, spread = cv2.meanStdDev(cv2.cvtColor(image[::step, ::step].copy(), cv2.COLOR_RGB2LAB))
         looks.append((mean[:, 0], spread[:, 0]))
     (mean, spread), (mean_wanted, spread_wanted) = looks
-    ratio = ((spread_wanted + 1) / (spread + 1)).clip(0.5, 2)  # + 1: of grey pictures, whose colours have no spread
+    ratio = ((spread_wanted + 1) / (spread + 1)).clip(0.5, 2)  # + 1: the colours of grey pictures have no spread
     moved = (np.arange(256)[:, None] - mean) * (1 + strength * (ratio - 1)) + mean + strength * (mean_wanted - mean)
     table: np.ndarray = np.rint(moved.clip(0, 255)).astype(np.uint8)
     return table[None]
 
 
 def _spot(solid: np.ndarray, cut: Cut, full: Sequence[int], rng: np.random.Generator) -> tuple[int, int]:
-    """(top, left) of the cutout in the image, perhaps negative, so that at least half of the object is visible.
+    """(top, left) of the cutout in the image, possibly negative, so that at least half of the object is visible.
 
-    A side that was cut goes to the border, for a straight edge in the middle gives the object away.
+    A side that was cut is placed at the image border: a straight edge in the middle would give the object away.
     """
     left, top, width, height = cv2.boundingRect(solid.view(np.uint8))
     box = (top, height), (left, width)

@@ -1,4 +1,4 @@
-"""A JSON file in the format of COCO as a dataset: polygons and runs, as COCO, CVAT and Label Studio write them."""
+"""COCO-format JSON files as datasets: polygons and run lengths, as written by COCO, CVAT and Label Studio."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CROWD_RULES: dict[str, Rule] = {"void": "coco", "object": "coco_crowd"}
 
 
 class _File(NamedTuple):
-    """images and annotations by id; crowds: image id -> its annotations that are marked as crowd."""
+    """images and annotations by id; crowds: image id -> its annotations marked as crowd."""
 
     images: dict[Any, dict[str, Any]]
     annotations: dict[int, dict[str, Any]]
@@ -36,12 +36,13 @@ class _File(NamedTuple):
 def list_coco(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, crowd: str = "void") -> list[Ref]:
     """One object per annotation with a mask. ``folder`` is the JSON file.
 
-    Images lie next to it, in images/, or likewise next to its folder (CVAT: annotations/instances_default.json).
-    ``instances`` and ``binarize`` change nothing.
+    Images are searched for next to it, in images/, and in the same places relative to its parent folder (CVAT:
+    annotations/instances_default.json). ``instances`` and ``binarize`` have no effect.
 
-    crowd: what is marked by ``iscrowd``: "void" for the objects of its image and none itself, as COCO means it, or
-        "object" like all others: CVAT marks every mask that was brushed. Nothing in the file tells the two apart.
-    Raises HrsegError where it is not sure which file an image is, or two images would be read from one.
+    crowd: how to treat annotations with ``iscrowd``: "void" makes them ignored pixels for the other objects, as COCO
+        defines it; "object" makes them objects. CVAT sets the flag on every brushed mask, and the file does not say
+        which meaning applies.
+    Raises HrsegError if the file of an image is ambiguous, or two images resolve to one file.
     """
     if crowd not in CROWD_RULES:
         raise UnknownName("crowd", crowd, CROWD_RULES)
@@ -54,16 +55,16 @@ def list_coco(folder: Path, name: str, *, instances: bool, binarize: BinarizeRul
             bare += 1
         elif key not in crowds:
             found[annotation["image_id"]].append(key)
-    hint = f"{len(crowds)} annotations marked by iscrowd (brush masks of CVAT? then write {folder}:crowd=object)"
+    hint = f"{len(crowds)} annotations with iscrowd (brush masks of CVAT? then write {folder}:crowd=object)"
     if not found:
-        left = [*([f"{bare} annotations that have a box but no mask"] if bare else []), *([hint] if crowds else [])]
-        raise HrsegError(f"{folder}: no object: it holds {' and '.join(left) or 'no annotations'}")
+        left = [*([f"{bare} annotations with a box but no mask"] if bare else []), *([hint] if crowds else [])]
+        raise HrsegError(f"{folder}: no objects, only {' and '.join(left) or 'images without annotations'}")
     if bare:
-        log.warning("%s: left out %d annotations that have a box but no mask", folder, bare)
+        log.warning("%s: skipped %d annotations with a box but no mask", folder, bare)
     if crowds:
-        log.warning("%s: no objects but void for others: %s", folder, hint)
+        log.warning("%s: ignored regions, not objects: %s", folder, hint)
     if empty := len(file.images.keys() - found.keys()):
-        log.warning("%s: left out %d of %d images, which have no object", folder, empty, len(file.images))
+        log.warning("%s: skipped %d of %d images without objects", folder, empty, len(file.images))
     refs = []
     owners: dict[str, tuple[Any, Path]] = {}
     last_parts = Counter(_last_part(_file_name(file, image_id)) for image_id in file.images)
@@ -73,8 +74,8 @@ def list_coco(folder: Path, name: str, *, instances: bool, binarize: BinarizeRul
         other, path = owners.setdefault(os.path.normpath(image).casefold(), (image_id, image))
         if other != image_id and os.path.samefile(path, image):
             raise HrsegError(
-                f"{folder}: image {other} ('{_file_name(file, other)}') and image {image_id} ('{text}') are one file, "
-                f"{image}; give each its own file, or all annotations of it one image_id"
+                f"{folder}: image {other} ('{_file_name(file, other)}') and image {image_id} ('{text}') are the same "
+                f"file, {image}; give each its own file, or all annotations of it the same image_id"
             )
         stem = Path(inner(text)).with_suffix("").as_posix()
         refs += [Ref(f"{stem}#{key}", name, image, folder, CROWD_RULES[crowd], key) for key in sorted(found[image_id])]
@@ -86,13 +87,13 @@ def truth(ref: Ref, size: tuple[int, int]) -> np.ndarray:
     file = _read(ref.mask)
     annotation = file.annotations.get(ref.instance if ref.instance is not None else -1)
     if annotation is None:
-        raise HrsegError(f"{ref.mask}: has no annotation {ref.instance} any more; open the dataset again")
+        raise HrsegError(f"{ref.mask}: annotation {ref.instance} is gone; open the dataset again")
     image = file.images[annotation["image_id"]]
     said = image.get("height") or size[0], image.get("width") or size[1]
     if said != size:
         raise HrsegError(
-            f"{ref.mask}: says {said[1]}x{said[0]} for {ref.image}, which has {size[1]}x{size[0]} pixels; "
-            "use the images it was made with"
+            f"{ref.mask}: gives {said[1]}x{said[0]} for {ref.image}, which has {size[1]}x{size[0]} pixels; "
+            "use the images that were annotated"
         )
     mask = _mask(ref.mask, annotation, size)
     if not mask.any():
@@ -112,23 +113,23 @@ def _last_part(text: str) -> str:
 
 
 def _image(folder: Path, text: str, alike: int) -> Path:
-    """The file of an image: as listed, else by its last part alone, for Label Studio may write the path on its own
-    server. alike: how many listed images end in that part; of several it would be a guess."""
+    """The file of an image: by the listed path, else by its last part, because Label Studio may write paths of its own
+    server. alike: number of listed images with that last part; with more than one the match would be a guess."""
     for name in (text, _last_part(text)):
         for path in _places(folder, name):
             if not path.is_file():
                 continue
             if name != text and alike > 1:
                 raise HrsegError(
-                    f"{folder}: no file '{text}', and {path} may be any of {alike} listed images of that name; put "
-                    "them into folders as the JSON file says"
+                    f"{folder}: no file '{text}', and {path} matches {alike} listed images of that name; put them "
+                    "into the folders that the JSON file names"
                 )
             return path
-    raise HrsegError(f"{folder}: no file '{text}'; put it beside the JSON file or in images/ there")
+    raise HrsegError(f"{folder}: no file '{text}'; put it next to the JSON file or into images/ there")
 
 
 def _places(path: Path, name: str) -> Iterator[Path]:
-    """Where an image may lie."""
+    """Paths where an image may be."""
     subset = path.stem.partition("_")[2]  # instances_val2017.json -> val2017/
     for base in (path.parent, path.parent.parent):
         for below in ("", "images", subset, f"images/{subset}"):
@@ -139,39 +140,39 @@ def _read(path: Path) -> _File:
     try:
         stat = path.stat()
     except OSError:
-        raise HrsegError(f"{path}: no such file; put it back") from None
+        raise HrsegError(f"{path}: no such file; restore it") from None
     return _parse(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=4)
 def _parse(path: Path, _time: int, _size: int) -> _File:
-    """The file once for all its objects; time and size are those of the file, so that a changed one is read again."""
+    """Parse the file once for all its objects; modification time and size are cache keys, so changes are noticed."""
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise HrsegError(f"{path}: cannot be read ({error.strerror}); mend its rights") from None
+        raise HrsegError(f"{path}: cannot be read ({error.strerror}); fix its permissions") from None
     except (ValueError, RecursionError) as error:
         reason = "an empty file" if _size == 0 else " ".join(str(error).split())
         raise HrsegError(f"{path}: cannot be read as JSON ({reason}); export it again") from None
     wanted = {"images": ("id", "file_name"), "annotations": ("id", "image_id")}
     for key, fields in wanted.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise HrsegError(f"{path}: no list '{key}'; export it in the format of COCO")
+            raise HrsegError(f"{path}: no list '{key}'; export it in COCO format")
         for entry in content[key]:
             missing = [f for f in fields if not isinstance(entry, dict) or not isinstance(entry.get(f), int | str)]
             if missing:
-                raise HrsegError(f"{path}: an entry of '{key}' has no usable '{missing[0]}'; export it again")
+                raise HrsegError(f"{path}: an entry of '{key}' has no valid '{missing[0]}'; export it again")
     file = _File({}, {}, defaultdict(list))
     for image in content["images"]:
         if image["id"] in file.images:
-            raise HrsegError(f"{path}: image id {image['id']} is there twice; give each its own")
+            raise HrsegError(f"{path}: duplicate image id {image['id']}; give each image its own")
         file.images[image["id"]] = image
     for annotation in content["annotations"]:
         key, image_id = annotation["id"], annotation["image_id"]
         if not isinstance(key, int):
-            raise HrsegError(f"{path}: annotation id '{key}' is no whole number; number the annotations")
+            raise HrsegError(f"{path}: annotation id '{key}' is not an integer; number the annotations")
         if key in file.annotations:
-            raise HrsegError(f"{path}: annotation id {key} is there twice; give each its own")
+            raise HrsegError(f"{path}: duplicate annotation id {key}; give each annotation its own")
         if image_id not in file.images:
             raise HrsegError(f"{path}: annotation {key} is on image {image_id}, which is not listed; export it again")
         file.annotations[key] = annotation
@@ -181,7 +182,7 @@ def _parse(path: Path, _time: int, _size: int) -> _File:
 
 
 def _is_crowd(path: Path, annotation: dict[str, Any]) -> bool:
-    """Tables and scripts write the flag as a text, too; "0" is false there."""
+    """Some scripts write the flag as a string; "0" is then false."""
     flag = annotation.get("iscrowd")
     text = str(flag).strip().lower()
     if flag is None or text in ("", "0", "0.0", "false"):
@@ -192,7 +193,7 @@ def _is_crowd(path: Path, annotation: dict[str, Any]) -> bool:
 
 
 def _mask(path: Path, annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """bool (H, W). The library in C believes what it is told, so everything is checked before it is called."""
+    """bool (H, W). The C library does not validate its input, so everything is checked before the call."""
     shape = annotation["segmentation"]
     try:
         return _runs(shape, size) if isinstance(shape, dict) else _polygons(shape, size)
@@ -207,36 +208,37 @@ def _polygons(polygons: Any, size: tuple[int, int]) -> np.ndarray:
     rings = [polygons] if not isinstance(polygons[0], list) else polygons
     for ring in rings:
         if len(ring) < 6 or len(ring) % 2:
-            raise ValueError(f"a polygon of {len(ring)} numbers, where x, y of at least three corners are wanted")
+            raise ValueError(f"a polygon of {len(ring)} numbers; it needs x, y of at least three corners")
         if not all(isinstance(v, int | float) and math.isfinite(v) for v in ring):
-            raise ValueError("a polygon with something else than numbers")
+            raise ValueError("a polygon with values that are not numbers")
         if not all(-side <= v <= 2 * side for k, side in enumerate((width, height)) for v in ring[k::2]):
-            raise ValueError(f"a polygon far outside of the {width}x{height} pixels of its image")
+            raise ValueError(f"a polygon far outside its image of {width}x{height} pixels")
     runs = pycoco.merge(pycoco.frPyObjects([[float(v) for v in ring] for ring in rings], height, width))
     return _runs({"size": size, "counts": runs["counts"].decode()}, size)
 
 
 def _runs(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Lengths of runs of background, object, background, ... down the columns; as numbers, or packed into a text."""
+    """Run lengths of background, object, background, ... down the columns; numbers or COCO's compressed string."""
     counts = shape["counts"]
     if isinstance(counts, str):
         counts = _unpacked(counts)
     if list(shape["size"]) != list(size):
-        raise ValueError(f"runs for {shape['size']} (height, width), but the image has {list(size)}")
+        raise ValueError(f"run lengths for {shape['size']} (height, width), but the image has {list(size)}")
     if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != size[0] * size[1]:
-        raise ValueError(f"runs that do not add up to {size[0]} x {size[1]} pixels")
+        raise ValueError(f"run lengths that do not add up to {size[0]} x {size[1]} pixels")
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
 
 
 def _unpacked(text: str) -> list[int]:
-    """COCO's text of runs: five bits a character from "0" on, low bits first, bit 5 when more follow, the highest bit
-    of the last is the sign; from the fourth on a number is the difference to the run before the last."""
+    """Decode COCO's compressed run lengths: five bits per character, counted from "0", low bits first; bit 5 set when
+    more follow; the highest bit of the last character is the sign. From the fourth number on, each is the difference to
+    the run two before it."""
     counts: list[int] = []
     value = shift = 0
     for character in text:
         code = ord(character) - 48
         if not 0 <= code < 64:
-            raise ValueError("runs with a character that COCO does not use")
+            raise ValueError("run lengths with an invalid character")
         value |= (code & 31) << shift
         shift += 5
         if code & 32:
@@ -246,5 +248,5 @@ def _unpacked(text: str) -> list[int]:
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value = shift = 0
     if shift:
-        raise ValueError("runs that end in the middle of a number")
+        raise ValueError("run lengths that end in the middle of a number")
     return counts

@@ -1,11 +1,11 @@
-"""Archives from their addresses, to the last byte, whatever servers and networks do.
+"""Download archives resumably and verify them.
 
-First decide (there and right, begun, absent; is there room), then act: the bytes go to ``NAME.part``, and only what has
-the right SHA-256 takes the name. An interrupted download goes on where it stopped; notes beside it keep bytes of a file
-that has changed meanwhile from being glued on. A file whose sum nobody publishes is read through once, then its sum is
-pinned: from then on no other one is taken for it.
+First decide (verified, partial or absent; enough disk space), then act: the bytes go to ``NAME.part``, which is renamed
+only if its SHA-256 matches. An interrupted download resumes where it stopped; a notes file next to it keeps bytes of a
+different version of the file from being appended. A file without a published SHA-256 is checked for integrity once,
+then its SHA-256 is pinned: later downloads must match it.
 
-Only the standard library: pooch hashes but does not resume, and clients that resume do not hash.
+Standard library only: pooch verifies but does not resume, and clients that resume do not verify.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from hrseg_cli.writing import only_one, write_atomically
 Progress = Callable[[int, int | None], None]
 
 CHUNK = 1 << 18
-AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers that another try may change
+AGAIN = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses worth a retry
 LONGEST_WAIT = 60.0
 
 
 class Fetched(NamedTuple):
-    """An archive that is right. ``pinned``: its SHA-256 was unknown and has been written down now."""
+    """A verified archive. ``pinned``: its SHA-256 was unknown and has just been recorded."""
 
     path: Path
     sha256: str
@@ -45,7 +45,7 @@ class Fetched(NamedTuple):
 
 
 class _Interrupted(Exception):
-    """The next try may go better; ``pause``: the server said after how many seconds."""
+    """A retry may succeed; ``pause``: seconds to wait, if the server said so."""
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
@@ -53,12 +53,12 @@ class _Interrupted(Exception):
 
 
 class _Useless(Exception):
-    """This address will not give the file."""
+    """This URL will not deliver the file."""
 
 
 @dataclass
 class _Running:
-    """SHA-256 of the first ``done`` bytes of the part, carried from try to try."""
+    """SHA-256 of the first ``done`` bytes of the partial file, kept across retries."""
 
     done: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
@@ -72,7 +72,7 @@ class _Running:
 
 
 class _Job(NamedTuple):
-    """A download: what, where to, and how patiently; as for :func:`fetch`."""
+    """A download: file, destination and retry settings; see :func:`fetch`."""
 
     file: ArchiveFile
     part: Path
@@ -85,12 +85,12 @@ class _Job(NamedTuple):
 
 
 def archive_path(file: ArchiveFile, root: Path) -> Path:
-    """Where :func:`fetch` keeps an archive: by the folder it is for, as many sets have an ``images.zip``."""
+    """Where :func:`fetch` keeps an archive: in a folder per dataset, because many datasets have an ``images.zip``."""
     return root / ".hrseg" / "archives" / file.into / file.name
 
 
 def pin_name(file: ArchiveFile) -> str:
-    """What :func:`pins` calls an archive: ``into/name``."""
+    """The key of an archive in :func:`pins`: ``into/name``."""
     return PurePosixPath(file.into, file.name).as_posix()
 
 
@@ -104,23 +104,23 @@ def fetch(
     retries: int = 4,
     wait: float = 1.0,
 ) -> Fetched:
-    """The archive, verified: the one that is there already, the user's own, or a download.
+    """The verified archive: an existing one, the user's own, or a download.
 
-    root: the data root; downloads and pinned sums lie in its folder ``.hrseg``.
-    progress: called with (bytes, bytes in all or None); starts again where bytes have to.
-    from_path: the archive, or a folder that holds one of its name. It is read in place and never changed.
-    timeout: seconds of silence after which a server counts as stalled. retries: tries in a row that bring nothing new.
-    wait: seconds before the first of them, doubled each time.
+    root: the data root; downloads and pinned checksums are in its folder ``.hrseg``.
+    progress: called with (bytes, total bytes or None); restarts at 0 if the download does.
+    from_path: the archive, or a folder that contains it. It is read in place and never changed.
+    timeout: seconds without data after which a server counts as stalled. retries: consecutive retries without progress.
+    wait: seconds before the first retry, doubled each time.
 
-    Raises HrsegError, one line with the file, what happened and what to do. What was downloaded before an interruption
-    stays for the next run; what turned out wrong is deleted, but for the user's own file. While another hrseg fetches
-    the same archive, nothing is done.
+    Raises HrsegError, one line with the file, the problem and the fix. A partial download is kept for the next run;
+    a file that fails verification is deleted, unless it is the user's own. Also raises while another hrseg downloads
+    the same archive.
     """
     known = file.sha256 or pins(root).get(pin_name(file))
     target = archive_path(file, root)
     if from_path is not None:
         path = _given(file, from_path)
-        sum_ = _verify(file, path, known, progress, "it was left as it is")
+        sum_ = _verify(file, path, known, progress, "it was not changed")
     else:
         path = target
         part = target.with_name(target.name + ".part")
@@ -133,31 +133,31 @@ def fetch(
 
 
 def pins(root: Path) -> dict[str, str]:
-    """``into/name`` of an archive -> SHA-256, of those that were pinned below this data root."""
+    """``into/name`` of an archive -> SHA-256, for all archives pinned under this data root."""
     path = root / ".hrseg" / "pins.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, TypeError):
-        raise HrsegError(f"{path}: cannot be read; delete it, and what is fetched next is trusted anew") from None
+        raise HrsegError(f"{path}: cannot be read; delete it, and the next downloads will be pinned again") from None
 
 
 def _pin(root: Path, name: str, sum_: str) -> None:
     path = root / ".hrseg" / "pins.json"
     try:
-        with only_one(path, str(path), wait=True):  # or another archive's sum, pinned meanwhile, would be lost
+        with only_one(path, str(path), wait=True):  # otherwise a checksum pinned in the meantime would be lost
             text = json.dumps({**pins(root), name: sum_}, indent=2, sort_keys=True) + "\n"
             write_atomically(path, text)
     except OSError as error:
-        raise HrsegError(f"{root / '.hrseg'}: cannot be written ({error.strerror}); name another --root") from None
+        raise HrsegError(f"{root / '.hrseg'}: cannot be written ({error.strerror}); use another --root") from None
 
 
-# ---- what is there already -------------------------------------------------------------------------------------------
+# ---- existing files --------------------------------------------------------------------------------------------------
 
 
 def _kept(file: ArchiveFile, target: Path, known: str | None, progress: Progress | None) -> str | None:
-    """SHA-256 of an archive of an earlier run, if it is right."""
+    """SHA-256 of an archive from an earlier run, if it verifies."""
     if not target.is_file():
         return None
     try:
@@ -172,19 +172,19 @@ def _given(file: ArchiveFile, path: Path) -> Path:
         return path
     if not path.is_dir():
         raise HrsegError(
-            f"--from {path}: no such file or folder; give the archive {file.name}, or the folder it lies in"
+            f"--from {path}: no such file or folder; give the archive {file.name}, or the folder that contains it"
         )
     if (path / file.name).is_file():
         return path / file.name
-    raise HrsegError(f"--from {path}: holds no {file.name}; {file.how or 'give the folder it lies in'}")
+    raise HrsegError(f"--from {path}: {file.name} not found there; {file.how or 'give the folder that contains it'}")
 
 
 def _verify(file: ArchiveFile, path: Path, known: str | None, progress: Progress | None, done: str) -> str:
-    """SHA-256 of a file that is what it should be. Raises HrsegError otherwise."""
+    """SHA-256 of a file that passes verification. Raises HrsegError otherwise."""
     try:
         sum_ = _sha256(path, progress)
     except OSError as error:
-        raise HrsegError(f"{path}: cannot be read ({error.strerror}); mend that, then run again") from None
+        raise HrsegError(f"{path}: cannot be read ({error.strerror}); fix that, then rerun") from None
     if known is None:
         check_archive(path, file.unpack)
     elif sum_ != known:
@@ -197,11 +197,11 @@ def _mismatch(file: ArchiveFile, place: str | Path, known: str, got: str, done: 
     if not file.sha256:
         source = "the one pinned in .hrseg/pins.json"
         fix = (
-            f'; if the new one is right, delete "{pin_name(file)}" from .hrseg/pins.json below the data root, run again'
+            f'; if the new file is correct, delete "{pin_name(file)}" from .hrseg/pins.json in the data root and rerun'
         )
     return (
-        f"{place}: expected SHA-256 {known[:16]}… ({source}), got {got[:16]}…; {done}. Either it was damaged on its "
-        f"way (run again) or it is another version of the file (see the dataset's home page){fix}"
+        f"{place}: expected SHA-256 {known[:16]}… ({source}), got {got[:16]}…; {done}. Either it was damaged in "
+        f"transfer (rerun) or it is another version of the file (see the dataset's home page){fix}"
     )
 
 
@@ -225,13 +225,13 @@ def _feed(add: Callable[[bytes], None], stream: IO[bytes], total: int | None, pr
 
 
 def _download(job: _Job, target: Path) -> str:
-    """Try the addresses in order until one gives the file; returns its SHA-256."""
+    """Try the URLs in order until one delivers the file; returns its SHA-256."""
     file, part = job.file, job.part
     if not file.urls:
-        raise HrsegError(f"{file.name}: has no public link; {file.how}; then run again with --from")
+        raise HrsegError(f"{file.name}: no public link; {file.how}; then rerun with --from")
     reasons = []
     try:
-        target.unlink(missing_ok=True)  # it was wrong
+        target.unlink(missing_ok=True)  # it failed verification
         part.parent.mkdir(parents=True, exist_ok=True)
         if file.size:
             require_space(part.parent, file.size - _size(part))
@@ -248,11 +248,11 @@ def _download(job: _Job, target: Path) -> str:
             _drop(part)
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise HrsegError(f"{part}: the disk is full; make room, then run again to go on") from None
-        raise HrsegError(f"{part}: {error.strerror}; mend that, or name another --root") from None
-    kept = f"{size_text(_size(part))} are kept, run again to go on; or " if _size(part) else ""
+            raise HrsegError(f"{part}: the disk is full; free some space, then rerun to resume") from None
+        raise HrsegError(f"{part}: {error.strerror}; fix that, or use another --root") from None
+    kept = f"rerun to resume ({size_text(_size(part))} kept), or " if _size(part) else ""
     how = f" ({file.how})" if file.how else ""
-    raise HrsegError(f"{file.name}: not fetched: {'; '.join(reasons)}. {kept}give the archive with --from{how}")
+    raise HrsegError(f"{file.name}: download failed: {'; '.join(reasons)}; {kept}give the archive with --from{how}")
 
 
 def _size(path: Path) -> int:
@@ -260,9 +260,9 @@ def _size(path: Path) -> int:
 
 
 def _from_url(job: _Job, url: str) -> str:
-    """All bytes of one address in ``job.part``; returns their SHA-256.
+    """Download one URL to ``job.part``; returns its SHA-256.
 
-    Raises _Useless or _Interrupted for the network, OSError for the disk.
+    Raises _Useless or _Interrupted for network errors, OSError for disk errors.
     """
     idle, fresh = 0, 0
     while True:
@@ -278,8 +278,8 @@ def _from_url(job: _Job, url: str) -> str:
         wrong = _what_is_wrong(job, sum_)
         if wrong is None:
             return sum_
-        # Pieces of several tries may not fit together, and a server that tells no length may have stopped early:
-        # once more, in one go.
+        # Pieces of several tries may not fit together, and a server that sends no length may have stopped early:
+        # download it once more, in one piece.
         again = before > 0 or _read_notes(job.part, url).get("total") is None
         _drop(job.part)
         fresh += 1
@@ -294,18 +294,18 @@ def _what_is_wrong(job: _Job, sum_: str) -> str | None:
     try:
         check_archive(job.part, job.file.unpack)
     except HrsegError as error:
-        return str(error).replace(f"{job.part}: ", "what came was deleted: ")
+        return str(error).replace(f"{job.part}: ", "the download was deleted: ")
     return None
 
 
 def _one_try(job: _Job, url: str) -> str:
-    """One request; appends to the part where the server lets it. Returns the SHA-256 of a download that is whole."""
+    """One request; appends to the partial file if the server supports it. Returns the SHA-256 once complete."""
     file, part, running = job.file, job.part, job.running
     notes = _read_notes(part, url)
     if not notes:
         _drop(part)
     have = _size(part)
-    if running.done != have:  # the first try of this process
+    if running.done != have:  # the first try in this process
         running.start_again()
         if have:
             with part.open("rb") as stream:
@@ -322,7 +322,7 @@ def _one_try(job: _Job, url: str) -> str:
             running.start_again()
         if file.size and total and total != file.size:
             _drop(part)
-            raise _Useless(f"has {total} bytes, {file.size} were expected")
+            raise _Useless(f"expected {file.size} bytes, got {total}")
         if total:
             require_space(part.parent, total - have)
         if have == 0:
@@ -346,7 +346,7 @@ def _ask(url: str, have: int, notes: dict[str, Any], job: _Job) -> http.client.H
         )
     except urllib.error.HTTPError as error:
         with error:
-            answer = f"answers {error.code} {str(error.reason).splitlines()[0]}"
+            answer = f"HTTP {error.code} {str(error.reason).splitlines()[0]}"
             if error.code == 416 and have:
                 _drop(job.part)
                 raise _Interrupted(answer) from None
@@ -358,7 +358,7 @@ def _ask(url: str, have: int, notes: dict[str, Any], job: _Job) -> http.client.H
 
 
 def _receive(job: _Job, response: http.client.HTTPResponse, have: int, total: int | None) -> int:
-    """Bytes in the part when the server has nothing more to say."""
+    """Size of the partial file when the server has sent everything."""
     with job.part.open("ab") as out:
         while True:
             try:
@@ -371,7 +371,7 @@ def _receive(job: _Job, response: http.client.HTTPResponse, have: int, total: in
                 return have
             if have == 0 and not looks_like(chunk, job.file.unpack):
                 kind = response.headers.get_content_type()
-                raise _Useless(f"gives no archive but {kind}" + (", a web page" if kind == "text/html" else ""))
+                raise _Useless(f"returned {kind}, not an archive" + (" (a web page)" if kind == "text/html" else ""))
             out.write(chunk)
             job.running.add(chunk)
             have += len(chunk)
@@ -380,7 +380,7 @@ def _receive(job: _Job, response: http.client.HTTPResponse, have: int, total: in
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """(first byte that comes, bytes of the whole file or None) of an answer."""
+    """(offset of the first byte, total bytes or None) of a response."""
     if response.status == 206:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if not found:
@@ -401,7 +401,7 @@ def _seconds(text: str | None) -> float | None:
     return float(text) if text and text.isdigit() else None
 
 
-# ---- notes beside a partial download ---------------------------------------------------------------------------------
+# ---- notes next to a partial download --------------------------------------------------------------------------------
 
 
 def _drop(part: Path) -> None:
@@ -414,7 +414,7 @@ def _notes(part: Path) -> Path:
 
 
 def _read_notes(part: Path, url: str) -> dict[str, Any]:
-    """Notes of the same address under which the download can go on; empty where it has to start again."""
+    """Notes that allow a download from the same URL to resume; empty if it must restart."""
     try:
         notes = json.loads(_notes(part).read_text(encoding="utf-8"))
         usable = notes["url"] == url and (notes["validator"] or notes["total"]) is not None
@@ -428,13 +428,13 @@ def _write_notes(part: Path, url: str, response: http.client.HTTPResponse, total
 
 
 def _validator(response: http.client.HTTPResponse) -> str | None:
-    """What names this version of the file; a weak ETag does not name its bytes."""
+    """The header that identifies this version of the file; a weak ETag does not identify its bytes."""
     tag: str | None = response.headers.get("ETag")
     date: str | None = response.headers.get("Last-Modified")
     return tag if tag and not tag.startswith("W/") else date
 
 
 def _changed(response: http.client.HTTPResponse, notes: dict[str, Any]) -> bool:
-    """Whether an answer to a range is of another version than the notes: some servers do not heed If-Range."""
+    """Whether a range response is of another version than the notes say: some servers ignore If-Range."""
     now = _validator(response)
     return bool(notes and response.status == 206 and now and now != notes["validator"])

@@ -1,4 +1,4 @@
-"""Layouts that are told by file names: masks matched to images by stem, by pattern, or by a table of pairs."""
+"""Dataset layouts defined by file names: masks matched to images by stem, by pattern, or by a table of pairs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def list_folder(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
-    """``pairs.csv`` where there is one, otherwise images/ and masks/."""
+    """``pairs.csv`` if it exists, otherwise images/ and masks/."""
     if (folder / PAIRS).is_file():
         return _list_table(folder, name, instances, binarize)
     return _list_matched(folder, name, "folder", "instance" if instances else binarize)
@@ -44,8 +44,8 @@ def list_davis(folder: Path, name: str, *, instances: bool, binarize: BinarizeRu
 
 
 def list_davis585(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, init: str = "none") -> list[Ref]:
-    """DAVIS-585 (FocalClick, section 4): in the folder of a sequence 00009.jpg, object1_00009.png and masks to start
-    from, init_stm_object1_00009.png and init_sp_object1_00009.png. Label rule "gt128".
+    """DAVIS-585 (FocalClick, section 4): a folder per sequence with 00009.jpg, object1_00009.png and the initial masks
+    init_stm_object1_00009.png and init_sp_object1_00009.png. Label rule "gt128".
 
     init: "stm" (from video segmentation), "sp" (from super-pixels) or "none".
     """
@@ -60,12 +60,12 @@ def list_davis585(folder: Path, name: str, *, instances: bool, binarize: Binariz
             continue
         image = images.get(str(Path(stem).with_name(Path(stem).name.rpartition("_")[2])))
         if image is None:
-            raise HrsegError(f"{mask}: no image {mask.stem.rpartition('_')[2]}.jpg beside it; add it")
+            raise HrsegError(f"{mask}: no image {mask.stem.rpartition('_')[2]}.jpg next to it; add it")
         start = None
         if init != "none":
             start = files.get(str(Path(stem).with_name(f"init_{init}_{Path(stem).name}")))
             if start is None:
-                raise HrsegError(f"{mask}: no init_{init}_{mask.name} beside it; add it or leave init={init} out")
+                raise HrsegError(f"{mask}: no init_{init}_{mask.name} next to it; add it or omit init={init}")
         refs.append(Ref(stem, name, image, mask, rule, initial=start))
     return refs
 
@@ -73,8 +73,8 @@ def list_davis585(folder: Path, name: str, *, instances: bool, binarize: Binariz
 def list_pairs(
     folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, images: str, masks: str
 ) -> list[Ref]:
-    """Two patterns below ``folder``: an image and a mask for which the stars stand for the same text are a pair. What
-    has no partner is left out with a warning. "im" is short for "im/*.*".
+    """Two patterns below ``folder``: an image and a mask whose stars match the same text are a pair. Files without a
+    partner are skipped with a warning. "im" is short for "im/*.*".
 
     HQSeg-44K: ``images="im/*.jpg", masks="gt/*.png"``, or ``images="*.jpg", masks="*.png"`` for both in one folder.
     BIG: ``*_im.jpg`` and ``*_gt.png``.
@@ -85,7 +85,7 @@ def list_pairs(
     )
     alone = [path for stem, path in (found | targets).items() if not (stem in found and stem in targets)]
     if alone:
-        log.warning("%s: left out what has no partner: %s", folder, _some(alone))
+        log.warning("%s: skipped files without a partner: %s", folder, _some(alone))
     rule: Rule = "instance" if instances else binarize
     return [Ref(stem, name, found[stem], targets[stem], rule) for stem in sorted(found.keys() & targets.keys())]
 
@@ -112,16 +112,16 @@ def _list_matched(folder: Path, name: str, layout: str, rule: Rule) -> list[Ref]
             found[owner].append((stem, mask, rule))
     if orphans:
         ignored = not_images + not_masks
-        note = f" (files that are no images were ignored: {_some(ignored)})" if ignored else ""
+        note = f" (ignored files that are not images: {_some(ignored)})" if ignored else ""
         raise HrsegError(
-            f"{masks_in}: no image of that stem in {images_in.name}/ for {_some(orphans)}{note}; "
+            f"{masks_in}: no image with the same stem in {images_in.name}/ for {_some(orphans)}{note}; "
             "add the images or remove the masks"
         )
     if others := not_images + not_masks:
-        log.warning("%s: left out %d files that are no images: %s", images_in.parent, len(others), _some(others))
+        log.warning("%s: skipped %d files that are not images: %s", images_in.parent, len(others), _some(others))
     bare = [path for stem, path in images.items() if stem not in found]
     if bare:
-        log.warning("%s: skipped what has no mask in %s/: %s", images_in, masks_in.name, _some(bare))
+        log.warning("%s: skipped images without a mask in %s/: %s", images_in, masks_in.name, _some(bare))
     return _refs(name, images, found)
 
 
@@ -141,8 +141,8 @@ def by_stem(folder: Path, suffixes: Collection[str] = SUFFIXES) -> tuple[dict[st
 
 
 def _walk(folder: Path) -> list[Path]:
-    """All files below ``folder`` but hidden ones and those in hidden folders (.ipynb_checkpoints); links are followed.
-    Raises OSError for what cannot be listed."""
+    """All files below ``folder`` except hidden files and folders (.ipynb_checkpoints); links are followed. Raises
+    OSError if a folder cannot be listed."""
 
     def complain(error: OSError) -> None:
         raise error
@@ -153,22 +153,22 @@ def _walk(folder: Path) -> list[Path]:
         below[:] = [name for name in below if not name.startswith(".")]
         real = os.path.realpath(place)
         if real in seen:
-            raise HrsegError(f"{place}: a link to a folder that is read anyway; remove the link")
+            raise HrsegError(f"{place}: a link to a folder that is already read; remove the link")
         seen.add(real)
         files += [Path(place, name) for name in names if not name.startswith(".")]
     return files
 
 
 def _text(stem: str, path: Path) -> str:
-    """A stem that can be compared and written. NFC: a Mac may store the accents of image and mask in different ways."""
+    """A stem in NFC, so that stems compare equal: macOS may store the accents of image and mask differently."""
     if not stem.isascii() and stem.encode(errors="replace").decode() != stem:
-        raise HrsegError(f"{str(path)!a}: a name that is not UTF-8; rename the file")
+        raise HrsegError(f"{str(path)!a}: file name is not UTF-8; rename the file")
     return unicodedata.normalize("NFC", stem)
 
 
 def _same_stem(one: Path, other: Path) -> HrsegError:
     first, second = sorted((one, other))
-    return HrsegError(f"{first} and {second}: the same name twice; rename or remove one of them")
+    return HrsegError(f"{first} and {second}: duplicate name; rename or remove one of them")
 
 
 def _some(paths: list[Path]) -> str:
@@ -177,7 +177,7 @@ def _some(paths: list[Path]) -> str:
 
 
 def _list_table(folder: Path, name: str, instances: bool, binarize: BinarizeRule) -> list[Ref]:
-    """Rows of pairs.csv; a ``kind`` of "instance" or "binary" decides for its row, an empty one leaves it open."""
+    """Rows of pairs.csv; a ``kind`` of "instance" or "binary" applies to its row, an empty one uses the defaults."""
     table = folder / PAIRS
     rules: dict[str, Rule] = {"": "instance" if instances else binarize, "binary": binarize, "instance": "instance"}
     images: dict[str, Path] = {}
@@ -189,7 +189,7 @@ def _list_table(folder: Path, name: str, instances: bool, binarize: BinarizeRule
                 raise HrsegError(f"{table}: the first line must name the columns image,mask (and kind, if any)")
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise HrsegError(f"{table}: cannot be read ({error}); save it as UTF-8 text with commas") from None
+        raise HrsegError(f"{table}: cannot be read ({error}); save it as comma-separated UTF-8 text") from None
     for line, row in rows:
         image, mask = folder / (row["image"] or ""), folder / (row["mask"] or "")
         kind = (row.get("kind") or "").strip()
@@ -197,12 +197,12 @@ def _list_table(folder: Path, name: str, instances: bool, binarize: BinarizeRule
             if not path.is_file():
                 raise HrsegError(f"{table}, line {line}: no file {path}; correct the line or add the file")
         if kind not in rules:
-            raise HrsegError(f"{table}, line {line}: kind '{kind}' is not known; write binary, instance or nothing")
+            raise HrsegError(f"{table}, line {line}: unknown kind '{kind}'; write binary, instance or nothing")
         stem, mask_stem = _pair_stem(image, folder, "images"), _pair_stem(mask, folder, "masks")
         if images.setdefault(stem, image) != image:
             raise _same_stem(images[stem], image)
         if mask in (earlier for _, earlier, _ in found[stem]):
-            raise HrsegError(f"{table}, line {line}: {row['mask']} is listed twice for its image; remove one line")
+            raise HrsegError(f"{table}, line {line}: duplicate mask {row['mask']} for its image; remove one line")
         found[stem].append((mask_stem if stem in mask_stem else f"{stem}:{mask_stem}", mask, rules[kind]))
     return _refs(name, images, found)
 
@@ -214,7 +214,7 @@ def _pair_stem(path: Path, folder: Path, usual: str) -> str:
 
 
 def _refs(name: str, images: dict[str, Path], found: dict[str, list[tuple[str, Path, Rule]]]) -> list[Ref]:
-    """Sorted by image, then by mask with STEM_2 before STEM_10."""
+    """Sorted by image, then by mask, with STEM_2 before STEM_10."""
     refs = []
     for stem in sorted(found):
         masks = sorted(found[stem], key=lambda mask: (_natural(mask[0]), mask[0]))

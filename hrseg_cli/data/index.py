@@ -1,12 +1,12 @@
-"""Read every file of a dataset once: what is broken is named, what is good is written down.
+"""The index of a dataset: every file is decoded once, broken files are reported, good objects are recorded.
 
 ``index.jsonl``: a first line with the settings and a fingerprint of all files, then one line per good object, with
-paths relative to the dataset's folder. While the fingerprint holds, ``open_dataset`` takes the ids of index masks from
-it instead of opening every mask. It never changes which objects a dataset has.
+paths relative to the dataset's folder. While the fingerprint matches, ``open_dataset`` reads instance ids from the
+index instead of opening every mask. The index never changes which objects a dataset has.
 
-``index.lines.npy``: where each line begins, so that :class:`Index` opens millions of them without reading one.
-``index.jsonl.part``: what an interrupted build has done; the next one goes on behind it.
-``.index.jsonl.hrseg-lock``: held while one is built.
+``index.lines.npy``: the offset of each line, so that :class:`Index` opens millions of objects without reading a line.
+``index.jsonl.part``: the records of an interrupted build; the next build resumes after them.
+``.index.jsonl.hrseg-lock``: the lock, held during a build.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from hrseg_cli.writing import only_one, write_atomically, writing_atomically
 
 @dataclass(frozen=True)
 class Summary:
-    """What :func:`build_index` found.
+    """The result of :func:`build_index`.
 
-    images, objects: counts of the good ones. rules: label rule -> objects read by it.
-    problems: one line each, with the file and the fix, in dataset order. empty: how many masks of ids hold no object.
+    images, objects: counts of good images and objects. rules: label rule -> number of objects.
+    problems: one line each, with the file and the fix, in dataset order. empty: instance masks without an object.
     """
 
     path: Path
@@ -69,22 +69,22 @@ def build_index(
 ) -> Summary:
     """Decode all images and masks of a dataset and write its index.
 
-    Killed at any moment and called again, it goes on where it was, and writes the same bytes.
+    After an interruption at any moment, the next call resumes and writes the same bytes.
 
     spec, root, instances, binarize: as for ``open_dataset``; or what ``list_split`` returned.
-    out: the file to write, for datasets in folders that cannot be written; ``index.jsonl`` in the dataset otherwise.
-    workers: threads (decoding runs outside Python's lock); None: one per core.
-    progress: called with (images done, images in all).
+    out: the file to write, for datasets in read-only folders; ``index.jsonl`` in the dataset otherwise.
+    workers: threads (decoding releases the GIL); None: one per core.
+    progress: called with (images done, total images).
 
-    Raises HrsegError where the dataset cannot be listed, the index not be written or another process is building it;
-    broken files are not raised but returned as ``problems``.
+    Raises HrsegError if the dataset cannot be listed, the index cannot be written or another process is building it.
+    Broken files do not raise; they are returned as ``problems``.
     """
     if isinstance(spec, Listing):
         found = spec
     else:
         found = list_masks(str(spec), root=root, instances=instances, binarize=binarize)
     if any(ref.draw for ref in found.masks):
-        raise HrsegError(f"{spec}: drawn on demand, so there is nothing to index; give a folder")
+        raise HrsegError(f"{spec}: is drawn on demand, with no files to index; give a folder")
     head = {"version": 1, "instances": instances, "binarize": binarize, "name": found.name, **_state(found)}
     path = out or found.index_file
     part = path.with_name(f"{path.name}.part")
@@ -106,11 +106,11 @@ def build_index(
             unread = {relative(ref.mask, found.folder) for ref in found.masks if ref.unread}
             return _finish(part, path, head, len(groups), unread)
     except OSError as error:
-        raise HrsegError(f"{path}: cannot be written ({error.strerror}); name another file with --out") from None
+        raise HrsegError(f"{path}: cannot be written ({error.strerror}); choose another file with --out") from None
 
 
 def is_fresh(found: Listing) -> bool:
-    """Its index is of these very files and found nothing wrong with them."""
+    """Whether the index matches these files and found no problem in them."""
     try:
         with found.index_file.open(encoding="utf-8") as file:
             head = json.loads(file.readline())
@@ -120,7 +120,7 @@ def is_fresh(found: Listing) -> bool:
 
 
 def _state(found: Listing) -> dict[str, Any]:
-    """Of the files, and of how they are read: the same files may be listed in several ways."""
+    """State of the files and of the way they are read: the same files may be listed in several ways."""
     return {"fingerprint": fingerprint(found.folder, found.masks), "listing": _hash(found.masks)}
 
 
@@ -138,7 +138,7 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def _resume(part: Path, head: dict[str, Any]) -> int:
-    """Images that the file of an interrupted build holds; what stands behind the last of them is cut off."""
+    """Number of images in the file of an interrupted build; anything after the last complete one is cut off."""
     done = kept = 0
     if part.exists():
         with part.open("rb") as file:
@@ -155,7 +155,7 @@ def _resume(part: Path, head: dict[str, Any]) -> int:
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(position, record) of each line up to the first that is torn."""
+    """(offset, record) of each line up to the first incomplete one."""
     while True:
         position = file.tell()
         line = file.readline()
@@ -169,16 +169,16 @@ def _records(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _finish(part: Path, path: Path, head: dict[str, Any], groups: int, unread: set[str]) -> Summary:
-    """The file of a build that did all ``groups`` becomes the index. Good lines are copied as they are.
+    """Turn the partial file of a complete build (all ``groups``) into the index. Good lines are copied unchanged.
 
-    unread: the masks that were opened to know their objects.
+    unread: the masks that had to be opened to find their objects.
     """
     rules: Counter[str] = Counter()
     seen: set[str] = set()
     problems: list[str] = []
     incomplete: set[str] = set()
     images = done = 0
-    starts = array("q")  # (first byte of a line, number of its image), two by two
+    starts = array("q")  # pairs of (offset of a line, number of its image)
     with part.open("rb") as file:
         good_in_image = False
         for position, record in _records(file):
@@ -196,11 +196,11 @@ def _finish(part: Path, path: Path, head: dict[str, Any], groups: int, unread: s
             rules[record["rule"]] += 1
             unread.discard(record["mask"])
             if record["id"] in seen:
-                problems.append(f"{record['mask']}: object '{record['id']}' is there twice; rename one file")
+                problems.append(f"{record['mask']}: duplicate object '{record['id']}'; rename one file")
                 incomplete.add(record["mask"])
             seen.add(record["id"])
         if done != groups:
-            raise HrsegError(f"{part}: changed while it was written; delete it and run the same command again")
+            raise HrsegError(f"{part}: changed while it was being written; delete it and rerun the command")
         table = np.array(starts, np.int64).reshape(-1, 2)
         with writing_atomically(path) as out, writing_atomically(_table_path(path)) as out_table:
             out.write(_line({**head, "incomplete": sorted(incomplete)}))
@@ -214,7 +214,7 @@ def _finish(part: Path, path: Path, head: dict[str, Any], groups: int, unread: s
 
 
 def _check_image(folder: Path, masks: list[Ref]) -> tuple[list[dict[str, Any]], list[tuple[Path, str]]]:
-    """(records of good objects, (mask, problem) of the others) of the masks of one image; each file decoded once."""
+    """(records of good objects, (mask, problem) of the others) for the masks of one image; decodes each file once."""
     records: list[dict[str, Any]] = []
     problems: list[tuple[Path, str]] = []
     read = cache(read_mask)
@@ -266,13 +266,13 @@ def _record(ref: Ref, folder: Path, truth: np.ndarray, used: str) -> dict[str, A
 
 
 class Index(Sequence[Ref]):
-    """The objects of an ``index.jsonl``, read one by one when asked for.
+    """The objects of an ``index.jsonl``, read on access.
 
-    Opening takes no longer for a million objects than for ten, and compares nothing with the files beside it: a file
-    that has changed since is noticed when it is loaded. Paths lie relative to ``folder``, the folder of the index where
-    it is not given, so that a dataset may move. Travels to worker processes as a path.
+    Opening takes as long for a million objects as for ten, and does not check the files: a changed file is noticed
+    when it is loaded. Paths are relative to ``folder`` (default: the folder of the index), so a dataset can be moved.
+    Pickled as a path, so it is cheap to send to worker processes.
 
-    Raises HrsegError when the file is not an index.
+    Raises HrsegError if the file is not an index.
     """
 
     def __init__(self, path: Path, *, folder: Path | None = None, name: str | None = None) -> None:
@@ -286,11 +286,9 @@ class Index(Sequence[Ref]):
                 raise ValueError("another version")
             self._table = _read_table(path, self._text, len(first))
         except FileNotFoundError:
-            raise HrsegError(f"{path}: no such index; 'hrseg prepare-data' makes one") from None
+            raise HrsegError(f"{path}: no such index; create it with 'hrseg prepare-data'") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise HrsegError(
-                f"{path}: not an index ({error}); delete it, 'hrseg prepare-data' makes it again"
-            ) from None
+            raise HrsegError(f"{path}: not an index ({error}); delete it and rerun 'hrseg prepare-data'") from None
         self.name: str = name or str(self.head.get("name") or self.folder.resolve().name)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -327,9 +325,7 @@ class Index(Sequence[Ref]):
         try:
             return dict(json.loads(self._text[self._table[k, 0] : self._table[k + 1, 0]]))
         except ValueError:
-            raise HrsegError(
-                f"{self.path}, object {k}: not a line of an index; run 'hrseg prepare-data' again"
-            ) from None
+            raise HrsegError(f"{self.path}, object {k}: not a valid index line; rerun 'hrseg prepare-data'") from None
 
     def image_starts(self) -> np.ndarray:
         """int64, (images + 1,): the first object of each image, and the number of objects."""
@@ -346,8 +342,8 @@ def _table_path(path: Path) -> Path:
 
 
 def _read_table(path: Path, text: mmap.mmap, first: int) -> np.ndarray:
-    """int64, (objects + 1, 2): the first byte of each line and the number of its image; last the bytes and images in
-    all. Made anew where it is missing or does not fit ``text``, in which ``first`` bytes are the first line."""
+    """int64, (objects + 1, 2): the offset of each line and the number of its image; the last row is the total bytes and
+    images. Rebuilt if missing or if it does not match ``text``, whose first line takes ``first`` bytes."""
     size = len(text)
     try:
         table: np.ndarray = np.load(_table_path(path), mmap_mode="r")
@@ -359,7 +355,7 @@ def _read_table(path: Path, text: mmap.mmap, first: int) -> np.ndarray:
     starts = array("q")
     image, last = -1, None
     if text[size - 1] != 10:
-        raise ValueError("a torn line")
+        raise ValueError("an incomplete line")
     for line in re.finditer(rb'\n.*?"image": "([^"]*)', text):  # ten times as fast as reading JSON
         image += line[1] != last
         last = line[1]
@@ -367,6 +363,6 @@ def _read_table(path: Path, text: mmap.mmap, first: int) -> np.ndarray:
     table = np.append(np.array(starts, np.int64).reshape(-1, 2), [[size, image + 1]], axis=0)
     file = io.BytesIO()
     np.save(file, table)
-    with suppress(OSError):  # a folder that cannot be written: it is made again next time
+    with suppress(OSError):  # read-only folder: it will be rebuilt next time
         write_atomically(_table_path(path), file.getvalue())
     return table

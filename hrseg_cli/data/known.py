@@ -1,4 +1,4 @@
-"""Datasets that hrseg has a manifest of: what lies where, piece by piece."""
+"""Datasets with a manifest: which folders and layouts they are made of."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ DEFAULT_SPLIT = "val"
 
 
 class Known(NamedTuple):
-    """A known dataset as it is typed: its manifest, and the folder of manifests where it is a user's own."""
+    """A known dataset: its manifest, and the folder of manifests if it is the user's own."""
 
     manifest: Manifest
     manifests: Path | None
 
 
 class Piece(NamedTuple):
-    """One part of a known dataset. ``place``: ``name/split`` of the manifest it is in."""
+    """One part of a known dataset. ``place``: ``name/split`` in its manifest."""
 
     place: str
     manifest: Manifest
@@ -30,22 +30,22 @@ class Piece(NamedTuple):
 
 
 def find_known(text: str) -> Known | None:
-    """The known dataset that a name, or the path of a manifest (.yaml), means; None for anything else.
+    """The known dataset for a name or the path of a manifest (.yaml); None for anything else.
 
-    A bare name of a known dataset always means that dataset below the data root; a folder here is ``./name``.
+    The bare name of a known dataset always means the one under the data root; write ``./name`` for a local folder.
     """
     if text in manifest_names():
         return Known(load_manifest(text), None)
     if text.endswith((".yaml", ".yml")):
         path = Path(text)
         if not path.is_file():
-            raise HrsegError(f"{path}: no such file; give a manifest, or the name of a known dataset")
+            raise HrsegError(f"{path}: no such file; give a manifest or the name of a known dataset")
         return Known(load_manifest(path.stem, path.parent), path.parent)
     return None
 
 
 def pieces_of(known: Known, split: str = DEFAULT_SPLIT) -> list[Piece]:
-    """The pieces of a split in order, one where it is composed of nothing. Raises UnknownName for an unknown split."""
+    """The pieces of a split in order; just one unless it is composed. Raises UnknownName for an unknown split."""
     resolved = resolve_parts(known.manifest, split, known.manifests)
     return [Piece(f"{manifest.name}/{name}", manifest, manifest.splits[name]) for manifest, name in resolved]
 
@@ -59,19 +59,19 @@ def list_piece(
     binarize: BinarizeRule = "auto",
     **options: str,
 ) -> Listing:
-    """The files of a piece below the data root; no mask is opened.
+    """The files of a piece under the data root; no mask is opened.
 
-    name: of the dataset [the manifest's]. whole: the dataset the piece was asked for as a part of.
-    binarize: "auto" takes the rule of the manifest. options: of its layout.
-    Raises HrsegError when its folder is not there.
+    name: dataset name [the manifest's]. whole: the composed dataset that the piece was requested for.
+    binarize: "auto" uses the rule of the manifest. options: of its layout.
+    Raises HrsegError if its folder does not exist.
     """
     split = piece.split
     folder = root / split.folder
     if not folder.is_dir():
         own = whole or piece.manifest.name
         raise HrsegError(
-            f"{folder}: not there; 'hrseg prepare-data {own}' gets it, --root says where data lie, ./{own} is a folder "
-            "of your own"
+            f"{folder}: not found; run 'hrseg prepare-data {own}', set --root to your data folder, or write ./{own} "
+            "for a local folder"
         )
     rule: BinarizeRule = "auto" if split.binarize == "instance" else split.binarize
     if split.listing or split.layout == "coco_lvis":
@@ -91,10 +91,10 @@ def list_piece(
 def list_parts(
     name: str, *, split: str = DEFAULT_SPLIT, root: Path | None = None, binarize: BinarizeRule = "auto", **options: str
 ) -> list[Listing]:
-    """The pieces of a split of a known dataset (a name, or a manifest's path), as :func:`list_piece` lists each.
+    """The pieces of a split of a known dataset (a name or a manifest's path), each as from :func:`list_piece`.
 
-    root: the data root (else $HRSEG_DATA, else ./data). Pieces of another split than val carry it in their names.
-    Raises UnknownName for a name or split without a manifest, HrsegError for a piece that is not there.
+    root: the data root [$HRSEG_DATA, or ./data]. The names of pieces of splits other than val include the split.
+    Raises UnknownName for a name or split without a manifest, HrsegError for a piece that does not exist.
     """
     root = root or Path(os.environ.get("HRSEG_DATA") or "data")
     known = find_known(name) or Known(load_manifest(name), None)

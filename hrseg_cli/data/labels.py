@@ -1,7 +1,7 @@
-"""How the values of a mask become truth: the table in docs/data.md, which a test checks against this file.
+"""Label rules: how the values of a mask become ground truth. A test checks the table in docs/data.md against this file.
 
-The rule is logged with every number, for it moves boundaries by a pixel. A mask that can be read in two ways is
-refused, with the options that tell them apart.
+The rule is recorded with every number, because it moves boundaries by a pixel. An ambiguous mask is refused, with the
+options that resolve the ambiguity.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ RULES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "void255": (tuple(range(1, 255)), (255,)),  # VOC, mmsegmentation
     "grabcut": ((1, *range(129, 256)), (128,)),  # RITM's GrabCut and Berkeley reader
 }
-# What "auto" takes where a mask holds these values, all or some of them. The first that fits.
+# What "auto" chooses for a mask with all or some of these values. The first match wins.
 AUTO: tuple[tuple[set[int], BinarizeRule], ...] = (
     ({0, 1}, "nonzero"),
     ({0, 128, 255}, "void128"),
     ({0, 1, 255}, "void255"),
 )
-STEP = 8  # levels; where values change more quickly no two rows and columns of a soft edge are alike
-CLIFF = 32  # levels; more than a lossy format adds to an area
+STEP = 8  # levels; where values change faster, no two rows or columns of a soft edge are equal
+CLIFF = 32  # levels; more than a lossy format adds inside an area
 
-FOR_DATASETS = "add --instances where each value is an object, or --binarize "
-CHOICES = "nonzero (all above 0 is the object), gt128 (all above 128), void128 or void255 (that value is ignored)"
+FOR_DATASETS = "add --instances if each value is an object, or --binarize "
+CHOICES = "nonzero (object above 0), gt128 (object above 128), void128 or void255 (that value is ignored)"
 
 
 class _Unclear(ValueError):
-    """A mask with two readings. The text says which values."""
+    """An ambiguous mask. The message lists its values."""
 
 
 def binarize(grey: np.ndarray, rule: BinarizeRule, lossy: bool = False) -> tuple[np.ndarray, str]:
     """Grey values (H, W), bool, 8 or 16 bit -> (truth int8 (H, W): 1 object, 0 background, -1 ignored; rule used).
 
-    1 bit is black and white. 16-bit values that exceed 255 are brought to 0..255 (65535 -> 255; only 0 becomes 0, and
-    only 65535 becomes 255). lossy: values have changed a little since they were drawn.
+    1 bit is black and white. 16-bit values are scaled to 0..255 if one exceeds 255 (only 0 becomes 0, and only 65535
+    becomes 255). lossy: a lossy format has changed the values a little.
 
-    Raises UnknownName for the rule, and ValueError where "auto" cannot choose.
+    Raises UnknownName for an unknown rule, and ValueError if "auto" cannot choose.
     """
     levels = _levels(grey)
     used = _choose(grey, levels, lossy) if rule == "auto" else rule
@@ -62,11 +62,11 @@ def binarize(grey: np.ndarray, rule: BinarizeRule, lossy: bool = False) -> tuple
 def truth_of_mask(
     path: Path, pixels: MaskPixels, rule: BinarizeRule, fix: str = FOR_DATASETS + CHOICES
 ) -> tuple[np.ndarray, str]:
-    """As :func:`binarize`, for a mask as stored in ``path``: one picture gives one mask, whatever file it is in.
+    """Like :func:`binarize`, for a mask as stored in ``path``; independent of the file format.
 
-    Of what has an alpha that varies, the alpha. Of a palette of greys the greys, of other palettes and of VOC's colours
-    the indices, which are labels. Of colours the maximum.
-    fix: what to type where "auto" cannot choose. Raises HrsegError for that.
+    Reads the alpha channel if it varies; the greys of a grey palette; the indices, which are labels, of other palettes
+    and of VOC's colours; the largest channel of other colours.
+    fix: what to type if "auto" cannot choose, for the HrsegError raised then.
     """
     try:
         return _truth(pixels, rule)
@@ -82,11 +82,11 @@ def read_object(
     owner: Path | str = "its image",
     at_most: int = MAX_PIXELS,
 ) -> np.ndarray:
-    """bool (H, W) of a mask to start from, ``size`` (H, W) being that of its image ``owner``; ignored is no object.
+    """bool (H, W): an initial mask for the image ``owner`` of ``size`` (H, W); ignored pixels are background.
 
-    An empty mask is one. rule: None where none can be asked for, which is "auto". at_most: pixels.
+    An empty mask is valid. rule: None means "auto" and that the command has no --binarize. at_most: pixels.
 
-    Raises HrsegError for another size, and for values that cannot be read or are all background by the rule.
+    Raises HrsegError for a wrong size, and for values that are ambiguous or all background under the rule.
     """
     pixels = read_mask(path, at_most)
     check_size(path, pixels, size, owner)
@@ -94,7 +94,7 @@ def read_object(
     truth, used = truth_of_mask(path, pixels, rule or "auto", fix)
     found: np.ndarray = truth == 1
     if pixels.values.any() and not found.any():
-        raise HrsegError(f"{path}: no object pixel by rule '{used}'; {seen(pixels)}; {fix}")
+        raise HrsegError(f"{path}: no object pixel under rule '{used}'; {seen(pixels)}; {fix}")
     return found
 
 
@@ -102,28 +102,28 @@ def check_size(path: Path, pixels: MaskPixels, size: tuple[int, ...], owner: Pat
     """Raises HrsegError unless the mask in ``path`` has the ``size`` (H, W) of its image ``owner``."""
     height, width = pixels.values.shape[:2]
     if (height, width) != size:
-        turned = " (turned by its EXIF tag?)" if (width, height) == size else ""
+        turned = " (rotated by its EXIF tag?)" if (width, height) == size else ""
         raise HrsegError(
-            f"{path}: {width}x{height} pixels, but {owner} has {size[1]}x{size[0]}{turned}; save both at one size"
+            f"{path}: {width}x{height} pixels, but {owner} has {size[1]}x{size[0]}{turned}; save both at the same size"
         )
 
 
 def seen(pixels: MaskPixels) -> str:
-    """The values of a mask, for messages."""
+    """The values of a mask, for error messages."""
     return _some(np.unique(pixels.values).astype(int).tolist())
 
 
 def voc_indices(colours: np.ndarray) -> np.ndarray | None:
-    """uint8 (H, W): the indices in VOC's palette of colours (H, W, 3); None when one of them is not in it.
+    """uint8 (H, W): the indices of colours (H, W, 3) in VOC's palette; None if a colour is not in it.
 
-    Tools that know no palettes save VOC's masks in colours. Bit k of an index is bit 7 - k // 3 of channel k % 3.
+    Tools without palette support save VOC's masks as RGB. Bit k of an index is bit 7 - k // 3 of channel k % 3.
     """
     index = np.arange(256)
     known = np.zeros(256, np.int64)
     for k in range(8):
         known |= ((index >> k) & 1) << (16 * (2 - k % 3) + 7 - k // 3)
     order = np.argsort(known)
-    for some in (_sample(colours), colours):  # of a photograph the sample is enough
+    for some in (_sample(colours), colours):  # for a photograph the sample is enough
         codes = _codes(some)
         found = order[np.searchsorted(known[order], codes).clip(max=255)]
         if not np.array_equal(known[found], codes):
@@ -132,10 +132,10 @@ def voc_indices(colours: np.ndarray) -> np.ndarray | None:
 
 
 def label_indices(pixels: MaskPixels) -> np.ndarray | None:
-    """(H, W): labels of a mask of a palette or of colours; None for colours that are not VOC's.
+    """(H, W): labels of a palette or RGB mask; None for RGB colours that are not VOC's.
 
-    The palette's indices, unless a program has numbered them anew: then those of VOC, where all colours are VOC's, else
-    with black, the background, as 0.
+    The palette's indices, unless a program has renumbered them: then VOC's indices if all colours are VOC's, otherwise
+    renumbered so that black, the background, is 0.
     """
     if pixels.palette is None:
         return voc_indices(pixels.colours) if pixels.colours is not None else None
@@ -152,14 +152,14 @@ def label_indices(pixels: MaskPixels) -> np.ndarray | None:
     return np.asarray(table[indices])
 
 
-# ---- which picture a file shows --------------------------------------------------------------------------------------
+# ---- what a file shows -----------------------------------------------------------------------------------------------
 
 
 def _truth(pixels: MaskPixels, rule: BinarizeRule) -> tuple[np.ndarray, str]:
     if pixels.alpha is not None:
         visible = np.unique(pixels.values[pixels.alpha > 0])
         if rule == "auto" and pixels.palette is None and visible[0] == 0 and 1 < len(visible) <= 3:
-            raise _Unclear(f"{_some(visible.tolist())} where it is not transparent, a mask or a cut-out of one?")
+            raise _Unclear(f"{_some(visible.tolist())} where it is not transparent; a mask or a cutout?")
         return binarize(pixels.alpha, "gt128" if rule == "auto" else rule)
     values = pixels.values
     if pixels.palette is not None:
@@ -177,10 +177,10 @@ def _truth(pixels: MaskPixels, rule: BinarizeRule) -> tuple[np.ndarray, str]:
 
 
 def _greys(palette: np.ndarray, indices: np.ndarray) -> np.ndarray | None:
-    """uint8 (H, W): the greys of a picture of greys that was saved with a palette; None for labels.
+    """uint8 (H, W): the grey values of a grey picture saved with a palette; None for labels.
 
-    A palette of labels holds colours even where a mask uses only its blacks and greys, and 0 is its background. One
-    that shows no difference where the indices differ is no picture.
+    A palette of labels contains colours even if a mask uses only its blacks and greys, and index 0 is background. A
+    palette that shows different indices in the same grey is not a picture.
     """
     used = np.flatnonzero(np.bincount(indices.ravel(), minlength=len(palette)))
     plain = (palette == palette[:, :1]).all(axis=1)
@@ -196,7 +196,7 @@ def _codes(colours: np.ndarray) -> np.ndarray:
 
 
 def _sample(pixels: np.ndarray) -> np.ndarray:
-    """About 64x64 of the pixels (H, W, ...), evenly spread."""
+    """About 64x64 of the pixels (H, W, ...), evenly spaced."""
     return pixels[:: pixels.shape[0] // 64 + 1, :: pixels.shape[1] // 64 + 1]
 
 
@@ -208,7 +208,7 @@ def _two_with_black(colours: np.ndarray) -> bool:
 
 
 def _one_hue(colours: np.ndarray, brightest: np.ndarray) -> bool:
-    """Whether the bright pixels, those of the object, have one colour, up to what JPEG does to it."""
+    """Whether the bright pixels, those of the object, have one colour, up to JPEG artefacts."""
     bright = np.flatnonzero(brightest > brightest.max() // 2)
     bright = bright[:: len(bright) // 100_000 + 1]
     hues = colours.reshape(-1, 3)[bright] / brightest.reshape(-1, 1)[bright].astype(np.float32)
@@ -220,7 +220,7 @@ def _one_hue(colours: np.ndarray, brightest: np.ndarray) -> bool:
 
 
 def _levels(grey: np.ndarray) -> np.ndarray:
-    """uint8 (H, W). 1 bit: 0 and 255. 16 bits beyond 255: over 257."""
+    """uint8 (H, W). 1 bit becomes 0 and 255; 16-bit values above 255 are divided by 257."""
     if grey.dtype == bool:
         return grey.astype(np.uint8) * 255
     if grey.dtype == np.uint8 or grey.max(initial=0) <= 255:
@@ -231,13 +231,13 @@ def _levels(grey: np.ndarray) -> np.ndarray:
 
 
 def _choose(grey: np.ndarray, levels: np.ndarray, lossy: bool) -> BinarizeRule:
-    """The rule of grey values (H, W), of which ``levels`` is the 8-bit form. Raises _Unclear."""
+    """The rule for grey values (H, W); ``levels`` are the same in 8 bits. Raises _Unclear."""
     if grey.dtype == bool:
         return "nonzero"
     values = np.flatnonzero(np.bincount(grey.ravel())).tolist()
     present = _levels(np.array(values, grey.dtype)).tolist()
     if len(set(present)) == len(values):
-        # A label of 1 fills areas; what a lossy format makes of a 0 does not.
+        # A label of 1 fills areas; compression noise around 0 does not.
         noise = lossy or (1 in present and not _mostly_areas(levels, levels == 1))
         for known, rule in AUTO:
             if known.issuperset(present) and not (rule == "void255" and noise):
@@ -247,30 +247,30 @@ def _choose(grey: np.ndarray, levels: np.ndarray, lossy: bool) -> BinarizeRule:
     if present[-1] <= 128 or (
         _areas_in_lossy(levels) if lossy else len(values) == 3 or present[-2] < 128 or _areas_between(grey, levels)
     ):
-        raise _Unclear(f"{_some(values)}, in areas of their own: ids of objects, or grey levels of one?")
+        raise _Unclear(f"{_some(values)}, each in an area of its own: object ids, or grey levels of one object?")
     return "gt128"
 
 
 def _choose_for_labels(labels: np.ndarray) -> BinarizeRule:
-    """The rule of indices of a palette (H, W): one label, with or without VOC's void of 255. Raises _Unclear."""
+    """The rule for palette indices (H, W): one label, with or without VOC's void of 255. Raises _Unclear."""
     values = np.unique(labels).tolist()
     objects = [value for value in values if value not in (0, 255)]
     if len(objects) > 1:
-        raise _Unclear(f"{_some(values)} of a palette: several labels")
+        raise _Unclear(f"{_some(values)} in a palette: several labels")
     return "void255" if objects and 255 in values else "nonzero"
 
 
 def _areas_between(grey: np.ndarray, levels: np.ndarray) -> bool:
     """Whether levels between the darkest and the brightest fill areas, as ids do, rather than soften an edge.
 
-    Counted where values change by more than STEP levels.
+    Only pixels where values change by more than STEP levels are counted.
     """
     between = (_range(levels, 3) > STEP) & (grey > grey.min()) & (grey < grey.max())
     return _mostly_areas(grey, between)
 
 
 def _mostly_areas(grey: np.ndarray, chosen: np.ndarray) -> bool:
-    """Whether more than half of the chosen pixels (bool (H, W)) lie in a square of 2x2 of their own value."""
+    """Whether more than half of the chosen pixels (bool (H, W)) are in a 2x2 square of equal values."""
     same = (grey[:-1, :-1] == grey[1:, 1:]) & (grey[:-1, :-1] == grey[1:, :-1]) & (grey[:-1, :-1] == grey[:-1, 1:])
     area = np.zeros(grey.shape, bool)
     for rows in (slice(None, -1), slice(1, None)):
@@ -280,8 +280,8 @@ def _mostly_areas(grey: np.ndarray, chosen: np.ndarray) -> bool:
 
 
 def _areas_in_lossy(levels: np.ndarray) -> bool:
-    """The same where values are only nearly as they were drawn: areas in the middle of the range that end in steps, or
-    dark ones. Bounds from disks, lines and noise at every quality from 10 up, and from ids of 1 to 255.
+    """The same for lossy values: areas in the middle of the range with sharp borders, or dark areas. The bounds were
+    found with disks, lines and noise at every quality from 10 up, and with ids of 1 to 255.
     """
     step, top = _range(levels, 3), int(levels.max())
     middle = (levels >= CLIFF) & (levels <= top - CLIFF)
@@ -294,7 +294,7 @@ def _areas_in_lossy(levels: np.ndarray) -> bool:
 
 
 def _range(levels: np.ndarray, side: int) -> np.ndarray:
-    """uint8 (H, W): brightest less darkest in the square around each pixel."""
+    """uint8 (H, W): maximum minus minimum in the square around each pixel."""
     square = np.ones((side, side), np.uint8)
     return np.asarray(cv2.subtract(cv2.dilate(levels, square), cv2.erode(levels, square)))
 

@@ -1,4 +1,4 @@
-"""Sets that list their own images: SBD, PASCAL VOC, COCO+LVIS as RITM combines them, and the embedded one."""
+"""Datasets with their own image lists: SBD, PASCAL VOC, COCO+LVIS as combined by RITM, and the procedural set."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hrseg_cli.recipe import BinarizeRule
 
 
 def list_sbd(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, split: str = "val") -> list[Ref]:
-    """SBD: img/, inst/*.mat (GTinst.Segmentation) and <split>.txt. One object per id > 0, nothing is ignored.
+    """SBD: img/, inst/*.mat (GTinst.Segmentation) and <split>.txt. One object per id > 0; no pixels are ignored.
 
-    split: "val" counts every object, as RITM evaluates; "train" leaves out those that fill under 8 % of their box, as
-        RITM trains. Masks are ids in any case, so ``instances`` and ``binarize`` change nothing.
+    split: "val" has every object, as in RITM's evaluation; "train" omits those that fill less than 8 % of their box, as
+        in RITM's training. Masks always contain ids, so ``instances`` and ``binarize`` have no effect.
     """
     rule: Rule = "solid" if split == "train" else "instance"
     return _list_named(folder, name, folder, split, ("img", "inst"), (".mat",), rule)
@@ -27,9 +27,9 @@ def list_pascalvoc(
     folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, split: str = "val"
 ) -> list[Ref]:
     """PASCAL VOC: JPEGImages/, SegmentationObject/ and ImageSets/Segmentation/<split>.txt. One object per palette
-    index, 255 is ignored; ``instances`` and ``binarize`` change nothing.
+    index, 255 is ignored; ``instances`` and ``binarize`` have no effect.
 
-    RITM reads grey values of the palette's colours, in which some pairs of objects collide.
+    RITM reads the grey values of the palette's colours, which merges some pairs of objects.
     """
     lists = folder / "ImageSets" / "Segmentation"
     return _list_named(folder, name, lists, split, ("JPEGImages", "SegmentationObject"), (".png",), "instance")
@@ -42,11 +42,11 @@ def _list_named(
     path = lists / f"{split}.txt"
     if not path.is_file():
         others = ", ".join(sorted(p.stem for p in lists.glob("[!.]*.txt"))) or "none"
-        raise HrsegError(f"{path}: no such list; the splits there are: {others}")
+        raise HrsegError(f"{path}: no such list; available splits: {others}")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise HrsegError(f"{path}: not a text of names; replace it") from None
+        raise HrsegError(f"{path}: not a text file; replace it") from None
     images, masks = by_stem(folder / parts[0])[0], by_stem(folder / parts[1], suffixes)[0]
     refs: dict[str, Ref] = {}
     for number, line in enumerate(lines, 1):
@@ -55,9 +55,11 @@ def _list_named(
             continue
         for part, files in zip(parts, (images, masks), strict=True):
             if stem not in files:
-                raise HrsegError(f"{path}, line {number}: no file '{stem}' in {folder / part}; add it or the line goes")
+                raise HrsegError(
+                    f"{path}, line {number}: no file '{stem}' in {folder / part}; add it or remove the line"
+                )
         if stem in refs:
-            raise HrsegError(f"{path}, line {number}: '{stem}' is there twice; remove one line")
+            raise HrsegError(f"{path}, line {number}: duplicate '{stem}'; remove one line")
         refs[stem] = Ref(stem, name, images[stem], masks[stem], rule)
     return list(refs.values())
 
@@ -67,16 +69,16 @@ def list_coco_lvis(
 ) -> list[Ref]:
     """COCO+LVIS (RITM, section 4.1): <split>/images/, masks/*.pickle and hannotation.pickle.
 
-    One object per mask, parts of objects included: ``Ref.parent`` tells whose part it is. Nothing is ignored.
-    Images of "val" may lie in train/images/: LVIS took some of them from COCO's train2017.
-    stuff: "1" adds regions of stuff (sky, grass) behind the objects of an image; ``Ref.stuff`` marks them.
+    One object per mask, including parts of objects: ``Ref.parent`` is the object a part belongs to. No pixels are
+    ignored. Images of "val" may be in train/images/: LVIS took some of them from COCO's train2017.
+    stuff: "1" adds stuff regions (sky, grass) after the objects of an image; ``Ref.stuff`` marks them.
     """
     if stuff not in ("0", "1"):
-        raise HrsegError(f"dataset {name}: stuff={stuff} is not known; write stuff=0 or stuff=1")
+        raise HrsegError(f"dataset {name}: unknown stuff={stuff}; write stuff=0 or stuff=1")
     path = folder / split / "hannotation.pickle"
     if not path.is_file():
         others = ", ".join(sorted(p.parent.name for p in folder.glob("[!.]*/hannotation.pickle"))) or "none"
-        raise HrsegError(f"{path}: no such file; the splits there are: {others}")
+        raise HrsegError(f"{path}: no such file; available splits: {others}")
     refs = []
     content = load_pickle(path)
     try:
@@ -90,7 +92,7 @@ def list_coco_lvis(
             if stuff == "1":
                 refs.append(Ref(stem, name, image, mask, "layers", stuff=count))
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise HrsegError(f"{path}: not the annotation of COCO+LVIS; replace the file") from None
+        raise HrsegError(f"{path}: not a COCO+LVIS annotation; replace the file") from None
     return refs
 
 
@@ -111,12 +113,12 @@ def list_procedural(
     size: str = "1024",
     seed: str = "0",
 ) -> list[Ref]:
-    """The embedded set; there is no folder. One object an image, so ``instances`` changes nothing."""
+    """The procedural set, which has no folder. One object per image, so ``instances`` has no effect."""
     from hrseg_cli.data import procedural
 
     for key, value, usual in (("count", count, 20), ("size", size, 1024), ("seed", seed, 0)):
         if not re.fullmatch("[0-9]{1,9}", value) or (key != "seed" and int(value) == 0):
-            raise HrsegError(f"dataset {folder}: {key} wants a whole number, for example {key}={usual}")
+            raise HrsegError(f"dataset {folder}: {key} must be an integer, for example {key}={usual}")
     rule: Rule = "gt128" if binarize == "auto" else binarize
     draws = [(int(seed), index, int(size)) for index in range(int(count))]
     return [

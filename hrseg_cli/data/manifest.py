@@ -1,11 +1,11 @@
-"""What a dataset is: where it comes from, under which terms, what its archives hold and how many objects it counts.
+"""Manifests: the source of a dataset, its licence, its archives and its object counts.
 
-One YAML file a dataset in ``data_manifests``. A dataset either has ``splits`` of its own, or is composed of ``parts``
-of others, written ``name/split``. All paths are relative to the data root; archives that several datasets share are
-listed by each of them in the same words, and are fetched once.
+One YAML file per dataset in ``data_manifests``. A dataset either has ``splits`` of its own, or is composed of ``parts``
+of others, written ``name/split``. All paths are relative to the data root. Archives shared by several datasets are
+listed identically in each manifest and downloaded once.
 
-``images`` and ``masks`` of a split are patterns: ``*`` stands for one part of a name, and what the stars cover is the
-stem that an image and its mask have in common. A pattern that ends in ``.*`` takes any kind of picture.
+``images`` and ``masks`` of a split are patterns: ``*`` matches a part of a name, and the text matched by the stars is
+the stem that an image shares with its mask. A pattern that ends in ``.*`` matches any image format.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from hrseg_cli.errors import HrsegError, UnknownName, nearest
 from hrseg_cli.recipe import BinarizeRule, data_folder
 
 Layout = Literal["grabcut", "berkeley", "davis", "davis585", "sbd", "pascalvoc", "coco_lvis", "pairs"]
-State = Literal["absent", "partial", "ready"]
+Readiness = Literal["absent", "partial", "ready"]
 
-# Elsewhere one mask file may hold several objects, so masks are counted against images there.
+# In other layouts one mask file may hold several objects, so there masks are compared with the number of images.
 ONE_OBJECT_A_MASK = ("grabcut", "berkeley", "davis", "davis585", "pairs")
-ABOUT = 0.01  # a published "99k" may be so far off
+ABOUT = 0.01  # relative tolerance of a rounded count such as "99k"
 PICTURE = r"\.(?:bmp|gif|jpe?g|png|tiff?|webp)"
 
 
@@ -51,14 +51,14 @@ class _Frozen(BaseModel):
 
 
 class ArchiveFile(_Frozen):
-    """One file to fetch.
+    """One file to download.
 
-    urls: addresses of the same bytes, the best one first; none where a person has to get it.
-    size: bytes; None where nobody publishes it. sha256: None means pinned at the first verified download.
-    into: folder below the data root. A folder that is alone in the archive is left out, again and again.
-    inside: folder of the archive that is taken instead of the whole.
-    splits: what it is needed for; empty means everything.
-    how: one line for a person, where there is no stable link.
+    urls: mirrors of the same bytes, best first; empty if the user has to download it manually.
+    size: bytes; None if not published. sha256: None means pinned at the first verified download.
+    into: folder below the data root. Single top-level folders in the archive are stripped, repeatedly.
+    inside: folder of the archive to extract instead of the whole.
+    splits: the splits that need it; empty means all.
+    how: one line for the user, if there is no stable link.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]
@@ -74,18 +74,18 @@ class ArchiveFile(_Frozen):
     @model_validator(mode="after")
     def _reachable(self) -> ArchiveFile:
         if not self.urls and not self.how:
-            raise ValueError("needs urls, or how a person gets it")
+            raise ValueError("needs urls, or 'how' to get it manually")
         return self
 
 
 class Split(_Frozen):
     """Images and masks of one part of a dataset.
 
-    folder: below the data root. images, masks: patterns below it. listing: text file below it, one stem a line, where
-        the folders hold more than the split.
-    count_images: image files, at least so many. count_objects: exactly so many. None: published nowhere.
-    about: the counts are published as rounded numbers, or differ between readers.
-    binarize: label rule of the mask files; "instance" for ids. ignore: stored value that counts for nothing.
+    folder: below the data root. images, masks: patterns below it. listing: text file below it, one stem per line, if
+        the folders contain more than the split.
+    count_images: minimum number of image files. count_objects: exact number of objects. None: not published.
+    about: the published counts are rounded, or differ between readers.
+    binarize: label rule of the mask files; "instance" for ids. ignore: the stored value of ignored pixels.
     """
 
     folder: Relative
@@ -101,7 +101,7 @@ class Split(_Frozen):
 
 
 class Manifest(_Frozen):
-    """A dataset. ``totals`` are the objects a composed one must add up to, per split."""
+    """A dataset. ``totals``: per split, the number of objects that the parts of a composed dataset must add up to."""
 
     name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
     version: Count
@@ -120,7 +120,7 @@ class Manifest(_Frozen):
     @model_validator(mode="after")
     def _one_kind(self) -> Manifest:
         if bool(self.splits) == bool(self.parts):
-            raise ValueError("needs either splits or parts")
+            raise ValueError("needs either splits or parts, not both")
         if self.parts.keys() != self.totals.keys():
             raise ValueError("totals must name the same splits as parts")
         if self.splits and not self.files:
@@ -128,7 +128,7 @@ class Manifest(_Frozen):
         for file in self.files:
             unknown = set(file.splits) - self.splits.keys()
             if unknown:
-                raise ValueError(f"file {file.name} is for splits that do not exist: {', '.join(sorted(unknown))}")
+                raise ValueError(f"file {file.name} names unknown splits: {', '.join(sorted(unknown))}")
         return self
 
     def split_names(self) -> tuple[str, ...]:
@@ -138,18 +138,18 @@ class Manifest(_Frozen):
 
 @dataclass(frozen=True)
 class Found:
-    """What lies on disk of one split, counted by file names."""
+    """The files of one split on disk, counted by name."""
 
     images: int
     masks: int
-    state: State
+    state: Readiness
 
 
 @dataclass(frozen=True)
 class Status:
-    """``splits``: ``name/split`` -> what was found of it."""
+    """``splits``: ``name/split`` -> the files found."""
 
-    state: State
+    state: Readiness
     splits: dict[str, Found]
 
 
@@ -157,15 +157,15 @@ class Status:
 
 
 def manifest_names(folder: Path | None = None) -> list[str]:
-    """Names of the datasets that hrseg knows. ``folder``: other manifests than those that come with hrseg."""
+    """Names of the known datasets. ``folder``: additional manifests."""
     found = (folder or data_folder("data_manifests")).glob("[!.]*.yaml")
     return sorted(path.stem for path in found)
 
 
 def load_manifest(name: str, folder: Path | None = None) -> Manifest:
-    """A manifest by name, ``.yaml`` or ``.yml``: of ``folder``, else of those that come with hrseg.
+    """A manifest by name, ``.yaml`` or ``.yml``: from ``folder``, else from those shipped with hrseg.
 
-    Raises UnknownName, or HrsegError naming the file, the key and what is wrong with it.
+    Raises UnknownName, or HrsegError naming the file, the key and the problem.
     """
     files: dict[str, Path] = {}
     for place in (folder, data_folder("data_manifests")):
@@ -188,15 +188,15 @@ def _read(path: Path, _changed: int) -> Manifest:
     except ValidationError as error:
         raise HrsegError(f"{path}: {_explain(error)}") from None
     if manifest.name != path.stem:
-        raise HrsegError(f"{path}: says name '{manifest.name}'; file and name must agree")
+        raise HrsegError(f"{path}: name is '{manifest.name}'; it must match the file name")
     return manifest
 
 
 def resolve_parts(manifest: Manifest, split: str, folder: Path | None = None) -> list[tuple[Manifest, str]]:
-    """(manifest, split) of every piece of a split, in order; the split itself where it is composed of nothing.
+    """(manifest, split) of every piece of a split, in order; the split itself if it is not composed.
 
-    Raises UnknownName for a split or a part that nobody knows, HrsegError where parts go round in a circle or do not
-    add up to the manifest's total.
+    Raises UnknownName for an unknown split or part, HrsegError if parts form a cycle or do not add up to the manifest's
+    total.
     """
     return list(_resolve(manifest, split, folder, ()))
 
@@ -206,9 +206,7 @@ def _resolve(
 ) -> Iterator[tuple[Manifest, str]]:
     here = f"{manifest.name}/{split}"
     if here in above:
-        raise HrsegError(
-            f"manifest {manifest.name}: parts go round in a circle ({' > '.join((*above, here))}); remove one"
-        )
+        raise HrsegError(f"manifest {manifest.name}: parts form a cycle ({' > '.join((*above, here))}); remove one")
     if split not in manifest.split_names():
         raise UnknownName(f"split of {manifest.name}", split, manifest.split_names())
     if manifest.splits:
@@ -221,14 +219,14 @@ def _resolve(
     added = sum(piece.splits[name].count_objects or 0 for piece, name in pieces)
     if added != manifest.totals[split]:
         raise HrsegError(
-            f"manifest {manifest.name}: parts of '{split}' add up to {added}, totals says {manifest.totals[split]}; "
+            f"manifest {manifest.name}: parts of '{split}' add up to {added}, but totals is {manifest.totals[split]}; "
             "correct one of them"
         )
     yield from pieces
 
 
 def files_for(manifest: Manifest, splits: Iterable[str] = (), folder: Path | None = None) -> list[ArchiveFile]:
-    """The archives that the splits (none: all of them) need, each once, though several parts may lie in it."""
+    """The archives that the splits need (none given: all splits), each once even if several parts are in it."""
     needed: dict[tuple[str, str], ArchiveFile] = {}
     for split in tuple(splits) or manifest.split_names():
         for piece, name in resolve_parts(manifest, split, folder):
@@ -239,7 +237,7 @@ def files_for(manifest: Manifest, splits: Iterable[str] = (), folder: Path | Non
 
 
 def _explain(error: ValidationError) -> str:
-    """The first complaint of pydantic in one line, with the nearest known key for a misspelt one."""
+    """Pydantic's first error in one line, with the closest known key for a misspelt one."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -250,14 +248,14 @@ def _explain(error: ValidationError) -> str:
     return f"{place + ': ' if place else ''}{message[0].lower()}{message[1:]}"
 
 
-# ---- what lies on disk -----------------------------------------------------------------------------------------------
+# ---- files on disk ---------------------------------------------------------------------------------------------------
 
 
 def match_files(folder: Path, pattern: str) -> dict[str, Path]:
-    """Stem -> file, sorted by stem, of what a pattern such as ``im/*.jpg`` or ``*_gt.png`` finds below a folder.
+    """Stem -> file, sorted by stem, for the matches of a pattern such as ``im/*.jpg`` or ``*_gt.png`` below a folder.
 
-    Several stars give a stem with slashes. Letter case of suffixes is free; hidden files do not exist. A folder that
-    is not there holds nothing. Raises HrsegError where one cannot be read, or two files have one stem.
+    Several stars give a stem with slashes. Suffixes match in upper or lower case; hidden files are skipped. A missing
+    folder has no matches. Raises HrsegError if a folder cannot be read, or two files have the same stem.
     """
     places = [("", folder)]
     *steps, last = pattern.split("/")
@@ -276,9 +274,7 @@ def match_files(folder: Path, pattern: str) -> dict[str, Path]:
         for found, entry in _matches(place, last):
             other = files.setdefault(stem + found, entry)
             if other != entry:
-                raise HrsegError(
-                    f"{min(other, entry)} and {max(other, entry)}: the same name twice; remove one of them"
-                )
+                raise HrsegError(f"{min(other, entry)} and {max(other, entry)}: duplicate name; remove one of them")
     return dict(sorted(files.items()))
 
 
@@ -290,14 +286,14 @@ def _matches(place: Path, step: str) -> Iterator[tuple[str, Path]]:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise HrsegError(f"{place}: cannot be read ({error.strerror}); mend its permissions") from None
+        raise HrsegError(f"{place}: cannot be read ({error.strerror}); fix its permissions") from None
     for entry in entries:
         if match := name.fullmatch(entry):
             yield "/".join(match.groups()), place / entry
 
 
 def read_listing(path: Path) -> list[str]:
-    """Stems of a listing, one a line; of several columns the first. Raises HrsegError where it cannot be read."""
+    """Stems of a listing: the first column of each line. Raises HrsegError if it cannot be read."""
     try:
         return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -306,7 +302,7 @@ def read_listing(path: Path) -> list[str]:
 
 
 def present(manifest: Manifest, root: Path, folder: Path | None = None) -> Status:
-    """Counts of images and masks below the data root, by name: nothing is opened."""
+    """Counts of images and masks under the data root, by file name; nothing is opened."""
     found: dict[str, Found] = {}
     for split in manifest.split_names():
         for piece, name in resolve_parts(manifest, split, folder):
@@ -316,7 +312,7 @@ def present(manifest: Manifest, root: Path, folder: Path | None = None) -> Statu
 
 
 def find_split(split: Split, root: Path) -> Found:
-    """As :func:`present`, of one split."""
+    """Like :func:`present`, for one split."""
     here = root / split.folder
     images, masks = set(match_files(here, split.images)), set(match_files(here, split.masks))
     some = bool(images or masks)
@@ -332,17 +328,17 @@ def find_split(split: Split, root: Path) -> Found:
 
 
 def overview(root: Path, folder: Path | None = None) -> list[dict[str, Any]]:
-    """One record a dataset for a table: what it is and what of it lies below ``root``.
+    """One record per dataset for a table: its description and what is present under ``root``.
 
-    Keys: name, title, splits (name -> objects, or None where unknown), about (splits whose counts are rounded), bytes
-    (of all archives; None where one is unknown), licence, state (also "damaged": cannot be counted, then nothing is
-    found), found (name/split -> images on disk), manual (archives without a link).
+    Keys: name, title, splits (name -> objects, or None if unknown), about (splits with rounded counts), bytes (of all
+    archives; None if one is unknown), licence, state (also "damaged": cannot be counted; then found is empty), found
+    (name/split -> images on disk), manual (archives without a link).
     """
     records = []
     for name in manifest_names(folder):
         manifest = load_manifest(name, folder)
         state, found = "damaged", {}
-        with suppress(HrsegError):  # one bad set must not hide the others
+        with suppress(HrsegError):  # one damaged dataset must not hide the others
             status = present(manifest, root, folder)
             state, found = str(status.state), {key: one.images for key, one in status.splits.items()}
         files = files_for(manifest, folder=folder)

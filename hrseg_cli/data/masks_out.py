@@ -1,12 +1,12 @@
-"""Masks as files for other programs: PNG, soft PNG, COCO's run lengths and polygons, a cut-out.
+"""Masks as files for other programs: PNG, soft PNG, COCO run lengths and polygons, cutouts.
 
     png       NAME.png            8 bits: 255 object, 0 background
     soft      NAME_soft.png       16 bits: probability times 65535
-    rle       NAME_rle.json       a COCO file of one annotation, as compressed run lengths
+    rle       NAME_rle.json       a COCO file with one annotation, as compressed run lengths
     polygon   NAME_polygon.json   the same with polygons
-    cutout    NAME_cutout.png     the image with the mask as its alpha, black where that is 0
+    cutout    NAME_cutout.png     the image with the mask as its alpha channel, black where alpha is 0
 
-All have the image's full size. An object of no pixels gives a COCO file without annotations.
+All have the full size of the image. An empty mask gives a COCO file without annotations.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def write_mask(
     category: str = "object",
     tolerance: float = 1.0,
 ) -> list[str]:
-    """Write one object's mask in each of ``formats`` (keys of :data:`ENDINGS`), each file atomically; their names.
+    """Write one object's mask in each of ``formats`` (keys of :data:`ENDINGS`), atomically; returns the file names.
 
-    image: uint8 (H, W, 3) RGB. probability: float32 (H, W) in [0, 1]; above ``threshold`` is object.
-    source: the image's name in COCO files, category: the object's. tolerance: of polygons, see :func:`polygons`.
+    image: uint8 (H, W, 3) RGB. probability: float32 (H, W) in [0, 1]; pixels above ``threshold`` are object.
+    source, category: names of the image and the object in COCO files. tolerance: see :func:`polygons`.
 
-    Raises HrsegError for a ``name`` that leads out of the folder.
+    Raises HrsegError for a ``name`` outside the folder.
     """
     mask = probability > threshold
     written = []
@@ -70,33 +70,33 @@ def write_mask(
 
 
 def soft_values(probability: np.ndarray) -> np.ndarray:
-    """uint16 (H, W): probabilities in [0, 1], times 65535."""
+    """uint16 (H, W): probabilities in [0, 1] times 65535."""
     scaled = probability * np.float32(65535)
     return np.rint(scaled, out=scaled).astype(np.uint16)
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's compressed run lengths, ``{"size": [H, W], "counts": text}``, of a bool mask (H, W)."""
+    """COCO's compressed run lengths, ``{"size": [H, W], "counts": text}``, for a bool mask (H, W)."""
     encoded = pycoco.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
 
 
 def polygons(mask: np.ndarray, tolerance: float = 1.0) -> list[list[float]]:
-    """COCO polygons ``[x0, y0, x1, y1, ...]`` of a bool mask (H, W), one per connected piece, largest first.
+    """COCO polygons ``[x0, y0, x1, y1, ...]`` for a bool mask (H, W), one per connected component, largest first.
 
-    x goes to the right, y down, in pixels; the pixel in the corner covers 0..1. An outline runs a quarter of a pixel
-    inside of the outermost pixels, so that with ``tolerance`` 0 COCO's own rasteriser gives the mask back.
-    tolerance: an outline may be simplified by so many pixels; a hole that vanishes by it is filled.
+    x points right, y down, in pixels; the corner pixel covers 0..1. An outline runs a quarter of a pixel inside the
+    outermost pixels, so that COCO's rasteriser restores the mask exactly if ``tolerance`` is 0.
+    tolerance: outlines are simplified by at most this many pixels; a hole that vanishes this way is filled.
 
-    COCO has no holes: the outline of a hole is joined to the one around it, by a line there and back. Programs that
-    fill by the even-odd or by the winding rule leave it open.
+    COCO polygons have no holes: the outline of a hole is joined to the outer one by a line there and back. Programs
+    that fill by the even-odd or the winding rule leave the hole open.
     """
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return []
     top, left = int(rows[0]), int(cols[0])
     inside = mask[top : int(rows[-1]) + 1, left : int(cols[-1]) + 1].astype(np.uint8)
-    # OpenCV's outlines go through the centres of pixels. Of pixels in four they have an area even in a thin line.
+    # OpenCV's outlines run through pixel centres. Upscaled by two, even a thin line has an area.
     found, tree = cv2.findContours(inside.repeat(2, 0).repeat(2, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     outer: dict[int, np.ndarray] = {}
     holes: dict[int, list[np.ndarray]] = {}
@@ -112,7 +112,7 @@ def polygons(mask: np.ndarray, tolerance: float = 1.0) -> list[list[float]]:
 
 
 def _joined(ring: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
-    """One closed line (N, 2) through an outline and its holes, each reached by its shortest way from one point."""
+    """One closed line (N, 2) through an outline and its holes, each joined by its shortest connection to one point."""
     for hole in holes:
         there = int(((ring - hole[0]) ** 2).sum(axis=1).argmin())
         ring = np.concatenate([ring[: there + 1], hole, hole[:1], ring[there:]])
@@ -120,7 +120,7 @@ def _joined(ring: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
 
 
 def coco_file(mask: np.ndarray, shape: Any, source: str, category: str) -> dict[str, Any]:
-    """A COCO file of one image and, where the bool mask (H, W) has pixels, one annotation with this segmentation."""
+    """A COCO file with one image and, if the bool mask (H, W) has pixels, one annotation with this segmentation."""
     height, width = mask.shape
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     annotations = []
@@ -145,7 +145,7 @@ def coco_file(mask: np.ndarray, shape: Any, source: str, category: str) -> dict[
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Atomically; uint8 or uint16 (H, W), or uint8 (H, W, 3 or 4)."""
+    """Write atomically; uint8 or uint16 (H, W), or uint8 (H, W, 3 or 4)."""
     with writing_atomically(path) as file:
         encode_png(file, pixels)
 

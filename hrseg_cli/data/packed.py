@@ -1,7 +1,7 @@
-"""Masks that are no pictures: the MATLAB files of SBD and the pickles of RITM's COCO+LVIS.
+"""Masks that are not images: the MATLAB files of SBD and the pickles of RITM's COCO+LVIS.
 
-A pickle is a program. The loader here runs none of it: it knows no class but three stand-ins of its own, in which the
-bytes of a numpy array are kept, and refuses every other name.
+A pickle is a program. The loader here never runs it: it maps the names of numpy arrays to three placeholder classes
+that hold the array's bytes, and refuses every other name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hrseg_cli.errors import HrsegError
 
 
 class PackedArray:
-    """Stands in for a numpy array of bytes; ``data`` is its content."""
+    """Placeholder for a numpy array of bytes; ``data`` is its content."""
 
     def __init__(self, *_: object) -> None:
         self.data = b""
@@ -25,18 +25,18 @@ class PackedArray:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, _, dtype, _, raw = state
         if not isinstance(dtype, _Dtype) or dtype.code != "u1" or not isinstance(raw, bytes):
-            raise pickle.UnpicklingError("an array of something else than bytes")
+            raise pickle.UnpicklingError("an array whose dtype is not bytes")
         self.data = raw
 
 
 class _Dtype:
-    """Stands in for ``numpy.dtype``."""
+    """Placeholder for ``numpy.dtype``."""
 
     def __init__(self, code: object = "", *_: object) -> None:
         self.code = code
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and alignment, which bytes do not have."""
+        """Ignore byte order and alignment, which bytes do not have."""
 
 
 _STAND_INS = {
@@ -50,25 +50,25 @@ _STAND_INS = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no dataset needs")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no dataset needs")
         return _STAND_INS[module, name]
 
 
 def load_pickle(path: Path) -> Any:
-    """The lists, tuples, dicts, numbers, texts and :class:`PackedArray` of a pickle. Raises HrsegError.
+    """Load lists, tuples, dicts, numbers, strings and :class:`PackedArray` from a pickle. Raises HrsegError.
 
-    Safe with files of strangers: nothing outside this module is looked up or called.
+    Safe for untrusted files: nothing outside this module is looked up or called.
     """
     try:
         return _Unpickler(io.BytesIO(path.read_bytes())).load()
     except FileNotFoundError:
         raise HrsegError(f"{path}: no such file; put it back or remove its partner") from None
     except Exception as error:  # a broken pickle can raise nearly anything
-        raise HrsegError(f"{path}: cannot be read as a pickle of COCO+LVIS ({_why(path, error)}); replace it") from None
+        raise HrsegError(f"{path}: cannot be read as a COCO+LVIS pickle ({_why(path, error)}); replace it") from None
 
 
 def read_mat(path: Path) -> np.ndarray:
-    """int32, (H, W): ``GTinst.Segmentation`` of a MATLAB file of SBD, 0 background, 1..n objects. Raises HrsegError."""
+    """int32, (H, W): ``GTinst.Segmentation`` of an SBD MATLAB file: 0 background, 1..n objects. Raises HrsegError."""
     from scipy.io import loadmat
 
     try:
@@ -76,9 +76,9 @@ def read_mat(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise HrsegError(f"{path}: no such file; put it back or remove its partner") from None
     except Exception as error:  # as above
-        raise HrsegError(f"{path}: cannot be read as a mask of SBD ({_why(path, error)}); replace it") from None
+        raise HrsegError(f"{path}: cannot be read as an SBD mask ({_why(path, error)}); replace it") from None
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "iu":
-        raise HrsegError(f"{path}: GTinst.Segmentation is not a plane of whole numbers; replace it")
+        raise HrsegError(f"{path}: GTinst.Segmentation is not a 2-D array of integers; replace it")
     return found.astype(np.int32)
 
 

@@ -1,4 +1,4 @@
-"""Names from data as paths below a folder: whatever a list or a stored record says, nothing is written elsewhere."""
+"""Turn untrusted names, from ids, lists and stored records, into paths inside a folder, never outside it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from hrseg_cli.errors import HrsegError
 
 WINDOWS = os.name == "nt"
-LONGEST = 240  # bytes; file systems take 255, but while a file is written its name is longer
+LONGEST = 240  # bytes; file systems allow 255, but the temporary file has a longer name
 _NOT_ON_WINDOWS = re.compile(r'(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[<>:"|?*\\\x00-\x1f].*|.*[. ]', re.DOTALL)
 
 
 def inner(path: str) -> str:
-    """``path``, with "/", as it would be below a folder: without root, drive, ".", and ".." that leads out of it."""
+    """``path``, with "/" separators, made relative: without root, drive, "." and any leading ".."."""
     parts: list[str] = []
     for part in re.sub("^[A-Za-z]:/", "", path).split("/"):
         if part == "..":
@@ -26,21 +26,21 @@ def inner(path: str) -> str:
 
 
 def fault(name: object) -> str:
-    """What keeps ``name``, with "/" between its parts, from naming a file below a folder; "" where nothing does."""
+    """Why ``name``, with "/" separators, cannot name a file inside a folder; "" if it can."""
     if not isinstance(name, str) or not name:
-        return "is empty or no text"
+        return "is empty or not a string"
     parts = name.split("/")
     if not {"", ".", ".."}.isdisjoint(parts):
-        return "leads out of its folder"
+        return "points outside its folder"
     if re.search("[\0\ud800-\udfff]", name):
-        return "holds a character that no file name can hold"
+        return "contains a character that is not allowed in file names"
     if WINDOWS and any(_NOT_ON_WINDOWS.fullmatch(part) for part in parts):
-        return "cannot name a file on Windows"
+        return "is not a valid file name on Windows"
     return ""
 
 
 def checked(name: Any, source: object) -> str:
-    """``name`` itself. Raises HrsegError, which names ``source``, where it cannot name a file below a folder."""
+    """Return ``name``. Raises HrsegError, which names ``source``, if it cannot name a file inside a folder."""
     why = fault(name)
     if not why and any(len(part.encode()) > LONGEST for part in name.split("/")):
         why = f"has a part of more than {LONGEST} bytes"
@@ -50,15 +50,15 @@ def checked(name: Any, source: object) -> str:
 
 
 def below(folder: Path, name: str, source: object) -> Path:
-    """The path of ``name``, with "/" between its parts, below ``folder``; neither needs to exist.
+    """The path of ``name``, with "/" separators, inside ``folder``; neither needs to exist.
 
-    Raises HrsegError, which names ``source``, for a name that leads elsewhere (by "..", as an absolute path, through a
-    link inside of ``folder``) or cannot name a file. The last part may be a link: what is renamed onto it replaces it.
+    Raises HrsegError, which names ``source``, for a name that points elsewhere (by "..", an absolute path, or a link
+    inside ``folder``) or cannot name a file. The last part may be a link: renaming a file onto it replaces the link.
     """
     path = folder / checked(name, source)
     real = Path(os.path.realpath(path.parent))
     if not real.is_relative_to(os.path.realpath(folder)):
-        raise HrsegError(f"{path}: lies behind a link that leads out of {folder}; remove the link")
+        raise HrsegError(f"{path}: is behind a link that points outside {folder}; remove the link")
     return path
 
 

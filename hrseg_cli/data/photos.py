@@ -1,4 +1,4 @@
-"""A user's own pictures, before one is opened: files, folders and patterns as they are typed, and masks beside them."""
+"""Find the user's own images and masks: files, folders and patterns as typed. Nothing is opened."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hrseg_cli.errors import HrsegError
 
 
 def find_images(words: Iterable[str]) -> list[Path]:
-    """Each image once, in the order typed. Of a folder the images in it, not those of its sub-folders; a pattern may
-    hold ``**``. Raises HrsegError for a word that gives none.
+    """Each image once, in the order typed. A folder stands for the images directly in it; a pattern may contain ``**``.
+    Raises HrsegError for a word that matches no image.
     """
     found: dict[str, Path] = {}
     for word in words:
@@ -26,7 +26,7 @@ def find_images(words: Iterable[str]) -> list[Path]:
             inside = _pictures(map(Path, glob.glob(word, recursive=True)))
         if not inside:
             raise HrsegError(
-                f"{word}: no image there; give a file, a folder of images, or a pattern in quotes such as '*.jpg'"
+                f"{word}: no image found; give a file, a folder of images, or a quoted pattern such as '*.jpg'"
             )
         for image in inside:
             try:
@@ -38,7 +38,7 @@ def find_images(words: Iterable[str]) -> list[Path]:
 
 
 def masks_by_stem(folder: Path) -> dict[str, Path]:
-    """Mask files in a folder by their names without ending; of several of one name a PNG."""
+    """Mask files in a folder by stem; if several have the same stem, the PNG."""
     return {path.stem: path for path in sorted(_pictures(folder.iterdir()), key=lambda p: p.suffix == ".png")}
 
 

@@ -1,4 +1,4 @@
-"""Pixels of image and mask files. How the values of a mask become truth: :mod:`hrseg_cli.data.labels`."""
+"""Read the pixels of image and mask files. For label rules see :mod:`hrseg_cli.data.labels`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hrseg_cli.errors import HrsegError
 
 SUFFIXES = (".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 10**9
-DIM = 1 << 14  # 16-bit pictures that stay below are of fewer bits, or nearly black
-TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # what EXIF's orientations ask for
+DIM = 1 << 14  # 16-bit images that stay below this have fewer significant bits, or are nearly black
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> operation
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],
@@ -28,11 +28,11 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # what EXIF's orientat
     8: np.rot90,
 }
 
-Image.MAX_IMAGE_PIXELS = None  # gigapixel images are welcome here; _decode keeps a limit of its own
+Image.MAX_IMAGE_PIXELS = None  # gigapixel images are allowed; _decode has its own limit
 
 
 class Span(NamedTuple):
-    """The values that become black and white in images of more than 8 bits; what lies between is scaled."""
+    """The values that become black and white in images of more than 8 bits; values in between are scaled."""
 
     low: float
     high: float
@@ -44,13 +44,13 @@ class Span(NamedTuple):
 class MaskPixels(NamedTuple):
     """A mask file as stored.
 
-    values: (H, W), bool, uint8 or a wider integer: grey values, or the palette's indices. Of a pickle of COCO+LVIS
-        uint8 (H, W, layers).
-    palette: uint8, (n, 3), the colours of the indices; None where the file has no palette.
-    colours: (H, W, 3) where the file has colour channels that differ; ``values`` is their maximum.
-    objects: where object k is in the layers: (layer, value) each; empty for everything else.
-    alpha: uint8 (H, W) where it is not the same everywhere. Of what is transparent, grey values and colours are 0.
-    lossy: from a format that changes values.
+    values: (H, W), bool, uint8 or a wider integer: grey values or palette indices. For a COCO+LVIS pickle uint8
+        (H, W, layers).
+    palette: uint8, (n, 3), the colours of the indices; None if the file has no palette.
+    colours: (H, W, 3) if the file has colour channels that differ; ``values`` is then their maximum.
+    objects: (layer, value) of each object k in the layers of a pickle; empty for all other files.
+    alpha: uint8 (H, W) unless it is constant. Grey values and colours of transparent pixels are 0.
+    lossy: whether the file format may have changed values.
     """
 
     values: np.ndarray
@@ -64,11 +64,11 @@ class MaskPixels(NamedTuple):
 def read_image(
     path: Path, at_most: int = MAX_PIXELS, span: Span | None = None, data: bytes | None = None
 ) -> np.ndarray:
-    """uint8, (H, W, 3), RGB, as OpenCV reads it: EXIF turned, alpha dropped, the upper 8 of 16 bits.
+    """uint8, (H, W, 3), RGB, as read by OpenCV: EXIF orientation applied, alpha dropped, the upper 8 of 16 bits.
 
-    at_most: pixels; a larger image is refused by its header. data: the file's bytes, where ``path`` only names it.
-    span: what black and white are in an image of more than 8 bits a channel. Without it such an image must fill 16
-    bits, at least up to a quarter of white; fewer bits would be nearly black, so they are refused.
+    at_most: pixels; a larger image is refused by its header. data: the bytes of the file; ``path`` is then only a name.
+    span: the values of black and white in an image of more than 8 bits per channel. Without it such an image must reach
+    a quarter of the 16-bit range; otherwise it would be nearly black, and is refused.
     """
     found = _decode(path, data, at_most)
     mode = found.picture.mode
@@ -82,9 +82,9 @@ def read_image(
 
 
 def read_mask(path: Path, at_most: int = MAX_PIXELS) -> MaskPixels:
-    """A mask as stored, turned by its EXIF tag. Of colours the maximum.
+    """A mask as stored, with its EXIF orientation applied. RGB is reduced to the largest channel.
 
-    ``.mat`` is a file of SBD, ``.pickle`` one of COCO+LVIS. at_most: as of :func:`read_image`.
+    ``.mat`` is an SBD file, ``.pickle`` a COCO+LVIS file. at_most: as for :func:`read_image`.
     """
     if path.suffix == ".mat":
         return MaskPixels(packed.read_mat(path))
@@ -124,7 +124,7 @@ def read_mask(path: Path, at_most: int = MAX_PIXELS) -> MaskPixels:
 
 
 def parse_span(text: str) -> Span:
-    """``0..4095`` as typed. Raises HrsegError."""
+    """Parse ``0..4095``. Raises HrsegError."""
     low, dots, high = text.partition("..")
     try:
         span = Span(float(low), float(high))
@@ -139,7 +139,7 @@ def parse_span(text: str) -> Span:
 
 
 def _to_8_bits(path: Path, values: np.ndarray, span: Span | None) -> np.ndarray:
-    """uint8 of integer or floating-point ``values``, as :func:`read_image` says."""
+    """uint8 from integer or floating-point ``values``, as documented in :func:`read_image`."""
     if span is not None:
         scaled = (values.astype(np.float32).clip(*span) - span.low) * (255 / (span.high - span.low))
         return np.asarray(np.rint(np.nan_to_num(scaled)).clip(0, 255).astype(np.uint8))
@@ -152,33 +152,33 @@ def _to_8_bits(path: Path, values: np.ndarray, span: Span | None) -> np.ndarray:
     white = next((white for white in whites if high <= white), float(high))
     guess = Span(0, white) if low >= 0 else Span(float(low), float(high))
     raise HrsegError(
-        f"{path}: values from {low:.10g} to {high:.10g}, not 8 or 16 bits; say which are black and white with --range, "
-        f"for a dataset behind a colon, such as --range {guess} or DATASET:range={guess}; or save it with 8 bits"
+        f"{path}: values from {low:.10g} to {high:.10g}, not 8 or 16 bits; give the values of black and white as "
+        f"--range {guess} (for a dataset DATASET:range={guess}), or save it with 8 bits"
     )
 
 
 def _numbers(found: _Found) -> np.ndarray:
-    """(H, W) of one channel: bool, uint8, uint16, int32, uint32 or float32."""
+    """(H, W) for one channel: bool, uint8, uint16, int32, uint32 or float32."""
     values = np.array(found.picture)
-    # Pillow keeps unsigned 32-bit numbers in signed ones.
+    # Pillow stores unsigned 32-bit values as signed.
     return values.view(np.uint32) if found.layout.startswith("I;32") and "S" not in found.layout else values
 
 
 def _deep_colours(found: _Found, path: Path, data: bytes | None) -> np.ndarray:
-    """uint16 (H, W, 3), RGB, of 16 bits a channel, of which Pillow gives the upper 8. Raises HrsegError."""
+    """uint16 (H, W, 3), RGB, for 16 bits per channel, of which Pillow returns only the upper 8. Raises HrsegError."""
     shown = np.array(found.picture.convert("RGB"))
     pixels = cv2.imdecode(np.frombuffer(data or path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is not None and pixels.dtype == np.uint16:
         colours = pixels[:, :, 2::-1] if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
         for turned in (TURNS.get(found.turn, np.asarray)(colours), colours):
-            # Whoever has turned it; of a PPM Pillow rounds to 8 bits.
+            # Compare with and without rotation, since decoders differ; Pillow rounds PPM files to 8 bits.
             if turned.shape == shown.shape and cv2.absdiff((turned // 256).astype(np.uint8), shown).max() <= 1:
                 return np.ascontiguousarray(turned)
-    raise HrsegError(f"{path}: 16 bits a channel of an unusual kind; save it with 8 bits, or as a 16-bit PNG")
+    raise HrsegError(f"{path}: unsupported kind of 16 bits per channel; save it with 8 bits, or as a 16-bit PNG")
 
 
 def _read_layers(path: Path) -> MaskPixels:
-    """Layers of small ids, each a PNG, and for object k its (layer, id): what RITM stores for an image of COCO+LVIS."""
+    """RITM's format for a COCO+LVIS image: layers of ids, each a PNG, and the (layer, id) of each object k."""
     content = packed.load_pickle(path)
     try:
         blobs, objects = content
@@ -194,8 +194,8 @@ def _read_layers(path: Path) -> MaskPixels:
 
 
 class _Found(NamedTuple):
-    """A decoded picture, upright, and what its file said: layout, as Pillow calls it; whether it has colours of 16 bits
-    a channel, of which the picture has the upper 8; EXIF's orientation then; whether its format changes values."""
+    """A decoded picture, upright, and facts about its file: the layout in Pillow's terms; whether its colours have 16
+    bits per channel, of which the picture has the upper 8; the EXIF orientation; whether its format is lossy."""
 
     picture: Image.Image
     layout: str
@@ -205,20 +205,22 @@ class _Found(NamedTuple):
 
 
 def _decode(path: Path, data: bytes | None = None, at_most: int = MAX_PIXELS) -> _Found:
-    """A picture with all its pixels, upright. PIL, for it notices truncated files and keeps palettes.
+    """Decode a picture completely, upright. With PIL, because it detects truncated files and keeps palettes.
 
-    data: its bytes, where they lie inside of ``path``.
+    data: its bytes, if they are embedded in ``path``.
     """
     try:
         with _opened(path, data) as picture:
             if picture.width * picture.height > at_most:
                 limit = "1 gigapixel" if at_most == MAX_PIXELS else f"{at_most / 1e6:g} megapixels"
-                raise HrsegError(f"{path}: {picture.width}x{picture.height} is more than {limit}; make it smaller")
-            if picture.format == "PNG":  # pixels that are damaged inside of the file are decoded without complaint
+                raise HrsegError(
+                    f"{path}: {picture.width}x{picture.height} exceeds the limit of {limit}; make it smaller"
+                )
+            if picture.format == "PNG":  # Pillow decodes corrupt PNG data without an error
                 picture.verify()
         with _opened(path, data) as picture:
             if (pages := _pages(picture)) > 1:
-                raise HrsegError(f"{path}: holds {pages} pages; save each one as a file of its own")
+                raise HrsegError(f"{path}: contains {pages} pages; save each one as a separate file")
             layout, deep = _layout(picture)
             lossy = _is_lossy(picture)
             turn = picture.getexif().get(0x0112, 1) if deep else 1
@@ -228,7 +230,7 @@ def _decode(path: Path, data: bytes | None = None, at_most: int = MAX_PIXELS) ->
     except (HrsegError, MemoryError):
         raise
     except FileNotFoundError:
-        raise HrsegError(f"{path}: no such file; put it back or remove its partner") from None
+        raise HrsegError(f"{path}: no such file; restore it or remove its partner") from None
     except Exception as error:  # a broken file can raise nearly anything inside a decoder
         empty = path.is_file() and path.stat().st_size == 0
         reason = "an empty file" if empty else getattr(error, "strerror", None) or str(error).split("\n")[0]
@@ -241,8 +243,8 @@ def _opened(path: Path, data: bytes | None) -> ImageFile.ImageFile:
 
 
 def _pages(picture: Image.Image) -> int:
-    """Pictures in the file. Smaller copies and masks of transparency in a TIFF are none, nor is what a telephone adds
-    to a JPEG."""
+    """Number of pictures in the file. Thumbnails and transparency masks in a TIFF do not count, nor do the extra frames
+    that phones add to a JPEG."""
     frames = getattr(picture, "n_frames", 1)
     if frames == 1 or picture.format == "MPO":
         return 1
@@ -258,7 +260,7 @@ def _pages(picture: Image.Image) -> int:
 
 
 def _layout(picture: ImageFile.ImageFile) -> tuple[str, bool]:
-    """How the samples lie in the file, such as "I;16B", and whether they are colours of 16 bits. Before decoding."""
+    """Sample layout of the file, such as "I;16B", and whether it has 16-bit colours. Call before decoding."""
     arguments = picture.tile[0][3] if picture.tile else ""
     first, *rest = arguments if isinstance(arguments, tuple) else (arguments,)
     deep_ppm = picture.format == "PPM" and rest[:1] == [65535]
@@ -267,7 +269,7 @@ def _layout(picture: ImageFile.ImageFile) -> tuple[str, bool]:
 
 
 def _is_lossy(picture: ImageFile.ImageFile) -> bool:
-    """Whether a mask's values may have changed when it was saved. Before decoding."""
+    """Whether saving may have changed the values of a mask. Call before decoding."""
     if picture.format == "WEBP":
         return not _has_chunk(picture, b"VP8L")
     return picture.format in ("JPEG", "MPO", "JPEG2000") or picture.info.get("compression") in (
@@ -291,7 +293,7 @@ def _has_chunk(picture: ImageFile.ImageFile, name: bytes) -> bool:
 
 
 def _alpha(picture: Image.Image) -> np.ndarray | None:
-    """uint8 (H, W), also where a colour is declared transparent; None where it is the same everywhere."""
+    """uint8 (H, W), also from a colour declared transparent; None if it is constant."""
     if picture.mode in ("L", "P", "RGB") and "transparency" in picture.info:
         picture = picture.convert("RGBA")
     if picture.mode not in ("LA", "PA", "RGBA", "La", "RGBa"):

@@ -1,4 +1,4 @@
-"""What every reader of datasets speaks of: a reference to one object, and the list of them before a mask is opened."""
+"""Types shared by all dataset readers: a reference to one object, and the listing of a dataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hrseg_cli.recipe import BinarizeRule
 Rule = BinarizeRule | Literal["instance", "solid", "layers", "coco", "coco_crowd"]
 
 PAIRS = "pairs.csv"
-MARKS = {  # what tells a layout from the others
+MARKS = {  # files and folders that identify a layout
     "folder": ("images", "masks"),
     "grabcut": ("data_GT", "boundary_GT"),
     "davis": ("img", "gt"),
@@ -26,17 +26,17 @@ MARKS = {  # what tells a layout from the others
 
 @dataclass(frozen=True)
 class Ref:
-    """One object of one image; nothing is loaded. A mask of several objects whose ids are not read yet has
-    ``instance`` None.
+    """One object of one image; nothing is loaded. ``instance`` is None for a mask of several objects whose ids have not
+    been read yet.
 
-    id: unique in the dataset, holds the image's stem (with its sub-folders, separated by "/").
-    instance: which object of ``mask``, where ``rule`` is "instance", "solid", "layers", "coco" or "coco_crowd".
+    id: unique in the dataset; contains the image's stem (with its subfolders, separated by "/").
+    instance: the object in ``mask``, if ``rule`` is "instance", "solid", "layers", "coco" or "coco_crowd".
     others: further masks of the image, read by the same rule; their ignored pixels are ignored for this object too.
     draw: (seed, index, size) of a procedural object, which has no files.
-    initial: a mask to start from.
-    parent: COCO+LVIS: the ``instance`` this object is a part of.
-    stuff: COCO+LVIS: the first id of ``mask`` that is stuff, on references to stuff; None on all others.
-    span: what black and white are in an image of more than 8 bits.
+    initial: an initial mask.
+    parent: COCO+LVIS: the ``instance`` that this object is a part of.
+    stuff: COCO+LVIS: for references to stuff, the first id of ``mask`` that is stuff; None otherwise.
+    span: the values of black and white in an image of more than 8 bits.
     """
 
     id: str
@@ -54,15 +54,15 @@ class Ref:
 
     @property
     def unread(self) -> bool:
-        """The mask must be opened to know its objects."""
+        """Whether the mask must be opened to find its objects."""
         return self.instance is None and self.rule in ("instance", "solid", "layers")
 
 
 class Listing(NamedTuple):
     """A dataset before any mask is opened.
 
-    folder: what paths in an index are relative to. masks: one reference per mask, or per object where a list names
-    them. index_file: where its index lies, if there is one.
+    folder: paths in an index are relative to it. masks: one reference per mask, or per object if a list names them.
+    index_file: path of its index, if any.
     """
 
     name: str

@@ -1,24 +1,24 @@
-"""Datasets as folders: a list of light references first, pixels only when one object is asked for.
+"""Open datasets: first a list of lightweight references; pixels are loaded only per object.
 
     folder      images/ + masks/ matched by stem, several masks as STEM_0, STEM_1; or a pairs.csv (image,mask[,kind])
     grabcut     data_GT/ + boundary_GT/          berkeley   images/ + masks/          davis   img/ + gt/
-    davis585    one folder a sequence; object masks and masks to start from           (:init=stm or sp)
+    davis585    one folder per sequence; object masks and initial masks               (:init=stm or sp)
     sbd         img/ + inst/*.mat + val.txt, train.txt                                (:split=train)
     pascalvoc   JPEGImages/ + SegmentationObject/ + ImageSets/Segmentation/*.txt      (:split=train)
     coco_lvis   {train,val}/ with images/, masks/*.pickle, hannotation.pickle         (:split=train,stuff=1)
-    pairs       two patterns: what the star stands for makes the pair                 (:images=im/*.jpg,masks=gt/*.png)
-    coco        a JSON file in the format of COCO, as CVAT and Label Studio write it  (:crowd=object)
+    pairs       two patterns, paired by the text the star matches                     (:images=im/*.jpg,masks=gt/*.png)
+    coco        a JSON file in COCO format, as CVAT and Label Studio write it         (:crowd=object)
     procedural  drawn on demand, nothing on disk                                      (:count=20,size=1024,seed=0)
 
-``range=0..4095`` behind any folder says what black and white are in its images of more than 8 bits. Grey values become
-truth by one of the rules of :mod:`hrseg_cli.data.labels`. Where a file holds several objects:
+The option ``range=0..4095`` of any folder gives the values of black and white in images of more than 8 bits. A rule of
+:mod:`hrseg_cli.data.labels` turns grey values into ground truth. Rules for files with several objects:
 
-    instance   each id > 0 is one object, the highest value of the depth is void; ids are palette indices where there is
-               a palette, or where all colours are of VOC's
-    solid      as instance, less the objects that fill under 8 % of their box (RITM's SBD reader for training)
+    instance   each id > 0 is one object, the highest value of the bit depth is void; ids are palette indices if there
+               is a palette, or if all colours are VOC's
+    solid      like instance, without objects that fill less than 8 % of their box (RITM's SBD reader for training)
     layers     the pickles of COCO+LVIS
-    coco       the annotations of a JSON file; what is marked as crowd is void
-    coco_crowd as coco; what is marked as crowd is objects too
+    coco       the annotations of a JSON file; crowd annotations are void
+    coco_crowd like coco; crowd annotations are objects too
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from hrseg_cli import catalog
 from hrseg_cli.data.labels import check_size, label_indices, read_object, seen, truth_of_mask
 from hrseg_cli.data.manifest import manifest_names
 from hrseg_cli.data.pixels import MaskPixels, parse_span, read_mask
-from hrseg_cli.data.pixels import read_image as read_image  # report/ knows it from here
-from hrseg_cli.data.refs import MARKS as MARKS  # these are known from here too
+from hrseg_cli.data.pixels import read_image as read_image  # imported from here by report/
+from hrseg_cli.data.refs import MARKS as MARKS  # re-exported
 from hrseg_cli.data.refs import PAIRS as PAIRS
 from hrseg_cli.data.refs import Listing as Listing
 from hrseg_cli.data.refs import Ref as Ref
@@ -72,14 +72,14 @@ def open_dataset(
 ) -> list[Ref]:
     """The objects of a dataset, in an order that is the same on every machine.
 
-    spec: a folder; the name of a folder below ``root`` (else $HRSEG_DATA, else ./data); a JSON file of COCO;
-        ``NAME=FOLDER``, where a layout as NAME also decides the layout; ``procedural``. Options of the layout follow
-        after a colon: ``sbd:split=train``, ``procedural:count=20,size=1024,seed=0``.
-    instances: masks hold ids rather than one object (a ``kind`` in pairs.csv is stronger).
-    binarize: label rule; "auto" leaves the choice to the layout, then to each mask.
-    limit: the first so many objects; masks behind them are not opened.
+    spec: a folder; the name of a folder under ``root`` [$HRSEG_DATA, or ./data]; a COCO JSON file; ``NAME=FOLDER``,
+        where a layout as NAME also selects the layout; ``procedural``. Options of the layout follow after a colon:
+        ``sbd:split=train``, ``procedural:count=20,size=1024,seed=0``.
+    instances: masks contain ids rather than one object (``kind`` in pairs.csv takes precedence).
+    binarize: label rule; "auto" uses the rule of the layout, or chooses one per mask.
+    limit: only the first ``limit`` objects; later masks are not opened.
 
-    Raises UnknownName for a name nobody knows, HrsegError for a folder that cannot be read as a dataset.
+    Raises UnknownName for an unknown name, HrsegError for a folder that cannot be read as a dataset.
     """
     text, options = split_options(spec)
     share: dict[str, str] = {key: options.pop(key) for key in ("held", "kept", "group") if key in options}
@@ -91,10 +91,10 @@ def open_dataset(
 
 
 def in_held_out(ref: Ref, share: float, group: str | None = None) -> bool:
-    """Whether an object belongs to the held-out ``share`` of a dataset: a pure function of its image's file name.
+    """Whether an object belongs to the held-out ``share`` of a dataset; depends only on the file name of its image.
 
-    group: a regular expression whose first bracket is hashed in the name's place, so that a video stays on one side;
-        it sees the image's path below the folder of images, without suffix: ``VIDEO/00001``.
+    group: a regular expression whose first group is hashed instead of the name, so that all frames of a video are on
+        the same side. It is matched against the image's path below the images folder, without suffix: ``VIDEO/00001``.
     """
     name = str(ref.draw) if ref.draw else ref.image.stem
     found = re.search(group, _path_below_images(ref)) if group else None
@@ -103,14 +103,14 @@ def in_held_out(ref: Ref, share: float, group: str | None = None) -> bool:
 
 
 def _path_below_images(ref: Ref) -> str:
-    """An id has as many parts as the path of its image below the folder of images; and itself may name a mask."""
+    """The image's path below the images folder; it has as many parts as the id, which itself may name a mask."""
     if ref.draw:
         return str(ref.draw)
     return "/".join(ref.image.with_suffix("").parts[-1 - ref.id.partition(":")[0].count("/") :])
 
 
 def _share(spec: str, refs: list[Ref], options: dict[str, str]) -> list[Ref]:
-    """The objects that ``held=0.1`` (in the held-out tenth) or ``kept=0.1`` (the others) leave."""
+    """The objects selected by ``held=0.1`` (the held-out tenth) or ``kept=0.1`` (all others)."""
     held = "held" in options
     if held == ("kept" in options):
         raise HrsegError(f"dataset {spec}: write either held=SHARE or kept=SHARE")
@@ -124,14 +124,14 @@ def _share(spec: str, refs: list[Ref], options: dict[str, str]) -> list[Ref]:
         raise HrsegError(f"dataset {spec}: write a share such as held=0.1, and a group such as group=(.+)_")
     chosen = [ref for ref in refs if in_held_out(ref, share, group) == held]
     if not chosen:
-        raise HrsegError(f"dataset {spec}: no object is in that share; take a larger one")
+        raise HrsegError(f"dataset {spec}: no object in that share; use a larger one")
     return chosen
 
 
 def list_masks(
     spec: str, *, root: Path | None = None, instances: bool = False, binarize: BinarizeRule = "auto"
 ) -> Listing:
-    """As :func:`open_dataset`, but no mask is opened for its ids."""
+    """Like :func:`open_dataset`, but no mask is opened to read its ids."""
     with _readable(spec):
         place = _locate(spec, root)
     return _list(place, instances, binarize)
@@ -146,7 +146,7 @@ def list_split(
     binarize: BinarizeRule = "auto",
     **options: str,
 ) -> Listing:
-    """As :func:`list_masks` for a folder whose layout and options are known, as a manifest knows them.
+    """Like :func:`list_masks`, for a folder whose layout and options are known, for example from a manifest.
 
     options: of the layout, e.g. ``images="im/*.jpg", masks="gt/*.png"`` for "pairs", ``split="val"`` for "sbd".
     """
@@ -162,12 +162,12 @@ def _list(place: _Place, instances: bool, binarize: BinarizeRule) -> Listing:
     known = {key: value for key, value in inspect.signature(read).parameters.items() if key not in usual}
     for key in options:
         if not known:
-            raise HrsegError(f"{folder}: layout '{layout}' has no option '{key}'; leave it out")
+            raise HrsegError(f"{folder}: layout '{layout}' has no option '{key}'; remove it")
         if key not in known:
             raise UnknownName(f"option of {layout}", key, known)
     missing = [key for key, value in known.items() if value.default is value.empty and key not in options]
     if missing:
-        raise HrsegError(f"{folder}: layout '{layout}' wants '{missing[0]}' too; write {missing[0]}=VALUE")
+        raise HrsegError(f"{folder}: layout '{layout}' also needs '{missing[0]}'; add {missing[0]}=VALUE")
     with _readable(str(folder)):
         masks: list[Ref] = read(folder, name, instances=instances, binarize=binarize, **options)
     if span:
@@ -184,25 +184,25 @@ def _readable(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HrsegError(f"{error.filename or what}: cannot be read ({error.strerror}); mend its rights") from None
+        raise HrsegError(f"{error.filename or what}: cannot be read ({error.strerror}); fix its permissions") from None
 
 
 def open_listing(found: Listing, limit: int | None = None) -> list[Ref]:
-    """The objects of what was listed: opens the masks whose ids no fresh index knows. As :func:`open_dataset`."""
+    """The objects of a listing. Opens masks whose ids are not in an up-to-date index. See :func:`open_dataset`."""
     unread = any(ref.unread for ref in found.masks)
     objects = list(islice(expand(found.masks, _indexed_ids(found) if unread else {}), limit))
     if unread and limit is None:
         empty = {ref.mask for ref in found.masks if ref.unread} - {ref.mask for ref in objects}
         if objects and empty:
-            log.warning("%s: %d masks hold no object, such as %s", found.folder, len(empty), min(empty))
+            log.warning("%s: %d masks contain no object, such as %s", found.folder, len(empty), min(empty))
     if not objects and limit != 0:
-        fix = "no mask holds an id besides 0 and void; leave --instances off" if unread else "put images and masks in"
+        fix = "no mask has an id besides 0 and void; omit --instances" if unread else "add images and masks"
         raise HrsegError(f"dataset {found.folder}: no objects; {fix}")
     return objects
 
 
 def expand(masks: Iterable[Ref], known: dict[Path, list[int]]) -> Iterator[Ref]:
-    """One reference per object, lazily: opens each mask of several objects when its turn comes, unless its ids are
+    """One reference per object, lazily: a mask of several objects is opened when reached, unless its ids are
     ``known``."""
     seen: dict[str, Ref] = {}
     for ref in masks:
@@ -213,7 +213,9 @@ def expand(masks: Iterable[Ref], known: dict[Path, list[int]]) -> Iterator[Ref]:
             objects = [ref]
         for one in objects:
             if one.id in seen:
-                raise HrsegError(f"{seen[one.id].mask} and {one.mask}: both are object '{one.id}'; rename one of them")
+                raise HrsegError(
+                    f"{seen[one.id].mask} and {one.mask}: both define object '{one.id}'; rename one of them"
+                )
             seen[one.id] = one
             yield one
 
@@ -226,7 +228,7 @@ class _Place(NamedTuple):
 
 
 def _locate(spec: str, root: Path | None) -> _Place:
-    """Name, folder, layout and options behind a typed dataset."""
+    """Name, folder, layout and options of a dataset as typed."""
     text, options = split_options(spec)
     if text == "procedural":
         return _Place(text, Path(text), text, options)
@@ -234,7 +236,7 @@ def _locate(spec: str, root: Path | None) -> _Place:
     if not equals or os.path.isdir(text):
         name, place = "", text
     elif not name or not place or {"/", "\\"} & set(name):
-        raise HrsegError(f"dataset {spec}: write NAME=FOLDER, where NAME has no slash")
+        raise HrsegError(f"dataset {spec}: write NAME=FOLDER; NAME must not contain a slash")
     elif place == "procedural":
         return _Place(name, Path(place), place, options)
     folder = _find(place, root)
@@ -243,18 +245,18 @@ def _locate(spec: str, root: Path | None) -> _Place:
         return _Place(name or folder.stem, folder, "coco", options)
     if {"images", "masks"} & options.keys():
         return _Place(own_name, folder, "pairs", options)
-    # A layout typed as a name decides where its folders are there: data/berkeley is read as Berkeley is.
+    # A layout name also selects the layout if the folder matches it: data/berkeley is read as Berkeley.
     layout = (name or place).lower()
     if name and layout in MARKS and not _fits(folder, layout):
-        raise HrsegError(f"{folder}: layout '{layout}' wants {_wanted(layout)} there; give another folder or NAME")
+        raise HrsegError(f"{folder}: layout '{layout}' needs {_wanted(layout)} there; give another folder or NAME")
     return _Place(own_name, folder, layout if _fits(folder, layout) else _detect(folder), options)
 
 
 def split_options(spec: str) -> tuple[str, dict[str, str]]:
-    """A typed dataset without its options, and those: ``sbd:split=train`` -> ("sbd", {"split": "train"}).
+    """Separate a dataset from its options: ``sbd:split=train`` -> ("sbd", {"split": "train"}).
 
-    A colon inside of a path is left alone, and so is a folder that has such a name. Raises HrsegError for an option
-    without a value.
+    A colon inside a path, or in the name of an existing folder, is left alone. Raises HrsegError for an option without
+    a value.
     """
     if os.path.isdir(spec):
         return spec, {}
@@ -272,20 +274,22 @@ def split_options(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def _find(text: str, root: Path | None) -> Path:
-    """The folder, or JSON file, that was typed: as it stands, else below the root."""
+    """The folder or JSON file as typed, else under the root."""
     path = Path(text).expanduser()
     root = root or Path(os.environ.get("HRSEG_DATA") or "data")
     for place in (path, root / path):
         if os.path.isdir(place) or (place.suffix.lower() == ".json" and os.path.isfile(place)):
             return place
     if os.path.exists(path):
-        raise HrsegError(f"{path}: a dataset is a folder or a .json; give the folder that holds the images and masks")
+        raise HrsegError(
+            f"{path}: a dataset is a folder or a .json file; give the folder that contains the images and masks"
+        )
     if path.suffix.lower() == ".json":
-        raise HrsegError(f"{path}: no such file; give a JSON file in the format of COCO")
+        raise HrsegError(f"{path}: no such file; give a JSON file in COCO format")
     if path.name != text:
-        raise HrsegError(f"{path}: no such folder; give the folder of a dataset")
+        raise HrsegError(f"{path}: no such folder; give a dataset folder")
     below = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")] if root.is_dir() else []
-    hint = f"Looked in {root}; a path or NAME=FOLDER works too."
+    hint = f"Looked in {root}; you can also give a path or NAME=FOLDER."
     raise UnknownName("dataset", text, {"procedural", *manifest_names(), *below}, hint)
 
 
@@ -303,23 +307,23 @@ def _wanted(layout: str) -> str:
 
 
 def _detect(folder: Path) -> str:
-    layouts = [layout for layout in MARKS if layout != "berkeley"]  # which looks like "folder"
+    layouts = [layout for layout in MARKS if layout != "berkeley"]  # which has the same folders as "folder"
     for layout in ("grabcut", "davis", *layouts):
         if _fits(folder, layout):
             return layout
-    raise HrsegError(f"{folder}: not a dataset; looked for {'; '.join(map(_wanted, layouts))}")
+    raise HrsegError(f"{folder}: not a dataset; it needs {'; or '.join(map(_wanted, layouts))}")
 
 
-# ---- truth -----------------------------------------------------------------------------------------------------------
+# ---- ground truth ----------------------------------------------------------------------------------------------------
 
 
 def load(ref: Ref) -> Sample:
-    """Image and truth of one object. Raises HrsegError naming the file that is broken, of the wrong size or empty."""
+    """Image and ground truth of one object. Raises HrsegError naming a file that is broken, empty or of wrong size."""
     return load_with_rule(ref)[0]
 
 
 def load_with_rule(ref: Ref) -> tuple[Sample, str]:
-    """As :func:`load`, with the label rule that was used: what "auto" came to, or how objects were told apart."""
+    """Like :func:`load`, with the label rule used: the one "auto" chose, or how objects were separated."""
     if ref.draw:
         from hrseg_cli.data import procedural
 
@@ -336,9 +340,9 @@ def load_with_rule(ref: Ref) -> tuple[Sample, str]:
 def truth_of(
     ref: Ref, size: tuple[int, ...], read: Callable[[Path], MaskPixels] | None = None
 ) -> tuple[np.ndarray, str]:
-    """(truth int8 (H, W): 1 object, 0 background, -1 ignored; rule used) of an object on an image of ``size`` (H, W).
+    """(truth int8 (H, W): 1 object, 0 background, -1 ignored; rule used) for an object in an image of ``size`` (H, W).
 
-    read: stands in for :func:`read_mask`, for callers that keep decoded masks.
+    read: replaces :func:`read_mask`, for callers that cache decoded masks.
     """
     if ref.rule in ("coco", "coco_crowd"):
         from hrseg_cli.data import coco
@@ -366,7 +370,7 @@ def _label(ref: Ref, path: Path, pixels: MaskPixels, size: tuple[int, ...]) -> t
         case "layers" | "coco" | "coco_crowd":
             k = ref.instance or 0
             if k >= len(pixels.objects):
-                raise HrsegError(f"{path}: holds {len(pixels.objects)} objects, not number {k}; replace the file")
+                raise HrsegError(f"{path}: contains {len(pixels.objects)} objects, but no number {k}; replace the file")
             layer, value = pixels.objects[k]
             return (pixels.values[:, :, layer] == value).astype(np.int8), ref.rule
         case rule:
@@ -379,16 +383,16 @@ def _no_object(ref: Ref, pixels: MaskPixels, used: str) -> HrsegError:
     if not any(values):
         fix = "the mask is empty, so remove it"
     elif ref.instance is not None:
-        fix = "its pixels are gone or ignored, so correct the masks of this image"
+        fix = "its pixels are missing or ignored, so correct the masks of this image"
     elif len(values) > 2 or 1 < values[-1] <= 64:
-        fix = "for ids of objects add --instances, for one object --binarize nonzero"
+        fix = "add --instances if values are object ids, or --binarize nonzero for one object"
     else:
         fix = "try --binarize nonzero"
-    return HrsegError(f"{ref.mask}: no object pixel by {what}; {seen(pixels)}; {fix}")
+    return HrsegError(f"{ref.mask}: no object pixel under {what}; {seen(pixels)}; {fix}")
 
 
 def instance_ids(path: Path, read: Callable[[Path], MaskPixels] | None = None, rule: str = "instance") -> list[int]:
-    """Ids of the objects of a mask, ascending. Raises HrsegError for a mask of colours. ``read``: as above."""
+    """Ids of the objects in a mask, ascending. Raises HrsegError for an RGB mask. ``read``: see :func:`truth_of`."""
     pixels = (read or read_mask)(path)
     if rule == "layers":
         return list(range(len(pixels.objects)))
@@ -398,50 +402,50 @@ def instance_ids(path: Path, read: Callable[[Path], MaskPixels] | None = None, r
 
 
 def _fill(mask: np.ndarray) -> float:
-    """Share of its box that a bool mask (H, W) fills."""
+    """Share of its bounding box that a bool mask (H, W) fills."""
     rows, cols = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return float(mask.sum() / ((rows[-1] - rows[0] + 1) * (cols[-1] - cols[0] + 1)))
 
 
 def _ids(path: Path, pixels: MaskPixels) -> np.ndarray:
     if pixels.lossy:
-        raise HrsegError(f"{path}: ids do not survive a lossy format; save them as PNG, or leave --instances off")
+        raise HrsegError(f"{path}: a lossy format destroys ids; save the mask as PNG, or omit --instances")
     grey = pixels.palette is None and pixels.colours is None
     ids = pixels.values if grey else label_indices(pixels)
     if ids is None:
-        raise HrsegError(f"{path}: colours, not ids; save it as a palette or grey PNG, or leave --instances off")
+        raise HrsegError(f"{path}: contains colours, not ids; save it as a palette or grey PNG, or omit --instances")
     return ids
 
 
 def _void(ids: np.ndarray) -> int:
-    """255 as in VOC, 65535 in a 16-bit mask; nothing in a 1-bit mask and in SBD."""
+    """255 as in VOC, 65535 in a 16-bit mask; none in a 1-bit mask and in SBD."""
     return {"uint8": 255, "uint16": 65535}.get(ids.dtype.name, -1)
 
 
-# ---- the index, where prepare-data left a fresh one ------------------------------------------------------------------
+# ---- an up-to-date index, if prepare-data wrote one ------------------------------------------------------------------
 
 
 def fingerprint(folder: Path, masks: Iterable[Ref]) -> str:
-    """Hash of the names, sizes and times of all listed files."""
+    """Hash of the names, sizes and modification times of all listed files."""
     paths = sorted({path for ref in masks for path in _files(ref)})
     digest = hashlib.sha256()
     for path in paths:
         try:
             stat = path.stat()
             state = (stat.st_size, stat.st_mtime_ns)
-        except OSError:  # a dead link: whoever reads it says so
+        except OSError:  # a dead link: reported when it is read
             state = (-1, -1)
         digest.update(f"{relative(path, folder)}\t{state}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def file_state(ref: Ref, stat: Callable[[Path], str] | None = None) -> str:
-    """What an object is read from, as one text that changes when a file or the way it is read does: rule, instance,
-    then size in bytes and time in ns of image, mask and others, and of the initial mask ("None" without one), and the
-    range of the image's values, if one was given. For a drawn object rule, instance and ``draw``. Paths do not count.
+    """A text that changes whenever a file of the object, or the way it is read, changes: rule, instance, then size in
+    bytes and modification time in ns of image, mask and others, and of the initial mask ("None" without one), and the
+    range of image values, if given. For a procedural object: rule, instance and ``draw``. Paths are not included.
 
-    stat: stands in for the size and time of a file, for callers that keep them for many objects.
-    Raises HrsegError naming a file that is not there.
+    stat: replaces reading size and time of a file, for callers that cache them.
+    Raises HrsegError naming a missing file.
     """
     parts = [str(ref.rule), str(ref.instance)]
     if ref.draw:
@@ -450,38 +454,38 @@ def file_state(ref: Ref, stat: Callable[[Path], str] | None = None) -> str:
         try:
             parts.append((stat or size_and_time)(path))
         except (FileNotFoundError, NotADirectoryError):
-            raise HrsegError(f"{path}: no such file; put it back, or remove its partner") from None
+            raise HrsegError(f"{path}: no such file; restore it, or remove its partner") from None
         except OSError as error:
-            raise HrsegError(f"{path}: cannot be read ({error.strerror}); mend its rights") from None
+            raise HrsegError(f"{path}: cannot be read ({error.strerror}); fix its permissions") from None
     return ", ".join([*parts, *([] if ref.initial else ["None"]), *([f"range {ref.span}"] if ref.span else [])])
 
 
 def _files(ref: Ref) -> tuple[Path, ...]:
-    """The initial mask is the last."""
+    """All files of an object; the initial mask is last."""
     return ref.image, ref.mask, *ref.others, *([ref.initial] if ref.initial else [])
 
 
 def size_and_time(path: Path) -> str:
-    """In bytes and in ns since the epoch."""
+    """Size in bytes and modification time in ns since the epoch."""
     found = path.stat()
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def relative(path: Path, folder: Path) -> str:
-    """``path`` as seen from ``folder``, with "/"."""
+    """``path`` relative to ``folder``, with "/" separators."""
     text, base = str(path), f"{folder}{os.sep}"
     inside = text[len(base) :] if text.startswith(base) else os.path.relpath(path, folder)
     return inside.replace(os.sep, "/")
 
 
 def _indexed_ids(found: Listing) -> dict[Path, list[int]]:
-    """Ids of the masks that a fresh index lists; nothing from a stale, foreign or broken one."""
+    """Ids of the masks from an up-to-date index; empty for a stale, foreign or broken one."""
     ids: dict[str, list[int]] = defaultdict(list)
     try:
         with found.index_file.open(encoding="utf-8") as file:
             head = json.loads(next(file))
             if head["version"] != 1 or head["fingerprint"] != fingerprint(found.folder, found.masks):
-                log.warning("%s: not of the files beside it, unused; 'hrseg prepare-data' renews it", found.index_file)
+                log.warning("%s: out of date, not used; rerun 'hrseg prepare-data' to update it", found.index_file)
                 return {}
             for line in file:
                 record = json.loads(line)

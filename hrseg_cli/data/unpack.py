@@ -1,7 +1,7 @@
-"""Archives, unpacked without trust: nothing outside the folder, no links, no bombs, nothing half done that looks whole.
+"""Safe unpacking of untrusted archives: no files outside the folder, no links, no archive bombs, no partial results.
 
-The content goes into a hidden folder beside the target first. A new target appears by one rename; an existing one is
-added to, and a stamp in it says last that all is there.
+The content is first unpacked to a hidden folder next to the target. A new target appears by a single rename; files are
+merged into an existing one, and a stamp file written last records that it is complete.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Progress = Callable[[int, int | None], None]
 
 STAMP = ".hrseg-unpacked.json"
 CHUNK = 1 << 20
-FOLDER_BYTES = 4096  # an empty folder takes about as much of a disk
+FOLDER_BYTES = 4096  # approximate disk space of an empty folder
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGED = (
     zipfile.BadZipFile,
@@ -42,18 +42,18 @@ DAMAGED = (
     zlib.error,
     lzma.LZMAError,
     EOFError,
-    NotImplementedError,  # a compression that Python lacks
-    ValueError,  # names that are no text
+    NotImplementedError,  # a compression method that Python does not support
+    ValueError,  # names that are not text
     struct.error,
 )
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much an archive of a given size may hold; pictures hardly compress, so honest ones stay far below.
+    """How much an archive of a given size may contain. Images hardly compress, so legitimate archives stay far below.
 
-    ratio: bytes unpacked per byte of archive, beyond ``floor`` bytes. file_bytes: bytes of archive each file must
-    bring, beyond ``files`` files.
+    ratio: unpacked bytes per byte of archive, beyond ``floor`` bytes. file_bytes: bytes of archive required per file,
+    beyond ``files`` files.
     """
 
     ratio: int = 50
@@ -62,7 +62,7 @@ class Limits:
     files: int = 10_000
 
     def bytes(self, archive: Path) -> int:
-        """Bytes that may come out of it."""
+        """Maximum unpacked size in bytes."""
         return max(self.floor, self.ratio * archive.stat().st_size)
 
 
@@ -78,21 +78,21 @@ def unpack(
 ) -> int:
     """Unpack an archive into a folder and return the number of files.
 
-    kind: "zip", or "tar", plain or compressed in any way Python knows.
-    inside: the folder of the archive that is meant. Without it, a folder that is alone on its floor is left out:
-        ``Set/images/1.jpg`` and ``Set/masks/1.png`` come to lie as images/ and masks/.
-    name: what the stamp calls the archive [its file name].
-    progress: called with (bytes done, bytes in all).
-    limits: against archives made to fill a disk.
+    kind: "zip", or "tar", plain or in any compression that Python supports.
+    inside: the folder of the archive to extract. Without it, single top-level folders are stripped:
+        ``Set/images/1.jpg`` and ``Set/masks/1.png`` become images/ and masks/.
+    name: name of the archive in the stamp [its file name].
+    progress: called with (bytes done, total bytes).
+    limits: protection against archives made to fill the disk.
 
-    What the folder holds already stays, but for files of the same name. Raises HrsegError, which names the archive and
-    the entry at fault, and leaves the folder as it was; so it does while another hrseg unpacks there.
+    Existing files stay, unless the archive has a file of the same name. Raises HrsegError, which names the archive and
+    the offending entry, and leaves the folder unchanged; also while another hrseg unpacks there.
     """
     name, limits = name or archive.name, limits or Limits()
-    into = into.resolve()  # a link to another disk: the temporary folder belongs there too
+    into = into.resolve()  # if it is a link to another disk, the temporary folder must be there too
     temporary = into.parent / f".{into.name}.unpacking"
     with _errors_named(archive, into), only_one(into, str(into)):
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
         require_space(into.parent, min(_size_said(archive, kind), limits.bytes(archive)))
         temporary.mkdir(parents=True)
         try:
@@ -102,7 +102,9 @@ def unpack(
             new = not into.exists()
             if not new:
                 for place, folders, _ in os.walk(source):
-                    for folder in folders:  # a file that is renamed onto a link replaces it, but a folder is entered
+                    for (
+                        folder
+                    ) in folders:  # renaming a file onto a link replaces the link, but a folder would be entered
                         below(into, Path(place, folder, "any").relative_to(source).as_posix(), archive)
                 _merge(source, into)
             stamp = (source if new else temporary) / STAMP
@@ -114,12 +116,12 @@ def unpack(
 
 
 def is_unpacked(name: str, into: Path) -> bool:
-    """Whether the archive of that name was unpacked into the folder, to the end."""
+    """Whether the archive of that name was unpacked into the folder completely."""
     return name in _stamps(into)
 
 
 def check_archive(archive: Path, kind: Kind, limits: Limits | None = None) -> None:
-    """Read an archive through, against its own check sums. Raises HrsegError where it is damaged or unsafe."""
+    """Read an archive completely and verify its checksums. Raises HrsegError if it is damaged or unsafe."""
     with _errors_named(archive, archive.parent):
         for _, stream in _entries(archive, kind, "", None, limits or Limits()):
             while stream is not None and stream(CHUNK):
@@ -127,28 +129,28 @@ def check_archive(archive: Path, kind: Kind, limits: Limits | None = None) -> No
 
 
 def looks_like(head: bytes, kind: Kind) -> bool:
-    """Whether the first bytes (512 or more, unless the file is shorter) can begin an archive of that kind."""
+    """Whether a file with these first bytes (512 or more, unless it is shorter) can be an archive of that kind."""
     if kind == "zip":
         return head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
     return head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")) or head[257:262] == b"ustar"
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raises HrsegError, which says how much is missing, unless ``folder`` (or what of it exists) has the room."""
+    """Raises HrsegError, which says how much is missing, unless the disk of ``folder`` has enough free space."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    margin = 64 << 20  # for whoever else writes there
+    margin = 64 << 20  # left free for other programs
     free = shutil.disk_usage(place).free
     if needed + margin > free:
         raise HrsegError(
-            f"{folder}: needs {size_text(needed)}, {size_text(free)} are free, {size_text(needed + margin - free)} are "
-            f"missing ({size_text(margin)} are left to others); make room or name another --root"
+            f"{folder}: needs {size_text(needed)}, {size_text(free)} are free; free another "
+            f"{size_text(needed + margin - free)} (including a margin of {size_text(margin)}) or use another --root"
         )
 
 
 def size_text(count: int) -> str:
-    """Bytes for a person: 3.5 GB."""
+    """Bytes as readable text, such as 3.5 GB."""
     size, units = float(count), ["bytes", "kB", "MB", "GB"]
     while size >= 1000 and len(units) > 1:
         size /= 1000
@@ -162,7 +164,7 @@ Read = Callable[[int], bytes]
 
 
 class _Allowance:
-    """Counts what comes out, for what an archive says of itself need not be true."""
+    """Counts what is actually unpacked, because the sizes that an archive declares may be false."""
 
     def __init__(self, archive: Path, limits: Limits) -> None:
         self._name = archive.name
@@ -171,24 +173,24 @@ class _Allowance:
         self._seen: set[str] = set()
 
     def file(self, path: PurePosixPath) -> None:
-        # Two names that differ in case are one file on a Mac or on Windows.
+        # Two names that differ only in case are the same file on macOS and Windows.
         key = unicodedata.normalize("NFC", str(path)).casefold()
         if key in self._seen:
-            raise HrsegError(f"{self._name}: holds {str(path)!r} twice, give or take letter case; get a sound archive")
+            raise HrsegError(f"{self._name}: duplicate entry {str(path)!r} (ignoring case); get an intact archive")
         self._seen.add(key)
         if len(self._seen) > self._files:
-            raise HrsegError(f"{self._name}: holds more than {self._files} files, too many for its size; not unpacked")
+            raise HrsegError(f"{self._name}: more than {self._files} files, too many for its size; not unpacked")
 
     def spend(self, count: int) -> None:
         self._bytes -= count
         if self._bytes < 0:
-            raise HrsegError(f"{self._name}: unpacks to far more than its size can honestly hold; not unpacked")
+            raise HrsegError(f"{self._name}: unpacks to far more than its size can legitimately contain; not unpacked")
 
 
 def _entries(
     archive: Path, kind: Kind, inside: str, progress: Progress | None, limits: Limits
 ) -> Iterator[tuple[PurePosixPath, Read | None]]:
-    """(path, read) of every file and (path, None) of every folder of an archive, all of them safe to write."""
+    """(path, read) for every file and (path, None) for every folder of an archive, all safe to write."""
     allowance = _Allowance(archive, limits)
     prefix = PurePosixPath(inside).parts
     for path, read in (_zip_entries if kind == "zip" else _tar_entries)(archive, prefix, progress):
@@ -223,7 +225,7 @@ def _zip_entries(
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
                 raise _refused(archive, info.filename, "a link or device")
             if info.flag_bits & 1:
-                raise HrsegError(f"{archive}: is encrypted; unpack it with its password, then give the folder")
+                raise HrsegError(f"{archive}: is encrypted; unpack it with its password and use the folder")
             with file.open(info) as stream:
                 yield path, stream.read
             done += info.file_size
@@ -249,7 +251,7 @@ def _tar_entries(
             yield path, stream.read
             if progress:
                 progress(raw.tell(), total)
-        # tarfile takes a missing end for the end, and stops before the check sum of a gzip file.
+        # tarfile accepts a missing end marker, and stops before the checksum of a gzip file.
         assert file.fileobj is not None
         if not file.fileobj.read(tarfile.BLOCKSIZE):
             raise EOFError("it ends too early")
@@ -258,11 +260,11 @@ def _tar_entries(
 
 
 def _safe(archive: Path, name: str, prefix: tuple[str, ...]) -> PurePosixPath | None:
-    """The path below ``prefix`` that an entry may have; None for what is not wanted."""
+    """The path of an entry below ``prefix``; None for entries that are not extracted."""
     path = PurePosixPath(name.replace("\\", "/"))
     leaves = path.parts and fault(path.as_posix())
     if leaves or re.match("[A-Za-z]:", name) or re.search(r"[\x00-\x1f]", name):
-        raise _refused(archive, name, "a path that leaves the folder")
+        raise _refused(archive, name, "a path outside the folder")
     parts = path.parts
     if parts[: len(prefix)] != prefix:
         return None
@@ -272,7 +274,7 @@ def _safe(archive: Path, name: str, prefix: tuple[str, ...]) -> PurePosixPath | 
 
 
 def _refused(archive: Path, name: str, what: str) -> HrsegError:
-    return HrsegError(f"{archive}: holds {what} ({name!r}); not unpacked, get the archive from its source")
+    return HrsegError(f"{archive}: contains {what} ({name!r}); not unpacked; get the archive from its source")
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -303,12 +305,12 @@ def _fill(folder: Path, archive: Path, kind: Kind, inside: str, progress: Progre
 def _base(folder: Path, inside: str, archive: Path) -> Path:
     if inside:
         if not (folder / inside).is_dir():
-            raise HrsegError(f"{archive}: holds no folder {inside}; it is another archive than expected")
+            raise HrsegError(f"{archive}: contains no folder {inside}; this is not the expected archive")
         return folder / inside
     while True:
         entries = list(folder.iterdir())
         if not entries:
-            raise HrsegError(f"{archive}: holds no files; get the archive from its source")
+            raise HrsegError(f"{archive}: contains no files; get the archive from its source")
         if len(entries) > 1 or not entries[0].is_dir():
             return folder
         folder = entries[0]
@@ -339,16 +341,14 @@ def _errors_named(archive: Path, into: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in NO_ROOM:
             raise HrsegError(
-                f"{into}: the disk is full while unpacking {archive.name}; make room, then run again"
+                f"{into}: the disk is full while unpacking {archive.name}; free some space, then rerun"
             ) from None
-        if error.errno is None:  # gzip and bz2 complain by bare OSErrors
+        if error.errno is None:  # gzip and bz2 raise plain OSErrors
             raise _damaged(archive, error) from None
         place = error.filename or into
-        raise HrsegError(
-            f"{place}: {error.strerror} while unpacking {archive.name}; mend that, then run again"
-        ) from None
+        raise HrsegError(f"{place}: {error.strerror} while unpacking {archive.name}; fix that, then rerun") from None
 
 
 def _damaged(archive: Path, error: Exception) -> HrsegError:
     reason = str(error).split("\n")[0] or type(error).__name__
-    return HrsegError(f"{archive}: not a sound archive ({reason}); get it again")
+    return HrsegError(f"{archive}: damaged or not an archive ({reason}); download it again")

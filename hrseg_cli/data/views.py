@@ -1,5 +1,5 @@
-"""What training sees of a dataset: images with their objects, in an order and in windows that depend on nothing but a
-seed, whatever the number of workers; and smaller copies of large originals."""
+"""A dataset as training sees it: images with their objects, in an order and in windows that depend only on a seed, not
+on the number of workers; and cached smaller copies of large originals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.writing import is_empty, only_one_in, sweep, write_atomically
 
 STAMP = "cache.json"
-VERSION = 3  # raise when the same originals get other copies, or other names of them
+VERSION = 3  # increase when the same originals give different copies or names
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ log = logging.getLogger(__name__)
 
 
 class Images:
-    """The images of a dataset by number, each as the references to its objects; nothing is loaded.
+    """The images of a dataset by index, each as the references to its objects; nothing is loaded.
 
-    refs: an :class:`Index`, or a list as ``open_dataset`` makes it; the objects of an image stand side by side.
+    refs: an :class:`Index`, or a list from ``open_dataset``; the objects of an image are adjacent.
     """
 
     def __init__(self, refs: Sequence[Ref]) -> None:
@@ -81,7 +81,7 @@ class Scene:
 
 
 def load_scene(refs: Sequence[Ref]) -> Scene:
-    """The pixels of one image and of its objects; each file is decoded once. Raises HrsegError naming a broken file."""
+    """Load one image and its objects; each file is decoded once. Raises HrsegError naming a broken file."""
     first = refs[0]
     if first.draw:
         sample = load(first)
@@ -97,22 +97,22 @@ def load_scene(refs: Sequence[Ref]) -> Scene:
 def epoch_order(
     sizes: Sequence[int], count: int, *, seed: int, epoch: int, weights: Sequence[float] | None = None
 ) -> np.ndarray:
-    """int64, (count, 2): (part, image in it) of each step of an epoch.
+    """int64, (count, 2): (part, index of the image in it) for each step of an epoch.
 
-    sizes: images in each part. weights: how often a part is drawn, relative to the others; its size by default. Each
-    part gets its share exactly, and none of its images comes again before all have come once.
+    sizes: number of images in each part. weights: relative frequency of each part; default: its size. Each part gets
+    exactly its share, and all its images are used once before one is repeated.
 
-    A pure function: every worker may compute it and take its own rows. Raises HrsegError when nothing can be drawn.
+    A pure function: every worker can compute it and take its own rows. Raises HrsegError if nothing can be drawn.
     """
     shares = np.asarray(sizes if weights is None else weights, np.float64)
     if len(shares) != len(sizes) or not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() == 0:
-        raise HrsegError(f"weights {list(shares)}: give one number >= 0 for each of the {len(sizes)} parts, not all 0")
+        raise HrsegError(f"weights {list(shares)}: give one number >= 0 per part ({len(sizes)}), not all 0")
     if any(share and not size for share, size in zip(shares, sizes, strict=True)):
-        raise HrsegError("a part to be drawn from has no images; leave it out or give it weight 0")
+        raise HrsegError("a part with a weight above 0 has no images; remove it or set its weight to 0")
     rng = np.random.default_rng((seed, epoch))
     exact = count * shares / shares.sum()
     draws = np.floor(exact).astype(int)
-    draws[np.argsort(draws - exact, kind="stable")[: count - draws.sum()]] += 1  # to the largest remainders
+    draws[np.argsort(draws - exact, kind="stable")[: count - draws.sum()]] += 1  # largest remainder method
     rows = []
     for part, (size, number) in enumerate(zip(sizes, draws, strict=True)):
         passes = [rng.permutation(size) for _ in range(math.ceil(number / size) if number else 0)]
@@ -131,7 +131,7 @@ class Window(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """To index (H, W, ...) with."""
+        """Index for arrays (H, W, ...)."""
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
@@ -145,13 +145,13 @@ def crop_window(
     scale: tuple[float, float] = (1.0, 1.0),
     around: tuple[int, int] | None = None,
 ) -> Window:
-    """The window that step ``step`` of an epoch cuts out of an image of ``size`` (H, W).
+    """The window that step ``step`` of an epoch crops from an image of ``size`` (H, W).
 
-    crop: (height, width) that training wants; the window is that over a factor drawn from ``scale``, and no larger
-        than the image.
-    around: (row, col) of a pixel that must lie in it.
+    crop: (height, width) of the training crop; the window is the crop divided by a factor drawn from ``scale``, at most
+        the whole image.
+    around: (row, col) of a pixel that it must contain.
 
-    A pure function of its arguments, so that crops do not depend on who makes them.
+    A pure function of its arguments, so crops do not depend on the worker.
     """
     rng = np.random.default_rng((seed, epoch, step))
     factor = rng.uniform(*scale)
@@ -179,16 +179,16 @@ def cache_longest(
     progress: Callable[[int, int], None] | None = None,
     wait: bool = False,
 ) -> Path:
-    """Copies of a dataset in ``folder`` with sides of at most ``longest`` pixels, as a dataset of its own with the same
-    ids: images/ (area average, JPEG 95; small originals as they are), masks/ (nearest; 255 object, 128 ignored) and
-    pairs.csv, which comes last. Returns ``folder``.
+    """Copy a dataset to ``folder`` with sides of at most ``longest`` pixels, as a dataset with the same ids: images/
+    (area average, JPEG 95; small originals unchanged), masks/ (nearest neighbour; 255 object, 128 ignored) and
+    pairs.csv, written last. Returns ``folder``.
 
-    Two originals never share a copy: for those of one stem (a.jpg, a.png) a folder is put into names and ids, which
-    depends on the original alone. Resumes what was interrupted, and starts over where originals have changed.
+    Two originals never share a copy: names and ids of originals with the same stem (a.jpg, a.png) get a folder that
+    depends only on the original. Resumes after an interruption, and starts over if originals have changed.
 
-    Raises HrsegError naming a broken file, an id that cannot name a file, or a folder that cannot be written or holds
-    something else: also copies of another dataset (other ids or folders) or with another ``longest``. While another
-    process makes copies there, it raises, too, or does ``wait`` for them.
+    Raises HrsegError naming a broken file, an id that cannot name a file, or a folder that cannot be written or
+    contains anything else, including copies of another dataset (other ids or folders) or with another ``longest``.
+    While another process writes copies there, it raises, or waits if ``wait``.
     """
     with only_one_in(folder, str(folder), wait=wait):
         sweep(*(Path(place) for place, _, _ in os.walk(folder)))
@@ -204,7 +204,7 @@ def _copy_all(
 ) -> Path:
     objects, folders = identity(refs, folder)
     stamp = {"version": VERSION, "longest": longest, "objects": objects, "folders": folders}
-    # By another rule the same files are other masks.
+    # Another label rule gives different masks from the same files.
     stamp["rules"] = _hash(f"{ref.id}\t{ref.rule}\n" for ref in refs)
     stamp["fingerprint"] = fingerprint(folder, refs)
     images = Images(refs)
@@ -224,13 +224,13 @@ def _copy_all(
         csv.writer(table, lineterminator="\n").writerows([("image", "mask"), *rows])
         write_atomically(folder / PAIRS, table.getvalue())
     except OSError as error:
-        raise HrsegError(f"{folder}: cannot be written ({error.strerror or error}); name another folder") from None
+        raise HrsegError(f"{folder}: cannot be written ({error.strerror or error}); use another folder") from None
     return folder
 
 
 def identity(refs: Sequence[Ref], folder: Path) -> tuple[str, str]:
-    """Hashes of what makes a dataset another one: of the ids and of how drawn ones are drawn; and of the folders that
-    the files lie in, as seen from ``folder``."""
+    """Two hashes that identify a dataset: of the ids (and parameters of procedural objects), and of the folders of the
+    files, relative to ``folder``."""
     lines, places = [], set()
     for ref in refs:
         lines.append(f"{ref.id}\t{ref.draw}{ref.span or ''}\n")
@@ -246,25 +246,25 @@ def _hash(lines: Iterable[str]) -> str:
 
 
 def _read_stamp(folder: Path, wanted: dict[str, object]) -> object:
-    """What the copies in ``folder`` were made of; None where there are none yet. Raises HrsegError for a folder that
-    is of no use for what is ``wanted``."""
+    """What the copies in ``folder`` were made from; None if there are none yet. Raises HrsegError if the folder does
+    not match what is ``wanted``."""
     try:
         stamp = json.loads((folder / STAMP).read_bytes())
     except FileNotFoundError:
         if not is_empty(folder):
-            raise HrsegError(f"{folder}: holds something else than a cache; name another folder") from None
+            raise HrsegError(f"{folder}: not empty and not a cache; use another folder") from None
         return None
     except ValueError:
         stamp = None
     fixed = {key: wanted[key] for key in ("longest", "objects", "folders")}
-    # Version 1 did not write down the folders.
+    # Version 1 did not record the folders.
     if not isinstance(stamp, dict) or not fixed.items() <= {"folders": wanted["folders"], **stamp}.items():
-        raise HrsegError(f"{folder}: holds a cache of something else; name another folder")
+        raise HrsegError(f"{folder}: contains a cache of another dataset or size; use another folder")
     return stamp
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier call left, and only that."""
+    """Delete the files of an earlier call, and nothing else."""
     (folder / PAIRS).unlink(missing_ok=True)
     for name in ("images", "masks"):
         if (folder / name).exists():
@@ -272,26 +272,26 @@ def _clear(folder: Path) -> None:
 
 
 def _names(refs: Sequence[Ref]) -> list[str]:
-    """What the copies of an image and of its masks are called, without folder and ending; their ids follow from it."""
-    # pairs.csv takes a mask's name as the id where it holds the image's, or where the image has one object.
+    """Stems of the copies of an image and its masks; their ids follow from them."""
+    # Readers of pairs.csv use the mask's name as the id if it contains the image's, or if the image has one object.
     above, slash, _ = refs[0].id.partition(":")[0].rpartition("/")
     stem = refs[0].id if len(refs) == 1 else f"{above}{slash}{refs[0].image.stem}"
     return [stem, *(ref.id for ref in refs)]
 
 
 def _shared(images: Images) -> set[str]:
-    """The names that several images and their masks would have."""
+    """Names that would be shared by several images and their masks."""
     counts = Counter(name for k in range(len(images)) for name in set(map(_plain, _names(images[k]))))
     return {name for name, count in counts.items() if count > 1}
 
 
 def _plain(name: str) -> str:
-    """The same for what is one name on some disks: letter case and ways to write an accent do not count."""
+    """Normalise names that are equal on some disks: ignores letter case and Unicode normalisation form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _shrink(refs: tuple[Ref, ...], folder: Path, longest: int, shared: set[str]) -> list[tuple[str, str]]:
-    """Write one image and its masks, unless they are there; (image, mask) of each object as pairs.csv names them."""
+    """Write one image and its masks unless they exist; returns (image, mask) of each object as named in pairs.csv."""
     stem, *names = _names(refs)
     if any(_plain(name) in shared for name in (stem, *names)):
         original = f"{relative(refs[0].image, folder)}\t{refs[0].id}"
@@ -299,14 +299,14 @@ def _shrink(refs: tuple[Ref, ...], folder: Path, longest: int, shared: set[str])
         stem, *names = ("/".join([*name.split("/")[:-1], own, name.split("/")[-1]]) for name in (stem, *names))
     images = [checked(f"images/{stem}{suffix}", refs[0].image) for suffix in (".jpg", refs[0].image.suffix)]
     masks = [checked(f"masks/{name}.png", ref.mask) for name, ref in zip(names, refs, strict=True)]
-    image = next((name for name in images if (folder / name).is_file()), None)  # written last: the masks are there too
+    image = next((name for name in images if (folder / name).is_file()), None)  # written last, so the masks exist too
     if image is None:
         image = _write_small(load_scene(refs), longest, folder, images, masks)
     return [(image, mask) for mask in masks if (folder / mask).is_file()]
 
 
 def _write_small(scene: Scene, longest: int, folder: Path, names: list[str], masks: list[str]) -> str:
-    """The name of the image: the first of ``names`` for a smaller copy, the second for the file as it is."""
+    """Write the image and return its name: the first of ``names`` if made smaller, the second if unchanged."""
     source = scene.refs[0].image
     height, width = scene.image.shape[:2]
     factor = min(1.0, longest / max(height, width))
@@ -314,7 +314,7 @@ def _write_small(scene: Scene, longest: int, folder: Path, names: list[str], mas
     for mask, ref, truth in zip(masks, scene.refs, scene.truths, strict=True):
         small = cv2.resize(truth, size, interpolation=cv2.INTER_NEAREST_EXACT)
         if not (small == 1).any():
-            log.warning("%s: object '%s' is lost at %d pixels, left out", ref.mask, ref.id, longest)
+            log.warning("%s: object '%s' vanishes at %d pixels; skipped", ref.mask, ref.id, longest)
             continue
         write_atomically(below(folder, mask, ref.mask), _encoded(np.array([0, 255, 128], np.uint8)[small], "PNG"))
     if factor == 1 and source.is_file() and scene.refs[0].span is None:

@@ -1,10 +1,10 @@
-"""How well a mask fits: IoU, Boundary IoU and mean boundary accuracy.
+"""Mask metrics: IoU, Boundary IoU and mean boundary accuracy.
 
-Masks are (H, W), axis order (row, col). A prediction is bool (or uint8, non-zero is object); a truth is int8:
-1 object, 0 background, -1 ignored. Ignored pixels count nowhere. Every score is a float64 in [0, 1], 1 is perfect.
+Masks are (H, W), axis order (row, col). A prediction is bool (or uint8, non-zero is object); the ground truth is int8:
+1 object, 0 background, -1 ignored. Ignored pixels never count. Every score is a float64 in [0, 1]; 1 is perfect.
 
-A function scores one mask. The classes of the same names score many masks against one truth: they do the truth's
-share of the work once.
+A function scores one mask. The class of the same name scores many masks against one ground truth, and processes the
+ground truth only once.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from hrseg_cli.errors import HrsegError
 
 
 def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Intersection over union of the object. Both empty: 1, for they agree."""
+    """Intersection over union of the object. 1 if both are empty, because they agree."""
     return IoU(truth)(prediction)
 
 
 def boundary_iou(prediction: np.ndarray, truth: np.ndarray, ratio: float = 0.02, width: int | None = None) -> float:
-    """Intersection over union of the two inner bands along the outlines (Cheng et al., CVPR 2021, arXiv 2103.16562).
+    """Intersection over union of the inner bands along both outlines (Cheng et al., CVPR 2021, arXiv 2103.16562).
 
-    ratio: band width as a share of the image diagonal. width: band width in pixels instead; the relative band is wide
-    in a large image (74 px at 2048 x 3072), and an object thinner than twice its width is all band.
+    ratio: band width as a fraction of the image diagonal. width: band width in pixels, instead. The relative band is
+    wide in a large image (74 px at 2048 x 3072), and an object thinner than twice its width is all band.
 
-    Both empty: 1. This is the plain Boundary IoU, as HQ-SAM reports it; the COCO tools of the paper's authors print
-    min(IoU, Boundary IoU).
+    1 if both are empty. This is the plain Boundary IoU, as reported by HQ-SAM; the COCO tools of the paper's authors
+    print min(IoU, Boundary IoU).
 
-    Ignored pixels leave both masks before the bands are taken, so masks that agree elsewhere score the same. Taken
-    out of finished bands (as RClicks does), they would not: what a prediction does inside the ignored region decides
-    where its band lies outside. The price is that the rim of an ignored region that cuts the object is an outline of
-    both masks.
+    Ignored pixels are removed from both masks before the bands are computed, so masks that agree elsewhere get the same
+    score. Removing them from the finished bands, as RClicks does, would break this: the prediction inside the ignored
+    region would affect its band outside. The drawback is that the border of an ignored region inside the object counts
+    as an outline of both masks.
     """
     return BoundaryIoU(truth, ratio, width)(prediction)
 
 
 def mba(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Mean boundary accuracy: share of correct pixels around the true outline, averaged over five widths.
+    """Mean boundary accuracy: fraction of correct pixels around the true outline, averaged over five widths.
 
     Source: CascadePSP (Cheng et al., CVPR 2020, arXiv 2005.02551) and its evaluation code; regions as in
-    :func:`accuracy_rings`. A truth without an outline (nothing or everything is object), for which the original
-    divides 0 by 0, has no place to look at more closely: then all pixels count, and no pixels at all make 1.
+    :func:`accuracy_rings`. For a ground truth without an outline (all object or all background) the original divides 0
+    by 0; here all pixels count instead, and the score is 1 if there are none.
     """
     return MeanBoundaryAccuracy(truth)(prediction)
 
 
 class IoU:
-    """:func:`iou` against one truth."""
+    """:func:`iou` against one ground truth."""
 
     def __init__(self, truth: np.ndarray) -> None:
         self._object, self._valid = _split(truth)
@@ -62,10 +62,10 @@ class IoU:
 
 
 class BoundaryIoU:
-    """:func:`boundary_iou` against one truth. ``width``: the band's width in pixels.
+    """:func:`boundary_iou` against one ground truth. ``width``: band width in pixels.
 
-    From click to click a mask changes in places. The band of the mask before is kept and taken anew only where it can
-    have changed, up to ``width`` pixels around what did: the score is the same to the last bit.
+    From click to click only parts of a mask change. The band of the previous mask is kept, and recomputed only within
+    ``width`` pixels of the changes. The score is bit-identical.
     """
 
     def __init__(self, truth: np.ndarray, ratio: float = 0.02, width: int | None = None) -> None:
@@ -75,7 +75,7 @@ class BoundaryIoU:
         self._pixels = cv2.countNonZero(self._band)
         self._seen = np.zeros_like(mask)
         self._seen_band = np.zeros_like(mask)
-        self._counts = 0, 0  # of the band seen: pixels in the truth's band too, and all
+        self._counts = 0, 0  # pixels of the current band: those also in the ground truth's band, and all
 
     def __call__(self, prediction: np.ndarray) -> float:
         mask = _without_ignored(prediction, self._valid)
@@ -85,13 +85,13 @@ class BoundaryIoU:
         self._seen = mask
         within = _grown(top, left, rows, columns, 2 * self.width)
         _, _, *whole = cv2.boundingRect(mask)
-        if mask[within].size >= whole[0] * whole[1]:  # much has changed: the object's own box is less to look at
+        if mask[within].size >= whole[0] * whole[1]:  # much has changed: the object's own box is smaller
             self._seen_band = boundary(mask, self.width)
             self._counts = cv2.countNonZero(self._seen_band & self._band), cv2.countNonZero(self._seen_band)
             return _share(*self._counts, self._pixels)
         near = _grown(top, left, rows, columns, self.width)
         old, truth = self._seen_band[near], self._band[near]
-        # Beyond the outer window boundary() sees background, which no pixel of the inner one can tell.
+        # boundary() sees background beyond the outer window, but no pixel of the inner window is affected by that.
         inner = np.s_[near[0].start - within[0].start :, near[1].start - within[1].start :]
         new = boundary(mask[within], self.width)[inner][: old.shape[0], : old.shape[1]]
         self._counts = (
@@ -103,7 +103,7 @@ class BoundaryIoU:
 
 
 class MeanBoundaryAccuracy:
-    """:func:`mba` against one truth."""
+    """:func:`mba` against one ground truth."""
 
     def __init__(self, truth: np.ndarray) -> None:
         mask, self._valid = _split(truth)
@@ -124,21 +124,21 @@ class MeanBoundaryAccuracy:
 
 
 def band_width(height: int, width: int, ratio: float = 0.02) -> int:
-    """Width in pixels of the Boundary IoU band of an image: a share of its diagonal, at least 1."""
+    """Width in pixels of the Boundary IoU band of an image: a fraction of its diagonal, at least 1."""
     return max(1, round(ratio * math.sqrt(height**2 + width**2)))
 
 
 def boundary(mask: np.ndarray, width: int) -> np.ndarray:
     """The object pixels at most ``width`` steps (8 neighbours) away from background.
 
-    mask: (H, W), bool or uint8. Returns uint8, (H, W), 0 or 1: the mask less its erosion by a square of side
-    2 * width + 1. Beyond the image all is background. Raises HrsegError if ``width`` is below 1.
+    mask: (H, W), bool or uint8. Returns uint8, (H, W), 0 or 1: the mask minus its erosion by a square of side
+    2 * width + 1. Everything outside the image is background. Raises HrsegError if ``width`` is below 1.
 
-    A pixel survives the erosion if its square holds object pixels only. Counting them with a running sum costs the
-    same for every width. The object's bounding box is all that needs looking at, for outside it is background too.
+    A pixel survives the erosion if its square contains only object pixels. Counting them with a running sum costs the
+    same for every width. Only the object's bounding box is processed, because all pixels outside it are background.
     """
     if width < 1:
-        raise HrsegError(f"width of the boundary band is {width}; give at least 1 pixel")
+        raise HrsegError(f"the boundary band is {width} pixels wide; it must be at least 1")
     mask = _as_bytes(mask)
     left, top, columns, rows = cv2.boundingRect(mask)
     inside = mask[top : top + rows, left : left + columns]
@@ -157,7 +157,7 @@ def accuracy_rings(mask: np.ndarray) -> np.ndarray:
 
     mask: (H, W), bool or uint8. Returns uint8, (H, W): the first region, 1 to 5, that holds the pixel, 0 for none.
     Region i is the morphological gradient under a disc of radius 1 + int(((H + W) / 300 - 1) / 5 * (i - 1)). The
-    image border is no outline.
+    image border is not an outline.
     """
     mask = _as_bytes(mask)
     rings = np.zeros_like(mask)
@@ -166,7 +166,7 @@ def accuracy_rings(mask: np.ndarray) -> np.ndarray:
     # A disc reaches no further than its radius beyond the object.
     reach = max(radii)
     near = np.s_[max(0, top - reach) : top + rows + reach, max(0, left - reach) : left + columns + reach]
-    # The discs are nested, hence the regions: from the widest inwards, each overwrites a part of the one before.
+    # The discs are nested, so the regions are too: starting with the widest, each overwrites part of the previous one.
     for number, radius in reversed(list(enumerate(radii, 1))):
         disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
         rings[near][cv2.morphologyEx(mask[near], cv2.MORPH_GRADIENT, disc) > 0] = number
@@ -174,35 +174,35 @@ def accuracy_rings(mask: np.ndarray) -> np.ndarray:
 
 
 def _pixels_within(ring: np.ndarray) -> np.ndarray:
-    """How many pixels each of the five nested regions holds."""
+    """Number of pixels in each of the five nested regions."""
     pixels: np.ndarray = np.cumsum(np.bincount(ring, minlength=6)[1:])
     return pixels
 
 
 def _split(truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Object and not-ignored masks, uint8, 0 or 1."""
+    """Object mask and valid (not ignored) mask, uint8, 0 or 1."""
     return _as_bytes(truth == 1), _as_bytes(truth != -1)
 
 
 def _without_ignored(prediction: np.ndarray, valid: np.ndarray) -> np.ndarray:
     if prediction.shape != valid.shape:
-        raise ValueError(f"prediction of shape {prediction.shape} against a truth of shape {valid.shape}")
+        raise ValueError(f"prediction of shape {prediction.shape} does not match ground truth of shape {valid.shape}")
     kept: np.ndarray = _as_bytes(prediction) & valid
     return kept
 
 
 def _as_bytes(mask: np.ndarray) -> np.ndarray:
-    """uint8, 0 or 1, which OpenCV needs; a view where the mask is bool."""
+    """uint8, 0 or 1, as OpenCV needs; a view if the mask is bool."""
     flags: np.ndarray = mask if mask.dtype == bool else mask != 0
     return flags.view(np.uint8)
 
 
 def _share(both: int, one: int, other: int) -> float:
-    """Intersection over union from the pixels of both, of the one and of the other."""
+    """Intersection over union from pixel counts: of the intersection and of the two masks."""
     either = one + other - both
     return both / either if either else 1.0
 
 
 def _grown(top: int, left: int, rows: int, columns: int, by: int) -> tuple[slice, slice]:
-    """A window with so many pixels more on each side; what would lie before the image is cut off."""
+    """A window extended by ``by`` pixels on each side, clipped at the top and left of the image."""
     return slice(max(0, top - by), top + rows + by), slice(max(0, left - by), left + columns + by)

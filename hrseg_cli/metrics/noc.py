@@ -1,10 +1,10 @@
-"""Quality counted in clicks, from the scores after each click.
+"""Number of clicks (NoC) and related measures, from the scores after each click.
 
-``values`` is the score of one object after click 1, 2, ...; it is compared with a threshold as float64, ``>=``.
+``values`` are the scores of one object after click 1, 2, ...; they are compared with a threshold as float64, ``>=``.
 
-A loop that ended early, because every metric was content, leaves an object unmeasured beyond that click. Whether it
-would have reached a higher threshold is unknown: such a threshold is left out rather than guessed. Averages after a
-fixed number of clicks keep the last value instead, so they are lower bounds unless the loop went on to the end.
+Clicking stops early once every metric has reached its target, so later scores are not measured. Whether the object
+would have reached a higher threshold is unknown: such a threshold is omitted rather than guessed. Averages after a
+fixed number of clicks repeat the last value instead, so they are lower bounds unless all clicks were made.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ class Row:
 
 
 def noc(values: Sequence[float], threshold: float, max_clicks: int) -> int:
-    """Number of clicks: the first click, counted from 1, that reaches the threshold; ``max_clicks`` if none does."""
+    """Number of clicks: the first click, counted from 1, to reach the threshold; ``max_clicks`` if none does."""
     return next((click for click, v in enumerate(values[:max_clicks], 1) if v >= threshold), max_clicks)
 
 
 def reached(values: Sequence[float], threshold: float) -> bool:
-    """Whether any click reaches the threshold. The share of objects where none does is NoF, number of failures."""
+    """Whether any click reaches the threshold. NoF (number of failures) is the fraction of objects where none does."""
     return any(v >= threshold for v in values)
 
 
 def ge_max(values: Sequence[float], threshold: float, max_clicks: int) -> bool:
-    """What RITM counts as ">=20": its NoC is the greatest possible. Success at the very last click counts, too."""
+    """RITM's ">=20": whether NoC has its maximum value. Success at the last click counts, too."""
     return noc(values, threshold, max_clicks) == max_clicks
 
 
 def known(values: Sequence[float], threshold: float, max_clicks: int) -> bool:
-    """Whether the values tell when, or that never, the threshold is reached within ``max_clicks`` clicks."""
+    """Whether the values determine if and when the threshold is reached within ``max_clicks`` clicks."""
     return len(values) >= max_clicks or reached(values, threshold)
 
 
 def mean_at(values: Sequence[float], k: int) -> float:
-    """The score after click ``k``, counted from 1; the last one if the loop ended before."""
+    """The score after click ``k``, counted from 1; the last score if clicking stopped earlier."""
     return values[min(k, len(values)) - 1]
 
 
 def auc(values: Sequence[float], max_clicks: int) -> float:
-    """Area under score by click, 0 to 1: each score holds for one click, the last one until ``max_clicks``."""
+    """Area under the score-by-click curve, 0 to 1: each score counts for one click, the last until ``max_clicks``."""
     return sum(mean_at(values, k) for k in range(1, max_clicks + 1)) / max_clicks
 
 
@@ -75,21 +75,21 @@ def summarise(
 ) -> list[Row]:
     """The measures of one metric, dataset by dataset in order of appearance.
 
-    NoC@90     clicks to reach 0.90, mean over objects; one row per threshold, as the next two
-    NoF@90     share of objects that never reach it, 0 to 1
-    >=20@90    number of objects that RITM counts as failed (:func:`ge_max`), with ``max_clicks`` in the name
+    NoC@90     clicks to reach 0.90, mean over objects; one row per threshold, also for the next two
+    NoF@90     fraction of objects that never reach it, 0 to 1
+    >=20@90    number of objects that RITM counts as failures (:func:`ge_max`); 20 is ``max_clicks``
     mean@5     score after 5 clicks, mean over objects; one row per k up to ``max_clicks``
-    AUC        area under score by click, mean over objects
-    SPC        seconds per click: all seconds over all clicks, where they were measured
+    AUC        area under the score-by-click curve, mean over objects
+    SPC        seconds per click: total seconds divided by total clicks, where measured
 
-    A threshold that some object cannot answer (:func:`known`) has no rows. The intervals are percentile bootstrap
-    intervals over objects; with the same seed, the same objects are drawn for every metric and run of a dataset.
+    A threshold that is unknown for some object (:func:`known`) has no rows. Intervals are percentile bootstrap
+    intervals over objects; with the same seed, the same objects are resampled for every metric and run of a dataset.
     Raises HrsegError if an object was not scored by this metric.
     """
     datasets: dict[str, list[Trace]] = {}
     for trace in traces:
         if not trace.scores.get(metric):
-            raise HrsegError(f"{trace.dataset}/{trace.id}: no '{metric}' scores; evaluate again with --metric {metric}")
+            raise HrsegError(f"{trace.dataset}/{trace.id}: no '{metric}' scores; rerun evaluate with --metric {metric}")
         datasets.setdefault(trace.dataset, []).append(trace)
     rows = []
     for dataset, members in datasets.items():
@@ -107,7 +107,7 @@ def summarise(
 def per_object_rows(
     traces: Sequence[Trace], thresholds: Sequence[float] = THRESHOLDS, max_clicks: int = 20
 ) -> tuple[list[str], list[list[str | int | float]]]:
-    """Header and one row per object, for a CSV file. What is unknown or was not measured is an empty text.
+    """Header and one row per object, for a CSV file. Unknown and unmeasured values are empty.
 
     Columns: id, height, width, area (pixels), clicks, seconds (all clicks), then for each metric, here iou:
     iou_final, iou_best, iou_noc@80 ... and iou_reached@80 ... (1 or 0).
@@ -140,7 +140,7 @@ def per_object_rows(
 def _measures(
     traces: Sequence[Trace], metric: str, thresholds: Sequence[float], max_clicks: int, ks: Sequence[int]
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """Measure -> numerators and denominators of the objects; the measure is the ratio of their sums."""
+    """Measure -> numerators and denominators per object; the measure is the ratio of their sums."""
     objects = [trace.scores[metric][:max_clicks] for trace in traces]
     n = len(objects)
     answered = [t for t in thresholds if all(known(values, t, max_clicks) for values in objects)]

@@ -1,4 +1,4 @@
-"""Settings that decide numbers, read from YAML: protocols for evaluation, recipes for training."""
+"""Settings that affect results, read from YAML: protocols for evaluation, recipes for training."""
 
 from hrseg_cli.recipe.protocol import BinarizeRule as BinarizeRule
 from hrseg_cli.recipe.protocol import Protocol as Protocol

@@ -1,4 +1,4 @@
-"""A protocol: how a click becomes a mask. Named, versioned and stored with every number."""
+"""A protocol: how clicks become a mask. Named, versioned and stored with every result."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Pixels = Annotated[int, Field(ge=1)]
 class ZoomIn(Settings):
     """The network sees a crop around the object, resized (RITM paper, section 3.3; fBRS, section 4.2).
 
-    target: longer side of the resized crop in pixels, or (height, width) exactly.
-    skip_clicks: this many clicks see the whole image; -1 resizes the whole image before the first.
-    expansion: crop side over object side. min_crop: smallest crop side in pixels.
-    recompute_iou: the crop moves when its overlap with the current wish falls below this.
-    mask_threshold: probability above which a pixel belongs to the object whose box is taken.
-    pad: the resized crop's sides are padded to multiples of this (its last row and column repeated), so that crops of
-        many objects have few shapes and make large batches.
+    target: longer side of the resized crop in pixels, or exact (height, width).
+    skip_clicks: the first clicks, this many, see the whole image; -1: even the first click sees it resized.
+    expansion: crop side divided by object side. min_crop: smallest crop side in pixels.
+    recompute_iou: the crop is moved when its IoU with the ideal crop falls below this.
+    mask_threshold: pixels above this probability belong to the object whose box is cropped.
+    pad: pad the sides of the resized crop to multiples of this, by repeating the last row and column. Crops then have
+        few different shapes, and those of many objects form large batches.
     """
 
     target: Pixels | tuple[Pixels, Pixels] = 400
@@ -35,7 +35,7 @@ class ZoomIn(Settings):
 
 
 class Tiles(Settings):
-    """Inputs with a side longer than ``size`` pixels go through the network in squares that overlap by ``overlap``."""
+    """Inputs with a side longer than ``size`` pixels are processed in square tiles, ``overlap`` pixels overlapping."""
 
     size: int = Field(1024, ge=64)
     overlap: int = Field(128, ge=0)
@@ -48,16 +48,16 @@ class Tiles(Settings):
 
 
 class Protocol(Settings):
-    """How clicks become a mask, and how the mask is judged.
+    """How clicks become a mask, and how the mask is evaluated.
 
     flip: average the logits of the image and its mirror image.
-    threshold: a pixel is object where its probability is above this.
-    max_clicks: clicks an object gets before it counts as not reached.
-    network_clicks: the network sees only the first so many clicks (None: all).
-    binarize: how grey values of a mask file become truth (see docs/data.md).
-    keep_stale_roi: RITM keeps the old crop when the mask has become empty and squeezes the whole-image answer into it.
-    click_when_perfect: with nothing left to correct, RITM's annotator clicks the first pixel negatively; otherwise the
-        loop ends there.
+    threshold: pixels above this probability are object.
+    max_clicks: clicks per object before its target counts as not reached.
+    network_clicks: the network sees only the first clicks, this many (None: all).
+    binarize: label rule of mask files (see docs/data.md).
+    keep_stale_roi: as in RITM, keep the old crop when the mask becomes empty, squeezing the whole-image answer into it.
+    click_when_perfect: as in RITM, place a negative click on the first pixel when there is no error left; otherwise
+        stop there.
     """
 
     name: str
@@ -74,13 +74,13 @@ class Protocol(Settings):
 
 
 def load_protocol(name: str, overrides: Iterable[str] = ()) -> Protocol:
-    """A protocol by name or by path of a YAML file, changed by ``key=value`` texts such as ``zoom.target=600``.
+    """A protocol by name or path of a YAML file, with ``key=value`` overrides such as ``zoom.target=600``.
 
-    A changed protocol carries the changes in its name. Raises UnknownName or HrsegError.
+    The name of a changed protocol includes the changes. Raises UnknownName or HrsegError.
     """
     return read(Protocol, "protocol", name, overrides)
 
 
 def protocol_names() -> list[str]:
-    """Names of the protocols that come with hrseg."""
+    """Names of the protocols shipped with hrseg."""
     return names("protocol")

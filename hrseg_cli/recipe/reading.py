@@ -1,4 +1,4 @@
-"""Settings in YAML files: ``extends: NAME`` starts from another file, ``key=value`` texts change single values."""
+"""Read settings from YAML: ``extends: NAME`` inherits from another file, ``key=value`` overrides single values."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Kind = TypeVar("Kind", bound=Settings)
 
 
 def read(model: type[Kind], kind: str, name: str, changes: Iterable[str] = ()) -> Kind:
-    """Settings by name or by path of a YAML file, changed by ``key=value`` texts.
+    """Settings by name or path of a YAML file, with ``key=value`` overrides.
 
-    Changed ones carry the changes in their name. Raises UnknownName or HrsegError.
+    The name of changed settings includes the changes. Raises UnknownName or HrsegError.
     """
     settings = _read_extended(_find(kind, name), kind)
     changes = list(changes)
@@ -37,7 +37,7 @@ def read(model: type[Kind], kind: str, name: str, changes: Iterable[str] = ()) -
 
 
 def checked(model: type[Kind], settings: Any, what: str) -> Kind:
-    """Plain values as settings. Raises HrsegError in one line, with the nearest known key for a misspelt one."""
+    """Validate plain values as settings. Raises HrsegError, with the closest known key for a misspelt one."""
     try:
         return model.model_validate(settings)
     except ValidationError as error:
@@ -45,13 +45,13 @@ def checked(model: type[Kind], settings: Any, what: str) -> Kind:
 
 
 def names(kind: str) -> list[str]:
-    """Names of the settings of one kind that come with hrseg; ``paper/t3_lora`` lies in a folder below."""
+    """Names of the settings of one kind shipped with hrseg; those in subfolders are named like ``paper/t3_lora``."""
     found = [path.relative_to(_folder(kind)) for path in _folder(kind).rglob("*.yaml")]
     return sorted(path.with_suffix("").as_posix() for path in found if path.parts[0] not in FOLDERS.values())
 
 
 def data_folder(name: str) -> Path:
-    """``recipes`` or ``data_manifests``: inside an installed package, or at the top of a source checkout."""
+    """The folder ``recipes`` or ``data_manifests``, in an installed package or at the top of a source checkout."""
     package = Path(__file__).resolve().parent.parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
@@ -65,28 +65,28 @@ def _find(kind: str, name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
-            raise HrsegError(f"--{kind} {name}: no such file; give an existing YAML file or one of its known names")
+            raise HrsegError(f"--{kind} {name}: no such file; give an existing YAML file or the name of a {kind}")
         return path
     path = _folder(kind) / f"{name}.yaml"
     if not path.is_file():
-        raise UnknownName(kind, name, names(kind), "A path of a YAML file works too.")
+        raise UnknownName(kind, name, names(kind), "You can also give the path of a YAML file.")
     return path
 
 
 def _read_extended(path: Path, kind: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
-        raise HrsegError(f"{path}: 'extends' goes round in a circle; remove one of them")
+        raise HrsegError(f"{path}: 'extends' forms a cycle; remove one of them")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise HrsegError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(settings, dict):
-        raise HrsegError(f"{path}: must hold 'key: value' lines")
+        raise HrsegError(f"{path}: must contain 'key: value' lines")
     base = settings.pop("extends", None)
     if base is None:
         return settings
-    beside = path.parent / f"{base}.yaml"
-    parent = beside if beside.is_file() else _find(kind, str(base))
+    sibling = path.parent / f"{base}.yaml"
+    parent = sibling if sibling.is_file() else _find(kind, str(base))
     return _merge(_read_extended(parent, kind, (*seen, path.resolve())), settings)
 
 
@@ -94,7 +94,7 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
-        # Options belong to the name beside them: those of another adapter or loss would be wrong here.
+        # Options belong to the name next to them; those of another adapter or loss would be wrong here.
         if isinstance(old, dict) and isinstance(value, dict) and key != "options":
             merged[key] = _merge(old, value)
         else:
@@ -119,7 +119,7 @@ def _set(settings: dict[str, Any], change: str, example: str) -> None:
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:
-    """The first complaint of pydantic in one line."""
+    """Pydantic's first error in one line."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
@@ -135,7 +135,7 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
 
 
 def _below(model: type[BaseModel], place: Iterable[int | str]) -> type[BaseModel]:
-    """The settings that stand at ``place`` in others."""
+    """The settings nested at ``place``."""
     for part in place:
         if isinstance(part, str) and part in model.model_fields:
             model = next(_models_in(model.model_fields[part].annotation), model)
@@ -143,7 +143,7 @@ def _below(model: type[BaseModel], place: Iterable[int | str]) -> type[BaseModel
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Settings that a field's type speaks of: ``ZoomIn | None``, ``list[Part]``."""
+    """Settings classes in the type of a field, such as ``ZoomIn | None`` or ``list[Part]``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

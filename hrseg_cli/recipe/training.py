@@ -1,7 +1,7 @@
-"""A recipe: everything that decides a training, from the data to the last learning rate.
+"""A recipe: all settings of a training run, from the data to the learning rate schedule.
 
 Pixel sizes are (height, width). Probabilities are in [0, 1]. Defaults are RITM's (Sofiiuk et al. 2021, section 4, and
-its public configurations) where RITM has the thing at all.
+its public configurations) wherever RITM has the setting.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Nonnegative = Annotated[float, Field(ge=0)]
 
 
 class Model(Settings):
-    """name: of the catalog. options: of the architecture. weights: a checkpoint to start from.
+    """name: from the catalog. options: of the architecture. weights: a checkpoint to start from.
 
-    backbone: pretrained weights to start from: a name such as ``efficientnet_lite2``, or a file of ImageNet weights for
-        an HRNet; ``coverage``: share of the network's backbone that they must cover.
+    backbone: pretrained weights for the backbone: a name such as ``efficientnet_lite2``, or a file of ImageNet weights
+        for an HRNet. coverage: fraction of the backbone that they must cover.
     """
 
     name: str = "h18s"
@@ -38,15 +38,15 @@ class Model(Settings):
     @model_validator(mode="after")
     def _one_start(self) -> Model:
         if self.weights and self.backbone:
-            raise ValueError("give model.weights or model.backbone, not both")
+            raise ValueError("set model.weights or model.backbone, not both")
         return self
 
 
 class Adapter(Settings):
-    """What is trained of a model that is there already.
+    """The part of an existing model to train.
 
-    name: ``none`` (the whole model, kept as a model), or one of the catalog.
-    options: of the adapter, see ``hrseg_cli.adapters``.
+    name: ``none`` (the whole model, saved as a model), or an adapter from the catalog.
+    options: of the adapter; see ``hrseg_cli.adapters``.
     """
 
     name: str = "none"
@@ -54,12 +54,13 @@ class Adapter(Settings):
 
 
 class Part(Settings):
-    """One dataset of the mixture.
+    """One dataset of the training mixture.
 
-    dataset: as ``hrseg evaluate --dataset`` takes it. weight: share of the samples, relative to the other parts; its
-        number of images where none is given.
-    group: a regular expression whose first bracket names what must stay together in the held-out share (a video), on
-        the image's path below the folder of images, without suffix: '(.+)_\\d+$' or '(.+)/'.
+    dataset: as for ``hrseg evaluate --dataset``. weight: share of the samples relative to the other parts; by default
+        its number of images.
+    group: a regular expression whose first group names images that must not be split between training and held-out
+        share, such as frames of a video. Matched against the image's path below the images folder, without suffix:
+        '(.+)_\\d+$' or '(.+)/'.
     """
 
     dataset: str
@@ -77,27 +78,28 @@ class Part(Settings):
         except re.error:
             brackets = 0
         if not brackets:
-            raise ValueError("must be a regular expression with brackets around what stays together, e.g. '(.+)/'")
+            raise ValueError("must be a regular expression with a group in parentheses, e.g. '(.+)/'")
         return group
 
 
 class Augmentation(Settings):
-    """How a training sample is drawn from an image. The defaults are RITM's for COCO+LVIS; (low, high) are uniform.
+    """How a training sample is cut from an image. Defaults are RITM's for COCO+LVIS; (low, high) are uniform ranges.
 
-    scale: factor of the resize, the same for both axes.
-    flip: probability of mirroring left and right.
-    rotate90: probability of turning by 0, 90, 180 or 270 degrees, each as likely.
-    rotate_degrees: largest angle of a rotation either way.
-    elastic: largest displacement of a smooth bend, as a share of the crop's shorter side; the amplitude is drawn from
-        0 up to it. 0.03 is gentle, above 0.1 the picture may fold.
-    brightness: added, as a share of 255. contrast: added to the factor 1. rgb_shift: largest shift of each channel, in
-        grey levels. colour_probability: that of brightness with contrast, and that of the shift.
-    blur: probability of a Gaussian blur, 0.3 to 1.5 pixels. noise: of Gaussian noise, 2 to 12 grey levels.
-    jpeg: of a JPEG round trip at quality 40 to 95.
-    zoom: probability that the window is the box of one object, its sides times a factor from ``zoom_expansion``, in
-        place of ``scale``: what zoom-in shows the network. zoom_limit: that window is enlarged no more than this.
-    keep_background: probability that a window without any object is kept and not drawn again.
-    pad: what the mask says where the image ends before the crop does; the colour there is black.
+    scale: resize factor, the same for both axes.
+    flip: probability of a horizontal flip.
+    rotate90: probability of a rotation by 0, 90, 180 or 270 degrees, chosen uniformly.
+    rotate_degrees: maximum angle of a free rotation in either direction.
+    elastic: maximum displacement of an elastic deformation, as a fraction of the crop's shorter side; the amplitude is
+        uniform between 0 and this. 0.03 is gentle; above 0.1 the image may fold.
+    brightness: offset, as a fraction of 255. contrast: added to a factor of 1. rgb_shift: maximum shift of each
+        channel, in grey levels. colour_probability: of brightness and contrast together, and of the shift.
+    blur: probability of Gaussian blur, 0.3 to 1.5 pixels. noise: of Gaussian noise, 2 to 12 grey levels.
+    jpeg: of JPEG compression at quality 40 to 95.
+    zoom: probability that the window is the box of one object, with its sides times a factor from ``zoom_expansion``,
+        instead of using ``scale``; this is what zoom-in shows the network. zoom_limit: maximum enlargement of that
+        window.
+    keep_background: probability of keeping a window without an object instead of drawing another.
+    pad: mask value of pixels outside the image; their colour is black.
     """
 
     scale: tuple[Positive, Positive] = (0.75, 1.40)
@@ -120,14 +122,14 @@ class Augmentation(Settings):
 
 
 class Composite(Settings):
-    """How often and how an object of one image is pasted into another; (low, high) are uniform, but for ``area``.
+    """Whether and how an object of one image is pasted into another; (low, high) are uniform, except ``area``.
 
-    probability: of a sample to be a composite.
-    area: what the object gets of the image's area, uniform in its logarithm. enlarge: largest factor of its resize.
-    flip: probability of mirroring it left and right.
-    colour: how far its colours go from the look of its own photograph (mean and spread in Lab) to that of the image:
-        0 stays, 1 arrives.
-    feather: sigma of the blur of its edge, in pixels. From 0.75 on, lines one pixel wide vanish.
+    probability: of a sample being a composite.
+    area: area of the object as a fraction of the image, log-uniform. enlarge: maximum resize factor of the object.
+    flip: probability of flipping it horizontally.
+    colour: strength of the colour transfer (mean and spread in Lab) from its own photograph to the image: 0 none,
+        1 complete.
+    feather: sigma of the blur of its edge, in pixels. From 0.75 up, lines one pixel wide vanish.
     """
 
     probability: Share = 0.0
@@ -139,11 +141,12 @@ class Composite(Settings):
 
 
 class Data(Settings):
-    """crop: size of a training image. epoch: samples drawn in one. min_area: objects with fewer pixels in the crop are
-    no targets. held_out: share of the images that training never sees, chosen by a hash of their names.
+    """crop: size of a training image. epoch: samples per epoch. min_area: objects with fewer pixels in the crop are not
+    used as targets. held_out: fraction of the images that training never sees, chosen by a hash of their names.
 
-    longest: work on copies with sides of at most so many pixels, made once.
-    max_objects: of an image with more objects so many, drawn anew each time, are loaded; the others are background.
+    longest: use copies with sides of at most this many pixels, made once.
+    max_objects: of an image with more objects, load only this many, chosen at random each time; the others are
+        background.
     """
 
     parts: list[Part] = Field(min_length=1)
@@ -158,21 +161,21 @@ class Data(Settings):
 
 
 class Clicks(Settings):
-    """How the clicks of a training sample are drawn; the defaults are RITM's for COCO+LVIS.
+    """How the clicks of a training sample are sampled. Defaults are RITM's for COCO+LVIS.
 
-    max_points: slots of either sign. gamma: a further click is ``gamma`` times as likely as the one before.
-    merge_probability: share of samples that ask for several objects at once, 2 to ``max_merged`` of them.
-    erode_probability, erode_iterations: how often positive clicks keep at least so many pixels (in chessboard
-        distance) from the object's edge; an object that keeps 10 pixels or less is not eroded.
-    background, other, border: weights of where a negative click falls: anywhere outside, on other labelled pixels,
-        in a band around the object, ``expand_ratio`` times the square root of its area wide.
-    first_click_center: an object's first click falls where it is deeper than 1 / ``inner_k`` of its deepest (0: at
-        the deepest); ``first_click_anywhere`` is the share of such clicks that fall anywhere all the same.
-    only_one_first_click: of objects asked for at once only one is sure to get a click.
-    off_centre: share of first clicks and of corrections placed as people place them: towards the middle but seldom in
-        it, any pixel with a probability that grows with its squared distance to the edge.
-    rounds: up to so many answers of the network, their number drawn anew for each batch, come before the one that is
-        trained. drop_previous: probability that the previous mask is emptied after such rounds.
+    max_points: slots per sign. gamma: each further click is ``gamma`` times as likely as the previous one.
+    merge_probability: fraction of samples that merge several objects, 2 to ``max_merged`` of them, into one target.
+    erode_probability, erode_iterations: how often positive clicks keep at least this chessboard distance (pixels) from
+        the object's edge; an object that would keep 10 pixels or fewer is not eroded.
+    background, other, border: weights of where a negative click falls: anywhere outside, on other labelled pixels, in a
+        band around the object, ``expand_ratio`` times the square root of its area wide.
+    first_click_center: an object's first click is at a depth of more than 1 / ``inner_k`` of the maximum (0: at the
+        maximum). first_click_anywhere: fraction of such clicks that fall anywhere nevertheless.
+    only_one_first_click: of merged objects only one is guaranteed to get a click.
+    off_centre: fraction of first clicks and corrections placed as people click: at any pixel, with a probability that
+        grows with its squared distance to the edge.
+    rounds: maximum number of corrective rounds, random per batch, before the forward pass that is trained.
+        drop_previous: probability of clearing the previous mask after such rounds.
     """
 
     max_points: int = Field(24, ge=1)
@@ -196,18 +199,18 @@ class Clicks(Settings):
     @model_validator(mode="after")
     def _drawable(self) -> Clicks:
         if self.background + self.other + self.border == 0:
-            raise ValueError("background, other and border are all 0; give one of them a weight")
+            raise ValueError("background, other and border are all 0; set one of them above 0")
         if self.inner_k != 0 and not self.inner_k > 1:
             raise ValueError("inner_k must be above 1, or 0 for the deepest pixel")
         return self
 
 
 class Loss(Settings):
-    """One term: a loss of the catalog on one of the network's outputs, times ``weight``.
+    """One loss term: a loss from the catalog on one of the network's outputs, times ``weight``.
 
-    output: ``logits``, or another one that the network has: ``aux`` (an HRNet), ``aux4`` and ``aux16`` (a clicknet, at
-        a quarter and a sixteenth of the size, compared with the share of object pixels there), ``base`` (what a network
-        below a resampling adapter answers by itself).
+    output: ``logits``, or another output of the network: ``aux`` (HRNet), ``aux4`` and ``aux16`` (clicknet, at 1/4 and
+        1/16 of the size, compared with the fraction of object pixels), ``base`` (output of the base network inside a
+        resampling adapter).
     options: of the loss; for "boundary" those of its distance map (see ``hrseg_cli.losses.signed_distance``).
     """
 
@@ -218,20 +221,20 @@ class Loss(Settings):
 
 
 class LossSchedule(Settings):
-    """How the weights of the first term and of the boundary loss change from epoch to epoch (Kervadec et al. 2019):
-    ``increase`` adds ``step`` to the boundary loss, ``rebalance`` takes as much from the first term."""
+    """How the weights of the first term and the boundary loss change per epoch (Kervadec et al. 2019): ``increase``
+    adds ``step`` to the boundary loss; ``rebalance`` also subtracts it from the first term."""
 
     kind: Literal["constant", "increase", "rebalance"] = "constant"
     step: Positive = 0.01
 
 
 class Optim(Settings):
-    """backbone: factor on the learning rate of layers that start from pretrained weights. heads: the same for the
-    classifiers, which RITM trains at the backbone's rate though they start from nothing.
+    """backbone: learning rate factor of layers that start from pretrained weights. heads: the same for the classifiers,
+    which RITM trains at the backbone's rate although they start from random weights.
 
-    schedule: ``steps`` multiplies by ``gamma`` at the epochs of ``milestones``; ``cosine`` falls to ``floor`` times lr.
-    warmup: steps of linear rise. clip: largest norm of the gradient. accumulate: batches a step.
-    ema: decay of an average of the weights that is kept beside them, and judged and saved in their place; 0: none.
+    schedule: ``steps`` multiplies by ``gamma`` at the epochs in ``milestones``; ``cosine`` decays to ``floor`` * lr.
+    warmup: steps of linear warmup. clip: maximum gradient norm. accumulate: batches per step.
+    ema: decay of an exponential moving average of the weights, which is validated and saved instead of them; 0: none.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -251,12 +254,12 @@ class Optim(Settings):
 
 
 class Validation(Settings):
-    """A fixed set of held-out objects, clicked on after every ``every`` epochs; the best weights are those that need
-    the fewest clicks.
+    """Validation by clicks on a fixed set of held-out objects, every ``every`` epochs; the best weights are those that
+    need the fewest clicks.
 
-    datasets: as ``--dataset``; the held-out share of the training data where none is given. objects: of each dataset,
-        spread over it. until: the score that ends an object; metric: by which.
-    patience: so many judgements without a better one end the training; None: never.
+    datasets: as for ``--dataset``; by default the held-out share of the training data. objects: per dataset, evenly
+        spaced. until: the score at which an object is done; metric: of which metric.
+    patience: stop training after this many validations without an improvement; None: never.
     """
 
     datasets: list[str] = []
@@ -271,10 +274,10 @@ class Validation(Settings):
 
 
 class Recipe(Settings):
-    """batch: samples a step and process. epochs: of ``data.epoch`` samples each.
+    """batch: samples per step and process. epochs: of ``data.epoch`` samples each.
 
-    precision: ``auto`` is the faster one of bf16 and fp32, measured; the run records it and a resumed run keeps it.
-    half: weights are written as float16, half the size; the checkpoint to go on from stays as it is.
+    precision: ``auto`` measures and uses the faster of bf16 and fp32; the run records it, and a resumed run keeps it.
+    half: save weights as float16, half the size; the checkpoint for resuming is not affected.
     """
 
     name: str
@@ -299,30 +302,30 @@ class Recipe(Settings):
             raise ValueError("an adapter needs a trained base; set model.weights, or use 'hrseg adapt --from MODEL'")
         boundaries = [k for k, term in enumerate(self.losses) if term.name == "boundary"]
         if len(boundaries) > 1:
-            raise ValueError("losses: 'boundary' stands there twice; keep one")
+            raise ValueError("losses: 'boundary' is listed twice; keep one")
         if self.loss_schedule.kind != "constant" and boundaries in ([], [0]):
-            raise ValueError("loss_schedule: wants another loss first and 'boundary' after it")
+            raise ValueError("loss_schedule: needs another loss first and 'boundary' after it")
         return self
 
     @property
     def boundary(self) -> Loss | None:
-        """The boundary loss, if it is among the terms."""
+        """The boundary loss, if it is one of the terms."""
         return next((term for term in self.losses if term.name == "boundary"), None)
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe by name or by path of a YAML file, changed by ``key=value`` texts such as ``optim.lr=1e-4``.
+    """A recipe by name or path of a YAML file, with ``key=value`` overrides such as ``optim.lr=1e-4``.
 
-    A changed recipe carries the changes in its name. Raises UnknownName or HrsegError.
+    The name of a changed recipe includes the changes. Raises UnknownName or HrsegError.
     """
     return read(Recipe, "recipe", name, overrides)
 
 
 def recipe_of(settings: Any, what: str) -> Recipe:
-    """A recipe from what ``model_dump`` gave, as a run folder keeps it."""
+    """A recipe from the output of ``model_dump``, as stored in a run folder."""
     return checked(Recipe, settings, what)
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with hrseg."""
+    """Names of the recipes shipped with hrseg."""
     return names("recipe")

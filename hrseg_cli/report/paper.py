@@ -1,7 +1,7 @@
-"""Tables 3 and 4 of the adapters' paper, measured again and printed beside its own numbers.
+"""Reproduce tables 3 and 4 of the adapter paper, next to the published numbers.
 
-Ofitserov and Konushin 2024, "High resolution image segmentation with deep learning models". The folder is the one that
-``recipes/paper/tables.sh`` fills: ``ROW/SEED/{train,regular,high}`` are run folders.
+Ofitserov and Konushin 2024, "High resolution image segmentation with deep learning models". Reads the folder written by
+``recipes/paper/tables.sh``: ``ROW/SEED/{train,regular,high}`` are run folders.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from hrseg_cli.data.samples import split_options
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.metrics.noc import interval, known, mean_at, noc
-from hrseg_cli.report.table import METRIC_LABELS, Evaluation, build, read_evaluations, told
+from hrseg_cli.report.table import METRIC_LABELS, Evaluation, build, by_value, read_evaluations
 from hrseg_cli.report.write import ABSENT, escape, pipes
 from hrseg_cli.runs import read_run
 
@@ -25,13 +25,13 @@ METRICS = ("iou", "biou")
 COLUMNS = tuple((part, metric) for part in SETS for metric in METRICS)
 PAPERS_DATA = {"coco_lvis", "hqseg44k"}
 LEVEL = 0.9
-PAIRS = "Clicks more than the base, object by object"
+PAIRS = "Additional clicks compared with the base, per object"
 AFTER = 10
-SCORES = f"Boundary IoU after {AFTER} clicks, points more than the base, object by object"
+SCORES = f"Boundary IoU after {AFTER} clicks, gain over the base in points, per object"
 
 
-class Row(NamedTuple):
-    """A row as the paper prints it: NoC@90 in the order of :data:`COLUMNS`; no numbers for rows it does not have."""
+class PaperRow(NamedTuple):
+    """A row as published: NoC@90 in the order of :data:`COLUMNS`; without numbers for rows that the paper lacks."""
 
     row: str
     label: str
@@ -40,38 +40,40 @@ class Row(NamedTuple):
 
 TABLES = {
     "Table 3": (
-        Row("base", "RITM", ("5.83", "6.17", "8.82", "16.97")),
-        Row("t3_lora", "+ LoRA", ("5.82", "6.17", "8.78", "17.12")),
-        Row("t3_lora_hq", "+ LoRA + HQSeg-44K", ("5.94", "6.25", "8.23", "13.67")),
-        Row("t3_lora_hq_boundary", "+ LoRA + HQSeg-44K + boundary loss", ("5.98", "6.02", "8.17", "13.44")),
+        PaperRow("base", "RITM", ("5.83", "6.17", "8.82", "16.97")),
+        PaperRow("t3_lora", "+ LoRA", ("5.82", "6.17", "8.78", "17.12")),
+        PaperRow("t3_lora_hq", "+ LoRA + HQSeg-44K", ("5.94", "6.25", "8.23", "13.67")),
+        PaperRow("t3_lora_hq_boundary", "+ LoRA + HQSeg-44K + boundary loss", ("5.98", "6.02", "8.17", "13.44")),
     ),
     "Table 4": (
-        Row("base", "RITM", ("5.83", "6.17", "8.82", "16.97")),
-        Row("t4_conv", "+ conv", ("5.857", "5.98", "9.41", "15.81")),
-        Row("t4_conv_hq", "+ conv + HQSeg-44K", ("5.84", "5.98", "8.01", "12.9")),
-        Row("t4_conv_hq_skip", "+ conv + HQSeg-44K + skip", ("5.83", "5.97", "7.92", "12.73")),
-        Row(
+        PaperRow("base", "RITM", ("5.83", "6.17", "8.82", "16.97")),
+        PaperRow("t4_conv", "+ conv", ("5.857", "5.98", "9.41", "15.81")),
+        PaperRow("t4_conv_hq", "+ conv + HQSeg-44K", ("5.84", "5.98", "8.01", "12.9")),
+        PaperRow("t4_conv_hq_skip", "+ conv + HQSeg-44K + skip", ("5.83", "5.97", "7.92", "12.73")),
+        PaperRow(
             "t4_conv_hq_skip_boundary_sobel",
             "+ conv + HQSeg-44K + skip + boundary loss + Sobel",
             ("5.828", "5.95", "7.68", "12.32"),
         ),
-        Row("t4_conv_hq_skip_boundary", "+ conv + HQSeg-44K + skip + boundary loss", ("5.825", "5.9", "7.65", "12.25")),
+        PaperRow(
+            "t4_conv_hq_skip_boundary", "+ conv + HQSeg-44K + skip + boundary loss", ("5.825", "5.9", "7.65", "12.25")
+        ),
     ),
     "Controls": (
-        Row("base", "base"),
-        Row("control_full", "everything trained"),
-        Row("control_head", "classifiers"),
-        Row("control_bn", "normalisations"),
-        Row("control_bitfit", "biases"),
-        Row("adapt_conv", "conv, design b_lite"),
+        PaperRow("base", "base"),
+        PaperRow("control_full", "everything trained"),
+        PaperRow("control_head", "classifiers"),
+        PaperRow("control_bn", "normalisations"),
+        PaperRow("control_bitfit", "biases"),
+        PaperRow("adapt_conv", "conv, design b_lite"),
     ),
 }
 
 
-class Clicks(NamedTuple):
-    """Mean NoC@90 over objects, each the mean of its seeds, with the 95 % bootstrap interval.
+class MeanClicks(NamedTuple):
+    """Mean NoC@90 over objects, averaged over seeds, with its 95 % bootstrap interval.
 
-    seeds: the mean of each. objects: of each, by (dataset, id).
+    seeds: mean per seed. objects: NoC per object, by (dataset, id).
     """
 
     value: float
@@ -83,14 +85,14 @@ class Clicks(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """What was measured of one row; None and missing keys where nothing was.
+    """The measurements of one row; None and missing keys for what was not measured.
 
-    clicks: by :data:`COLUMNS`. seconds: of a click on the high-resolution set, the median. trained: parameters.
-    gmac: of one answer at ``crop`` (height, width), that of the training. data: names of the datasets trained on.
-    scores: of each object, by (dataset, id): Boundary IoU after :data:`AFTER` clicks, mean over seeds.
+    clicks: by :data:`COLUMNS`. seconds: median time of a click on the high-resolution set. trained: number of trained
+    parameters. gmac: of one forward pass at ``crop`` (height, width), the training crop. data: names of the training
+    datasets. scores: per object, by (dataset, id): Boundary IoU after :data:`AFTER` clicks, mean over seeds.
     """
 
-    clicks: dict[tuple[str, str], Clicks]
+    clicks: dict[tuple[str, str], MeanClicks]
     seconds: float | None = None
     trained: int | None = None
     gmac: float | None = None
@@ -101,14 +103,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Tables:
-    """lines: by row. notes: to be read with all tables."""
+    """lines: by row. notes: apply to all tables."""
 
     lines: dict[str, Line]
     notes: tuple[str, ...]
 
 
 def read(folder: Path) -> Tables:
-    """What is finished in a folder of tables. Raises HrsegError when nothing is."""
+    """Read the finished runs in a folder of tables. Raises HrsegError if there are none."""
     rows = list(dict.fromkeys(row.row for table in TABLES.values() for row in table))
     runs: dict[str, dict[str, list[Evaluation]]] = {part: {} for part in SETS}
     unfinished = []
@@ -116,14 +118,14 @@ def read(folder: Path) -> Tables:
         seeds = (path for path in (folder / row).glob("*") if path.is_dir() and not path.name.startswith("."))
         for seed in sorted(seeds):
             label = f"{row}/{seed.name}"
-            # A seed counts when both of its sets are done, or the columns would be about different trainings.
+            # A seed counts only if both of its sets are done; otherwise the columns would compare different trainings.
             if not all(_is_done(seed / part) for part in SETS):
                 unfinished.append(label)
                 continue
             for part in SETS:
                 runs[part].setdefault(row, []).extend(read_evaluations([f"{label}={seed / part}"]))
     if not any(runs.values()):
-        raise HrsegError(f"--paper {folder}: no finished evaluation there; fill it with recipes/paper/tables.sh")
+        raise HrsegError(f"--paper {folder}: no finished evaluation found; run recipes/paper/tables.sh to create one")
     trainings = {row: _training(runs["high"][row][0]) for row in runs["high"] if row != "base"}
     lines = {row: _line({part: runs[part].get(row, []) for part in SETS}, trainings.get(row, {})) for row in rows}
     own = next((done["base_gmac"] for done in trainings.values() if "base_gmac" in done), None)
@@ -136,7 +138,7 @@ def _is_done(folder: Path) -> bool:
 
 
 def _training(run: Evaluation) -> dict[str, Any]:
-    """What the training of an evaluated adapter said of its costs, its crop, and what it was trained on."""
+    """Cost, crop and training data of an evaluated adapter, from the record of its training."""
     record = read_run(run.folder.parent / "train")
     try:
         data = record["asked"]["settings"]["recipe"]["data"]
@@ -144,7 +146,7 @@ def _training(run: Evaluation) -> dict[str, Any]:
         return {**(record["got"].get("summary") or {}), "crop": data["crop"], "data": names}
     except (KeyError, TypeError, AttributeError) as error:
         raise HrsegError(
-            f"{run.folder.parent / 'train' / 'run.json'}: cannot be read as a training ({error}); rerun its command"
+            f"{run.folder.parent / 'train' / 'run.json'}: cannot be read as a training run ({error}); rerun its command"
         ) from None
 
 
@@ -170,10 +172,10 @@ def _line(runs: dict[str, list[Evaluation]], training: dict[str, Any]) -> Line:
     )
 
 
-def _clicks(runs: Sequence[Evaluation], metric: str) -> Clicks | None:
-    """NoC@90 over all objects of a set, as the paper counts its regular one; None where clicking ended below 0.9.
+def _clicks(runs: Sequence[Evaluation], metric: str) -> MeanClicks | None:
+    """NoC@90 over all objects of a set, as the paper does for its regular set; None if clicking stopped below 0.9.
 
-    The bootstrap draws objects, the same ones as in the other tables of a run (:func:`summarise`).
+    The bootstrap resamples objects, the same as in the other tables of a run (:func:`summarise`).
     """
     needed: dict[tuple[str, str], list[int]] = {}
     for run in runs:
@@ -184,12 +186,12 @@ def _clicks(runs: Sequence[Evaluation], metric: str) -> Clicks | None:
             needed.setdefault((trace.dataset, trace.id), []).append(noc(values, LEVEL, run.max_clicks))
     if any(len(each) != len(runs) for each in needed.values()):
         names = ", ".join(run.label for run in runs)
-        raise HrsegError(f"--paper: {names}: not the same objects; delete one of them and run tables.sh again")
+        raise HrsegError(f"--paper: {names}: objects differ; delete one of them and rerun tables.sh")
     table = np.array(list(needed.values()), float)
     means = table.mean(1)
     low, high = interval(means, np.ones(len(means)), runs[0].settings["seed"])
     each = dict(zip(needed, map(float, means), strict=True))
-    return Clicks(float(means.mean()), float(low), float(high), tuple(map(float, table.mean(0))), each)
+    return MeanClicks(float(means.mean()), float(low), float(high), tuple(map(float, table.mean(0))), each)
 
 
 def _notes(
@@ -200,8 +202,8 @@ def _notes(
         "fewest clicks measured. Paper: its numbers with HRNet-18, its regular sets and HQSeg-44K."
     )
     yield (
-        "Trained: parameters. GMAC: multiply-adds of convolutions in one answer at the crop of training; the base's at "
-        "the size at which it is asked within. s/click: median wall time on the high-resolution set."
+        "Trained: parameters. GMAC: multiply-adds of convolutions in one forward pass at the training crop; for the "
+        "base at its input size inside an adapter. s/click: median wall time on the high-resolution set."
     )
     for part, title in SETS.items():
         evaluations = [run for row in runs[part].values() for run in row]
@@ -210,12 +212,12 @@ def _notes(
         found = list(built.differences)
         names = {run.label: " + ".join(sorted({trace.dataset for trace in run.traces})) for run in evaluations}
         if len(set(names.values())) > 1:
-            found.append(f"datasets differ: {told(names)}")
+            found.append(f"datasets differ: {by_value(names)}")
         if found:
-            yield f"The numbers on {title} do not compare: {'; '.join(found)}."
+            yield f"The numbers on {title} are not comparable: {'; '.join(found)}."
     data = {row: " + ".join(line.data) for row, line in lines.items() if line.data}
     if any(set(line.data) - PAPERS_DATA for line in lines.values()):
-        yield f"Trained on {told(data)}; HQSeg-44K in a label stands for its row's."
+        yield f"Trained on {by_value(data)}; HQSeg-44K in a label stands for the data of that row."
     everything = [run for part in runs.values() for row in part.values() for run in row]
     models = [run.settings["model"] for run in everything]
     bases = [
@@ -224,7 +226,7 @@ def _notes(
     ]
     commits = dict.fromkeys(one[:10] + "+" * one.endswith("+") for run in everything for one in run.commits)
     counts = dict.fromkeys(len(row) for name, row in runs["high"].items() if name != "base")
-    seeds = f"; seeds a row: {', '.join(map(str, counts))}" if counts else ""
+    seeds = f"; seeds per row: {', '.join(map(str, counts))}" if counts else ""
     yield f"Measured: base {', '.join(dict.fromkeys(bases))}; commit {', '.join(commits)}{seeds}."
     spread = [
         (max(found.seeds) - min(found.seeds), row, part, metric)
@@ -237,14 +239,14 @@ def _notes(
         where = f"{row}, {SETS[part]}, {METRIC_LABELS[metric]}"
         yield f"Seeds of one row differ by up to {most:.2f} clicks ({where})."
     if unfinished:
-        yield f"Not finished, so left out: {', '.join(unfinished)}."
+        yield f"Not finished, omitted: {', '.join(unfinished)}."
 
 
 # ---- as text ---------------------------------------------------------------------------------------------------------
 
 
 def markdown(tables: Tables) -> str:
-    """The tables under headings of their own, and the notes."""
+    """The tables, each under a heading, and the notes."""
     out = []
     for title in TABLES:
         head, *texts = _grid(tables, title, "**{}**")
@@ -255,7 +257,7 @@ def markdown(tables: Tables) -> str:
 
 
 def latex(tables: Tables) -> str:
-    """A ``tabular`` for the booktabs package under each title, and the notes in small type."""
+    """A ``tabular`` with booktabs under each title, and the notes in small type."""
     out = ["% needs \\usepackage{booktabs}"]
     grids = {title: _grid(tables, title, "\\textbf{{{}}}") for title in TABLES}
     for title, (head, *texts) in {**grids, **_pairs(tables)}.items():
@@ -274,7 +276,7 @@ def _typeset(cell: str) -> str:
 
 
 def _grid(tables: Tables, title: str, bold: str) -> list[list[str]]:
-    """Head and lines of one table as texts; ``bold`` is a format for the best of a column."""
+    """Header and rows of one table as text; ``bold`` is the format of the best value in a column."""
     rows = TABLES[title]
     head = ["", "trained", "crop", "GMAC", "s/click"]
     columns = [[row.label for row in rows]]
@@ -293,9 +295,9 @@ def _grid(tables: Tables, title: str, bold: str) -> list[list[str]]:
 
 
 def _pairs(tables: Tables) -> dict[str, list[list[str]]]:
-    """Title -> head and lines of differences from the base, object by object; no title without lines.
+    """Title -> header and rows of per-object differences from the base; tables without rows are omitted.
 
-    NoC hangs on a threshold that a few objects cross; the mean score does not.
+    NoC depends on a threshold that few objects cross; the mean score does not.
     """
     columns = {
         PAIRS: {f"{SETS[part]} {METRIC_LABELS[metric]}": _needed(part, metric) for part, metric in COLUMNS},
@@ -313,16 +315,16 @@ def _pairs(tables: Tables) -> dict[str, list[list[str]]]:
     return found
 
 
-Numbers = Mapping[tuple[str, str], float]  # of objects, by (dataset, id)
+Numbers = Mapping[tuple[str, str], float]  # per object, by (dataset, id)
 
 
 def _needed(part: str, metric: str) -> Callable[[Line], Numbers]:
-    """Clicks to 0.9, one column of a line."""
+    """Clicks to 0.9 in one column of a line."""
     return lambda line: line.clicks[part, metric].objects if (part, metric) in line.clicks else {}
 
 
 def _points(dataset: str) -> Callable[[Line], Numbers]:
-    """Score in points, of the objects of one dataset."""
+    """Scores in points for the objects of one dataset."""
     return lambda line: {one: 100 * score for one, score in line.scores.items() if one[0] == dataset}
 
 
@@ -334,8 +336,8 @@ def _more(objects: Numbers, base: Numbers) -> str:
     return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(round(float(one), 2) + 0.0 for one in (more.mean(), low, high)))
 
 
-def _noc_texts(column: Sequence[Clicks | None], bold: str) -> list[str]:
-    """Bold goes by the printed text: what looks equal is equally good."""
+def _noc_texts(column: Sequence[MeanClicks | None], bold: str) -> list[str]:
+    """Bold is decided by the printed text, so that equal-looking values are equally good."""
     texts = [f"{clicks.value:.2f}" if clicks else ABSENT for clicks in column]
     numbers = [float(text) for text in texts if text != ABSENT]
     best = f"{min(numbers):.2f}" if len(numbers) > 1 else ""

@@ -1,6 +1,6 @@
-"""Pictures of runs: score by click, and a page of masks as they grew click by click.
+"""Plots of runs: score-by-click curves, and a page of masks click by click.
 
-Every function returns a matplotlib ``Figure`` that draws without a screen; nothing global is touched.
+Every function returns a matplotlib ``Figure`` that needs no display and changes no global state.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 DPI = 200
 LEVEL = 0.9
 SHOWN_CLICKS = (1, 3, 5, 10)
-LABEL = 24  # characters of a run's name beside its line
+LABEL = 24  # maximum characters of a run's name next to its line
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; the pale yellow is left out.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, without the pale yellow.
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 INK, QUIET = "#222222", "#777777"
 POSITIVE, NEGATIVE = "#12B312", "#E8201C"
@@ -38,25 +38,25 @@ MASK, TRUTH = (64, 140, 255), (255, 190, 40)
 
 
 def drawn(figure: Figure, path: Path) -> bytes:
-    """The file's content, in the format of the suffix of ``path``."""
+    """The content of the file, in the format given by the suffix of ``path``."""
     blob = io.BytesIO()
     figure.savefig(blob, format=path.suffix[1:].lower(), dpi=DPI)
     return blob.getvalue()
 
 
 def check_suffix(path: Path, option: str) -> None:
-    """Raises HrsegError unless the name ends as one of :data:`SUFFIXES`."""
+    """Raises HrsegError unless the suffix is one of :data:`SUFFIXES`."""
     if path.suffix.lower() not in SUFFIXES:
-        raise HrsegError(f"{option} {path}: cannot draw that kind of file; end its name in {', '.join(SUFFIXES)}")
+        raise HrsegError(f"{option} {path}: unknown image format; the name must end in {', '.join(SUFFIXES)}")
 
 
 # --- score by click -------------------------------------------------------------------------------------------------
 
 
 def curves(runs: Sequence[Evaluation], metrics: Sequence[str]) -> Figure:
-    """Mean score after each click: a panel per dataset (down) and metric (across), a line per run with its 95 % band.
+    """Mean score after each click: panels by dataset (rows) and metric (columns), a line per run with its 95 % band.
 
-    A trace that ended early keeps its last value.
+    A trace that stopped early keeps its last value.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def curves(runs: Sequence[Evaluation], metrics: Sequence[str]) -> Figure:
         panels[0, 0].set_ylim(max(0.0, np.floor(floor * 10) / 10), 1.0)
         for line in panels:
             named: set[str] = set()
-            for axes in line[::-1]:  # each line is named once, in the last panel that has it
+            for axes in line[::-1]:  # label each line once, in the last panel that has it
                 _name_lines(axes, [end for end in ends[axes] if end.label not in named])
                 named |= {end.label for end in ends[axes]}
         text = (
@@ -90,7 +90,7 @@ def curves(runs: Sequence[Evaluation], metrics: Sequence[str]) -> Figure:
 
 
 class LineEnd(NamedTuple):
-    """Where a line arrives, for its label."""
+    """The end of a line, for its label."""
 
     score: float
     label: str
@@ -117,7 +117,7 @@ def _draw_lines(axes: Axes, runs: Sequence[Evaluation], dataset: str, metric: st
 
 
 def _frame(panels: np.ndarray, max_clicks: int) -> None:
-    """Axes of all panels: spines where there are ticks, names on the outer panels only."""
+    """Format the axes of all panels: spines where there are ticks, axis labels only on the outer panels."""
     for axes in panels.flat:
         axes.set_facecolor("none")
         axes.spines[["top", "right"]].set_visible(False)
@@ -132,7 +132,7 @@ def _frame(panels: np.ndarray, max_clicks: int) -> None:
 
 
 def _name_lines(axes: Axes, ends: Sequence[LineEnd]) -> None:
-    """Labels right of the lines' ends, moved apart where they would touch."""
+    """Label lines to the right of their ends, spread so that labels do not overlap."""
     low, high = axes.get_ylim()
     places = spread([end.score for end in ends], 0.065 * (high - low))
     for end, place in zip(ends, places, strict=True):
@@ -150,7 +150,7 @@ def _name_lines(axes: Axes, ends: Sequence[LineEnd]) -> None:
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Places near ``values``, in their order, ``gap`` apart: neighbours that are closer push each other away."""
+    """Positions near ``values``, in the same order, at least ``gap`` apart; closer neighbours push each other away."""
     order = sorted(range(len(values)), key=lambda i: values[i])
     places = list(values)
     for _ in range(200):
@@ -163,12 +163,12 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
 
 # --- masks click by click -------------------------------------------------------------------------------------------
 
-# Pixels of the page: the longer side of a panel, between panels, above the first row, under a row, around all.
+# Layout in pixels: longer side of a panel, gap between panels, above the first row, below a row, page margin.
 CELL, GAP, HEAD, CAPTION, MARGIN = 400, 14, 80, 62, 40
 
 
 class Panel(NamedTuple):
-    """One picture of the page: pixels, uint8 (h, w, 3), of an image of ``size`` (height, width); text below it.
+    """One panel of the page: pixels, uint8 (h, w, 3), of an image of ``size`` (height, width), and text below it.
 
     clicks: in pixels of the full image.
     """
@@ -180,11 +180,11 @@ class Panel(NamedTuple):
 
 
 def pictures(runs: Sequence[Evaluation], metrics: Sequence[str], count: int, complain: Callable[[str], None]) -> Figure:
-    """A page with a row per object and run: image, truth, and the mask after 1, 3, 5 and 10 clicks with those clicks.
+    """A page with a row per object and run: image, ground truth, and mask with clicks after 1, 3, 5 and 10 clicks.
 
-    metrics: printed under each mask; the first one ranks the objects. count: objects, spread evenly from those that
-    needed most clicks to those that needed fewest. complain: called with one line about each image that cannot be read.
-    Raises HrsegError when a run kept no masks.
+    metrics: printed below each mask; the first one ranks the objects. count: number of objects, evenly spaced from
+    those that needed most clicks to those that needed fewest. complain: called with one line for each image that cannot
+    be read. Raises HrsegError if a run has no masks.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -193,10 +193,12 @@ def pictures(runs: Sequence[Evaluation], metrics: Sequence[str], count: int, com
     kept = [{_key(record) for record in _mask_records(run)} for run in runs]
     for run, of_run, its in zip(runs, traces, kept, strict=True):
         if without := len(of_run.keys() - its):
-            complain(f"{run.folder}: {without} of {len(of_run)} objects have no masks kept and are not shown")
+            complain(f"{run.folder}: {without} of {len(of_run)} objects have no saved masks and are not shown")
     keys = set(traces[0]).intersection(*traces, *kept)
     if not keys:
-        raise HrsegError("--pictures: no object has kept masks in every run; evaluate one dataset with --keep-masks")
+        raise HrsegError(
+            "--pictures: no object has saved masks in every run; rerun evaluate on one dataset with --keep-masks"
+        )
     order = [_key_of(t) for t in _ranked([traces[0][key] for key in keys], metrics[0], runs[0].max_clicks, count)]
     records = [{_key(record): record for record in _mask_records(run) if _key(record) in order} for run in runs]
 
@@ -239,7 +241,7 @@ def _panels(
     clicks: Sequence[int],
     metrics: Sequence[str],
 ) -> list[Panel]:
-    """One row of the page; ``image`` has the size of a panel."""
+    """The panels of one row; ``image`` has the size of a panel."""
     truth, void = _decode(record, record["truth"]), _decode(record, record.get("void"))
     values = trace.scores[metrics[0]]
     needed = str(noc(values, LEVEL, max_clicks)) if reached(values, LEVEL) else "not reached"
@@ -258,7 +260,7 @@ def _panels(
 
 
 def _place(figure: Figure, panel: Panel, left: int, top: int) -> None:
-    """Draw a panel, pixel by pixel, into the cell whose upper left corner is at (``left``, ``top``) on the page."""
+    """Draw a panel at its pixel resolution into the cell with the upper left corner (``left``, ``top``) on the page."""
     across, down = figure.get_size_inches() * DPI
     height, width = panel.pixels.shape[:2]
     bottom = top + height
@@ -303,9 +305,9 @@ def _draw_clicks(axes: Axes, clicks: Sequence[Click]) -> None:
 def overlay(
     image: np.ndarray, mask: np.ndarray | None, void: np.ndarray | None, colour: tuple[int, int, int]
 ) -> np.ndarray:
-    """``image`` (h, w, 3) uint8 under a translucent mask with its contour; ignored pixels hatched grey.
+    """``image`` (h, w, 3) uint8 with a translucent mask and its contour; ignored pixels are hatched grey.
 
-    mask, void: bool, (H, W) of any size, brought to (h, w) by area averaging; None draws nothing.
+    mask, void: bool, (H, W) of any size, resized to (h, w) by area averaging; None draws nothing.
     """
     import cv2
 
@@ -321,13 +323,13 @@ def overlay(
     cover = _resized(mask.astype(np.float32), (height, width))
     share = 0.42 * cover[..., None]
     blended = (out * (1 - share) + np.array(colour, np.float32) * share).round().astype(np.uint8)
-    # Below one half, so that what is thinner than a pixel of the page keeps its contour.
+    # Below one half, so that structures thinner than a pixel of the page keep their contour.
     outline, _ = cv2.findContours((cover > 0.3).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(blended, outline, -1, colour, 1, cv2.LINE_AA)
 
 
 def _ranked(traces: Sequence[Trace], metric: str, max_clicks: int, count: int) -> list[Trace]:
-    """``count`` traces, evenly spread from most clicks needed to fewest; ties by the area under the curve."""
+    """``count`` traces, evenly spaced from most to fewest clicks needed; ties are ordered by area under the curve."""
 
     def key(trace: Trace) -> tuple[float, float, str, str]:
         values = trace.scores[metric]
@@ -339,11 +341,11 @@ def _ranked(traces: Sequence[Trace], metric: str, max_clicks: int, count: int) -
 
 
 def _mask_records(run: Evaluation) -> Iterator[dict[str, Any]]:
-    """Lines of ``masks.jsonl``, one at a time: those of a large dataset would fill the memory."""
+    """Lines of ``masks.jsonl``, one at a time, because those of a large dataset do not fit in memory."""
     names = ["masks.jsonl", *(["masks.part.jsonl"] if run.status != "done" else [])]
     paths = [folder / name for folder in run.shards or (run.folder,) for name in names]
     if not any(path.is_file() for path in paths):
-        raise HrsegError(f"--pictures: {run.folder} holds no masks.jsonl; evaluate with --keep-masks")
+        raise HrsegError(f"--pictures: {run.folder} has no masks.jsonl; rerun evaluate with --keep-masks")
     for path in filter(Path.is_file, paths):
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
@@ -351,11 +353,9 @@ def _mask_records(run: Evaluation) -> Iterator[dict[str, Any]]:
                     record = json.loads(line)
                     record["dataset"], record["id"], record["image"], record["size"], record["truth"], record["masks"]
                 except (ValueError, KeyError, TypeError) as error:
-                    if run.status != "done" and not line.endswith("\n"):  # torn by an interrupt
+                    if run.status != "done" and not line.endswith("\n"):  # incomplete after an interrupt
                         return
-                    raise HrsegError(
-                        f"{path}, line {number}: not a record of masks ({error}); evaluate again"
-                    ) from None
+                    raise HrsegError(f"{path}, line {number}: not a mask record ({error}); rerun evaluate") from None
                 yield record
 
 
@@ -368,25 +368,25 @@ def _key_of(trace: Trace) -> tuple[str, str]:
 
 
 def _decode(record: dict[str, Any], counts: str | None) -> np.ndarray | None:
-    """bool, (H, W), from COCO's compressed run lengths (column by column)."""
+    """bool, (H, W), from COCO's compressed run lengths (column-major)."""
     from pycocotools import mask
 
     if counts is None:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools still speaks NumPy 1's array protocol
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools still uses NumPy 1's array protocol
         return np.asarray(mask.decode({"size": list(record["size"]), "counts": counts.encode()}), dtype=bool)
 
 
 def _read_small(record: dict[str, Any], complain: Callable[[str], None]) -> np.ndarray:
-    """The image in the size of a panel; plain grey when the file is gone or is another one now."""
+    """The image at panel size; plain grey if the file is missing or has another size now."""
     from hrseg_cli.data.pixels import parse_span, read_image
 
     path, size = Path(record["image"]), tuple(record["size"])
     scale = CELL / max(size)
     small = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     problem = "no such file"
-    if record.get("draw"):  # of the procedural set, which has no files
+    if record.get("draw"):  # procedural set: no files
         from hrseg_cli.data import procedural
 
         return _resized(procedural.draw(*record["draw"])[0], small)

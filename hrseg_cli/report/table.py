@@ -1,6 +1,6 @@
-"""Run folders read back, and the table of numbers made from their traces.
+"""Read run folders, and compute tables from their traces.
 
-Numbers are recomputed from ``traces.jsonl``, so that an old run answers for a measure that did not exist when it ran.
+Numbers are recomputed from ``traces.jsonl``, so measures added later are available for old runs too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _AGAIN = "copy the folder again, or rerun its command"
 
 
 class _Lenient(BaseModel):
-    """Types are checked, further keys are left alone."""
+    """Checks types, ignores unknown keys."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
@@ -43,7 +43,7 @@ class _Model(_Lenient):
 
 
 class _Settings(_Lenient):
-    """What a report reads of a run's settings; the file may have been edited since."""
+    """The settings of a run that reports need; validated, because the file may have been edited."""
 
     model: _Model
     metrics: list[str]
@@ -60,13 +60,12 @@ class _Settings(_Lenient):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One run folder, read back.
+    """One run folder.
 
-    label: what the user calls it. settings: what was asked, as ``run.json`` holds it. commits: of the code that made
-    it, each with a ``+`` where that was changed since; several where it was gone on with. max_clicks: clicks an object
-    got before it counted as not reached. traces: in dataset order; those there are, when the run is not done. shards:
-    the folders that hold its parts, where several machines made it. objects: how many it was asked about, None where
-    its folder does not say.
+    label: the user's name for it. settings: as in ``run.json``. commits: of the code, with a ``+`` for uncommitted
+    changes; several if the run was resumed with another commit. max_clicks: clicks per object before its target counts
+    as not reached. traces: in dataset order; incomplete if the run is not done. shards: the folders of its shards, if
+    it was sharded. objects: number of objects requested, None if the folder does not record it.
     """
 
     label: str
@@ -81,11 +80,11 @@ class Evaluation:
 
     @property
     def whole(self) -> bool:
-        """The run is done and all of its objects are there."""
+        """Whether the run is done and has a trace of every object."""
         return self.status == "done" and self.objects in (None, len(self.traces))
 
     def counted(self) -> list[Trace]:
-        """All traces, and those of composed datasets (HQSeg-44K has four parts) once more under the whole's name."""
+        """All traces; those of composed datasets (HQSeg-44K has four parts) also under the name of the whole."""
         composed: dict[str, list[str]] = self.settings.get("composed", {})
         once_more = [
             replace(t, dataset=name) for name, parts in composed.items() for t in self.traces if t.dataset in parts
@@ -95,7 +94,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Entry:
-    """One number with its 95 % bootstrap interval over ``n`` objects, and the run it comes from."""
+    """One number with its 95 % bootstrap interval over ``n`` objects, and its run."""
 
     run: str
     model: str
@@ -112,11 +111,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers of some runs.
+    """The numbers of several runs.
 
-    runs: labels, in the order of the lines. rows: sorted by dataset, metric, measure, then run; a number that a run
-    cannot answer is left out. notes: lines to be read with the numbers. differences: why the numbers of these runs do
-    not compare; empty where they do.
+    runs: labels, in row order. rows: sorted by dataset, metric, measure, then run; unknown numbers are omitted.
+    notes: footnotes. differences: why the numbers of these runs are not comparable; empty if they are.
     """
 
     runs: tuple[str, ...]
@@ -126,11 +124,11 @@ class Table:
 
 
 def read_evaluations(arguments: Iterable[str], partial: bool = False) -> list[Evaluation]:
-    """Runs named as ``FOLDER`` or ``LABEL=FOLDER``, in the given order; shards of one evaluation become one.
+    """Read runs given as ``FOLDER`` or ``LABEL=FOLDER``, in this order; shards of one evaluation are merged.
 
-    A folder of shards stands for all of them; shards named one by one belong together by label, which is the name of
-    the folder around them. Raises HrsegError when one is not a run with traces, is not finished or lacks a shard
-    (unless ``partial``), repeats a label, or has shards that differ in their settings.
+    A folder of shards stands for all of them. Shards given one by one are grouped by label, by default the name of
+    their parent folder. Raises HrsegError if one is not a run with traces, is unfinished or lacks a shard (unless
+    ``partial``), repeats a label, or has shards with different settings.
     """
     folders: dict[str, list[Path]] = {}
     for argument in arguments:
@@ -138,7 +136,7 @@ def read_evaluations(arguments: Iterable[str], partial: bool = False) -> list[Ev
         single = _SHARD.fullmatch(folder.resolve().name)
         if label in folders and not (single and _SHARD.fullmatch(folders[label][0].resolve().name)):
             raise HrsegError(
-                f"{argument}: a run called '{label}' is already there; name this one, as in OTHER={folder}"
+                f"{argument}: another run is already called '{label}'; give this one a label, as in OTHER={folder}"
             )
         below = [path for path in folder.glob("shard-*-of-*") if _SHARD.fullmatch(path.name)]
         whole = (folder / "run.json").exists() or not below
@@ -160,25 +158,25 @@ def _label_and_folder(argument: str) -> tuple[str, Path]:
 
 
 def _merge(label: str, runs: list[Evaluation], partial: bool) -> Evaluation:
-    """The one evaluation whose shards these are; a run that is none stays as it is."""
+    """Merge shards into one evaluation; an unsharded run is returned unchanged."""
     first = runs[0]
     if "shard" not in first.settings and len(runs) == 1:
         return first
-    told = str(first.settings.get("shard", "1/1"))
+    of_first = str(first.settings.get("shard", "1/1"))
     numbers: dict[int, Evaluation] = {}
     for run in runs:
         shard = str(run.settings.get("shard", "1/1"))
         number, of = (int(part) for part in shard.split("/"))
         keys = run.settings.keys() | first.settings.keys()
         other = [key for key in sorted(keys - {"shard"}) if run.settings.get(key) != first.settings.get(key)]
-        if other or not told.endswith(f"/{of}"):
-            what = f"differs in {', '.join(other)} from" if other else "does not go with"
+        if other or not of_first.endswith(f"/{of}"):
+            what = f"differs in {', '.join(other)} from" if other else "does not belong with"
             raise HrsegError(
-                f"{run.folder}: shard {shard} {what} {told} in {first.folder}; "
-                "report shards of one evaluation, or give others a LABEL= of their own"
+                f"{run.folder}: shard {shard} {what} {of_first} in {first.folder}; "
+                "give shards of one evaluation, or use LABEL=FOLDER for the others"
             )
         if number in numbers:
-            raise HrsegError(f"{run.folder}: shard {shard} of '{label}' is there twice; name it once")
+            raise HrsegError(f"{run.folder}: shard {shard} of '{label}' is given twice; remove one")
         numbers[number] = run
     missing = [f"{number}/{of}" for number in range(1, of + 1) if number not in numbers]
     if missing and not partial:
@@ -186,12 +184,12 @@ def _merge(label: str, runs: list[Evaluation], partial: bool) -> Evaluation:
             f"{first.folder.parent}: shard {', '.join(missing)} of '{label}' is missing; run its command "
             f"with --shard {missing[0]}, or add --partial"
         )
-    # Every N-th object is in the same shard: dealing the traces out one by one restores the order of the dataset.
+    # Every N-th object is in the same shard, so taking one trace from each shard in turn restores the dataset order.
     ordered = [numbers[number] for number in sorted(numbers)]
     dealt = zip_longest(*(run.traces for run in ordered))
     traces = tuple(trace for deal in dealt for trace in deal if trace is not None)
     if not traces:
-        raise HrsegError(f"{first.folder.parent}: the shards of '{label}' hold no traces; rerun their command")
+        raise HrsegError(f"{first.folder.parent}: the shards of '{label}' contain no traces; rerun their command")
     if not partial:
         _check_objects(first.folder.parent, first.settings, traces)
     states = {run.status for run in ordered} - {"done"} or ({"incomplete"} if missing else {"done"})
@@ -213,14 +211,12 @@ def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
     asked = _checked(folder, settings)
     status = str(record.get("got", {}).get("status", "unknown"))
     if status != "done" and not partial:
-        raise HrsegError(
-            f"{folder}: the run is '{status}', not done; repeat its command to finish it, or add --partial"
-        )
-    # An unfinished run has only the second file; one that was resumed may have both.
+        raise HrsegError(f"{folder}: the run is '{status}', not done; rerun its command to finish it, or add --partial")
+    # An unfinished run has only the second file; a resumed one may have both.
     paths = [folder / name for name in ("traces.jsonl", "traces.part.jsonl") if partial or name == "traces.jsonl"]
     traces = [trace for path in paths if path.is_file() for trace in read_traces(path, torn=partial)]
-    if not traces and "shard" not in settings:  # of more shards than objects some are empty
-        raise HrsegError(f"{folder}: no traces in it; give a folder written by 'hrseg evaluate --out'")
+    if not traces and "shard" not in settings:  # with more shards than objects, some are empty
+        raise HrsegError(f"{folder}: no traces; give a folder written by 'hrseg evaluate --out'")
     number, of = map(int, asked.shard.split("/"))
     places = [record.get("where", {}), *record.get("where_later", [])]
     run = Evaluation(
@@ -235,10 +231,10 @@ def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
     )
     if not partial:
         if len(run.traces) != len(traces):
-            raise HrsegError(f"{folder / 'traces.jsonl'}: an object is there twice; {_AGAIN}")
+            raise HrsegError(f"{folder / 'traces.jsonl'}: duplicate object; {_AGAIN}")
         if run.objects not in (None, len(traces)):
             raise HrsegError(
-                f"{folder / 'traces.jsonl'}: holds {len(traces)} of the run's {run.objects} objects; {_AGAIN}, "
+                f"{folder / 'traces.jsonl'}: contains {len(traces)} of the run's {run.objects} objects; {_AGAIN}, "
                 "or add --partial"
             )
         if of == 1:
@@ -251,7 +247,7 @@ def _checked(folder: Path, settings: dict[str, Any]) -> _Settings:
     needed = {name for name, one in _Settings.model_fields.items() if one.is_required()}
     if missing := needed - settings.keys():
         raise HrsegError(
-            f"{folder}: its run.json does not say {', '.join(sorted(missing))}; "
+            f"{folder}: its run.json lacks {', '.join(sorted(missing))}; "
             "give a folder written by 'hrseg evaluate --out'"
         )
     try:
@@ -260,56 +256,58 @@ def _checked(folder: Path, settings: dict[str, Any]) -> _Settings:
         first = error.errors()[0]
         place, message = ".".join(map(str, first["loc"])), first["msg"].partition(" or instance of")[0]
         raise HrsegError(
-            f"{folder / 'run.json'}: {place}: {message[0].lower()}{message[1:]}; put back what evaluate wrote"
+            f"{folder / 'run.json'}: {place}: {message[0].lower()}{message[1:]}; restore the file that evaluate wrote"
         ) from None
 
 
 def _check_objects(folder: Path, settings: dict[str, Any], traces: Sequence[Trace]) -> None:
-    """The traces are of the objects of the run, in its order. Raises HrsegError."""
+    """Check that the traces match the objects of the run, in order. Raises HrsegError."""
     names = "\n".join(f"{trace.dataset}/{trace.id}" for trace in traces)
     if settings.get("objects_sha256") not in (None, sha256(names.encode()).hexdigest()):
-        raise HrsegError(f"{folder}: its traces are not of the objects that its run.json is about; {_AGAIN}")
+        raise HrsegError(f"{folder}: its traces do not match the objects of its run.json; {_AGAIN}")
 
 
 def _check_numbers(run: Evaluation, recorded: Any) -> None:
-    """The traces give what the run wrote into its summary when it ended. Raises HrsegError where they do not."""
+    """Check that the traces reproduce the summary that the run wrote. Raises HrsegError if they do not."""
     try:
         rows = [(str(row["dataset"]), str(row["metric"]), dict(row)) for row in (recorded or {}).get("rows", ())]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise HrsegError(
-            f"{run.folder / 'run.json'}: its summary cannot be read; put back what evaluate wrote"
+            f"{run.folder / 'run.json'}: its summary cannot be read; restore the file that evaluate wrote"
         ) from None
     for dataset, metric, row in rows:
         n = sum(trace.dataset == dataset and metric in trace.scores for trace in run.counted())
         if n != row.get("n", n):
-            raise HrsegError(f"{run.folder}: {metric} of {n} objects of {dataset}, the run wrote {row['n']}; {_AGAIN}")
-        # Seconds are stored with fewer digits than they were added up with.
+            raise HrsegError(
+                f"{run.folder}: has {metric} for {n} objects of {dataset}, its summary for {row['n']}; {_AGAIN}"
+            )
+        # Seconds were summed with more digits than are stored.
         names = [name for name in row if _MEASURE.fullmatch(name) and name != "SPC"]
         found = {entry.measure: entry.value for entry in _entries(run, metric, names, dataset, resamples=1)}
         for name in found:
             then = row[name]
             if not isinstance(then, int | float) or abs(found[name] - then) > 1e-4:
                 raise HrsegError(
-                    f"{run.folder}: its traces give {name} = {found[name]:.4f} by {metric} on {dataset}, the run wrote "
+                    f"{run.folder}: its traces give {name} = {found[name]:.4f} by {metric} on {dataset}, its summary "
                     f"{then}; {_AGAIN}"
                 )
 
 
 def measured(runs: Sequence[Evaluation], asked: Sequence[str] = ()) -> list[str]:
-    """The asked metrics, or those that the runs were asked for. Raises HrsegError for one that no run measured."""
+    """The requested metrics, or by default those of the runs. Raises HrsegError for one that no run measured."""
     present = {name for run in runs for trace in run.traces for name in trace.scores}
     for name in asked:
         if name not in present:
-            raise HrsegError(f"--metric {name}: none of the runs measured it; evaluate with --metric {name}")
+            raise HrsegError(f"--metric {name}: none of the runs measured it; rerun evaluate with --metric {name}")
     wanted = present & {name for run in runs for name in run.settings["metrics"]}
     found = list(dict.fromkeys(asked)) or [name for name in METRICS if name in (wanted or present)]
     if not found:
-        raise HrsegError(f"{runs[0].folder}: its traces hold no scores; give a folder written by 'hrseg evaluate'")
+        raise HrsegError(f"{runs[0].folder}: its traces contain no scores; give a folder written by 'hrseg evaluate'")
     return found
 
 
 def datasets(runs: Iterable[Evaluation]) -> list[str]:
-    """Names of the datasets in order of appearance, composed ones after their parts."""
+    """Names of the datasets in order of appearance; composed ones follow their parts."""
     return list(dict.fromkeys(trace.dataset for run in runs for trace in run.counted()))
 
 
@@ -318,14 +316,14 @@ def check_measures(names: Iterable[str]) -> None:
     for name in names:
         if not _MEASURE.fullmatch(name):
             known = [*DEFAULT_MEASURES, ">=20@90", "mean@5", "AUC", "SPC"]
-            raise UnknownName("measure", name, known, "Other numbers after the @ work too, such as NoC@92.5.")
+            raise UnknownName("measure", name, known, "Other numbers after the @ are allowed too, such as NoC@92.5.")
 
 
 def build(runs: Sequence[Evaluation], metrics: Sequence[str] = (), measures: Sequence[str] = ()) -> Table:
-    """The table of ``runs``; without ``metrics`` those the runs were asked for; NoC and NoF by default.
+    """The table of ``runs``. metrics: by default those of the runs. measures: by default NoC and NoF.
 
-    A threshold above the one at which a run stopped clicking is unknown there. Raises HrsegError when a metric or
-    measure that was asked for is known in no run, UnknownName for a measure nobody knows.
+    Thresholds above the target at which a run stopped clicking are unknown for it. Raises HrsegError if a requested
+    metric or measure is unknown in every run, UnknownName for an unknown measure.
     """
     check_measures(measures)
     asked = list(dict.fromkeys(measures)) or list(DEFAULT_MEASURES)
@@ -337,11 +335,11 @@ def build(runs: Sequence[Evaluation], metrics: Sequence[str] = (), measures: Seq
                 found[entry.dataset, metric, entry.measure, run.label] = entry
     for name in measures:
         if not any(key[2] == name for key in found):
-            until = told({run.label: _until_text(run) for run in runs})
-            most = told({run.label: str(run.max_clicks) for run in runs})
+            until = by_value({run.label: _until_text(run) for run in runs})
+            most = by_value({run.label: str(run.max_clicks) for run in runs})
             raise HrsegError(
                 f"--measure {name}: unknown in every run (clicked until {until}, at most {most} clicks); "
-                "evaluate with a higher --until, or ask for another measure"
+                "rerun evaluate with a higher --until, or choose another measure"
             )
     order = [(d, m, a, run.label) for d in datasets(runs) for m in metrics for a in asked for run in runs]
     return Table(
@@ -360,7 +358,7 @@ def summary(
     dataset: str | None = None,
     resamples: int = 1000,
 ) -> list[Row]:
-    """What :func:`hrseg_cli.metrics.noc.summarise` says of a run, with the run's own seed, so that intervals repeat."""
+    """:func:`hrseg_cli.metrics.noc.summarise` with the run's own seed, so that intervals are reproducible."""
     return summarise(
         [t for t in run.counted() if metric in t.scores and dataset in (None, t.dataset)],
         metric,
@@ -376,7 +374,7 @@ def _entries(
     run: Evaluation, metric: str, measures: Sequence[str], dataset: str | None = None, resamples: int = 1000
 ) -> list[Entry]:
     matches = [match for name in measures if (match := _MEASURE.fullmatch(name))]
-    thresholds = {float(Decimal(m["percent"]) / 100) for m in matches if m["percent"]}  # exact, as 0.925 is typed
+    thresholds = {float(Decimal(m["percent"]) / 100) for m in matches if m["percent"]}  # exact, so that 92.5 is 0.925
     clicks = {int(m["click"]) for m in matches if m["click"]}
     model, protocol = _model_text(run), _protocol_text(run)
     return [
@@ -387,9 +385,9 @@ def _entries(
 
 
 def differences(runs: Sequence[Evaluation], metrics: Iterable[str], measures: Iterable[str]) -> list[str]:
-    """Why these metrics and measures of these runs do not compare, a reason each; empty where they do.
+    """The reasons why these metrics and measures are not comparable between runs; empty if they are.
 
-    Reasons: protocol, most clicks, objects, the band of Boundary IoU, and, for averages, where clicking ended.
+    Possible reasons: protocol, maximum clicks, objects, Boundary IoU band, and, for averages, the stopping target.
     """
     found = []
     protocols = [{**run.settings["protocol"], **run.settings.get("protocols", {})} for run in runs]
@@ -399,25 +397,25 @@ def differences(runs: Sequence[Evaluation], metrics: Iterable[str], measures: It
         if any(protocol.get(key) != protocols[0].get(key) for protocol in protocols)
     )
     if differing:
-        names = told({run.label: _protocol_text(run) for run in runs})
+        names = by_value({run.label: _protocol_text(run) for run in runs})
         found.append(f"protocols differ in {', '.join(differing)}: {names}")
     if len({run.max_clicks for run in runs}) > 1:
-        found.append(f"most clicks differ: {told({run.label: str(run.max_clicks) for run in runs})}")
+        found.append(f"maximum clicks differ: {by_value({run.label: str(run.max_clicks) for run in runs})}")
     bands = {run.label: json.dumps(run.settings.get("band")) for run in runs}
     if "biou" in metrics and len(set(bands.values())) > 1:
-        found.append(f"bands of Boundary IoU differ: {told(bands)}")
+        found.append(f"bands of Boundary IoU differ: {by_value(bands)}")
     for name in datasets(runs):
-        # The area tells apart objects of one name whose truth was read or drawn otherwise.
+        # The area distinguishes objects of the same name whose ground truth was read or drawn differently.
         objects = {r.label: frozenset((t.id, t.area) for t in r.traces if t.dataset == name) for r in runs}
         having = {label: ids for label, ids in objects.items() if ids}
         if len(set(having.values())) > 1:
             shared = len(frozenset.intersection(*having.values()))
-            counts = told({label: f"{len(ids)}" for label, ids in having.items()})
+            counts = by_value({label: f"{len(ids)}" for label, ids in having.items()})
             found.append(f"objects of {name} differ: {counts}, {shared} in common")
     if any(name == "AUC" or name.startswith(("mean@", "SPC")) for name in measures):
         untils = {run.label: _until_text(run) for run in runs}
         if len(set(untils.values())) > 1:
-            found.append(f"clicking ended at other values, which moves mean, AUC and SPC: {told(untils)}")
+            found.append(f"stopping targets differ, which affects mean, AUC and SPC: {by_value(untils)}")
     return found
 
 
@@ -425,11 +423,11 @@ def _notes(runs: Sequence[Evaluation]) -> list[str]:
     counts = []
     for name in datasets(runs):
         sizes = {run.label: sum(t.dataset == name for t in run.counted()) for run in runs}
-        counts.append(f"{name} n = {told({label: str(n) for label, n in sizes.items() if n})}")
+        counts.append(f"{name} n = {by_value({label: str(n) for label, n in sizes.items() if n})}")
     notes = [
-        f"{', '.join(counts)}; protocol {told({run.label: _protocol_text(run) for run in runs})}; "
-        f"until {told({run.label: _until_text(run) for run in runs})}; "
-        f"at most {told({run.label: str(run.max_clicks) for run in runs})} clicks; "
+        f"{', '.join(counts)}; protocol {by_value({run.label: _protocol_text(run) for run in runs})}; "
+        f"until {by_value({run.label: _until_text(run) for run in runs})}; "
+        f"at most {by_value({run.label: str(run.max_clicks) for run in runs})} clicks; "
         "[95 % bootstrap interval over objects]."
     ]
     unfinished = [
@@ -443,12 +441,12 @@ def _notes(runs: Sequence[Evaluation]) -> list[str]:
 
 
 def _commit_text(where: dict[str, Any]) -> str:
-    """A ``+`` behind it where the code had been changed since."""
+    """The commit, with a ``+`` if there were uncommitted changes."""
     return f"{where.get('commit') or 'unknown'}{'+' if where.get('dirty') else ''}"
 
 
 def _model_text(run: Evaluation) -> str:
-    """``h18 (weights.pth)``, or the name alone where there are no weights."""
+    """``h18 (weights.pth)``, or just the name if there are no weights."""
     model = run.settings["model"]
     return f"{model['name']} ({model['file']})" if "file" in model else str(model["name"])
 
@@ -463,13 +461,13 @@ def _protocol_text(run: Evaluation) -> str:
 
 def _until_text(run: Evaluation) -> str:
     until = run.settings["until"]
-    if not until or max(until.values()) > 1:  # nothing scores above 1: every object got all its clicks
+    if not until or max(until.values()) > 1:  # no score exceeds 1: every object got all its clicks
         return "the last click"
     return " and ".join(f"{METRIC_LABELS.get(name, name)} {value:g}" for name, value in until.items())
 
 
-def told(values: Mapping[str, str]) -> str:
-    """The one value that all runs share, or each with its runs: ``20 (a, c), 10 (b)``."""
+def by_value(values: Mapping[str, str]) -> str:
+    """The value that all runs share, or each value with its runs: ``20 (a, c), 10 (b)``."""
     labels: dict[str, list[str]] = {}
     for label, value in values.items():
         labels.setdefault(value, []).append(label)

@@ -1,7 +1,7 @@
-"""A Table as text, one function a format, all ``(table) -> text ending in a newline``, the same text every time.
+"""Write a Table as text, one function per format: ``(table) -> text ending in a newline``, deterministic.
 
-``markdown`` and ``latex`` are for people: a line a run, the best of each column in bold. ``csv`` and ``json_lines``
-are for programs: a line a number, unrounded units (shares in 0..1, seconds).
+``markdown`` and ``latex`` are for people: one row per run, the best value of each column in bold. ``csv`` and
+``json_lines`` are for programs: one line per number, unrounded (fractions in 0..1, seconds).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ABSENT = "–"
 
 
 class Column(NamedTuple):
-    """What one column of a table for people is about."""
+    """One column of a table for people."""
 
     dataset: str
     metric: str
@@ -37,7 +37,7 @@ class Cell(NamedTuple):
 
 
 def markdown(table: Table) -> str:
-    """A table of pipes, padded so that it reads as plain text too."""
+    """A Markdown table, padded so that it is readable as plain text."""
     columns, lines = _grid(table)
     several = len({column.dataset for column in columns}) > 1
     head = [
@@ -51,7 +51,7 @@ def markdown(table: Table) -> str:
 
 
 def pipes(texts: Sequence[Sequence[str]]) -> str:
-    """Lines of cells, the head first, as a padded table of pipes: the first column to the left, the others right."""
+    """A padded Markdown table from rows of cells, header first; the first column is left-aligned, others right."""
     texts = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in texts]
     widths = [max(len(line[i]) for line in texts) for i in range(len(texts[0]))]
     rows = [
@@ -66,7 +66,7 @@ def _strong(cell: Cell) -> str:
 
 
 def latex(table: Table) -> str:
-    """A ``tabular`` for the booktabs package, heads grouped by dataset and metric, the notes below in small type."""
+    """A ``tabular`` with booktabs, headers grouped by dataset and metric, the notes below in small type."""
     columns, lines = _grid(table)
     out = ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", "\\toprule"]
     datasets = [column.dataset for column in columns]
@@ -103,7 +103,7 @@ def csv(table: Table) -> str:
 
 
 def json_lines(table: Table) -> str:
-    """Long form, one JSON object a line, with the columns of :func:`csv` as keys; ``null`` for a value not known."""
+    """Long form, one JSON object per line, with the columns of :func:`csv` as keys; ``null`` for unknown values."""
     return "".join(json.dumps(_record(entry), ensure_ascii=False) + "\n" for entry in table.rows)
 
 
@@ -115,7 +115,7 @@ def _record(entry: Entry) -> dict[str, Any]:
 
 
 def _grid(table: Table) -> tuple[list[Column], list[list[Cell]]]:
-    """The columns, and for each run its cells in their order."""
+    """The columns, and the cells of each run in column order."""
     entries = {(Column(e.dataset, e.metric, e.measure), e.run): e for e in table.rows}
     columns = list(dict.fromkeys(column for column, _ in entries))
     by_column = [_cells([entries.get((c, run)) for run in table.runs], not table.differences) for c in columns]
@@ -123,7 +123,7 @@ def _grid(table: Table) -> tuple[list[Column], list[list[Cell]]]:
 
 
 def _cells(entries: Sequence[Entry | None], comparable: bool) -> list[Cell]:
-    """The cells of one column. Bold goes by the printed text: what looks equal is equally good."""
+    """The cells of one column. Bold is decided by the printed text, so that equal-looking values are equally good."""
     texts = [None if e is None or math.isnan(e.value) else _number(e, e.value) for e in entries]
     numbers = [float(text) for text in texts if text is not None]
     measure = next(e.measure for e in entries if e is not None)
@@ -151,14 +151,14 @@ def _number(entry: Entry, number: float) -> str:
 
 
 def _with_unit(measure: str) -> str:
-    """Shares are printed in percent, as the tables of this field do."""
+    """The measure with its unit. Fractions are printed in percent, as is usual in this field."""
     if measure.startswith(("NoF", "mean@")):
         return f"{measure} (%)"
     return f"{measure} (s)" if measure == "SPC" else measure
 
 
 def _footnotes(table: Table) -> list[str]:
-    warning = [f"The numbers do not compare: {'; '.join(table.differences)}."] if table.differences else []
+    warning = [f"The numbers are not comparable: {'; '.join(table.differences)}."] if table.differences else []
     return [*table.notes, *warning]
 
 
@@ -170,7 +170,7 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"$<$",
     ">": r"$>$",
-    "[": "{[}",  # after a line end, a bare bracket would be read as its argument
+    "[": "{[}",  # after a line end, a bare bracket would be read as an argument
     "]": "{]}",
     "*": "{*}",
     "\n": " ",
@@ -178,5 +178,5 @@ _LATEX = {
 
 
 def escape(text: str) -> str:
-    """Plain text for LaTeX, in one line."""
+    """Escape text for LaTeX, on one line."""
     return "".join(_LATEX.get(letter, letter) for letter in text).replace("$>$=", r"$\geq$")

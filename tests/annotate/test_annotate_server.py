@@ -266,7 +266,7 @@ def test_malformed_bodies_are_answered_400(client: TestClient, place: Path) -> N
     for body in MALFORMED:
         answer = client.post("/api/images/0", content=body)
         assert answer.status_code == 400, body[:200]
-        assert answer.json()["error"].startswith("not understood")
+        assert answer.json()["error"].startswith("invalid request")
         assert len(answer.text) < 500
     assert not (place / "masks").exists()
 
@@ -351,8 +351,8 @@ def test_masks_that_are_traps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "told", "mask"),
     [
-        ("images/a.json", "the last change is not saved", truth("red")),
-        ("coco.json", "the change is saved, this file is not", truth("red") | truth("blue")),
+        ("images/a.json", "your last change is not saved", truth("red")),
+        ("coco.json", "your change is saved, but this file is not updated", truth("red") | truth("blue")),
     ],
 )
 def test_a_full_disk_is_told_and_what_it_has_cost(
@@ -483,7 +483,7 @@ def test_a_folder_is_read_only_when_nobody_else_writes_there(hrseg: Callable[...
         (notes / "images" / "a.json").write_text("{")
         done = hrseg("annotate", place, "--model", "grabcut", "--no-browser")
         assert (done.code, f"{place}: in use by process {os.getpid()} " in done.err) == (1, True)
-    assert "a.json: not as hrseg annotate writes it" in hrseg("annotate", place, "--model", "grabcut").err
+    assert "a.json: not a record written by hrseg annotate" in hrseg("annotate", place, "--model", "grabcut").err
 
 
 def test_a_taken_port_is_one_line(hrseg: Callable[..., Any], place: Path) -> None:
@@ -501,8 +501,8 @@ def test_a_taken_port_is_one_line(hrseg: Callable[..., Any], place: Path) -> Non
 def test_what_is_wrong_is_one_line(hrseg: Callable[..., Any], tmp_path: Path) -> None:
     for words, code, text in [
         ([tmp_path / "none", "--model", "grabcut"], 1, "no such folder"),
-        ([tmp_path, "--model", "grabcut"], 1, "no image there"),
-        ([tmp_path, "--model", "grabcat"], 1, "no image there"),
+        ([tmp_path, "--model", "grabcut"], 1, "no image"),
+        ([tmp_path, "--model", "grabcat"], 1, "no image"),
         ([tmp_path, "--model", "grabcut", "--protocol", "foto"], 2, "Did you mean 'photo'"),
         ([tmp_path, "--port", "70000"], 2, "--port"),
     ]:

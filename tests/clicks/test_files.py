@@ -38,7 +38,7 @@ def test_a_list_of_lists_is_numbered(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("c.json", "{", "not JSON"),
+        ("c.json", "{", "not valid JSON"),
         ("c.json", "[1]", "cat.jpg"),
         ("c.json", '{"a": [3, 4, 1]}', r"c\.json, a: not clicks; write \[row, col, 1\]"),
         ("c.json", '{"a": [[3, "4", 1]]}', "a: not clicks"),
@@ -52,11 +52,11 @@ def test_a_list_of_lists_is_numbered(tmp_path: Path) -> None:
         ("c.csv", "image,row,col\na.jpg,3\n", "line 2: not a click"),
         ("c.csv", "image,row,col,positive\na.jpg,3,4,maybe\n", "line 2: not a click"),
         ("c.csv", "image,row,col\na.jpg,inf,4\n", "line 2: not a click"),
-        ("c.json", '{"a": [[3, 4, 1]], "b": [[1, 1]], "a": [[5, 6, 1]]}', "'a' is there twice"),
-        ("c.json", '{"a": {"left": [[3, 4, 1]], "left": [[5, 6, 1]]}}', "'left' is there twice"),
+        ("c.json", '{"a": [[3, 4, 1]], "b": [[1, 1]], "a": [[5, 6, 1]]}', "duplicate name 'a'"),
+        ("c.json", '{"a": {"left": [[3, 4, 1]], "left": [[5, 6, 1]]}}', "duplicate name 'left'"),
         ("c.jsonl", '{"id": 1}\n\n', "line 1: not a trace"),
-        ("c.jsonl", f"{TRACE}\n{TRACE}\n", "a: its clicks are there twice"),
-        ("c.jsonl", f"{TRACE}\n{TRACE[:-20]}", "line 2: cut off in the middle"),
+        ("c.jsonl", f"{TRACE}\n{TRACE}\n", "a: duplicate trace"),
+        ("c.jsonl", f"{TRACE}\n{TRACE[:-20]}", "line 2: incomplete"),
     ],
 )
 def test_a_wrong_file_is_named(name: str, content: str, told: str, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_clicks_as_typed() -> None:
     assert parse_click("12, 40.5") == Click(12, 40.5, True)
     assert parse_click("12,40,neg") == Click(12, 40, False)
     for text in ("12", "12,x", "12,40,no", "12,40,neg,1", "nan,4", ""):
-        with pytest.raises(HrsegError, match=r"write row,col"):
+        with pytest.raises(HrsegError, match=r"write ROW,COL"):
             parse_click(text)
 
 
@@ -154,5 +154,5 @@ def test_a_name_of_two_images_is_refused_and_more_of_its_path_is_not() -> None:
 
 
 def test_clicks_given_twice_are_refused() -> None:
-    with pytest.raises(HrsegError, match="twice"):
+    with pytest.raises(HrsegError, match="duplicate clicks"):
         for_images({"cat": {"": LEFT}, "cat.jpg": {"": RIGHT}}, [Path("/p/cat.jpg")], SUFFIXES)

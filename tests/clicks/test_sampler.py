@@ -167,7 +167,7 @@ def test_a_correction_needs_a_slot() -> None:
     """A fifth correction of four slots would land among the clicks of the other sign."""
     truth = np.ones((3, 3), np.int8)
     for order in (0, 5):
-        with pytest.raises(ValueError, match="of 4 slots"):
+        with pytest.raises(ValueError, match="must be 1 to 4"):
             add_next_click(empty(), np.zeros((3, 3)), truth, order=order, rng=np.random.default_rng(0))
 
 

@@ -250,7 +250,7 @@ def test_a_folder_of_another_run_is_refused(hrseg: Command, folder: Path, tmp_pa
     before = (tmp_path / "run" / "traces.jsonl").read_bytes()
     done = hrseg(*words, "--max-clicks", 3)
     assert done.code == 1
-    assert "max_clicks = 2, now asked with 3" in done.err
+    assert "max_clicks = 2, not 3" in done.err
     assert (tmp_path / "run" / "traces.jsonl").read_bytes() == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
@@ -289,7 +289,7 @@ def test_a_replay_counts_what_has_no_partner(hrseg: Command, folder: Path, tmp_p
     assert len(done.out.splitlines()) == 1
     assert "2 of 3 objects have no trace there and are left out" in done.err
     assert "1 of its traces are of no object here, such as mine/no_case_" in done.err
-    for lines, told in ((one + two[:-30], "line 2: cut off in the middle"), (one + two + one, "is there twice")):
+    for lines, told in ((one + two[:-30], "line 2: incomplete"), (one + two + one, "is there twice")):
         stored.write_text(lines)
         done = hrseg(*words, "--replay", stored)
         assert (done.code, done.out) == (1, "")
@@ -398,7 +398,7 @@ WRONG = [
     (["--model", "grabcut"], 2, "--dataset"),
     (["--model", "missing.pth", "--dataset", "{folder}"], 1, "no such file"),
     (["--model", "h32", "--dataset", "{folder}"], 1, "without weights"),
-    (["--model", "grabcut", "--dataset", "{folder}", "--out", "/dev/null/run"], 1, "cannot write"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--out", "/dev/null/run"], 1, "cannot be written"),
 ]
 
 

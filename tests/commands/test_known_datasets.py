@@ -147,7 +147,7 @@ def test_verify_fetches_nothing_and_says_what_is_missing(known: Known, hrseg: Co
     done = hrseg("prepare-data", known.manifests / "grabcut.yaml", "--root", tmp_path, "--verify")
     assert done.code == 1
     assert "1 good objects in 1 images, grabcut/val has 2 in 2" in done.err
-    assert "not fetched" not in done.err
+    assert "download failed" not in done.err
 
 
 def test_an_archive_by_hand_is_asked_for_before_anything_is_fetched(hrseg: Command, tmp_path: Path) -> None:

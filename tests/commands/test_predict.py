@@ -466,7 +466,7 @@ def test_images_are_found_once_each(photos: Path, monkeypatch: pytest.MonkeyPatc
     assert find_images(["a"]) == [Path("a/cat.png"), Path("a/dog.png")]
     assert find_images(["**/cat.*", str(photos / "a")]) == [Path("a/cat.png"), Path("b/cat.png"), photos / "a/dog.png"]
     assert find_images(["x[1].JPG"]) == [Path("x[1].JPG")]
-    with pytest.raises(HrsegError, match=r"nothing/\*: no image there"):
+    with pytest.raises(HrsegError, match=r"nothing/\*: no image found"):
         find_images(["a", "nothing/*"])
     (photos / "a" / "\udcff.png").touch()
     with pytest.raises(HrsegError, match="not UTF-8"):

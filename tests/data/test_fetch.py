@@ -231,17 +231,17 @@ def test_a_compressed_tar_of_unknown_sum(tmp_path: Path) -> None:
 # ---- what ends in one line -------------------------------------------------------------------------------------------
 
 GIVEN_UP: dict[str, tuple[list[str], dict[str, Any], str]] = {
-    "gone": (["404"], {}, "127.0.0.1:PORT: answers 404 Not Found. give the archive with --from"),
-    "not allowed": (["403"], {}, "answers 403 Forbidden"),
+    "gone": (["404"], {}, "127.0.0.1:PORT: HTTP 404 Not Found; give the archive with --from"),
+    "not allowed": (["403"], {}, "HTTP 403 Forbidden"),
     "redirected in a circle": (["loop"], {}, "infinite loop"),
-    "a page instead": (["html"], {}, "gives no archive but text/html, a web page"),
-    "a page, sum unknown": (["html"], {"sha256": None}, "gives no archive but text/html, a web page"),
-    "always overloaded": (["503"], {}, "answers 503 Service Unavailable"),
-    "always stalling": (["stall", "503"], {}, "150 kB are kept, run again to go on; or give the archive with --from"),
+    "a page instead": (["html"], {}, "returned text/html, not an archive (a web page)"),
+    "a page, sum unknown": (["html"], {"sha256": None}, "returned text/html, not an archive (a web page)"),
+    "always overloaded": (["503"], {}, "HTTP 503 Service Unavailable"),
+    "always stalling": (["stall", "503"], {}, "150 kB kept), or give the archive with --from"),
     "corrupt": (["corrupt"], {}, f"expected SHA-256 {SUM[:16]}… (the manifest's), got "),
-    "corrupt, sum unknown": (["corrupt"], {"sha256": None}, "what came was deleted: not a sound archive"),
-    "another length": (["ok"], {"size": 17}, f"has {len(DATA)} bytes, 17 were expected"),
-    "never whole, no length": (["cut_no_length"], {"sha256": None}, "not a sound archive"),
+    "corrupt, sum unknown": (["corrupt"], {"sha256": None}, "the download was deleted: damaged or not an archive"),
+    "another length": (["ok"], {"size": 17}, f"expected 17 bytes, got {len(DATA)}"),
+    "never whole, no length": (["cut_no_length"], {"sha256": None}, "damaged or not an archive"),
     "hints": (["404"], {"how": "ask Ann"}, "--from (ask Ann)"),
 }
 
@@ -253,7 +253,7 @@ def test_failures_say_what_happened_and_what_to_do(tmp_path: Path, server: Serve
     with pytest.raises(HrsegError) as error:
         get(entry(server, "/a.zip", **changes), tmp_path)
     text = str(error.value)
-    assert text.startswith("a.zip: not fetched: ")
+    assert text.startswith("a.zip: download failed: ")
     assert said.replace("PORT", str(server.server_address[1])) in text
     assert "\n" not in text
     assert "a.zip" not in leftovers(tmp_path)
@@ -267,12 +267,12 @@ def test_nobody_answers(tmp_path: Path) -> None:
 
 
 def test_behind_a_login(tmp_path: Path) -> None:
-    with pytest.raises(HrsegError, match=r"a\.zip: has no public link; ask Ann; then run again with --from"):
+    with pytest.raises(HrsegError, match=r"a\.zip: no public link; ask Ann; then rerun with --from"):
         get(entry(None, how="ask Ann"), tmp_path)
 
 
 def test_a_disk_too_small_is_seen_before_the_first_byte(tmp_path: Path, server: Server) -> None:
-    with pytest.raises(HrsegError, match=r"needs 1000000 GB, .* are missing"):
+    with pytest.raises(HrsegError, match=r"needs 1000000 GB, .* are free; free another"):
         get(entry(server, "/a.zip", size=10**15), tmp_path)
     assert server.requests == []
 
@@ -282,7 +282,7 @@ def test_a_disk_that_fills_up_keeps_what_it_has(tmp_path: Path, server: Server) 
     server.piece = 10_000
     resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
     try:
-        with pytest.raises(HrsegError, match=r"a\.zip\.part: the disk is full; make room, then run again to go on"):
+        with pytest.raises(HrsegError, match=r"a\.zip\.part: the disk is full; free some space, then rerun to resume"):
             get(entry(server, "/a.zip"), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -292,7 +292,7 @@ def test_a_disk_that_fills_up_keeps_what_it_has(tmp_path: Path, server: Server) 
 
 def test_a_root_that_cannot_be_written(tmp_path: Path, server: Server) -> None:
     (tmp_path / ".hrseg").write_text("")
-    with pytest.raises(HrsegError, match=r"a\.zip\.part: Not a directory; mend that, or name another --root"):
+    with pytest.raises(HrsegError, match=r"a\.zip\.part: Not a directory; fix that, or use another --root"):
         get(entry(server, "/a.zip"), tmp_path)
 
 
@@ -308,7 +308,7 @@ def test_an_unknown_sum_is_pinned_and_another_file_refused(tmp_path: Path, serve
     server.files["/a.zip"] = OTHER
     with pytest.raises(HrsegError, match=r"expected SHA-256 .* \(the one pinned in .hrseg/pins.json\), got") as error:
         get(file, tmp_path)
-    assert 'if the new one is right, delete "a/a.zip" from .hrseg/pins.json' in str(error.value)
+    assert 'if the new file is correct, delete "a/a.zip" from .hrseg/pins.json' in str(error.value)
     assert leftovers(tmp_path) == []
 
 
@@ -361,17 +361,17 @@ def test_an_archive_of_the_user_is_read_in_place(tmp_path: Path, folder: bool, k
 def test_a_wrong_archive_of_the_user_is_left_alone(tmp_path: Path) -> None:
     mine = tmp_path / "a.zip"
     mine.write_bytes(OTHER)
-    with pytest.raises(HrsegError, match=f"{mine}: expected SHA-256 .*; it was left as it is"):
+    with pytest.raises(HrsegError, match=f"{mine}: expected SHA-256 .*; it was not changed"):
         get(entry(None, how="-"), tmp_path, from_path=mine)
     mine.write_bytes(OTHER[:-100])
-    with pytest.raises(HrsegError, match=f"{mine}: not a sound archive"):
+    with pytest.raises(HrsegError, match=f"{mine}: damaged or not an archive"):
         get(entry(None, how="-", sha256=None), tmp_path, from_path=mine)
     assert mine.read_bytes() == OTHER[:-100]
     assert pins(tmp_path) == {}
 
 
 def test_a_place_without_the_archive(tmp_path: Path) -> None:
-    with pytest.raises(HrsegError, match=rf"--from {tmp_path}: holds no a\.zip; ask Ann"):
+    with pytest.raises(HrsegError, match=rf"--from {tmp_path}: a\.zip not found there; ask Ann"):
         get(entry(None, how="ask Ann"), tmp_path, from_path=tmp_path)
     with pytest.raises(HrsegError, match=r"no such file or folder; give the archive a\.zip"):
         get(entry(None, how="ask Ann"), tmp_path, from_path=tmp_path / "nowhere")

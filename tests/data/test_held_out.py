@@ -86,5 +86,5 @@ def test_wrong_shares_are_one_line(videos: Path, options: str) -> None:
 
 
 def test_an_empty_share_is_told(videos: Path) -> None:
-    with pytest.raises(HrsegError, match="no object is in that share"):
+    with pytest.raises(HrsegError, match="no object in that share"):
         open_dataset(f"{videos}:held=0.0001")

@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_written_is_indexed_elsewhere(folder: Path, tmp_
 
 
 def test_the_embedded_set_has_nothing_to_index() -> None:
-    with pytest.raises(HrsegError, match="nothing to index"):
+    with pytest.raises(HrsegError, match="no files to index"):
         build_index("procedural:count=1")
 
 
@@ -237,7 +237,7 @@ def test_what_is_no_index_is_named(tmp_path: Path, content: str) -> None:
 def test_a_broken_line_is_named_when_it_is_read(folder: Path) -> None:
     path = build_index(folder, instances=True).path
     path.write_bytes(path.read_bytes().replace(b'"width": 16', b'"width"  16'))
-    with pytest.raises(HrsegError, match=r"index\.jsonl, object 0: not a line"):
+    with pytest.raises(HrsegError, match=r"index\.jsonl, object 0: not a valid index line"):
         Index(path)[0]
 
 
@@ -307,7 +307,7 @@ def test_two_objects_of_one_id_are_named(folder: Path) -> None:
         "image,mask,kind\nimages/a.jpg,masks/a.png,instance\nimages/a#3.jpg,masks/a#3.png,\n"
     )
     (problem,) = build_index(folder, binarize="gt128").problems
-    assert problem == "masks/a#3.png: object 'a#3' is there twice; rename one file"
+    assert problem == "masks/a#3.png: duplicate object 'a#3'; rename one file"
     head = lines(folder / "index.jsonl")[0]
     assert head["incomplete"] == ["masks/a#3.png"]
     assert not is_fresh(list_masks(str(folder), binarize="gt128"))  # so that it is told again

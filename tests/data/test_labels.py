@@ -251,7 +251,7 @@ def test_ids_in_a_lossy_file_are_refused(tmp_path: Path, kind: str, values: list
     (tmp_path / "d/masks").mkdir(parents=True)
     save(tmp_path / "d/images/a.png", Image.new("RGB", (96, 96)))
     path.rename(tmp_path / "d/masks" / kind)
-    with pytest.raises(HrsegError, match=rf"{kind}: ids do not survive a lossy format; save them as PNG"):
+    with pytest.raises(HrsegError, match=rf"{kind}: a lossy format destroys ids; save the mask as PNG"):
         open_dataset(str(tmp_path / "d"), instances=True)
 
 
@@ -403,7 +403,7 @@ def test_a_mask_to_start_from_is_never_empty_without_a_word(tmp_path: Path) -> N
     empty = save(tmp_path / "empty.png", Image.new("L", (20, 10)))
     assert not read_object(empty, (10, 20)).any()
     dim = save(tmp_path / "dim.png", Image.fromarray(areas([0, 3])))
-    with pytest.raises(HrsegError, match=r"dim\.png: no object pixel by rule 'void128'; values seen: 0, 3; save it as"):
+    with pytest.raises(HrsegError, match=r"dim\.png: no object pixel under rule 'void128'; values seen: 0, 3; save it"):
         read_object(dim, read_mask(dim).values.shape)  # type: ignore[arg-type]
     with pytest.raises(HrsegError, match=r"dim\.png: no object pixel.*add --binarize nonzero"):
         read_object(dim, read_mask(dim).values.shape, "gt128")  # type: ignore[arg-type]

@@ -180,11 +180,11 @@ def with_change(path: str, value: object) -> dict[str, object]:
         ("files.0.sha256", "abc", "files.0.sha256"),
         ("files.0.urls", ["file:///etc/passwd"], "files.0.urls.0"),
         ("files.0.name", "../x.zip", "files.0.name"),
-        ("files.0.splits", ["train"], "do not exist: train"),
+        ("files.0.splits", ["train"], "unknown splits: train"),
         ("files", [], "splits need files"),
         ("parts", {"val": ["davis/val"]}, "either splits or parts"),
         ("terms", "", "terms"),
-        ("name", "other", "file and name must agree"),
+        ("name", "other", "it must match the file name"),
     ],
 )
 def test_a_wrong_manifest_is_refused_in_one_line(tmp_path: Path, path: str, value: object, said: str) -> None:
@@ -199,7 +199,7 @@ def test_a_file_without_address_says_how_to_get_it(tmp_path: Path) -> None:
     content = with_change("files.0.urls", [])
     del content["files"][0]["how"]  # type: ignore[index]
     (tmp_path / "grabcut.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    with pytest.raises(HrsegError, match="needs urls, or how"):
+    with pytest.raises(HrsegError, match="needs urls, or 'how'"):
         load_manifest("grabcut", tmp_path)
 
 
@@ -217,8 +217,8 @@ def test_parts_in_a_circle_and_wrong_totals(tmp_path: Path) -> None:
     write_composed(tmp_path, "four", ["grabcut/train"], 50)
     write_composed(tmp_path, "five", ["grabcat/val"], 50)
     for name, said in (
-        ("one", "in a circle .one/val > two/val > one/val"),
-        ("three", "add up to 50, totals says 51"),
+        ("one", "form a cycle .one/val > two/val > one/val"),
+        ("three", "add up to 50, but totals is 51"),
         ("four", "unknown split of grabcut 'train'"),
         ("five", "Did you mean 'grabcut'"),
     ):
@@ -353,7 +353,7 @@ def test_patterns(tmp_path: Path) -> None:
 def test_two_images_of_one_stem_are_named(tmp_path: Path) -> None:
     touch(tmp_path / "a.jpg")
     touch(tmp_path / "a.png")
-    with pytest.raises(HrsegError, match=r"a\.jpg and .*a\.png: the same name twice"):
+    with pytest.raises(HrsegError, match=r"a\.jpg and .*a\.png: duplicate name"):
         match_files(tmp_path, "*.*")
 
 
@@ -372,7 +372,7 @@ def test_overview_goes_on_past_a_damaged_set(tmp_path: Path) -> None:
     small_copy(tmp_path, load_manifest("grabcut").splits["val"], 50)
     for name in ("a.jpg", "A.jpg", "b.jpg", "b.jpeg"):
         touch(tmp_path / "berkeley" / "images" / name)
-    with pytest.raises(HrsegError, match="the same name twice"):
+    with pytest.raises(HrsegError, match="duplicate name"):
         present(load_manifest("berkeley"), tmp_path)
     lines = {line["name"]: line for line in overview(tmp_path)}
     assert list(lines) == manifest_names()

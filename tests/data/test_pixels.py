@@ -58,7 +58,7 @@ def test_values_that_are_not_8_or_16_bits_ask_for_a_range(tmp_path: Path, name: 
     """They came out black, or wrapped. The line says what to type, and typing it gives the picture."""
     make, span = FEW_BITS[name]
     path = write(tmp_path / name, make())
-    with pytest.raises(HrsegError, match=r"values from .* to .* with --range") as caught:
+    with pytest.raises(HrsegError, match=r"values from .* to .* as --range") as caught:
         read_image(path)
     asked = str(caught.value).partition("--range LOW")[0].rpartition("--range ")[2].split(" ")[0]
     assert asked == str(span)
@@ -189,13 +189,13 @@ def test_several_pages_are_refused(tmp_path: Path, name: str) -> None:
     frames = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (0, 255, 100)]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
     for read in (read_image, read_mask):
-        with pytest.raises(HrsegError, match="holds 3 pages; save each one as a file of its own"):
+        with pytest.raises(HrsegError, match="contains 3 pages; save each one as a separate file"):
             read(tmp_path / name)  # type: ignore[operator]
 
 
 def test_smaller_copies_in_a_tiff_are_no_pages(tmp_path: Path) -> None:
     assert read_image(pages(tmp_path / "a.tif", [16, 8, 4], [0, 1, 1])).shape == (16, 16, 3)
-    with pytest.raises(HrsegError, match="holds 2 pages"):
+    with pytest.raises(HrsegError, match="contains 2 pages"):
         read_image(pages(tmp_path / "b.tif", [16, 16, 4], [0, 0, 1]))
 
 

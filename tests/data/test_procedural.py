@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hrseg_cli.data.procedural import KINDS, draw, files, kind, layers, write
-from hrseg_cli.data.procedural.parts import Part, stroke
+from hrseg_cli.data.procedural.parts import ShapePart, stroke
 from hrseg_cli.data.procedural.raster import coverage_of
 from hrseg_cli.errors import HrsegError
 
@@ -144,7 +144,7 @@ def test_coverage_of_a_triangle_is_its_area(corners: list[tuple[float, float]]) 
     (ax, ay), (bx, by) = points[1] - points[0], points[2] - points[0]
     area = 0.5 * abs(ax * by - ay * bx)
     around = float(np.hypot(*(points - np.roll(points, 1, axis=0)).T).sum())
-    covered = float(coverage_of([Part((points,))], (30, 40)).sum()) / 255
+    covered = float(coverage_of([ShapePart((points,))], (30, 40)).sum()) / 255
     assert area - 0.05 * around - 0.2 <= covered <= area + 0.2 * around + 0.2  # OpenCV fills outlines outwards
 
 
@@ -165,9 +165,9 @@ def test_coverage_of_strokes_is_their_width_times_their_length() -> None:
 def test_coverage_is_aligned_with_pixels() -> None:
     """A square from (3, 2) to (7, 6) covers exactly these pixels, and in part those that it crosses."""
     square = np.array([[3.0, 2], [7, 2], [7, 6], [3, 6]])
-    row, col = np.nonzero(coverage_of([Part((square,))], (10, 12)) > 128)
+    row, col = np.nonzero(coverage_of([ShapePart((square,))], (10, 12)) > 128)
     assert (row.min(), row.max(), col.min(), col.max()) == (2, 5, 3, 6)
-    moved = coverage_of([Part((square + 0.45,))], (10, 12))
+    moved = coverage_of([ShapePart((square + 0.45,))], (10, 12))
     assert 100 < moved[4, 3] < 200
     assert moved[4, 5] == 255
     assert 100 < moved[4, 7] < 200
@@ -175,9 +175,9 @@ def test_coverage_is_aligned_with_pixels() -> None:
 
 def test_a_cut_takes_away_and_paint_adds_nothing() -> None:
     square = np.array([[2.0, 2], [18, 2], [18, 18], [2, 18]])
-    hole = Part((0.5 * (square - 10) + 10,), role="cut")
+    hole = ShapePart((0.5 * (square - 10) + 10,), role="cut")
     mark = stroke(np.array([[0.0, 1], [20, 1]]), 0.8, role="paint")
-    coverage = coverage_of([Part((square,)), hole, mark], (20, 20))
+    coverage = coverage_of([ShapePart((square,)), hole, mark], (20, 20))
     assert coverage[10, 10] == 0
     assert coverage[4, 4] == 255
     assert coverage[0].max() == 0
@@ -234,7 +234,7 @@ def test_a_broken_off_set_is_finished_not_begun_again(tmp_path: Path, monkeypatc
 
 def test_two_sets_are_not_mixed_in_one_folder(tmp_path: Path) -> None:
     write(tmp_path, 1, 96, QUICK)
-    with pytest.raises(HrsegError, match="name another folder"):
+    with pytest.raises(HrsegError, match="use another folder"):
         write(tmp_path, 1, 128, QUICK)
 
 

@@ -207,7 +207,7 @@ def test_a_grey_palette_that_numbers_white_first_is_not_inverted(folder: Path) -
 def test_no_object_pixel_names_mask_rule_values_and_fix(folder: Path) -> None:
     put_pair(folder, "x", disc() // 255 * 3)
     with pytest.raises(
-        HrsegError, match=r"x\.png: no object pixel by rule 'void128'; values seen: 0, 3; .*--instances"
+        HrsegError, match=r"x\.png: no object pixel under rule 'void128'; values seen: 0, 3; .*--instances"
     ):
         truth_of_only(folder)
     put_pair(folder, "x", disc() // 255 * 100)
@@ -249,7 +249,7 @@ def test_a_16_bit_mask_holds_more_than_255_objects(folder: Path) -> None:
 
 def test_colours_are_refused_as_ids(folder: Path) -> None:
     put_pair(folder, "x", np.dstack([disc(), disc() // 2, disc() * 0]))
-    with pytest.raises(HrsegError, match=r"x\.png: colours, not ids"):
+    with pytest.raises(HrsegError, match=r"x\.png: contains colours, not ids"):
         open_dataset(str(folder), instances=True)
 
 
@@ -264,7 +264,7 @@ def test_limit_leaves_later_masks_closed(folder: Path) -> None:
 
 def test_binary_masks_read_as_ids_say_so(folder: Path) -> None:
     put_pair(folder, "x")
-    with pytest.raises(HrsegError, match="leave --instances off"):
+    with pytest.raises(HrsegError, match="omit --instances"):
         open_dataset(str(folder), instances=True)
 
 
@@ -319,7 +319,7 @@ def test_ids_that_collide_are_refused(folder: Path) -> None:
     (folder / "pairs.csv").write_text(
         "image,mask,kind\nimages/1.jpg,masks/1.png,instance\nimages/1#2.jpg,masks/1#2.png,\n"
     )
-    with pytest.raises(HrsegError, match=r"1\.png and .*1#2\.png: both are object '1#2'"):
+    with pytest.raises(HrsegError, match=r"1\.png and .*1#2\.png: both define object '1#2'"):
         open_dataset(str(folder))
 
 
@@ -327,7 +327,7 @@ def test_a_mask_without_image_is_an_error_that_counts_ignored_files(folder: Path
     put_pair(folder, "x")
     put(folder / "masks/y.png", disc())
     (folder / "images/y.heic").write_bytes(b"a format nobody reads")
-    with pytest.raises(HrsegError, match=r"y\.png.*ignored: y\.heic"):
+    with pytest.raises(HrsegError, match=r"y\.png.*ignored files that are not images: y\.heic"):
         open_dataset(str(folder))
 
 
@@ -337,14 +337,14 @@ def test_files_that_are_no_images_are_counted(folder: Path, caplog: pytest.LogCa
     for name in ("images/y.heic", "masks/y.heic", "images/.DS_Store"):
         (folder / name).write_bytes(b"a format nobody reads")
     assert len(open_dataset(str(folder))) == 1
-    assert "left out 2 files that are no images: y.heic, y.heic" in caplog.text
+    assert "skipped 2 files that are not images: y.heic, y.heic" in caplog.text
 
 
 def test_masks_of_several_objects_that_hold_none_are_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     put_pair(folder, "x", disc() // 255 * 2)
     put_pair(folder, "y", disc() * 0)
     assert [ref.id for ref in open_dataset(str(folder), instances=True)] == ["x#2"]
-    assert f"1 masks hold no object, such as {folder / 'masks/y.png'}" in caplog.text
+    assert f"1 masks contain no object, such as {folder / 'masks/y.png'}" in caplog.text
 
 
 @pytest.mark.parametrize("layout", ["davis585", "coco_lvis"])
@@ -393,7 +393,7 @@ def test_pairs_decide_kind_per_row_and_win_over_the_folders(folder: Path) -> Non
         ("picture,mask\nimages/x.jpg,masks/x.png\n", "columns image,mask"),
         ("image,mask\nimages/x.jpg,masks/gone.png\n", r"line 2: no file .*gone\.png"),
         ("image,mask,kind\nimages/x.jpg,masks/x.png,instances\n", "kind 'instances'"),
-        ("image,mask\nimages/x.jpg,masks/x.png\nimages/x.jpg,masks/x.png\n", "line 3.*twice"),
+        ("image,mask\nimages/x.jpg,masks/x.png\nimages/x.jpg,masks/x.png\n", "line 3: duplicate mask"),
     ],
 )
 def test_a_wrong_line_of_pairs_is_named(folder: Path, text: str, complaint: str) -> None:
@@ -416,8 +416,8 @@ def test_a_misspelt_name_lists_layouts_and_what_is_there(tmp_path: Path) -> None
     ("spec", "complaint"),
     [
         ("{0}/nowhere/there", "no such folder"),
-        ("{0}", r"looked for images/ and masks/, or pairs\.csv; data_GT/ and boundary_GT/; img/ and gt/"),
-        ("davis={0}/set", "layout 'davis' wants img/ and gt/"),
+        ("{0}", r"it needs images/ and masks/, or pairs\.csv; or data_GT/ and boundary_GT/; or img/ and gt/"),
+        ("davis={0}/set", "layout 'davis' needs img/ and gt/"),
         ("{0}/file.txt", "a dataset is a folder"),
         ("={0}/set", "write NAME=FOLDER"),
         ("{0}/set", "no objects"),
@@ -540,7 +540,7 @@ def test_a_cut_file_is_named(folder: Path, suffix: str, keep: float) -> None:
 def test_wrong_size_and_missing_files_are_named(folder: Path) -> None:
     put_pair(folder, "x", disc(20, 12))
     (ref,) = open_dataset(str(folder))
-    with pytest.raises(HrsegError, match=r"x\.png: 12x20 pixels, but .*x\.jpg has 20x12 \(turned"):
+    with pytest.raises(HrsegError, match=r"x\.png: 12x20 pixels, but .*x\.jpg has 20x12 \(rotated"):
         load(ref)
     ref.mask.unlink()
     with pytest.raises(HrsegError, match=r"x\.png: no such file"):
@@ -626,7 +626,7 @@ def test_a_file_that_is_gone_is_named(ref: Ref, folder: Path, kind: str, damage:
             path.symlink_to("nowhere")
     with pytest.raises(HrsegError) as caught:
         file_state(ref)
-    assert str(caught.value) == f"{path}: no such file; put it back, or remove its partner"
+    assert str(caught.value) == f"{path}: no such file; restore it, or remove its partner"
     with pytest.raises(HrsegError) as caught:
         file_state(ref, stat=lambda path: str(path.stat().st_size))
     assert str(caught.value).startswith(f"{path}: no such file")

@@ -232,7 +232,7 @@ def test_a_cache_of_something_else_is_refused_and_kept(large: Path, tmp_path: Pa
     before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
     with pytest.raises(HrsegError) as caught:
         cache_longest(wanted, cache, 50 if what == "another size" else 100)
-    assert str(caught.value) == f"{cache}: holds a cache of something else; name another folder"
+    assert str(caught.value) == f"{cache}: contains a cache of another dataset or size; use another folder"
     assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == before
 
 
@@ -246,7 +246,7 @@ def test_a_dead_link_among_the_originals_is_named(large: Path, tmp_path: Path) -
 
 def test_a_folder_of_something_else_is_left_alone(large: Path, tmp_path: Path) -> None:
     before = sorted(large.rglob("*"))
-    with pytest.raises(HrsegError, match="holds something else than a cache"):
+    with pytest.raises(HrsegError, match="not empty and not a cache"):
         cache_longest(open_dataset(str(large)), large, 100)
     assert sorted(large.rglob("*")) == before
     (tmp_path / "file").write_text("")
@@ -279,7 +279,7 @@ def test_an_object_too_thin_for_the_copy_is_left_out(tmp_path: Path, caplog: pyt
         Image.fromarray(np.full((300, 300), 255, np.uint8)).save(tmp_path / f"set/{part}/y.png")
     copies = open_dataset(str(cache_longest(open_dataset(str(tmp_path / "set")), tmp_path / "cache", 30)))
     assert [ref.id for ref in copies] == ["y"]
-    assert "object 'x' is lost at 30 pixels" in caplog.text
+    assert "object 'x' vanishes at 30 pixels" in caplog.text
 
 
 def test_killed_while_writing_copies(large: Path, tmp_path: Path) -> None:
@@ -436,7 +436,7 @@ def test_a_link_in_the_cache_is_not_followed_out(part: str, large: Path, tmp_pat
     shutil.rmtree(cache / part)
     shutil.rmtree(cache / "images", ignore_errors=True)
     (cache / part).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(HrsegError, match="link that leads out"):
+    with pytest.raises(HrsegError, match="link that points outside"):
         cache_longest(refs, cache, 100)
     assert not any((tmp_path / "elsewhere").iterdir())
 
@@ -444,5 +444,5 @@ def test_a_link_in_the_cache_is_not_followed_out(part: str, large: Path, tmp_pat
 def test_a_set_elsewhere_with_the_same_ids_does_not_replace_the_copies(large: Path, tmp_path: Path) -> None:
     shutil.copytree(large, tmp_path / "other" / "large")
     cache = cache_longest(open_dataset(str(large)), tmp_path / "cache", 100)
-    with pytest.raises(HrsegError, match="holds a cache of something else"):
+    with pytest.raises(HrsegError, match="contains a cache of another dataset or size"):
         cache_longest(open_dataset(str(tmp_path / "other" / "large")), cache, 100)

@@ -250,7 +250,7 @@ def test_one_more_point_costs_one_more_answer(png: bytes) -> None:
 
 def test_an_image_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch, png: bytes) -> None:
     monkeypatch.setattr("hrseg_cli.engine.remote.MAX_PIXELS", HEIGHT * WIDTH - 1)
-    with pytest.raises(HrsegError, match=r"the image: 320x240 is more than .* make it smaller"):
+    with pytest.raises(HrsegError, match=r"the image: 320x240 exceeds the limit of .* make it smaller"):
         picture(png)
 
 

@@ -103,7 +103,7 @@ def test_numbers_by_hand(folder: Path) -> None:
     assert cells(text, "+ LoRA + HQSeg-44K")[4::2] == ["–"] * 4
     assert "Seeds of one row differ by up to 3.00 clicks" in text
     assert "base base.safetensors (0123456789ab, fp32); commit" in text
-    assert "seeds a row: 2" in text
+    assert "seeds per row: 2" in text
 
 
 def test_differences_from_the_base_are_of_pairs(folder: Path) -> None:
@@ -133,15 +133,15 @@ def test_what_is_not_finished_is_left_out_and_named(folder: Path) -> None:
     evaluation(folder / "t4_conv" / "0" / "high", [1, 1, 1], fail=True)
     text = paper.markdown(paper.read(folder))
     assert cells(text, "+ conv")[4::2] == ["–"] * 4
-    assert "Not finished, so left out: t4_conv/0." in text
-    with pytest.raises(HrsegError, match="no finished evaluation there"):
+    assert "Not finished, omitted: t4_conv/0." in text
+    with pytest.raises(HrsegError, match="no finished evaluation found"):
         paper.read(folder / "nowhere")
 
 
 def test_seeds_on_other_objects_are_refused(folder: Path) -> None:
     path = folder / "t3_lora" / "1" / "high" / "traces.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(HrsegError, match="t3_lora/0, t3_lora/1: not the same objects"):
+    with pytest.raises(HrsegError, match="t3_lora/0, t3_lora/1: objects differ"):
         paper.read(folder)
 
 
@@ -150,7 +150,7 @@ def test_other_settings_are_told(folder: Path) -> None:
     record = json.loads(path.read_text())
     record["asked"]["settings"]["protocol"]["flip"] = True
     path.write_text(json.dumps(record))
-    assert "The numbers on high resolution do not compare: protocols differ in flip" in paper.latex(paper.read(folder))
+    assert "numbers on high resolution are not comparable: protocols differ in flip" in paper.latex(paper.read(folder))
 
 
 def test_rows_of_other_datasets_are_told(folder: Path) -> None:
@@ -160,7 +160,8 @@ def test_rows_of_other_datasets_are_told(folder: Path) -> None:
         path.write_text(path.read_text().replace('"pets"', '"cars"'))
     text = paper.markdown(paper.read(folder))
     assert (
-        "The numbers on high resolution do not compare: datasets differ: pets (base/0), cars (t3_lora/0, t3_lora/1)."
+        "The numbers on high resolution are not comparable: "
+        "datasets differ: pets (base/0), cars (t3_lora/0, t3_lora/1)."
     ) in text
 
 
@@ -179,7 +180,7 @@ def test_what_made_the_numbers_is_told(folder: Path) -> None:
     text = paper.markdown(paper.read(folder))
     assert "base base.safetensors (0123456789ab, fp32), base.safetensors (0123456789ab, bf16); commit" in text
     assert "aaaaaaaaaa+, bbbbbbbbbb" in text
-    assert "Trained on hqseg44k (t3_lora), leaf (t4_conv); HQSeg-44K in a label stands for its row's." in text
+    assert "Trained on hqseg44k (t3_lora), leaf (t4_conv); HQSeg-44K in a label stands for the data of that" in text
 
 
 @pytest.mark.parametrize("format_", ["md", "tex"])

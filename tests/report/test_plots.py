@@ -172,7 +172,7 @@ def test_missing_or_changed_image_is_one_line_and_grey(tmp_path: Path) -> None:
 
 
 def test_runs_without_masks_are_an_error_with_the_fix(tmp_path: Path) -> None:
-    with pytest.raises(HrsegError, match=r"masks\.jsonl; evaluate with --keep-masks"):
+    with pytest.raises(HrsegError, match=r"masks\.jsonl; rerun evaluate with --keep-masks"):
         pictures([evaluation(tmp_path, trace("cat", 0.95))], ["iou"], 1, no_complaint)
 
 
@@ -183,7 +183,7 @@ def test_torn_last_mask_of_a_stopped_run_is_left_out(tmp_path: Path) -> None:
     (done.folder / "masks.jsonl").write_text(whole[:-20])
     run, lines = replace(done, status="interrupted"), list[str]()
     assert len(pictures([run], ["iou"], 9, lines.append).axes) == 6
-    assert f"{run.folder}: 1 of 2 objects have no masks kept and are not shown" in lines
+    assert f"{run.folder}: 1 of 2 objects have no saved masks and are not shown" in lines
     with pytest.raises(HrsegError, match=r"masks\.jsonl, line 2"):
         pictures([done], ["iou"], 9, no_complaint)
     (run.folder / "masks.jsonl").write_text(whole[:-20] + "\n")

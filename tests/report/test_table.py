@@ -139,7 +139,7 @@ def test_labels(tmp_path: Path) -> None:
     """LABEL=FOLDER renames; a folder whose own name holds a '=' is still found."""
     plain, odd = run_folder(tmp_path / "a"), run_folder(tmp_path / "lr=3")
     assert [run.label for run in read_evaluations([f"base={plain}", str(odd)])] == ["base", "lr=3"]
-    with pytest.raises(HrsegError, match="a run called 'a' is already there"):
+    with pytest.raises(HrsegError, match="another run is already called 'a'"):
         read_evaluations([str(plain), f"a={odd}"])
 
 
@@ -148,7 +148,7 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         read_evaluations([str(tmp_path)])
     with Run(tmp_path / "fit", "train", {"steps": 5}):
         pass
-    with pytest.raises(HrsegError, match=r"does not say max_clicks, .*'hrseg evaluate --out'"):
+    with pytest.raises(HrsegError, match=r"its run.json lacks max_clicks, .*'hrseg evaluate --out'"):
         read_evaluations([str(tmp_path / "fit")])
 
 
@@ -177,7 +177,7 @@ def test_shards_that_do_not_make_a_run_are_refused(tmp_path: Path) -> None:
         ([one, three], "shard 2/3 of 'run' is missing"),
         ([one, two, two], "twice"),
         ([one, two, shard_folders(tmp_path / "far" / "run", 3, max_clicks=9)[2]], "differs in max_clicks"),
-        ([one, shard_folders(tmp_path / "five" / "run", 5)[1]], "does not go with"),
+        ([one, shard_folders(tmp_path / "five" / "run", 5)[1]], "does not belong with"),
     ):
         with pytest.raises(HrsegError, match=reason):
             read_evaluations([str(argument) for argument in arguments])
@@ -191,14 +191,14 @@ LINES = [t.to_json() for t in THREE]
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        (LINES[:2], "holds 2 of the run's 3 objects"),
-        ([LINES[0], LINES[1], LINES[2][:50]], "line 3: cut off in the middle"),
-        ([*LINES, LINES[0]], "an object is there twice"),
-        ([LINES[1], LINES[1], LINES[2]], "an object is there twice"),
-        ([LINES[1], LINES[0], LINES[2]], "not of the objects that its run.json is about"),
-        ([LINES[0], LINES[1], LINES[2].replace("hen", "hex")], "not of the objects"),
-        ([LINES[0].replace("0.95", "0.85"), *LINES[1:]], r"its traces give .* by iou on pets, the run wrote"),
-        ([LINES[0].replace('"iou":[0.95]', '"iou":[]'), *LINES[1:]], "iou of 2 objects of pets, the run wrote 3"),
+        (LINES[:2], "contains 2 of the run's 3 objects"),
+        ([LINES[0], LINES[1], LINES[2][:50]], "line 3: incomplete"),
+        ([*LINES, LINES[0]], "duplicate object"),
+        ([LINES[1], LINES[1], LINES[2]], "duplicate object"),
+        ([LINES[1], LINES[0], LINES[2]], "do not match the objects of its run.json"),
+        ([LINES[0], LINES[1], LINES[2].replace("hen", "hex")], "do not match the objects"),
+        ([LINES[0].replace("0.95", "0.85"), *LINES[1:]], r"its traces give .* by iou on pets, its summary"),
+        ([LINES[0].replace('"iou":[0.95]', '"iou":[]'), *LINES[1:]], "iou for 2 objects of pets, its summary for 3"),
         ([LINES[0].replace("0.95", '"0.95"'), *LINES[1:]], "line 1: not a trace .'0.95' is not a number"),
         ([LINES[0].replace("0.95", "NaN"), *LINES[1:]], "line 1: not a trace .nan is not a number"),
         (
@@ -292,7 +292,7 @@ def test_metrics_are_those_asked_for(tmp_path: Path) -> None:
             {"protocol": {"name": "ritm", "version": 1, "flip": True}},
             "protocols differ in flip: plain v1 (a), ritm v1 (b)",
         ),
-        ({"max_clicks": 3}, "most clicks differ: 4 (a), 3 (b)"),
+        ({"max_clicks": 3}, "maximum clicks differ: 4 (a), 3 (b)"),
         ({"traces": THREE[:2]}, "objects of pets differ: 3 (a), 2 (b), 2 in common"),
         ({"traces": (*THREE[:2], trace("hen", 0.1, 0.2, 0.3, 0.4, area=99))}, "objects of pets differ: 3, 2 in common"),
     ],
@@ -321,7 +321,7 @@ def test_command_prints_data_to_stdout_and_complaints_to_stderr(tmp_path: Path) 
     result = invoke(run_folder(tmp_path / "a"), run_folder(tmp_path / "b", max_clicks=3), "--format", "csv")
     assert result.exit_code == 0
     assert result.stdout.startswith("run,model,protocol,commit,dataset,metric,measure,value,low,high,n\n")
-    assert result.stderr == "warning: the numbers do not compare: most clicks differ: 4 (a), 3 (b)\n"
+    assert result.stderr == "warning: the numbers do not compare: maximum clicks differ: 4 (a), 3 (b)\n"
 
 
 def test_check_against_a_written_table(tmp_path: Path) -> None:

@@ -87,11 +87,11 @@ def test_what_is_better_depends_on_the_measure(measure: str, best: str) -> None:
 
 def test_nothing_is_best_where_numbers_do_not_compare() -> None:
     """The reason stands under the table, for the table outlives the terminal it was made in."""
-    table = Table(TABLE.runs, TABLE.rows, TABLE.notes, ("most clicks differ",))
+    table = Table(TABLE.runs, TABLE.rows, TABLE.notes, ("maximum clicks differ",))
     for text in (markdown(table), latex(table)):
         assert "**" not in text
         assert "textbf" not in text
-        assert "do not compare: most clicks differ." in text
+        assert "are not comparable: maximum clicks differ." in text
 
 
 def test_datasets_are_named_where_there_are_several() -> None:

@@ -1,45 +1,45 @@
-// What a person does, sent one after another; what the server answers, shown. All that counts is kept by the server.
+// Sends the annotator's actions one at a time and shows the answers. The server holds all state that matters.
 
 import { COLOURS, unpack, View } from "./view.js";
 
-const KEYS = { // a bar between keys that do the two things of the text
+const KEYS = { // a bar separates keys for the alternatives in the text
   "Click": [
-    ["arrows", "move the crosshair; with Shift one pixel"],
+    ["arrows", "move the crosshair; with Shift by one pixel"],
     ["Enter", "click on the object"],
     ["Shift Enter", "click on the background"],
     ["left|right", "mouse: object / background"],
-    ["Shift left", "background too; so do Ctrl and Alt"],
-    ["drag", "a box around the object"],
+    ["Shift left", "background; also with Ctrl or Alt"],
+    ["drag", "draw a box around the object"],
   ],
   "Correct": [
     ["Z|Y", "undo / redo"],
     ["V|X|B|E", "click / box / brush / eraser"],
-    ["Enter", "begins a box or a stroke, the next one ends it"],
+    ["Enter", "start a box or stroke; again to end it"],
     [",|.", "smaller / larger brush"],
     ["T|Shift T", "threshold up / down"],
   ],
   "Objects": [
     ["N", "new object"],
-    ["[|]", "object before / after"],
+    ["[|]", "previous / next object"],
     ["R|C", "rename / next colour"],
     ["Del", "delete"],
   ],
   "See": [
-    ["+|-", "zoom; with the mouse the wheel"],
-    ["0|1", "whole image / its own pixels"],
-    ["Space drag", "move the image; middle button too"],
+    ["+|-", "zoom in / out; also the mouse wheel"],
+    ["0|1", "fit the whole image / actual pixels"],
+    ["Space drag", "move the image; also the middle button"],
     ["Shift WASD", "move the image"],
     ["O|Shift O", "opacity up / down"],
-    ["H", "hide and show the masks"],
+    ["H", "hide or show the masks"],
   ],
   "Images": [
     ["PgDn|PgUp", "next / previous image"],
-    ["D", "done, or not"],
-    ["Esc", "give up; back to the image"],
+    ["D", "mark the image as done, or not done"],
+    ["Esc", "cancel; back to the image"],
     ["?", "this list"],
   ],
 };
-const DRAG = 5; // screen pixels that make a box out of a click
+const DRAG = 5; // screen pixels from which a click becomes a box
 
 const $ = (id) => document.getElementById(id);
 const token = location.hash.slice(1);
@@ -49,14 +49,14 @@ const scene = view.scene;
 
 let images = []; // {id, name, state}
 let current = null; // id of the image shown
-let picture = null; // {revision, finished} of the image shown; null until it is there
-let target = { key: null }; // the object that what is done next is for; a new one has its key when the server answers
+let picture = null; // {revision, finished} of the image shown; null while it loads
+let target = { key: null }; // the object of the next action; a new one gets its key from the server
 let tool = "click";
 let queue = Promise.resolve();
 let waiting = 0;
 let failures = 0;
 let opening = new AbortController();
-let draft = null; // a pointer's, or the keyboard's, box or stroke
+let draft = null; // the box or stroke being drawn, by pointer or keyboard
 let space = false;
 
 // ---- server
@@ -75,15 +75,15 @@ async function ask(path, wish, signal) {
   try {
     answer = await fetch(`api/${path}`, options);
   } catch {
-    throw new Refusal(0, "hrseg does not answer. Is it still running in the terminal?");
+    throw new Refusal(0, "hrseg does not respond. Is it still running in the terminal?");
   }
   if (answer.ok) return answer;
-  const { error } = await answer.json().catch(() => ({ error: `the server says ${answer.status}` }));
+  const { error } = await answer.json().catch(() => ({ error: `the server returned ${answer.status}` }));
   throw new Refusal(answer.status, error);
 }
 
-// Actions wait for each other: each tells the revision that the one before it has led to. Where one fails, those that
-// wait behind it are given up: they were meant for what the person saw, which is not what is there.
+// Actions are queued: each sends the revision that results from the previous one. If one fails, the queued ones are
+// dropped: they were meant for what the annotator saw, which is no longer the current state.
 function act(wish, object = target) {
   if (!picture) return queue;
   const id = current, asked = performance.now(), failed = failures;
@@ -121,7 +121,7 @@ function take(answer) {
   showScene();
 }
 
-// After any change of the objects. One that has gone is no target; one that is still to come is.
+// After any change of the objects. A deleted object is no longer the target; one still being created is.
 function showScene() {
   const find = () => scene.objects.find((one) => one.key === target.key) ?? null;
   if (target.key !== null && !find()) target = { key: scene.objects.at(-1)?.key ?? null };
@@ -133,11 +133,11 @@ function showScene() {
   view.draw();
 }
 
-// again: the same image as it is now, seen from where it was seen
+// again: reload the same image, keeping zoom and position
 async function open(id, again = false) {
   if (!again) {
     sendThreshold();
-    while (waiting) await queue; // an action that waits is for the image it was done on
+    while (waiting) await queue; // queued actions belong to the image they were made on
     current = id;
     picture = draft = scene.draft = null;
     scene.objects = [];
@@ -147,7 +147,7 @@ async function open(id, again = false) {
     showCurrent();
     showScene();
     $("empty").hidden = false;
-    $("empty").textContent = "opening";
+    $("empty").textContent = "loading";
   }
   opening.abort();
   const turn = opening = new AbortController();
@@ -184,7 +184,7 @@ async function lookAgain() {
     const { revision } = await (await ask(`images/${id}/revision`)).json();
     if (id !== current || !picture || waiting || revision === picture.revision) return;
     await open(id, true);
-    showMessage("this image was changed in another tab; it is shown as it is now");
+    showMessage("this image was changed in another tab; its new state is shown");
   } catch (error) {
     showMessage(error.message);
   }
@@ -198,7 +198,7 @@ function element(name, properties = {}, ...children) {
   return made;
 }
 
-const STATES = { todo: "to do", work: "in work", done: "done" };
+const STATES = { todo: "to do", work: "in progress", done: "done" };
 
 function showImages() {
   $("images").replaceChildren(...images.map((image) => {
@@ -345,7 +345,7 @@ function rename(one) {
 function remove(one) {
   if (!one) return;
   choose(one);
-  $("delete-text").textContent = `${one.name}, ${clicksText(one)}. Its mask goes too.`;
+  $("delete-text").textContent = `${one.name}, ${clicksText(one)}. Its mask is deleted too.`;
   $("delete").returnValue = "";
   $("delete").onclose = () => {
     if ($("delete").returnValue === "ok") act({ do: "delete" }, one);
@@ -359,7 +359,7 @@ function click(at, positive) {
   if (view.bitmap && view.holds(row, col)) act({ do: "click", row, col, positive });
 }
 
-// A box becomes a click on its middle; the server looks at the box alone to answer it.
+// A box becomes a click at its centre; the server uses only the box to answer it.
 function clickBox([from, to]) {
   const end = (axis) => view.size[axis] - 1;
   const span = (axis) => [from[axis], to[axis]].sort((a, b) => a - b)
@@ -385,7 +385,7 @@ function startDraft(at, positive) {
   return { box: [at, at], positive };
 }
 
-// As the server chooses it: the first of those that are used least.
+// The same choice as the server's: the first of the least used colours.
 function newColour() {
   const used = COLOURS.map((_, colour) => scene.objects.filter((one) => one.colour === colour).length);
   return used.indexOf(Math.min(...used));
@@ -471,7 +471,7 @@ overlay.addEventListener("wheel", (event) => {
   event.preventDefault();
   if (!view.bitmap) return;
   const lines = event.deltaMode ? 33 : 1;
-  const strength = event.ctrlKey ? 0.01 : 0.0015; // a pinch on a trackpad comes as a small wheel with Ctrl
+  const strength = event.ctrlKey ? 0.01 : 0.0015; // a trackpad pinch arrives as a small wheel event with Ctrl
   view.zoomTo(view.scale * Math.exp(-event.deltaY * lines * strength), event.offsetX, event.offsetY);
   showPlace(view.toImage(event.offsetX, event.offsetY));
 }, { passive: false });
@@ -584,7 +584,7 @@ $("help-button").onclick = () => $("help").showModal();
 $("help-close").onclick = () => $("help").close();
 for (const button of document.querySelectorAll(".cancel")) button.onclick = () => button.closest("dialog").close();
 
-let later = null; // a threshold that is sent once the slider rests
+let later = null; // a threshold, sent once the slider stops moving
 function sendThreshold() {
   if (!later) return;
   const { one, threshold, timer } = later;

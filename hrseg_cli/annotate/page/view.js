@@ -1,4 +1,4 @@
-// The picture under the glass: zoom, pan, and masks drawn from their own pixels for just what is on the screen.
+// The image view: zoom, pan, and masks drawn from their own pixels, only for the visible part.
 
 export const COLOURS = [
   [230, 57, 70], [29, 120, 220], [40, 160, 80], [240, 150, 20],
@@ -62,7 +62,7 @@ export class View {
     this.draw();
   }
 
-  // Keeps the image's point under (x, y) where it is.
+  // Keeps the image point under (x, y) fixed.
   zoomTo(scale, x = this.width / 2, y = this.height / 2) {
     const [rows, cols] = this.size;
     const least = Math.min(0.5 * Math.min(this.width / cols, this.height / rows), 1);
@@ -83,7 +83,7 @@ export class View {
     this.draw();
   }
 
-  // Some of the image stays on the screen.
+  // Keeps part of the image visible.
   keep() {
     const [rows, cols] = this.size;
     const edge = 40;
@@ -112,7 +112,7 @@ export class View {
       this.asked = 0;
       this.drawPicture();
       this.drawOverlay();
-      // Where the image lies on the screen, for whoever looks from outside.
+      // Position of the image on the screen, for tests and scripts.
       Object.assign(this.overlay.dataset, { scale: this.scale, x: this.x, y: this.y });
     });
   }
@@ -153,7 +153,7 @@ export class View {
     if (this.scene.showCross) this.drawCross(pen);
   }
 
-  // The part of a mask that is on the screen: a transparent colour, and an opaque line along the inside of its edge.
+  // The visible part of a mask: a transparent colour, and an opaque line along the inside of its edge.
   stain(sheet, one, chosen) {
     const { top, left, height, width, inside } = one.mask;
     if (!inside.length) return;
@@ -210,7 +210,7 @@ export class View {
     pen.stroke();
   }
 
-  // What is being drawn: a box, or a stroke of the brush; and the brush's own circle.
+  // The box or brush stroke being drawn, and the brush outline.
   drawDraft(pen) {
     const { draft, brush } = this.scene;
     if (draft?.box) {

@@ -1,17 +1,17 @@
-"""A picture set that is drawn, not downloaded: thin and intricate objects with exact anti-aliased masks.
+"""The procedural dataset: thin and intricate objects, drawn on demand, with exact anti-aliased masks.
 
-Every sample is a small scene made of the three arguments ``(seed, index, size)`` alone: a textured background, things
-of the same kind behind the object, the object with its cast shadow, at times something in front of it. Geometry lives
-in units of the longer side, so the same scene can be drawn at any size. Object and background are blended linearly
-with the stored coverage; lens blur and sensor noise come after that.
+Every sample is a small scene that depends only on ``(seed, index, size)``: a textured background, distractors of the
+same kind, the object with its cast shadow, and sometimes an occluder. Geometry is in units of the longer side, so the
+same scene can be drawn at any size. Object and background are blended linearly with the stored coverage; lens blur and
+sensor noise follow.
 
-Points of shapes are (x, y), as OpenCV takes them; arrays are (row, col).
+Points of shapes are (x, y), as in OpenCV; arrays are (row, col).
 
-    parts                         what shapes are made of
-    grown, made  -> kinds         the shapes, and which of them each kind has
-    raster, filters               from shapes to pixels, and what is done to pixels
-    surfaces, grounds             materials in the light, and what the object stands before
-    scene        -> files         one picture, and a folder of them
+    parts                         building blocks of shapes
+    grown, made  -> kinds         natural and man-made shapes, and the shapes of each kind
+    raster, filters               rasterising shapes, and filtering pixels
+    surfaces, grounds             lit materials, and backgrounds
+    scene        -> files         one picture, and a folder of pictures
 """
 
 from hrseg_cli.data.procedural.files import VERSION, write

@@ -1,4 +1,4 @@
-"""The drawn set as a folder of pictures and masks."""
+"""Write the procedural dataset as a folder of images and masks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hrseg_cli.data.procedural.scene import check, draw, kind
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.writing import is_empty, only_one_in, sweep, write_atomically
 
-VERSION = 1  # raise when the same arguments begin to give other pixels
+VERSION = 1  # increase when the same arguments give different pixels
 
 
 def write(folder: Path, count: int, size: int, seed: int, progress: Callable[[int], object] | None = None) -> None:
-    """Write ``images/<id>.jpg``, ``masks/<id>.png`` and ``pairs.csv``; samples that are there already are kept.
+    """Write ``images/<id>.jpg``, ``masks/<id>.png`` and ``pairs.csv``; existing samples are kept.
 
-    progress: called with the number of finished samples after each. Raises HrsegError when the folder holds a set
-    drawn with another seed or size, or anything else, and while another process draws there.
+    progress: called with the number of finished samples after each. Raises HrsegError if the folder contains a set with
+    another seed or size, or anything else, and while another process writes there.
     """
     check(seed, 0, size)
     with only_one_in(folder, str(folder)):
@@ -31,9 +31,9 @@ def _write(folder: Path, count: int, size: int, seed: int, progress: Callable[[i
     settings = {"seed": seed, "size": size, "version": VERSION}
     note = folder / "procedural.json"
     if not note.exists() and not is_empty(folder):
-        raise HrsegError(f"{folder}: not empty and not a drawn set; name another folder")
+        raise HrsegError(f"{folder}: not empty and not a procedural set; use another folder")
     if note.exists() and (old := json.loads(note.read_text(encoding="utf-8"))) != settings:
-        raise HrsegError(f"{folder}: holds a procedural set with {old}, now asked with {settings}; name another folder")
+        raise HrsegError(f"{folder}: contains a procedural set with {old}, not {settings}; use another folder")
     write_atomically(note, json.dumps(settings) + "\n")
     rows = ["image,mask"]
     for index in range(count):

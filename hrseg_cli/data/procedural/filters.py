@@ -1,4 +1,4 @@
-"""Fields over pixels: noise, blur, defocus, blending."""
+"""Pixel filters: noise, blur, defocus, blending."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hrseg_cli.data.procedural.parts import Array
 def noise(
     rng: Generator, shape: tuple[int, int], cell: float | tuple[float, float], rough: float = 0.55, finest: float = 2.0
 ) -> Array:
-    """Noise of many octaves, float32, (H, W), mean 0 and deviation 1.
+    """Multi-octave noise, float32, (H, W), mean 0 and standard deviation 1.
 
-    cell: (rows, cols) in pixels of the largest features; each octave halves it and weighs ``rough`` of the one before.
+    cell: (rows, cols) of the largest features in pixels; each octave halves it, and has ``rough`` times the weight.
     """
     rows, cols = cell if isinstance(cell, tuple) else (cell, cell)
     grid = [math.ceil(shape[0] / rows) + 2, math.ceil(shape[1] / cols) + 2]
@@ -33,7 +33,7 @@ def noise(
 
 
 def blur(image: Array, sigma: float) -> Array:
-    """Gaussian blur; a wide one works on a smaller copy."""
+    """Gaussian blur; a wide one is computed on a smaller copy."""
     if sigma < 0.2:
         return image
     shrink = int(sigma // 2)
@@ -45,7 +45,7 @@ def blur(image: Array, sigma: float) -> Array:
 
 
 def defocus(image: Array, radius: float) -> Array:
-    """What a lens does to things out of focus: every point becomes a disc of ``radius`` pixels."""
+    """Lens defocus: every point becomes a disc of ``radius`` pixels."""
     if radius < 0.4:
         return image
     shrink = max(int(radius / 3), 1)

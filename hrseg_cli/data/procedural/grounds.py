@@ -1,4 +1,4 @@
-"""What the object stands before or lies on: stone, wood, fabric, bricks, haze, and litter of many pieces."""
+"""Backgrounds: stone, wood, fabric, bricks, haze, and litter of many pieces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.random import Generator
 
 from hrseg_cli.data.procedural.filters import blur, noise, step
 from hrseg_cli.data.procedural.grown import blade
-from hrseg_cli.data.procedural.parts import TAU, Array, Part, blob, stroke, turned, wander
+from hrseg_cli.data.procedural.parts import TAU, Array, ShapePart, blob, stroke, turned, wander
 from hrseg_cli.data.procedural.raster import surface_of
 
 GROUNDS = {
@@ -29,7 +29,7 @@ def ground_of(rng: Generator, name: str, shape: tuple[int, int]) -> tuple[Array,
     """Tone in [0, 1] and height in pixels of a background surface, both float32, (H, W)."""
     side = max(shape)
     y, x = (axis.astype(np.float32) / side for axis in np.mgrid[: shape[0], : shape[1]])
-    if name == "haze":  # so far away that nothing but light is left
+    if name == "haze":  # so far away that only light is left
         return np.clip(0.5 + 0.3 * noise(rng, shape, side / 2, 0.6, side / 40), 0, 1), np.zeros(shape, np.float32)
     if name in ("leaves", "gravel", "twigs"):
         tone, height = surface_of(_litter(rng, name, shape), shape, 1)
@@ -78,12 +78,12 @@ def ground_of(rng: Generator, name: str, shape: tuple[int, int]) -> tuple[Array,
     return np.clip(tone, 0, 1).astype(np.float32), (side * (0.0012 * fine - 0.006 * mortar)).astype(np.float32)
 
 
-def _litter(rng: Generator, name: str, shape: tuple[int, int]) -> list[Part]:
-    """What lies about on the ground, in pixels; many sizes, the later ones on top."""
+def _litter(rng: Generator, name: str, shape: tuple[int, int]) -> list[ShapePart]:
+    """Litter on the ground, in pixels; many sizes, later pieces on top."""
     side = max(shape)
     scale = {"leaves": 0.06, "gravel": 0.03, "twigs": 0.16}[name] * rng.uniform(0.6, 1.7) * side
     count = min(int({"leaves": 6, "gravel": 5, "twigs": 9}[name] * shape[0] * shape[1] / scale**2) + 30, 1800)
-    parts: list[Part] = []
+    parts: list[ShapePart] = []
     for _ in range(count):
         at = rng.uniform(-0.05, 1.05, 2) * shape[::-1]
         size = scale * rng.uniform(0.25, 1) ** 1.5 * 1.6
@@ -103,7 +103,7 @@ def _litter(rng: Generator, name: str, shape: tuple[int, int]) -> list[Part]:
         else:
             stone = turned(blob(rng, 0.5 * size, 0.12, 18) * (1, rng.uniform(0.6, 1)), angle)
             parts += [
-                Part((at + stone * part,), None, tone, lift=0.3 * (lift + size * math.sqrt(1.02 - part**2)))
+                ShapePart((at + stone * part,), None, tone, lift=0.3 * (lift + size * math.sqrt(1.02 - part**2)))
                 for part in (1, 0.95, 0.87, 0.75, 0.57, 0.33)
             ]
     return parts

@@ -1,4 +1,4 @@
-"""Shapes of things that grow or are spun: each function draws another one at every call, in units of its own."""
+"""Natural shapes: each function draws a new random one per call, in units of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hrseg_cli.data.procedural.parts import (
     MIN_RADIUS,
     TAU,
     Array,
-    Part,
+    ShapePart,
     blob,
     curve,
     polar,
@@ -22,7 +22,7 @@ from hrseg_cli.data.procedural.parts import (
 )
 
 
-def blade(rng: Generator, root: Array, angle: float, length: float, tone: float) -> list[Part]:
+def blade(rng: Generator, root: Array, angle: float, length: float, tone: float) -> list[ShapePart]:
     """One small leaf with its midrib."""
     t = np.linspace(0, 1, 16)
     half = length * rng.uniform(0.16, 0.3) * np.sin(math.pi * t**0.8)
@@ -30,15 +30,15 @@ def blade(rng: Generator, root: Array, angle: float, length: float, tone: float)
     outline = np.vstack([np.stack([t * length, bend + half], 1), np.stack([t * length, bend - half], 1)[::-1]])
     rib = root + turned(np.stack([t * length, bend], 1), angle)
     return [
-        Part((root + turned(outline, angle),), None, tone, bevel=0.5 * length, lift=rng.uniform(0.0, 0.02)),
+        ShapePart((root + turned(outline, angle),), None, tone, bevel=0.5 * length, lift=rng.uniform(0.0, 0.02)),
         stroke(rib, MIN_RADIUS, min(tone + 0.25, 1), role="paint", lift=0.004),
     ]
 
 
-def branch(rng: Generator) -> list[Part]:
+def branch(rng: Generator) -> list[ShapePart]:
     leafy = rng.random() < 0.55
-    limbs: list[Part] = []
-    leaves: list[Part] = []
+    limbs: list[ShapePart] = []
+    leaves: list[ShapePart] = []
     todo = [(np.zeros(2), -math.pi / 2 + rng.normal(0, 0.3), rng.uniform(0.5, 0.75), rng.uniform(0.025, 0.045), 0)]
     while todo and len(limbs) < 320:
         start, angle, length, radius, depth = todo.pop(0)
@@ -65,8 +65,8 @@ def branch(rng: Generator) -> list[Part]:
     return limbs + leaves
 
 
-def leaf(rng: Generator) -> list[Part]:
-    """One leaf, long or lobed, with a sawn margin, veins, blotches and holes."""
+def leaf(rng: Generator) -> list[ShapePart]:
+    """One leaf, long or lobed, with a serrated margin, veins, blotches and holes."""
     lobes = int(rng.choice([0, 5, 7]))
     teeth = int(rng.integers(60, 110))
     u = np.linspace(0, 1, 721)
@@ -98,23 +98,23 @@ def leaf(rng: Generator) -> list[Part]:
                 ribs.append(curve(np.stack([middle[k], sag, end]), 12))
     base = np.zeros(2) if lobes else outline[0]
     stalk = wander(rng, base, math.pi / 2 + rng.normal(0, 0.2), rng.uniform(0.4, 0.7) + 0.4 * bool(lobes), 0.04, 12)
-    parts = [stroke(stalk, np.linspace(0.016, 0.02, 12), 0.7), Part((outline,), None, 0.45, bevel=0.5)]
+    parts = [stroke(stalk, np.linspace(0.016, 0.02, 12), 0.7), ShapePart((outline,), None, 0.45, bevel=0.5)]
     for rib in ribs:
         parts.append(stroke(rib, np.linspace(0.009, 0.002, len(rib)), 0.85, role="paint", lift=0.006))
     for _ in range(int(rng.integers(5, 40))):  # blotches
         spot = blob(rng, rng.uniform(0.008, 0.04)) + rng.uniform(-0.6, 0.6, 2)
-        parts.append(Part((spot,), None, rng.choice([0.05, 1.0]), role="paint"))
+        parts.append(ShapePart((spot,), None, rng.choice([0.05, 1.0]), role="paint"))
     for _ in range(int(rng.integers(3, 26))):  # eaten by insects, from the margin and inside
         depth = 1.0 if rng.random() < 0.45 else rng.uniform(0.2, 0.9)
         at = outline[rng.integers(len(outline))] * depth
-        if math.dist(at, base) > 0.15:  # the stalk must hold
-            parts.append(Part((blob(rng, rng.uniform(0.012, 0.075), 0.45) + at,), None, role="cut"))
+        if math.dist(at, base) > 0.15:  # keep the leaf attached to its stalk
+            parts.append(ShapePart((blob(rng, rng.uniform(0.012, 0.075), 0.45) + at,), None, role="cut"))
     return parts
 
 
-def fern(rng: Generator) -> list[Part]:
-    """Leaflets along leaflets."""
-    parts: list[Part] = []
+def fern(rng: Generator) -> list[ShapePart]:
+    """A frond: leaflets along leaflets."""
+    parts: list[ShapePart] = []
     spine = wander(rng, np.zeros(2), -math.pi / 2, 2.0, 0.03, 60)
     parts.append(stroke(spine, np.linspace(0.012, 0.003, 60), 0.3, lift=0.02))
     for k in range(6, 59, 2):
@@ -133,14 +133,14 @@ def fern(rng: Generator) -> list[Part]:
             for hand in (-1, 1):
                 reachings = polar(ahead + hand, size)
                 leaflets = rib[1:, None] + reachings[:, None] * np.array([0, 0.5, 1])[:, None]
-                parts += [Part((leaflet,), width, tone) for leaflet in leaflets]
+                parts += [ShapePart((leaflet,), width, tone) for leaflet in leaflets]
     return parts
 
 
-def tuft(rng: Generator) -> list[Part]:
-    """Hair bound at its neck: brush, broom, lock."""
+def tuft(rng: Generator) -> list[ShapePart]:
+    """Hair bound at one end: brush, broom, lock."""
     thin = rng.uniform(0.0022, 0.0034)
-    parts: list[Part] = []
+    parts: list[ShapePart] = []
     neck, spread = rng.uniform(0.05, 0.12), rng.uniform(0.25, 0.8)
     handle = wander(rng, np.array([0.0, 0.1]), math.pi / 2, 0.8, 0.02, 10)
     parts.append(stroke(handle, np.linspace(neck * 0.9, neck * 0.6, 10), 0.25))
@@ -153,10 +153,10 @@ def tuft(rng: Generator) -> list[Part]:
     return parts
 
 
-def thistle(rng: Generator) -> list[Part]:
+def thistle(rng: Generator) -> list[ShapePart]:
     """Bristles all round a body on a stem."""
     thin = rng.uniform(0.0022, 0.0034)
-    parts: list[Part] = []
+    parts: list[ShapePart] = []
     body = rng.uniform(0.1, 0.28)
     stem = wander(rng, np.array([0.0, 0.0]), math.pi / 2, 1.3, 0.03, 14)
     parts.append(stroke(stem, np.linspace(0.022, 0.018, 14), 0.3))
@@ -168,13 +168,13 @@ def thistle(rng: Generator) -> list[Part]:
             for turn in rng.uniform(-1.1, 1.1, 4):
                 plume = wander(rng, hair[-1], angle + turn, 0.07, 0.1, 4)
                 parts.append(stroke(plume, 0.6 * thin, 0.9))
-    return [*parts, Part((blob(rng, body, 0.05),), None, 0.3, bevel=body)]
+    return [*parts, ShapePart((blob(rng, body, 0.05),), None, 0.3, bevel=body)]
 
 
-def fur(rng: Generator) -> list[Part]:
+def fur(rng: Generator) -> list[ShapePart]:
     """A furry body."""
     thin = rng.uniform(0.0022, 0.0034)
-    parts: list[Part] = []
+    parts: list[ShapePart] = []
     spine = curve(np.array([[-0.9, 0.2], [-0.3, rng.normal(0, 0.2)], [0.4, rng.normal(0, 0.2)], [0.95, -0.1]]), 60)
     girth = 0.2 * np.sin(math.pi * np.linspace(0.08, 0.97, 60)) ** 0.6
     parts.append(stroke(spine, girth, 0.3))
@@ -192,10 +192,10 @@ def fur(rng: Generator) -> list[Part]:
     return parts
 
 
-def feather(rng: Generator) -> list[Part]:
+def feather(rng: Generator) -> list[ShapePart]:
     bow = rng.uniform(-0.35, 0.35)
     shaft = curve(np.array([[0, 1.15], [0.3 * bow, 0.5], [bow, -0.3], [0.6 * bow, -1.0]]), 240)
-    parts: list[Part] = []
+    parts: list[ShapePart] = []
     bands = rng.random() < 0.6
     for side in (-1, 1):
         wide = rng.uniform(0.2, 0.42)
@@ -216,8 +216,8 @@ def feather(rng: Generator) -> list[Part]:
     return [*parts, stroke(shaft, np.linspace(0.017, 0.004, 240), 0.95, lift=0.02)]
 
 
-def coral(rng: Generator) -> list[Part]:
-    """A sea fan: tips grow where there is room; a limb is as thick as what it carries."""
+def coral(rng: Generator) -> list[ShapePart]:
+    """A sea fan: tips grow into free space; the thickness of a limb depends on the branches it carries."""
     gap, limit = rng.uniform(0.035, 0.055), 1100
     place = np.zeros((limit, 2))
     parent, heading, tips, count = [-1], [-math.pi / 2], [0], 1
@@ -250,8 +250,8 @@ def coral(rng: Generator) -> list[Part]:
     return [*parts, stroke(np.array([[0, 0], [0.0, 0.14]]), np.array([1.0, 1.6]) * radius[0], 0.4)]
 
 
-def web(rng: Generator) -> list[Part]:
-    """A spider's: spokes, and threads that sag between them."""
+def web(rng: Generator) -> list[ShapePart]:
+    """A spider's web: spokes, and threads that sag between them."""
     count = int(rng.integers(13, 22))
     angle = np.sort(np.linspace(0, TAU, count, endpoint=False) + rng.normal(0, 0.06, count))
     reach = rng.uniform(0.75, 1.1, count)

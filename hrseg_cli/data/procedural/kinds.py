@@ -1,4 +1,4 @@
-"""The table of kinds: which shapes each has."""
+"""The table of kinds and their shapes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from numpy.random import Generator
 
 from hrseg_cli.data.procedural.grown import branch, coral, feather, fern, fur, leaf, thistle, tuft, web
 from hrseg_cli.data.procedural.made import cable, coil, fence, gear, glyph, harness, mesh, wheel
-from hrseg_cli.data.procedural.parts import Part
+from hrseg_cli.data.procedural.parts import ShapePart
 
-SHAPES: dict[str, tuple[Callable[[Generator], list[Part]], ...]] = {
+SHAPES: dict[str, tuple[Callable[[Generator], list[ShapePart]], ...]] = {
     "branch": (branch,),
     "wire": (cable, harness, coil),
     "lattice": (fence, mesh, web),
@@ -26,7 +26,7 @@ KINDS = tuple(SHAPES)
 UPRIGHT = ("branch", "lattice", "coral", "glyph")
 
 
-def shape_of(rng: Generator, name: str) -> list[Part]:
-    """Another object of the kind ``name``, in units of its own."""
+def shape_of(rng: Generator, name: str) -> list[ShapePart]:
+    """A new random object of the kind ``name``, in units of its own."""
     styles = SHAPES[name]
     return styles[rng.integers(len(styles))](rng)

@@ -1,4 +1,4 @@
-"""Shapes of things that people make: each function draws another one at every call, in units of its own."""
+"""Man-made shapes: each function draws a new random one per call, in units of its own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import math
 import numpy as np
 from numpy.random import Generator
 
-from hrseg_cli.data.procedural.parts import TAU, Array, Part, circle, curve, polar, stroke, tilted, turned, wander
+from hrseg_cli.data.procedural.parts import TAU, Array, ShapePart, circle, curve, polar, stroke, tilted, turned, wander
 
 
-def cable(rng: Generator) -> list[Part]:
+def cable(rng: Generator) -> list[ShapePart]:
     """One long cable in loops, with a plug."""
     points = rng.uniform(-1, 1, (int(rng.integers(8, 13)), 2))
     radius = rng.uniform(0.007, 0.016)
@@ -23,11 +23,11 @@ def cable(rng: Generator) -> list[Part]:
     plug = [stroke(end + turned(pin, heading), 0.5 * radius, 0.95) for pin in pins]
     sleeve = end + turned(np.array([[-5.0, 0], [1, 0]]) * radius, heading)
     plug.append(stroke(sleeve, np.array([1.1, 1.9]) * radius, 0.4))
-    return [*jacket, *plug, Part((end + turned(body, heading),), None, 0.35, bevel=radius, lift=0.03)]
+    return [*jacket, *plug, ShapePart((end + turned(body, heading),), None, 0.35, bevel=radius, lift=0.03)]
 
 
-def harness(rng: Generator) -> list[Part]:
-    """Wires tied together that fan out at both ends."""
+def harness(rng: Generator) -> list[ShapePart]:
+    """Bundled wires that fan out at both ends."""
     spine = rng.uniform(-1, 1, (5, 2)) * (0.6, 1)
     spine = spine[np.argsort(spine[:, 1])] * (1, 1.3)
     count, thick = int(rng.integers(5, 11)), rng.uniform(0.006, 0.011)
@@ -48,7 +48,7 @@ def harness(rng: Generator) -> list[Part]:
     return wires + ties
 
 
-def coil(rng: Generator) -> list[Part]:
+def coil(rng: Generator) -> list[ShapePart]:
     """A coiled cord: near halves painted over far halves."""
     turns = int(rng.integers(9, 22))
     spine = curve(np.array([[-1.2, 0], [-0.4, rng.normal(0, 0.4)], [0.4, rng.normal(0, 0.4)], [1.2, 0]]), 40 * turns)
@@ -67,7 +67,7 @@ def _spiral(radius: float, turns: float, hand: int) -> Array:
     return polar(hand * angle, radius * np.linspace(1, 0.12, len(angle)))
 
 
-def fence(rng: Generator) -> list[Part]:
+def fence(rng: Generator) -> list[ShapePart]:
     """Wrought iron: bars, rails, scrolls."""
     count, height = int(rng.integers(7, 14)), rng.uniform(0.55, 0.8)
     x = np.linspace(-1, 1, count)
@@ -76,7 +76,7 @@ def fence(rng: Generator) -> list[Part]:
     for k, left in enumerate(x):
         parts.append(stroke(np.array([[left, -height], [left, height]]), bar, 0.5, lift=0.01))
         tip = np.array([[-1.7, 0], [-2.4, -2.5], [0, -8], [2.4, -2.5], [1.7, 0]]) * bar + (left, -height)
-        parts.append(Part((tip,), None, 0.6, bevel=bar))
+        parts.append(ShapePart((tip,), None, 0.6, bevel=bar))
         if k + 1 < count:
             gap, centre = x[1] - x[0], left + 0.5 * (x[1] - x[0])
             for y, hand in ((-0.35 * height, 1), (0.35 * height, -1)):
@@ -86,8 +86,8 @@ def fence(rng: Generator) -> list[Part]:
     return tilted(rng, parts, 0.7)
 
 
-def mesh(rng: Generator) -> list[Part]:
-    """Chain link in a frame: zigzags, each hooked into the one before."""
+def mesh(rng: Generator) -> list[ShapePart]:
+    """Chain-link fence in a frame: zigzags, each hooked into the previous one."""
     count = int(rng.integers(9, 17))
     wire, frame = rng.uniform(0.0035, 0.006), rng.uniform(0.018, 0.03)
     cell = 2 / count
@@ -102,7 +102,7 @@ def mesh(rng: Generator) -> list[Part]:
     return tilted(rng, parts, 1.0)
 
 
-def gear(rng: Generator) -> list[Part]:
+def gear(rng: Generator) -> list[ShapePart]:
     teeth = int(rng.integers(14, 44))
     depth = min(3.4 / teeth, 0.16)
     tooth = np.array([[-0.5, 0], [-0.27, 0], [-0.16, 0.75], [-0.12, 1], [0.12, 1], [0.16, 0.75], [0.27, 0]])
@@ -119,7 +119,7 @@ def gear(rng: Generator) -> list[Part]:
         if inner[0] > inner[-1]:
             holes.append(np.vstack([polar(outer, rim), polar(inner, hub * 1.5)]))
     bolts = [circle(0.02, tuple(polar(np.array(k * TAU / 6), hub * 1.05)), 24) for k in range(6)]
-    parts = [Part((outline, *holes, *bolts), None, 0.5, bevel=0.03)]
+    parts = [ShapePart((outline, *holes, *bolts), None, 0.5, bevel=0.03)]
     parts += [stroke(circle(r), 0.006, 0.25, role="paint", lift=-0.004) for r in (rim + 0.03, hub * 1.4)]
     for _ in range(int(rng.integers(6, 20))):  # scratches and oil
         mark = wander(rng, rng.uniform(-0.8, 0.8, 2), rng.uniform(0, TAU), rng.uniform(0.1, 0.5), 0.05, 8)
@@ -127,11 +127,11 @@ def gear(rng: Generator) -> list[Part]:
     return tilted(rng, parts, 0.8)
 
 
-def wheel(rng: Generator) -> list[Part]:
+def wheel(rng: Generator) -> list[ShapePart]:
     spokes = int(rng.choice([20, 24, 28, 32, 36]))
     tyre, wire = rng.uniform(0.03, 0.055), rng.uniform(0.003, 0.0045)
     cross = rng.uniform(0.4, 1.3)
-    parts: list[Part] = []
+    parts: list[ShapePart] = []
     for k in range(spokes):
         if rng.random() < 0.03:
             continue
@@ -152,8 +152,8 @@ def wheel(rng: Generator) -> list[Part]:
         slots = [circle(0.012, tuple(polar(np.array(a), 0.24)), 16) for a in np.linspace(0, TAU, 24, endpoint=False)]
         inner = [polar(np.linspace(a + 0.12, a + 0.8, 14), 0.19) for a in np.linspace(0, TAU, 6, endpoint=False)]
         windows = [np.vstack([arc, 0.6 * arc[::-1]]) for arc in inner]
-        parts.append(Part((circle(0.28), *slots, *windows), None, 0.7, bevel=0.006, lift=0.02))
-    parts.append(Part((circle(0.105), circle(0.03)), None, 0.6, bevel=0.04, lift=0.04))
+        parts.append(ShapePart((circle(0.28), *slots, *windows), None, 0.7, bevel=0.006, lift=0.02))
+    parts.append(ShapePart((circle(0.105), circle(0.03)), None, 0.6, bevel=0.04, lift=0.04))
     valve = rng.uniform(0, TAU)
     parts.append(stroke(polar(np.full(2, valve), np.array([0.78, 0.93])), 0.007, 0.2))
     return tilted(rng, parts, 1.0)
@@ -172,8 +172,8 @@ LETTERS = {  # skeletons: points x,y in hundredths of half the height, strokes a
 }
 
 
-def glyph(rng: Generator) -> list[Part]:
-    """Letters of a sign, written with a broad pen, spirals at loose ends; full or only an outline; several on rails."""
+def glyph(rng: Generator) -> list[ShapePart]:
+    """Letters of a sign, drawn with a broad pen, with spirals at loose ends; filled or outlined; several on rails."""
     pen, nib = rng.uniform(-1.0, -0.3), rng.uniform(0.06, 0.14)
     hollow, count = bool(rng.random() < 0.4), int(rng.choice([1, 2, 3]))
     paths = []

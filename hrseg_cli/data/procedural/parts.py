@@ -1,4 +1,4 @@
-"""What shapes are made of: pieces with points (x, y), and the geometry that lays and moves them."""
+"""Building blocks of shapes: parts with points (x, y), and geometry to create and move them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MIN_RADIUS = 0.75 / 1024  # the thinnest line is 1.5 px wide at 1024
 
 
 @dataclass(frozen=True)
-class Part:
-    """One piece of a shape, painted over the pieces before it.
+class ShapePart:
+    """One part of a shape, painted over the parts before it.
 
     rings: (N, 2) arrays of (x, y). A stroke has one, its centre line; an area has an outline and holes (even-odd).
     radius: (N,) half width of a stroke along its centre line; None for an area.
-    tone: where between the two colours of its material it lies, in [0, 1].
-    role: "solid" belongs to the object, "paint" only marks its surface, "cut" takes away what lies below it.
+    tone: position between the two colours of its material, in [0, 1].
+    role: "solid" belongs to the object, "paint" only colours its surface, "cut" removes what is below it.
     bevel: width of the rounded rim of an area, in units of the shape; 0 is flat.
     lift: height above the ground, in units of the shape.
     """
@@ -34,9 +34,9 @@ class Part:
     lift: float = 0.0
 
 
-def stroke(path: Array, radius: float | Array, tone: float = 0.5, **options: object) -> Part:
+def stroke(path: Array, radius: float | Array, tone: float = 0.5, **options: object) -> ShapePart:
     path = np.asarray(path, float)
-    return Part((path,), np.broadcast_to(np.asarray(radius, float), (len(path),)), tone, **options)  # type: ignore[arg-type]
+    return ShapePart((path,), np.broadcast_to(np.asarray(radius, float), (len(path),)), tone, **options)  # type: ignore[arg-type]
 
 
 def curve(points: Array, count: int) -> Array:
@@ -66,18 +66,18 @@ def blob(rng: Generator, radius: float, rough: float = 0.2, count: int = 40) -> 
 
 
 def wander(rng: Generator, start: Array, angle: float, length: float, bend: float, count: int) -> Array:
-    """A path that sets out at ``angle`` and changes its mind by ``bend`` radians at each of ``count`` points."""
+    """A path that starts at ``angle`` and turns randomly by about ``bend`` radians at each of ``count`` points."""
     heading = angle + np.cumsum(rng.normal(0, bend, count - 1))
     steps = polar(heading, length / (count - 1))
     return np.vstack([start, start + np.cumsum(steps, axis=0)])
 
 
-def points_of(parts: list[Part]) -> Array:
+def points_of(parts: list[ShapePart]) -> Array:
     return np.concatenate([ring for part in parts for ring in part.rings])
 
 
-def moved(parts: list[Part], points: Array, scale: float | Array = 1.0) -> list[Part]:
-    """The parts with their points, in order, at new places, and their widths times ``scale``, one or per point."""
+def moved(parts: list[ShapePart], points: Array, scale: float | Array = 1.0) -> list[ShapePart]:
+    """The parts with their points, in order, moved to ``points`` and their widths times ``scale``, one or per point."""
     factor = np.broadcast_to(scale, len(points))
     placed, start = [], 0
     for part in parts:
@@ -89,7 +89,7 @@ def moved(parts: list[Part], points: Array, scale: float | Array = 1.0) -> list[
         )
         radius = None if part.radius is None else part.radius * factor[start : stops[-1]]
         size = float(factor[start])
-        placed.append(Part(rings, radius, part.tone, part.role, part.bevel * size, part.lift * size))
+        placed.append(ShapePart(rings, radius, part.tone, part.role, part.bevel * size, part.lift * size))
         start = int(stops[-1])
     return placed
 
@@ -99,8 +99,8 @@ def turned(points: Array, angle: float) -> Array:
     return np.stack([points[:, 0] * cos - points[:, 1] * sin, points[:, 0] * sin + points[:, 1] * cos], axis=1)
 
 
-def tilted(rng: Generator, parts: list[Part], strength: float) -> list[Part]:
-    """A flat shape within [-1, 1] seen at a slant: foreshortened along one direction, and in perspective."""
+def tilted(rng: Generator, parts: list[ShapePart], strength: float) -> list[ShapePart]:
+    """A flat shape within [-1, 1] viewed at an angle: foreshortened along one direction, and in perspective."""
     squeeze = rng.uniform(1 - 0.6 * strength, 1)
     turn = rng.uniform(0, TAU)
     points = points_of(parts)

@@ -1,4 +1,4 @@
-"""From shapes to pixels: where a shape lies, what it covers, and how high and how bright it is there."""
+"""Rasterise shapes: placement, coverage, height and tone."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from hrseg_cli.data.procedural.parts import MIN_RADIUS, Array, Part, moved, points_of, turned
+from hrseg_cli.data.procedural.parts import MIN_RADIUS, Array, ShapePart, moved, points_of, turned
 
-SHIFT = 4  # OpenCV draws at sixteenths of a pixel
+SHIFT = 4  # OpenCV draws at a precision of 1/16 pixel
 
 
-def place(parts: list[Part], shape: tuple[int, int], centre: Array, span: float, angle: float) -> list[Part]:
-    """The shape in pixels: turned, its box ``span`` times as large as fits the picture, centred on ``centre``.
+def place(parts: list[ShapePart], shape: tuple[int, int], centre: Array, span: float, angle: float) -> list[ShapePart]:
+    """The shape in pixels: rotated, scaled so that its box is ``span`` times the largest that fits, and centred.
 
-    centre: (x, y) in shares of width and height.
+    centre: (x, y) as fractions of width and height.
     """
     points = turned(points_of(parts), angle)
     solid = np.concatenate([np.full(sum(map(len, part.rings)), part.role == "solid") for part in parts])
@@ -34,8 +34,8 @@ def place(parts: list[Part], shape: tuple[int, int], centre: Array, span: float,
     ]
 
 
-def boxes_of(parts: list[Part]) -> Array:
-    """(N, 4) int: left, top, right, bottom of what each part can touch, two pixels of margin included."""
+def boxes_of(parts: list[ShapePart]) -> Array:
+    """(N, 4) int: left, top, right, bottom of the pixels that each part can touch, with a margin of two pixels."""
     points = points_of(parts)
     starts = np.cumsum([0, *(sum(map(len, part.rings)) for part in parts[:-1])])
     wide = np.array([2.0 if part.radius is None else 2.0 + float(part.radius.max()) for part in parts])[:, None]
@@ -43,11 +43,11 @@ def boxes_of(parts: list[Part]) -> Array:
     return np.concatenate([np.floor(low - wide), np.ceil(high + wide)], axis=1).astype(int)
 
 
-def _filler(parts: list[Part], fine: int) -> Callable[..., None]:
+def _filler(parts: list[ShapePart], fine: int) -> Callable[..., None]:
     """A function that paints part ``k`` onto a canvas ``fine`` times as large as the picture.
 
-    fill(canvas, k, value, share, origin): of a stroke only the inner ``share`` of its width; the canvas starts at pixel
-    ``origin`` (x, y). Outlines of all strokes are computed together, since a shape may have thousands.
+    fill(canvas, k, value, share, origin): for a stroke only the inner ``share`` of its width; the canvas starts at
+    pixel ``origin`` (x, y). Outlines of all strokes are computed together, because a shape may have thousands.
     """
     lines = [part for part in parts if part.radius is not None]
     owners = [k for k, part in enumerate(parts) if part.radius is not None]
@@ -97,11 +97,11 @@ def _filler(parts: list[Part], fine: int) -> Callable[..., None]:
     return fill
 
 
-def coverage_of(parts: list[Part], shape: tuple[int, int]) -> Array:
-    """Share of each pixel that the parts cover: uint8, (H, W), 255 = all; sixteen samples a pixel.
+def coverage_of(parts: list[ShapePart], shape: tuple[int, int]) -> Array:
+    """Fraction of each pixel covered by the parts: uint8, (H, W), 255 = all; sixteen samples per pixel.
 
-    OpenCV counts the samples under an outline too: areas come out an eighth of a pixel fuller. The picture is blended
-    with the same numbers, so mask and picture agree.
+    OpenCV also counts samples under an outline, so areas grow by an eighth of a pixel. The picture is blended with the
+    same coverage, so mask and picture agree.
     """
     canvas = np.zeros((shape[0] * 4, shape[1] * 4), np.uint8)
     fill = _filler(parts, 4)
@@ -111,8 +111,8 @@ def coverage_of(parts: list[Part], shape: tuple[int, int]) -> Array:
     return np.asarray(cv2.resize(canvas, shape[::-1], interpolation=cv2.INTER_AREA))
 
 
-def surface_of(parts: list[Part], shape: tuple[int, int], fine: int = 2) -> tuple[Array, Array]:
-    """Tone in [0, 1] and height in pixels of what one sees from above, both float32, (H, W); continued past the rim."""
+def surface_of(parts: list[ShapePart], shape: tuple[int, int], fine: int = 2) -> tuple[Array, Array]:
+    """Tone in [0, 1] and height in pixels of the visible surface, both float32, (H, W); continued past its edge."""
     canvas = np.zeros((shape[0] * fine, shape[1] * fine, 2), np.int16)  # height in eighths, 1 + tone * 1000
     fill = _filler(parts, fine)
     boxes = np.clip(boxes_of(parts), 0, [shape[1], shape[0], shape[1], shape[0]]).tolist()

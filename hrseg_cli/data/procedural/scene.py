@@ -1,4 +1,4 @@
-"""A whole picture: object, background, things behind and in front, light, lens and sensor."""
+"""A whole picture: object, background, distractors, occluder, light, lens and sensor."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hrseg_cli.data.procedural.filters import blur, defocus, noise, over, step
 from hrseg_cli.data.procedural.grounds import GROUNDS, ground_of
 from hrseg_cli.data.procedural.grown import blade
 from hrseg_cli.data.procedural.kinds import KINDS, UPRIGHT, shape_of
-from hrseg_cli.data.procedural.parts import TAU, Array, Part, moved, points_of, polar, stroke, wander
+from hrseg_cli.data.procedural.parts import TAU, Array, ShapePart, moved, points_of, polar, stroke, wander
 from hrseg_cli.data.procedural.raster import boxes_of, coverage_of, place, surface_of
-from hrseg_cli.data.procedural.surfaces import COLOURS, LOOKS, Light, Look, lit
+from hrseg_cli.data.procedural.surfaces import COLOURS, MATERIALS, Light, Material, lit
 from hrseg_cli.errors import HrsegError
 
 ASPECTS = (1.0, 4 / 3, 3 / 2, 3 / 4, 2 / 3)  # width over height
@@ -33,7 +33,7 @@ class Layers(NamedTuple):
 
 
 def kind(seed: int, index: int) -> str:
-    """Kind of object of a sample; each run of ``len(KINDS)`` samples shows every kind once."""
+    """Kind of object of a sample; each block of ``len(KINDS)`` samples contains every kind once."""
     check(seed, index)
     order = np.random.default_rng((seed, index // len(KINDS), 0)).permutation(len(KINDS))
     return KINDS[int(order[index % len(KINDS)])]
@@ -50,8 +50,8 @@ def _frame(aspect: float, size: int) -> tuple[int, int]:
     return round(size / max(aspect, 1)), round(size * min(aspect, 1))
 
 
-def _object(seed: int, index: int, aspect: float, size: int) -> list[Part]:
-    """The object, in pixels. Drawn again until it fills a fair share of the picture, judged on a small copy."""
+def _object(seed: int, index: int, aspect: float, size: int) -> list[ShapePart]:
+    """The object, in pixels. Redrawn until it fills enough of the picture, measured on a small copy."""
     name = kind(seed, index)
     small = _frame(aspect, 160)
     tries = []
@@ -69,13 +69,13 @@ def _object(seed: int, index: int, aspect: float, size: int) -> list[Part]:
 
 
 def _palette(rng: Generator, pairs: str) -> Array:
-    """(3, 3) colours: one of the named pairs, a little off, and room for a third."""
+    """(3, 3) colours: one of the named pairs, slightly varied, and room for a third."""
     pair = str(rng.choice(pairs.split(", "))).split()
     return np.clip(np.array([COLOURS[name] for name in (*pair, pair[0])]) + rng.normal(0, 0.025, (3, 3)), 0.03, 0.95)
 
 
 class Sprite(NamedTuple):
-    """A lit shape in its window of the picture: colour float32, (h, w, 3); cover uint8, (h, w), 255 = all."""
+    """A lit shape in a window of the picture: colour float32, (h, w, 3); cover uint8, (h, w), 255 = all."""
 
     window: tuple[slice, slice]
     colour: Array
@@ -84,14 +84,14 @@ class Sprite(NamedTuple):
 
 def _sprite(
     rng: Generator,
-    parts: list[Part],
+    parts: list[ShapePart],
     shape: tuple[int, int],
-    look: Look,
+    material: Material,
     colours: Array,
     light: Light,
     margin: float = 0,
 ) -> Sprite:
-    """The shape in a material. margin: room in pixels around it, for a blur."""
+    """Render a shape in a material. margin: free pixels around it, for blurring."""
     side = max(shape)
     boxes = boxes_of(parts)
     left, top = np.maximum(boxes[:, :2].min(axis=0) - math.ceil(margin), 0).tolist()
@@ -99,16 +99,16 @@ def _sprite(
     shape = (bottom - top, right - left)
     parts = moved(parts, points_of(parts) - (left, top))
     tone, height = surface_of(parts, shape)
-    grain = noise(rng, shape, look.grain * side, 0.7)
+    grain = noise(rng, shape, material.grain * side, 0.7)
     stain = noise(rng, shape, side / 4, 0.6)
     tone = np.clip(tone + 0.14 * grain + 0.12 * stain, 0, 1)
-    height = blur(height, 0.6) + grain * (0.12 * look.bump * look.grain * side)
-    colour = lit(tone, height, colours, 0.5 * step(stain, 0.2, 1.8), light, look.gloss, side)
+    height = blur(height, 0.6) + grain * (0.12 * material.bump * material.grain * side)
+    colour = lit(tone, height, colours, 0.5 * step(stain, 0.2, 1.8), light, material.gloss, side)
     return Sprite((slice(top, bottom), slice(left, right)), colour, coverage_of(parts, shape))
 
 
 def layers(seed: int, index: int, size: int) -> Layers:
-    """The scene of :func:`draw` before lens and sensor. Raises what that raises."""
+    """The scene of :func:`draw` before lens and sensor effects. Raises the same errors."""
     check(seed, index, size)
 
     def dice(stage: int) -> Generator:
@@ -118,16 +118,16 @@ def layers(seed: int, index: int, size: int) -> Layers:
     aspect = float(rng.choice(ASPECTS))
     shape = _frame(aspect, size)
     name = kind(seed, index)
-    look, ground = LOOKS[name], str(rng.choice(list(GROUNDS)))
+    material, ground = MATERIALS[name], str(rng.choice(list(GROUNDS)))
     azimuth, elevation = rng.uniform(0, TAU), rng.uniform(0.5, 1.1)
     light = (math.cos(azimuth) * math.cos(elevation), math.sin(azimuth) * math.cos(elevation), math.sin(elevation))
-    far = bool(rng.random() < look.far)  # the object stands before its background, or lies on it
-    own, below = _palette(rng, look.pairs), _palette(rng, GROUNDS[ground])
+    far = bool(rng.random() < material.far)  # the object stands in front of its background, or lies on it
+    own, below = _palette(rng, material.pairs), _palette(rng, GROUNDS[ground])
     own[2], below[2] = below[rng.integers(2)], own[rng.integers(2)]  # each has patches in a colour of the other
     drop = size * (rng.uniform(0.02, 0.08) if far else rng.uniform(0.004, 0.015))
     shade = rng.uniform(0.1, 0.35) if far else rng.uniform(0.35, 0.65)
 
-    window, colour, cover = _sprite(dice(3), _object(seed, index, aspect, size), shape, look, own, light)
+    window, colour, cover = _sprite(dice(3), _object(seed, index, aspect, size), shape, material, own, light)
     whole = np.zeros(shape, np.uint8)
     whole[window] = cover
     alpha = whole.astype(np.float32) / 255
@@ -155,15 +155,15 @@ def layers(seed: int, index: int, size: int) -> Layers:
 
 
 def _backdrop(rng: Generator, ground: str, full: tuple[int, int], colours: Array, light: Light, far: bool) -> Array:
-    """What is behind everything: float32, (H, W, 3)."""
-    shape = (-(-full[0] // 2), -(-full[1] // 2)) if far else full  # half the pixels hold all that a blur leaves
+    """The background: float32, (H, W, 3)."""
+    shape = (-(-full[0] // 2), -(-full[1] // 2)) if far else full  # a blurred background needs only half the resolution
     side = max(shape)
     tone, height = ground_of(rng, ground, shape)
     patches = 0.6 * step(noise(rng, shape, side / rng.uniform(3, 10), 0.6), 0.0, 2.0)
     if ground == "haze":
         patches = blur(patches, side / 50)
     image = lit(tone, height, colours, patches, light, 0.0, side)
-    if ground not in ("haze", "leaves") and rng.random() < 0.4:  # seen at a slant
+    if ground not in ("haze", "leaves") and rng.random() < 0.4:  # viewed at an angle
         h, w = shape
         pinch = rng.uniform(0.2, 0.6) * w
         corners = np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float32)
@@ -180,7 +180,7 @@ def _backdrop(rng: Generator, ground: str, full: tuple[int, int], colours: Array
 
 
 def _add_distractors(rng: Generator, name: str, rest: Array, colours: Array, light: Light, far: bool) -> None:
-    """Up to three more of the same kind behind the object, none of it to be segmented, painted onto ``rest``."""
+    """Paint up to three distractors of the same kind, which are not part of the object, onto ``rest``."""
     shape = (rest.shape[0], rest.shape[1])
     side = max(shape)
     for _ in range(int(rng.integers(0, 4))):
@@ -188,7 +188,7 @@ def _add_distractors(rng: Generator, name: str, rest: Array, colours: Array, lig
         other = np.clip((colours + rng.normal(0, 0.05, 3)) * rng.uniform(0.75, 1.2), 0.02, 0.95)
         soft = (rng.uniform(0.8, 5) if far else rng.uniform(0, 1)) * side / 1024
         shade = rng.uniform(0.2, 0.5)
-        window, colour, cover = _sprite(rng, parts, shape, LOOKS[name], other, light, soft + 0.02 * side)
+        window, colour, cover = _sprite(rng, parts, shape, MATERIALS[name], other, light, soft + 0.02 * side)
         share = cover.astype(np.float32) / 255
         colour, share = defocus(colour * share[..., None], soft), defocus(share, soft)
         dark = 1 - shade * blur(share, 0.006 * side)
@@ -196,9 +196,9 @@ def _add_distractors(rng: Generator, name: str, rest: Array, colours: Array, lig
 
 
 def _gain(rng: Generator, colour: Array, rest: Array, alpha: Array) -> float:
-    """Brightness factor that sets the object off from its surroundings by a drawn, mostly small amount.
+    """Brightness factor that makes the object differ from its surroundings by a random, mostly small amount.
 
-    The amount grows with the unrest of the surroundings, or the eye would not find the object either.
+    The amount grows with the contrast of the surroundings; otherwise a person could not find the object either.
     """
     inside = float((colour.mean(axis=2) * alpha).sum() / max(float(alpha.sum()), 1))
     around = np.clip(4 * blur(alpha, max(alpha.shape) / 60), 0, 1) * (1 - alpha)
@@ -215,7 +215,7 @@ def _gain(rng: Generator, colour: Array, rest: Array, alpha: Array) -> float:
 
 
 def _lamp(rng: Generator, shape: tuple[int, int]) -> Array:
-    """Uneven light over the whole picture: float32, (H, W, 1). At times sun through leaves."""
+    """Uneven light over the whole picture: float32, (H, W, 1). Sometimes dappled sunlight."""
     side = max(shape)
     lamp = 1 + 0.08 * noise(rng, shape, side / 2, 0.4, side / 16)
     if rng.random() < 0.25:
@@ -227,11 +227,11 @@ def _lamp(rng: Generator, shape: tuple[int, int]) -> Array:
 
 
 def _occluder(rng: Generator, shape: tuple[int, int], colours: Array, light: Light, whole: Array) -> Sprite | None:
-    """At times something before the object, a little out of focus; never over more than a quarter of it."""
+    """Sometimes something in front of the object, slightly out of focus; never over more than a quarter of it."""
     if rng.random() < 0.6:
         return None
     side = max(shape)
-    parts: list[Part] = []
+    parts: list[ShapePart] = []
     if rng.random() < 0.5:  # blades of grass
         for _ in range(int(rng.integers(2, 8))):
             root = np.array([rng.uniform(0, 1) * shape[1], shape[0] * 1.05])
@@ -246,14 +246,14 @@ def _occluder(rng: Generator, shape: tuple[int, int], colours: Array, light: Lig
             angle = at + math.pi + float(rng.choice([-1, 1])) * rng.uniform(0.3, 1.1)
             parts += blade(rng, path[k], angle, rng.uniform(0.05, 0.14) * side, rng.random())
     soft = rng.uniform(0, 2.5) * side / 1024
-    window, colour, cover = _sprite(rng, parts, shape, Look("", 0.05, 0.1, 0.03, 0), colours, light, 3 * soft)
+    window, colour, cover = _sprite(rng, parts, shape, Material("", 0.05, 0.1, 0.03, 0), colours, light, 3 * soft)
     cover = defocus(cover, soft)
     hidden = float((cover.astype(np.float32) * whole[window]).sum()) / 255
     return Sprite(window, colour, cover) if hidden < 0.25 * float(whole.sum(dtype=np.float64)) else None
 
 
 def _develop(rng: Generator, light: Array) -> Array:
-    """Lens softness and sensor noise, then eight bits: uint8, (H, W, 3)."""
+    """Add lens softness and sensor noise, then convert to 8 bits: uint8, (H, W, 3)."""
     height, width = light.shape[:2]
     strength = rng.uniform(0.004, 0.02)
     image = np.clip(light, 0, 1.2)
@@ -267,9 +267,9 @@ def _develop(rng: Generator, light: Array) -> Array:
 
 
 def draw(seed: int, index: int, size: int) -> tuple[Array, Array]:
-    """One sample: image uint8, (H, W, 3), RGB, and coverage uint8, (H, W): share of a pixel covered, 255 = all.
+    """One sample: image uint8, (H, W, 3), RGB, and coverage uint8, (H, W): fraction of a pixel covered, 255 = all.
 
-    size: pixels of the longer side. Raises HrsegError on a negative seed or index, or a size outside 64 to 4096.
+    size: longer side in pixels. Raises HrsegError for a negative seed or index, or a size outside 64 to 4096.
     """
     thing, rest, coverage = layers(seed, index, size)
     light = over(rest, thing, coverage.astype(np.float32) / 255)

@@ -1,4 +1,4 @@
-"""What things are made of, and how it looks in the light."""
+"""Materials and lighting."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ COLOURS = {  # of things out of doors and on workbenches; RGB in [0, 1]
 }
 
 
-class Look(NamedTuple):
-    """What an object may be made of.
+class Material(NamedTuple):
+    """A material for objects.
 
-    pairs: names of colours for tone 0 and tone 1; bump: height of its grain over the grain's size; gloss: share of
-    mirrored light; grain: size of the largest grain, in units of the longer side; far: how often it stands before its
-    background rather than lies on it.
+    pairs: pairs of colour names, for tone 0 and tone 1; bump: height of the grain relative to its size; gloss: share of
+    mirrored light; grain: size of the largest grain, in units of the longer side; far: how often the object stands in
+    front of its background instead of lying on it.
     """
 
     pairs: str
@@ -59,25 +59,27 @@ class Look(NamedTuple):
 
 
 METAL = "slate steel, rust copper, rubber slate, brass straw, rust stone, steel concrete"
-LOOKS = {
-    "branch": Look("bark pale_bark, soil bark, slate stone, bark straw, moss pale_bark", 0.30, 0.0, 0.02, 0.8),
-    "wire": Look("rubber slate, red rose, blue steel, stone linen, rust copper", 0.03, 0.35, 0.03, 0.4),
-    "lattice": Look(METAL, 0.10, 0.20, 0.02, 0.85),
-    "gear": Look(METAL, 0.10, 0.30, 0.03, 0.4),
-    "leaf": Look("green pale_green, autumn straw, dry_red autumn, moss straw, blue_green linen", 0.12, 0.12, 0.03, 0.5),
-    "strands": Look("soil bark, bark straw, stone linen, slate stone, autumn bone", 0.05, 0.06, 0.08, 0.65),
-    "glyph": Look(METAL + ", red rose, linen bone, blue slate", 0.12, 0.15, 0.03, 0.4),
-    "wheel": Look("rubber steel, rubber concrete, soil stone", 0.06, 0.25, 0.03, 0.6),
-    "feather": Look("slate linen, bark bone, rubber stone, soil straw, stone linen", 0.03, 0.05, 0.06, 0.5),
-    "coral": Look("rose bone, dry_red rose, autumn straw, violet rose, stone linen", 0.30, 0.0, 0.012, 0.6),
+MATERIALS = {
+    "branch": Material("bark pale_bark, soil bark, slate stone, bark straw, moss pale_bark", 0.30, 0.0, 0.02, 0.8),
+    "wire": Material("rubber slate, red rose, blue steel, stone linen, rust copper", 0.03, 0.35, 0.03, 0.4),
+    "lattice": Material(METAL, 0.10, 0.20, 0.02, 0.85),
+    "gear": Material(METAL, 0.10, 0.30, 0.03, 0.4),
+    "leaf": Material(
+        "green pale_green, autumn straw, dry_red autumn, moss straw, blue_green linen", 0.12, 0.12, 0.03, 0.5
+    ),
+    "strands": Material("soil bark, bark straw, stone linen, slate stone, autumn bone", 0.05, 0.06, 0.08, 0.65),
+    "glyph": Material(METAL + ", red rose, linen bone, blue slate", 0.12, 0.15, 0.03, 0.4),
+    "wheel": Material("rubber steel, rubber concrete, soil stone", 0.06, 0.25, 0.03, 0.6),
+    "feather": Material("slate linen, bark bone, rubber stone, soil straw, stone linen", 0.03, 0.05, 0.06, 0.5),
+    "coral": Material("rose bone, dry_red rose, autumn straw, violet rose, stone linen", 0.30, 0.0, 0.012, 0.6),
 }
 
 
 def lit(tone: Array, height: Array, colours: Array, patches: Array, light: Light, gloss: float, side: int) -> Array:
     """Colour of a lit surface: float32, (H, W, 3), about [0, 1].
 
-    colours: (3, 3) RGB for tone 0, tone 1 and patches 1; light: unit vector (x, y, z) towards the lamp; side: of the
-    whole picture in pixels. Lambert's law, a little light from everywhere, darkness in hollows, and a mirrored lamp.
+    colours: (3, 3) RGB for tone 0, tone 1 and patches 1; light: unit vector (x, y, z) towards the lamp; side: longer
+    side of the whole picture in pixels. Lambertian and ambient light, darker hollows, and a specular highlight.
     """
     right = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
     down = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
