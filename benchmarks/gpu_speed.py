@@ -381,7 +381,7 @@ class Parts:
 
     def per_click(self, traces: list[Any]) -> dict[str, Any]:
         clicks = sum(len(trace.clicks) for trace in traces)
-        within = self.seconds["course"] or self.seconds["wall"] - self.seconds["network"]
+        within = self.seconds["task"] or self.seconds["wall"] - self.seconds["network"]
         found = {part: self.seconds[part] for part in ("wall", "network", "next_click", "scores")}
         found["rest"] = within - found["next_click"] - found["scores"]
         row: dict[str, Any] = {f"{part}_ms": round(1000 * value / clicks, 3) for part, value in found.items()}
@@ -394,7 +394,7 @@ class Parts:
 def watched(device: str) -> Iterator[Parts]:
     """The parts of what runs inside: the functions of the house are timed where they are called."""
     parts = Parts()
-    ask, next_click, metric, advance = views.ask, simulate.next_click, simulate._metric, in_flight._Group.advance
+    ask, next_click, metric, advance = views.infer, simulate.next_click, simulate._metric, in_flight._Group.advance
 
     def ask_and_wait(*args: Any) -> Any:
         if device != "cpu":
@@ -407,15 +407,15 @@ def watched(device: str) -> Iterator[Parts]:
             torch.cuda.current_stream().synchronize()
         return answer
 
-    views.ask = ask_and_wait
+    views.infer = ask_and_wait
     simulate.next_click = parts.timed("next_click", next_click)
     simulate._metric = lambda *args: parts.timed("scores", metric(*args))
-    in_flight._Group.advance = parts.timed("course", advance)
+    in_flight._Group.advance = parts.timed("task", advance)
     try:
         yield parts
     finally:
         parts.end()
-        views.ask, simulate.next_click, simulate._metric, in_flight._Group.advance = ask, next_click, metric, advance
+        views.infer, simulate.next_click, simulate._metric, in_flight._Group.advance = ask, next_click, metric, advance
 
 
 def yardstick(

@@ -420,7 +420,7 @@ def test_what_a_user_can_mend_is_one_line(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--device", "cuda", "--runtime", "onnxruntime"], "computes on the CPU"),
+        (["--device", "cuda", "--runtime", "onnxruntime"], "runs on the CPU only"),
         (["--precision", "bf16"], "this processor"),
     ],
 )

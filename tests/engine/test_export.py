@@ -22,10 +22,10 @@ from hrseg_cli.engine.runtimes import GRAPHS, open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Click
-from hrseg_cli.models.parts import click_maps
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.grabcut import GrabCut
 from hrseg_cli.models.hrnet import h18s
+from hrseg_cli.models.parts import click_maps
 from hrseg_cli.recipe import load_protocol
 
 
@@ -208,7 +208,7 @@ def test_what_is_wrong_is_one_line(files: Any, tmp_path: Path, monkeypatch: pyte
         (str(newer), None, "cpu", "newer hrseg"),
         (str(tmp_path / "absent.onnx"), None, "cpu", "no such file"),
         (str(graph), "torch", "cpu", "is a graph"),
-        (str(graph), "openvino", "cuda", "computes on the CPU"),
+        (str(graph), "openvino", "cuda", "runs on the CPU only"),
     ]:
         with pytest.raises(HrsegError, match=message) as error:
             open_model(spec, runtime, device)

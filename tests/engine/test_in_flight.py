@@ -252,8 +252,8 @@ def test_a_batch_of_a_trained_network_answers_as_one_by_one() -> None:
     model = load_model("h18s")[0].for_inference(keep_layers=True)
     generator = torch.Generator().manual_seed(0)
     looks = [
-        views.Look(
-            views.Shown(torch.rand(1, 3, 64, 96, generator=generator)),
+        views.Query(
+            views.View(torch.rand(1, 3, 64, 96, generator=generator)),
             torch.rand(1, 1, 64, 96, generator=generator),
             [Click(9 * i + j, 20.5 + j, bool(j % 2)) for j in range(1 + i)],
             True,
@@ -261,7 +261,7 @@ def test_a_batch_of_a_trained_network_answers_as_one_by_one() -> None:
         for i in range(4)
     ]
     with torch.inference_mode():
-        together = views.ask(model, looks)
-        alone = torch.cat([views.ask(model, [look]) for look in looks])
+        together = views.infer(model, looks)
+        alone = torch.cat([views.infer(model, [look]) for look in looks])
     torch.testing.assert_close(together, alone, atol=2e-4, rtol=1e-4)
     assert open_fast("h18s")[0] is not model

@@ -135,10 +135,10 @@ def test_step_does_not_touch_its_inputs() -> None:
     session = Session(FakeNetwork(), image, load_protocol("ritm"))
     session.click(Click(120, 160, True))
     before = session.state.probability.clone()
-    pixels = session._pictures.image.clone()
-    step(session.model, session._pictures.image, session.state, Click(60, 150, True), session.protocol)
+    pixels = session._cache.image.clone()
+    step(session.model, session._cache.image, session.state, Click(60, 150, True), session.protocol)
     assert torch.equal(session.state.probability, before)
-    assert torch.equal(session._pictures.image, pixels)
+    assert torch.equal(session._cache.image, pixels)
 
 
 def test_a_given_mask_is_where_the_session_starts() -> None:
@@ -148,7 +148,7 @@ def test_a_given_mask_is_where_the_session_starts() -> None:
     given = Session(FakeNetwork(), image, protocol, initial=(truth == 1).astype(np.float32))
     assert (given.mask == (truth == 1)).all()
     assert (given.click(Click(60, 152, True)) != empty.click(Click(60, 152, True))).any()
-    with pytest.raises(HrsegError, match="start from"):
+    with pytest.raises(HrsegError, match="initial mask"):
         Session(FakeNetwork(), image, protocol, initial=np.zeros((3, 3)))
 
 
@@ -213,7 +213,7 @@ def test_painting_by_hand_is_a_step_like_a_click() -> None:
     session.begin(~where)
     assert np.array_equal(session.mask, ~where)
     assert not session.undo()
-    with pytest.raises(HrsegError, match="to start from"):
+    with pytest.raises(HrsegError, match="initial mask"):
         session.begin(where[1:])
 
 
@@ -236,7 +236,7 @@ def test_clicks_beyond_a_padded_crop_are_not_drawn_into_its_padding() -> None:
         session.click(Click(20, 20, True), Box(10, 30, 10, 30))
         box = session.state.box
         assert box is not None
-        course = session.looks(Click(20, box.right + 3, False))
+        course = session.queries(Click(20, box.right + 3, False))
         look = next(course)
         asked.append([(round(c.row), round(c.col)) for c in look.clicks])
         assert all(c.row < look.previous.shape[2] and c.col < look.previous.shape[3] for c in look.clicks) == bool(

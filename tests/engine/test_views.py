@@ -89,7 +89,7 @@ def test_further_slots_draw_nothing(draw: Callable[..., torch.Tensor]) -> None:
 
 
 def answer(model: InteractiveModel, x: torch.Tensor, clicks: list[Click], protocol: Protocol) -> torch.Tensor:
-    return views.follow(model, views.looks(views.Shown(x[:, :3]), x[:, 3:], clicks, protocol))
+    return views.drive(model, views.crop_queries(views.View(x[:, :3]), x[:, 3:], clicks, protocol))
 
 
 def test_padding_repeats_the_last_row_and_column() -> None:
