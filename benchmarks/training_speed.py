@@ -113,13 +113,13 @@ def timed_parts(recipe, feed, options) -> dict[str, float]:
 def timed_loop(recipe, feed, options, folder: Path) -> float:
     """Seconds per sample of the second epoch through the Trainer."""
     times: list[float] = []
-    keep = fit.Keeper.on_train_batch_end
+    keep = fit.Checkpointing.on_train_batch_end
 
     def stamp(self, trainer, *rest):
         times.append(time.perf_counter())
         keep(self, trainer, *rest)
 
-    fit.Keeper.on_train_batch_end = stamp
+    fit.Checkpointing.on_train_batch_end = stamp
     model, _ = fit.start_model(recipe)
     machine = fit.Machine(options.device, workers=options.workers, loggers=(), progress=False)
     fit.fit(model, recipe, feed, [], folder, machine, {})

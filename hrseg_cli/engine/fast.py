@@ -1,5 +1,4 @@
-"""Models in their inference form: faster and smaller in memory, with equal results. Created after loading, never saved.
-"""
+"""Models in their inference form: faster, with less memory, same results up to rounding. Never saved."""
 
 from __future__ import annotations
 

@@ -397,7 +397,7 @@ WRONG = [
     (["--model", "grabcut", "--datset", "{folder}"], 2, "--dataset"),
     (["--model", "grabcut"], 2, "--dataset"),
     (["--model", "missing.pth", "--dataset", "{folder}"], 1, "no such file"),
-    (["--model", "h32", "--dataset", "{folder}"], 1, "without weights"),
+    (["--model", "h32", "--dataset", "{folder}"], 1, "ships no weights"),
     (["--model", "grabcut", "--dataset", "{folder}", "--out", "/dev/null/run"], 1, "cannot write"),
 ]
 

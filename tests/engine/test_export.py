@@ -130,9 +130,9 @@ def test_a_graph_draws_clicks_to_the_pixel(seed: int) -> None:
     points = torch.rand(2, 8, 3, generator=random) * torch.tensor([60.0, 90.0, 1.0]) - 8
     points[:, 1::3] = points[:, 1::3].round()  # whole coordinates meet the radius exactly
     points[0, :3] = -1
-    disks = click_maps._disk_maps_of_a_graph(points, 47, 71, 5)
+    disks = click_maps._disk_maps_for_export(points, 47, 71, 5)
     assert torch.equal(disks, click_maps.disk_maps(points, 47, 71, 5))
-    distances = click_maps._distance_maps_of_a_graph(points, 47, 71, 5)
+    distances = click_maps._distance_maps_for_export(points, 47, 71, 5)
     torch.testing.assert_close(distances, click_maps.distance_maps(points, 47, 71, 5), atol=1e-6, rtol=0)
 
 

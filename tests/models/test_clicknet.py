@@ -91,7 +91,7 @@ def test_public_weights_load_strictly_and_fold_exactly(variant: str) -> None:
 
 
 def test_weights_of_another_variant_or_with_a_gap_are_refused_by_name() -> None:
-    with pytest.raises(HrsegError, match=r"lite0: _blocks\.\d+\._\w+\.weight is \(144, 1, 3, 3\)"):
+    with pytest.raises(HrsegError, match=r"lite0: _blocks\.\d+\._\w+\.weight has shape \(144, 1, 3, 3\)"):
         EfficientNetLite("lite0").load_imagenet(public_state("lite2"))
     gap = public_state("lite0")
     del gap["_blocks.3._bn1.running_var"]

@@ -207,16 +207,16 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_weights(
     photos: Path, tmp_path: Path, whole: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of an epoch and at its last batch: bit for bit the uninterrupted weights, the same judgements."""
-    handed = fit.Keeper.on_train_batch_end
+    handed = fit.Checkpointing.on_train_batch_end
     batches = 0
 
-    def stop_at_times(self: fit.Keeper, *arguments: Any) -> None:
+    def stop_at_times(self: fit.Checkpointing, *arguments: Any) -> None:
         nonlocal batches
         batches += 1
-        self.asked = batches in (1, 4, 6)
+        self.stop_requested = batches in (1, 4, 6)
         handed(self, *arguments)
 
-    monkeypatch.setattr(fit.Keeper, "on_train_batch_end", stop_at_times)
+    monkeypatch.setattr(fit.Checkpointing, "on_train_batch_end", stop_at_times)
     interrupted = 0
     while True:
         try:
@@ -249,13 +249,13 @@ def test_an_adapter_learns_and_goes_on_to_the_same_tensors(
     means = [float(row["train/loss_epoch"]) for row in rows if row["train/loss_epoch"]]
     assert means[-1] < 0.9 * means[0]
 
-    handed, batches = fit.Keeper.on_train_batch_end, iter(range(100))
+    handed, batches = fit.Checkpointing.on_train_batch_end, iter(range(100))
 
-    def stop_once(self: fit.Keeper, *arguments: Any) -> None:
-        self.asked = next(batches) == 5  # in the middle of the second epoch
+    def stop_once(self: fit.Checkpointing, *arguments: Any) -> None:
+        self.stop_requested = next(batches) == 5  # in the middle of the second epoch
         handed(self, *arguments)
 
-    monkeypatch.setattr(fit.Keeper, "on_train_batch_end", stop_once)
+    monkeypatch.setattr(fit.Checkpointing, "on_train_batch_end", stop_once)
     with pytest.raises(Interrupted):
         run(recipe, tmp_path / "parts")
     run(recipe, tmp_path / "parts")
@@ -321,7 +321,7 @@ def test_the_trainer_gets_the_device_that_was_named(machine: fit.Machine, device
 
 
 def test_one_gpu_for_many_processes_is_refused() -> None:
-    with pytest.raises(HrsegError, match=r"--device cuda:1: one GPU for 2 processes; write --device cuda"):
+    with pytest.raises(HrsegError, match=r"--device cuda:1: one GPU for 2 processes; use --device cuda"):
         fit.devices_of(fit.Machine("cuda:1", processes=2))
 
 
@@ -352,7 +352,7 @@ def test_without_progress_it_stops(photos: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_keeps_its_batch(photos: Path, tmp_path: Path) -> None:
     recipe = recipe_on(photos, optim={"lr": 1e30, "warmup": 0}, epochs=9)
-    with pytest.raises(HrsegError, match=r"the loss became \S+ at step \d+; its batch is kept in .*bad_batch_0.pt"):
+    with pytest.raises(HrsegError, match=r"the loss became \S+ at step \d+ \(batch saved to .*bad_batch_0.pt"):
         run(recipe, tmp_path / "run")
     batch = torch.load(tmp_path / "run" / "bad_batch_0.pt", weights_only=True)
     assert batch["image"].shape == (2, 3, 32, 48)
@@ -388,7 +388,7 @@ def test_an_adapted_model_is_trained_on_as_a_plain_one(photos: Path, tmp_path: P
     save_adapter(model, adapter, name, {}, provenance["base_weights"], provenance)
     recipe = recipe_on(photos, model={"weights": f"{base}+{adapter}"})
     if name == "conv":
-        with pytest.raises(HrsegError, match=r"model.weights=.*stays a part of the network"):
+        with pytest.raises(HrsegError, match=r"model.weights=.*cannot be merged into the weights"):
             fit.start_model(recipe)
         return
     plain, started = fit.start_model(recipe)
@@ -500,7 +500,7 @@ def test_no_number_in_one_process_ends_all_with_one_line(photos: Path, tmp_path:
     assert done.returncode == 1, done.stderr
     lines = [line for line in done.stderr.splitlines() if line]
     assert len(lines) == 1, done.stderr
-    assert f"its batch is kept in run/bad_batch_{rank}.pt" in lines[0]
+    assert f"batch saved to run/bad_batch_{rank}.pt" in lines[0]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["got"]["status"] == "failed"
 
 
