@@ -1,13 +1,14 @@
-"""What a person waits for a click under each protocol, at several sizes of image, and how many clicks each takes.
+"""Latency of a click and number of clicks under several protocols, at several image sizes.
 
     python benchmarks/fast_protocol.py h18s --dataset FOLDER [--dataset FOLDER] [--limit N] [--out FOLDER]
     python benchmarks/fast_protocol.py h18s --protocol ritm --protocol fast --protocol "fast zoom.target=320"
 
-A protocol is a name with changes behind it. The first one named is what the others are compared with. Seconds are those
-of the answer only (no simulated annotator, no metrics), with --threads threads, beside them CPU time of all threads;
-protocols and runtimes take turns at every click, so that a noisy machine slows all of them; the first object warms up.
-Clicks are counted on the same objects for all, evenly spread over each dataset, with 95 % bootstrap intervals over
-objects, of the difference too. Without --dataset only seconds are measured; --sizes '' leaves them out.
+A protocol is a name, optionally followed by changes. The first one is the baseline of the comparison. Latency is the
+wall time of the prediction alone (no simulated annotator, no metrics) with --threads threads, reported with the CPU
+time of all threads. Protocols and runtimes alternate at every click, so that load on the machine affects all alike; the
+first object is a warm-up. Clicks are counted on the same objects for all protocols, evenly spread over each dataset.
+Counts and their differences come with 95 % bootstrap intervals over objects. Without --dataset only latency is
+measured; --sizes '' skips it.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--protocol", action="append")
     parser.add_argument("--runtime", action="append")
-    parser.add_argument("--precision", default="fp32", help="of the network on runtime torch: fp32 or bf16")
-    parser.add_argument("--sizes", default="1024x1024,2048x3072,4000x6000", help="of images, HEIGHTxWIDTH")
+    parser.add_argument("--precision", default="fp32", help="network precision on runtime torch: fp32 or bf16")
+    parser.add_argument("--sizes", default="1024x1024,2048x3072,4000x6000", help="image sizes, HEIGHTxWIDTH")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--objects", type=int, default=3)
     parser.add_argument("--clicks", type=int, default=6)
-    parser.add_argument("--slow-first", action="store_true", help="also time protocols that see whole large images")
+    parser.add_argument("--slow-first", action="store_true", help="also time protocols that run on whole large images")
     parser.add_argument("--dataset", action="append", default=[])
     parser.add_argument("--root", type=Path)
-    parser.add_argument("--limit", type=int, help="only so many objects of each dataset, evenly spread")
+    parser.add_argument("--limit", type=int, help="number of objects per dataset, evenly spread [all]")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/fast_protocol"))
     asked = parser.parse_args()
@@ -116,22 +117,22 @@ def seconds(
 
 
 def bounded(protocol: Protocol) -> bool:
-    """Whether the first look, too, costs the same on any image."""
+    """Whether the first click costs the same on images of any size."""
     return protocol.zoom is not None and protocol.zoom.skip_clicks < 0
 
 
 def drawn(number: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """An image, uint8 (H, W, 3), and the truth, int8 (H, W); drawn smaller and enlarged, for drawing takes long."""
+    """An image, uint8 (H, W, 3), and its ground truth, int8 (H, W). Large ones are upscaled: drawing them is slow."""
     image, coverage = procedural.draw(0, number, min(1024, max(size)))
     image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
     return image, (cv2.resize(coverage, size[::-1]) > 127).astype(np.int8)
 
 
 def clicks(asked: argparse.Namespace, protocols: list[Protocol], refs: list[Ref]) -> str:
-    """NoC of every protocol, and its difference to the first one's on the same objects."""
+    """Table of NoC of each protocol, and its difference from the first one on the same objects."""
     text = (
-        f"| protocol | NoC@90, IoU, n={len(refs)} | beside {protocols[0].name} | not reached | IoU after click 1, 3 "
-        "| CPU s a click |\n"
+        f"| protocol | NoC@90, IoU, n={len(refs)} | compared with {protocols[0].name} | not reached "
+        "| IoU after click 1, 3 | CPU s per click |\n"
         "|---|---|---|---|---|---|\n"
     )
     print(text, end="", flush=True)

@@ -1,13 +1,13 @@
-"""What each runtime and precision costs and gives: seconds beside PyTorch's, and the clicks it takes, in one table.
+"""Speed and NoC of each runtime and precision, compared with PyTorch in fp32.
 
     python benchmarks/runtime_noc.py MODEL --dataset DATASET ... --calibrate DATASET ... [--limit N] [--out FOLDER]
 
-Seconds are of one answer at 400 x 400: CPU seconds with one thread, seconds of the clock with two; medians of answers
-that take turns, so that a noisy machine slows all of them, beside PyTorch's. NoC@90 is the mean over the same objects
-of all data sets, --limit of each; "beside torch" is the mean difference on an object, with its 95 % bootstrap interval.
-The objects that the 8-bit scales are calibrated on must not be among those that are counted.
+Times are of one forward pass at 400 x 400, relative to PyTorch: CPU time with one thread, wall time with two. They are
+medians of passes that alternate between runtimes, so that load on the machine affects all alike. NoC@90 is the mean
+over the same objects of all datasets, --limit of each. "vs torch" is the mean difference per object, with its 95 %
+bootstrap interval. The calibration objects of the 8-bit model must not be among the evaluated ones.
 
-A runtime's clicks are kept in --out, and are not clicked again.
+Clicks of each runtime are saved to --out and reused.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def main() -> None:
     parser.add_argument("--dataset", action="append", required=True)
     parser.add_argument("--calibrate", action="append", required=True)
     parser.add_argument("--calibrate-count", type=int, default=24)
-    parser.add_argument("--limit", type=int, help="only so many objects of each dataset, evenly spread")
+    parser.add_argument("--limit", type=int, help="number of objects per dataset, evenly spread [all]")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--protocol", default="fast")
-    parser.add_argument("--runtime", action="append", help="only these rows of the table, torch first")
+    parser.add_argument("--runtime", action="append", help="rows of the table, torch first [all]")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/runtime_noc"))
     asked = parser.parse_args()
@@ -73,16 +73,17 @@ def main() -> None:
     one = speed(ways, 1, time.process_time)
     two = speed(ways, 2, time.perf_counter)
     print(
-        f"torch: {1000 * one['torch']:.0f} ms of CPU with one thread, {1000 * two['torch']:.0f} ms with two", flush=True
+        f"torch: {1000 * one['torch']:.0f} ms CPU time with 1 thread, {1000 * two['torch']:.0f} ms with 2 threads",
+        flush=True,
     )
     refs = []
     for dataset in asked.dataset:
         found = open_datasets([dataset], asked.root, False, "auto", None).refs
         count = min(asked.limit or len(found), len(found))
         refs += [found[number * len(found) // count] for number in range(count)]
-    heads = [f"NoC@90, {LABELS[metric]} | beside torch" for metric in TARGETS]
+    heads = [f"NoC@90, {LABELS[metric]} | vs torch" for metric in TARGETS]
     lines = [
-        f"| runtime | CPU s, 1 thread | s, 2 threads | {' | '.join(heads)} |",
+        f"| runtime | relative CPU time, 1 thread | relative time, 2 threads | {' | '.join(heads)} |",
         "|" + "---|" * (3 + 2 * len(heads)),
     ]
     base: list[Trace] = []
@@ -101,7 +102,7 @@ def main() -> None:
             write_atomically(kept, "".join(outcomes[index].trace.to_json() + "\n" for index in range(len(refs))))
         traces = list(read_traces(kept))
         if [(trace.dataset, trace.id) for trace in traces] != [(ref.dataset, ref.id) for ref in refs]:
-            parser.error(f"{kept}: of other objects; name another --out")
+            parser.error(f"{kept}: clicks on other objects; choose another --out")
         base = base or traces
         cells = [f"{one[name] / one['torch']:.2f}", f"{two[name] / two['torch']:.2f}"]
         for metric in TARGETS:
@@ -119,13 +120,13 @@ def counted(traces: list[Trace], metric: str) -> np.ndarray:
 
 
 def gap(differences: np.ndarray) -> str:
-    """Mean, and its 95 % bootstrap interval."""
+    """Mean and its 95 % bootstrap interval."""
     low, high = interval(differences, np.ones(len(differences)))
     return f"{differences.mean():+.2f} ({low:+.2f}, {high:+.2f})"
 
 
 def speed(ways: dict[str, tuple[str, str, str]], threads: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median seconds of an answer by ``clock``, all models in turn."""
+    """Median seconds of a forward pass by ``clock``, alternating between models."""
     torch.set_num_threads(threads)
     models: dict[str, InteractiveModel] = {
         name: open_model(spec, runtime, precision=precision)[0] for name, (spec, runtime, precision) in ways.items()
@@ -139,7 +140,7 @@ def speed(ways: dict[str, tuple[str, str, str]], threads: int, clock: Callable[[
             for name, model in models.items():
                 started = clock()
                 model(image, points)
-                if number:  # the first one prepares itself
+                if number:  # the first pass is a warm-up
                     spent[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in spent.items()}
 

@@ -90,7 +90,7 @@ def save_checkpoint(model: InteractiveModel, path: Path, provenance: dict[str, A
 
 
 def sniff(path: Path) -> str:
-    """``torch`` or ``safetensors``, detected by the first bytes. Raises HrsegError that says what else it seems to be."""
+    """``torch`` or ``safetensors``, by the first bytes. Raises HrsegError that says what other files seem to be."""
     try:
         with path.open("rb") as file:
             head = file.read(512)

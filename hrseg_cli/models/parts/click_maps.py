@@ -49,7 +49,7 @@ def disk_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:
 
 
 def distance_maps(points: Tensor, height: int, width: int, norm_radius: float) -> Tensor:
-    """(B, 2, H, W) float32: tanh(2 d / norm_radius), d the distance in pixels to the nearest click; 1 without clicks."""
+    """(B, 2, H, W) float32: tanh(2 d / norm_radius), d the distance in pixels to the nearest click; 1 if none."""
     if torch.onnx.is_in_onnx_export():
         return _distance_maps_for_export(points, height, width, norm_radius)
     batch, slots, _ = points.shape
@@ -72,7 +72,7 @@ def distance_maps(points: Tensor, height: int, width: int, norm_radius: float) -
 
 
 def _disk_maps_for_export(points: Tensor, height: int, width: int, radius: float) -> Tensor:
-    """:func:`disk_maps` for export: a disk is a stack of row segments, which one matrix product draws for all clicks."""
+    """:func:`disk_maps` for export: a disk is a stack of row segments; one matrix product draws those of all clicks."""
     centre = points[..., :2]
     reach = math.ceil(radius) + 1
     near = torch.floor(centre[..., 0, None]) + torch.arange(-reach, reach + 1, device=points.device)  # (B, 2N, K) rows
