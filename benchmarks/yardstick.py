@@ -38,7 +38,7 @@ class PlainNetwork(ClickHRNet):
 
 @torch.no_grad()
 def count_clicks(network: ClickHRNet, sample: Sample, max_clicks: int, until: float) -> tuple[list[Click], list[float]]:
-    """Click until the IoU reaches ``until``, at most ``max_clicks`` times. Returns the clicks and the IoU after each."""
+    """Click until the IoU reaches ``until``, at most ``max_clicks`` times. Returns clicks and the IoU after each."""
     device = network._mean.device
     truth, valid = sample.truth == 1, sample.truth != -1
     height, width = truth.shape
