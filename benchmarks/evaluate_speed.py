@@ -75,9 +75,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     for number in range(options.count):
         paint(folder, number, rows, cols)
     spawn = get_context("spawn")
-    pools = {YARDSTICK: (ProcessPoolExecutor(1, spawn, start_plain, (weights, options)), 1)}
+    pools = {YARDSTICK: (ProcessPoolExecutor(1, spawn, start_yardstick, (weights, options)), 1)}
     for precision in options.precision:
-        pool = ProcessPoolExecutor(options.workers, spawn, start_quick, (weights, options, precision))
+        pool = ProcessPoolExecutor(options.workers, spawn, start_hrseg, (weights, options, precision))
         pools[precision] = (pool, options.workers)
     found: dict[str, Found] = {name: [] for name in pools}
     wall = dict.fromkeys(pools, 0.0)
@@ -124,30 +124,30 @@ def compared(found: Found, wall: float, plain: Found, plain_wall: float) -> dict
     }
 
 
-def start_plain(weights: str, options: argparse.Namespace) -> None:
-    global answer
+def start_yardstick(weights: str, options: argparse.Namespace) -> None:
+    global clicks_on
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
     loaded, _ = load_model(weights)
     network = PlainNetwork(**loaded.config).eval().requires_grad_(False)
     network.load_state_dict(loaded.state_dict())
-    answer = lambda sample: count_clicks(network, sample, options.max_clicks, options.until)[0]  # noqa: E731
+    clicks_on = lambda sample: count_clicks(network, sample, options.max_clicks, options.until)[0]  # noqa: E731
 
 
-def start_quick(weights: str, options: argparse.Namespace, precision: str) -> None:
-    global answer
+def start_hrseg(weights: str, options: argparse.Namespace, precision: str) -> None:
+    global clicks_on
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     network = fast(load_model(weights)[0], precision)
     plan = Plan("", load_protocol("ritm"), {"iou": options.until}, options.max_clicks)
-    answer = lambda sample: list(simulate(sample, network, plan)[0].clicks)  # noqa: E731
+    clicks_on = lambda sample: list(simulate(sample, network, plan)[0].clicks)  # noqa: E731
 
 
 def work(folder: Path, number: int) -> tuple[list[object], float, int]:
     """Clicks, CPU seconds, and the process's peak memory so far in MiB."""
     sample = read(folder, number)
     started = time.process_time()
-    clicks = answer(sample)
+    clicks = clicks_on(sample)
     return clicks, time.process_time() - started, peak_memory() >> 20
 
 

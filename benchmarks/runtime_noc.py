@@ -50,26 +50,26 @@ def main() -> None:
     parser.add_argument("--runtime", action="append", help="rows of the table, torch first [all]")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/runtime_noc"))
-    asked = parser.parse_args()
+    options = parser.parse_args()
 
-    asked.out.mkdir(parents=True, exist_ok=True)
-    int8 = asked.out / "int8.onnx"
+    options.out.mkdir(parents=True, exist_ok=True)
+    int8 = options.out / "int8.onnx"
     if not int8.is_file():
-        loaded, provenance = load_model(asked.model)
-        refs = open_datasets(asked.calibrate, asked.root, False, "auto", None).refs
-        print(json.dumps(quantize(loaded, int8, provenance, refs, asked.calibrate_count)["int8"]))
+        loaded, provenance = load_model(options.model)
+        refs = open_datasets(options.calibrate, options.root, False, "auto", None).refs
+        print(json.dumps(quantize(loaded, int8, provenance, refs, options.calibrate_count)["int8"]))
     ways = {
-        "torch": (asked.model, "torch", "fp32"),
-        "torch bf16": (asked.model, "torch", "bf16"),
-        "onnxruntime": (asked.model, "onnxruntime", "fp32"),
-        "openvino": (asked.model, "openvino", "fp32"),
-        "openvino bf16": (asked.model, "openvino-bf16", "fp32"),
+        "torch": (options.model, "torch", "fp32"),
+        "torch bf16": (options.model, "torch", "bf16"),
+        "onnxruntime": (options.model, "onnxruntime", "fp32"),
+        "openvino": (options.model, "openvino", "fp32"),
+        "openvino bf16": (options.model, "openvino-bf16", "fp32"),
         "onnxruntime int8": (str(int8), "onnxruntime", "fp32"),
         "openvino int8": (str(int8), "openvino", "fp32"),
     }
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         del ways["torch bf16"]
-    ways = {name: way for name, way in ways.items() if name in (asked.runtime or ways)}
+    ways = {name: way for name, way in ways.items() if name in (options.runtime or ways)}
     one = speed(ways, 1, time.process_time)
     two = speed(ways, 2, time.perf_counter)
     print(
@@ -77,9 +77,9 @@ def main() -> None:
         flush=True,
     )
     refs = []
-    for dataset in asked.dataset:
-        found = open_datasets([dataset], asked.root, False, "auto", None).refs
-        count = min(asked.limit or len(found), len(found))
+    for dataset in options.dataset:
+        found = open_datasets([dataset], options.root, False, "auto", None).refs
+        count = min(options.limit or len(found), len(found))
         refs += [found[number * len(found) // count] for number in range(count)]
     heads = [f"NoC@90, {LABELS[metric]} | vs torch" for metric in TARGETS]
     lines = [
@@ -88,17 +88,17 @@ def main() -> None:
     ]
     base: list[Trace] = []
     for name, (spec, runtime, precision) in ways.items():
-        kept = asked.out / f"{name.replace(' ', '-')}.jsonl"
+        kept = options.out / f"{name.replace(' ', '-')}.jsonl"
         if not kept.is_file():
             plan = Plan(
                 spec,
-                load_protocol(asked.protocol),
+                load_protocol(options.protocol),
                 TARGETS,
                 MAX_CLICKS,
                 runtime=runtime,
                 precision=precision,
             )
-            outcomes = dict(run(plan, refs, asked.workers))
+            outcomes = dict(run(plan, refs, options.workers))
             write_atomically(kept, "".join(outcomes[index].trace.to_json() + "\n" for index in range(len(refs))))
         traces = list(read_traces(kept))
         if [(trace.dataset, trace.id) for trace in traces] != [(ref.dataset, ref.id) for ref in refs]:
@@ -110,8 +110,10 @@ def main() -> None:
             cells += [f"{clicks.mean():.2f}", gap(clicks - counted(base, metric))]
         lines.append(f"| {name} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
-    table = "\n".join([*lines, "", f"{len(refs)} objects of {', '.join(asked.dataset)}; at most {MAX_CLICKS} clicks."])
-    write_atomically(asked.out / "table.md", table + "\n")
+    table = "\n".join(
+        [*lines, "", f"{len(refs)} objects of {', '.join(options.dataset)}; at most {MAX_CLICKS} clicks."]
+    )
+    write_atomically(options.out / "table.md", table + "\n")
     print(f"\n{table}")
 
 

@@ -1,9 +1,9 @@
-"""Many objects on one model at once: what they ask is answered in batches, all else is done in threads.
+"""Many objects at once on one model: forward passes are batched, all other work runs in threads.
 
-An object is a task of queries (:func:`hrseg_cli.engine.views.drive` outputs one of them alone): it yields what the
-network is to see and is sent the logits. Here many tasks advance in turns. In a turn the queries of one size go through
-the network together; then each task goes on in a thread of its own to its next query: it pastes its logits, scores the
-mask and chooses the next click, work of the CPU in OpenCV and NumPy that runs beside that of others.
+An object is a task: a generator that yields queries for the network and receives their logits
+(:func:`hrseg_cli.engine.views.drive` runs a single task). Tasks advance in turns. In each turn, queries of the same
+size share forward passes. Then each task continues to its next query in a thread: it pastes the prediction, scores the
+mask and chooses the next click, which is CPU work in OpenCV and NumPy.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Query(NamedTuple):
 
 @torch.inference_mode()
 def drive(model: InteractiveModel, queries: Generator[Query, Tensor, T]) -> T:
-    """Run a generator to its end, sending back the model's logits (1, 1, H, W) for each query; its return value."""
+    """Run a generator of queries, sending it the model's logits (1, 1, H, W) for each, and return its result."""
     try:
         query = next(queries)
         while True:

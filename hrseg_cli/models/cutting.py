@@ -49,22 +49,22 @@ def cut(image: np.ndarray, labels: np.ndarray, iterations: int) -> np.ndarray | 
             command = [sys.executable, "-P", __file__]
             # In a new session, Ctrl-C does not reach it; the waiting process ends it.
             _process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        requests, answers = _process.stdin, _process.stdout
+        requests, responses = _process.stdin, _process.stdout
         assert requests
-        assert answers
+        assert responses
         try:
             requests.write(
                 HEAD.pack(*labels.shape, iterations, limit(labels.size)) + image.tobytes() + labels.tobytes()
             )
             requests.flush()
-            answer = answers.read(labels.size)
+            response = responses.read(labels.size)
         except BrokenPipeError:
-            answer = b""
+            response = b""
         except BaseException:  # for example KeyboardInterrupt
             end()
             raise
-        if len(answer) == labels.size:
-            return np.frombuffer(answer, np.uint8).reshape(labels.shape)
+        if len(response) == labels.size:
+            return np.frombuffer(response, np.uint8).reshape(labels.shape)
         code = _process.wait()
         end()
     if code != TOO_LONG:
@@ -89,7 +89,7 @@ def end() -> None:
 atexit.register(end)
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def serve(requests: BinaryIO, responses: BinaryIO) -> None:
     """Process requests until the stream ends. Exits with TOO_LONG if a request exceeds its CPU time limit."""
     ends = math.inf
 
@@ -111,8 +111,8 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         # Updates the labels in place. The rectangle is ignored in this mode.
         cv2.grabCut(image, labels, (0, 0, 1, 1), *models, iterations, cv2.GC_INIT_WITH_MASK)
         ends = math.inf
-        answers.write(labels.tobytes())
-        answers.flush()
+        responses.write(labels.tobytes())
+        responses.flush()
 
 
 if __name__ == "__main__":

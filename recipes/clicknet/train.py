@@ -72,26 +72,26 @@ def main() -> None:
     parser.add_argument("--hold-norms", action="store_true", help="freeze BatchNorm's running statistics")
     parser.add_argument("--judge-every", type=float, default=24, help="minutes between validations")
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    Training(asked).run()
+    options.out.mkdir(parents=True, exist_ok=True)
+    Training(options).run()
 
 
 class Training:
     """The state of a training and its loop."""
 
-    def __init__(self, asked: argparse.Namespace) -> None:
-        self.asked = asked
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
         self.sizes = [
             (int(crop), int(batch), float(share))
-            for crop, batch, share in (text.split(":") for text in asked.sizes.split(","))
+            for crop, batch, share in (text.split(":") for text in options.sizes.split(","))
         ]
-        self.recipes = {crop: at_size(asked.recipe, crop) for crop, _, _ in self.sizes}
+        self.recipes = {crop: at_size(options.recipe, crop) for crop, _, _ in self.sizes}
         recipe = self.recipe = self.recipes[self.sizes[0][0]]
-        self.scenes = Scenes(recipe, asked.out.parent / "copies")
-        self.model = start(recipe, asked)
+        self.scenes = Scenes(recipe, options.out.parent / "copies")
+        self.model = start(recipe, options)
         self.average = copy.deepcopy(self.model).eval()
         self.norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
         groups = self.model.parameter_groups()
@@ -100,23 +100,23 @@ class Training:
         for block in self.model.encoder.blocks:  # their gradients take a fifth of a step and help little
             block.depthwise.requires_grad_(False)
         trained = [parameter for parameter in groups["backbone"] if parameter.requires_grad]
-        self.factors = (1.0, asked.backbone)
+        self.factors = (1.0, options.backbone)
         self.optimizer = torch.optim.AdamW(
-            [{"params": groups["new"]}, {"params": trained}], lr=asked.lr, weight_decay=1e-2
+            [{"params": groups["new"]}, {"params": trained}], lr=options.lr, weight_decay=1e-2
         )
         self.judged = judged_objects(recipe, None)
         self.plan = Plan("", load_protocol("fast"), {"iou": 0.9}, max_clicks=8)
         self.step = self.trained = 0
         self.before = 0.0  # minutes spent in earlier runs
-        self.rng = np.random.default_rng(asked.seed)
-        state = asked.out / "state.pt"
+        self.rng = np.random.default_rng(options.seed)
+        state = options.out / "state.pt"
         if state.exists():
             kept = torch.load(state, weights_only=True)
             self.model.load_state_dict(kept["model"])
             self.average.load_state_dict(kept["average"])
             self.optimizer.load_state_dict(kept["optimizer"])
             self.step, self.trained, self.before = kept["step"], kept["trained"], kept["minutes"]
-            self.rng = np.random.default_rng((asked.seed, self.step))
+            self.rng = np.random.default_rng((options.seed, self.step))
         self.began = time.monotonic()
 
     @property
@@ -127,7 +127,7 @@ class Training:
     def run(self) -> None:
         losses: dict[bool, list[float]] = {True: [], False: []}  # key: after the first click?
         said, kept, judged = self.step, 0.0, 0.0
-        while self.spent < self.asked.minutes:
+        while self.spent < self.options.minutes:
             for turn, loss in enumerate(self.batch()):
                 losses[turn == 0].append(loss)
             if self.step - said >= 100:
@@ -137,7 +137,7 @@ class Training:
             if self.spent - kept > 4:
                 kept = self.spent
                 self.keep()
-            if self.spent - judged > self.asked.judge_every:
+            if self.spent - judged > self.options.judge_every:
                 judged = self.spent
                 self.judge()
         self.keep()
@@ -156,9 +156,9 @@ class Training:
         boxes = torch.from_numpy(np.stack([prompt.box for prompt in prompts]))
         previous = torch.from_numpy(np.stack([prompt.previous for prompt in prompts])[:, None])
         for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
-            group["lr"] = self.asked.lr * factor * self.rate()
+            group["lr"] = self.options.lr * factor * self.rate()
         self.model.train()
-        if self.asked.hold_norms:  # statistics of small batches are noisy
+        if self.options.hold_norms:  # statistics of small batches are noisy
             for norm in self.norms:
                 norm.eval()
         with torch.no_grad():
@@ -196,10 +196,10 @@ class Training:
     def rate(self) -> float:
         """Factor on the learning rate: linear warm-up, constant, cosine decay."""
         rise = min(1.0, (self.step + 1) / 200)
-        share = self.spent / self.asked.minutes
-        if not self.asked.fall or share < 1 - self.asked.fall:
+        share = self.spent / self.options.minutes
+        if not self.options.fall or share < 1 - self.options.fall:
             return rise
-        fallen = (share - 1 + self.asked.fall) / self.asked.fall
+        fallen = (share - 1 + self.options.fall) / self.options.fall
         return rise * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, fallen))) / 2)
 
     @torch.no_grad()
@@ -226,7 +226,7 @@ class Training:
         numbers = {name: round(float(value), 4) for name, value in values.items() if value is not None}
         line = {"step": self.step, "trained": self.trained, "minutes": round(self.before + self.spent, 2), **numbers}
         print(json.dumps(line), flush=True)
-        with (self.asked.out / "log.jsonl").open("a") as file:
+        with (self.options.out / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def keep(self) -> None:
@@ -239,9 +239,9 @@ class Training:
             "trained": self.trained,
             "minutes": self.before + self.spent,
         }
-        torch.save(state, self.asked.out / "state.tmp")
-        os.replace(self.asked.out / "state.tmp", self.asked.out / "state.pt")
-        save_checkpoint(self.average, self.asked.out / "last.safetensors", {"recipe": self.recipe.name}, half=True)
+        torch.save(state, self.options.out / "state.tmp")
+        os.replace(self.options.out / "state.tmp", self.options.out / "state.pt")
+        save_checkpoint(self.average, self.options.out / "last.safetensors", {"recipe": self.recipe.name}, half=True)
 
 
 def at_size(recipe: str, crop: int) -> Recipe:
@@ -252,10 +252,10 @@ def at_size(recipe: str, crop: int) -> Recipe:
     )
 
 
-def start(recipe: Recipe, asked: argparse.Namespace) -> Any:
-    torch.manual_seed(asked.seed)
-    if asked.start:
-        model, _ = read_checkpoint(Path(asked.start))
+def start(recipe: Recipe, options: argparse.Namespace) -> Any:
+    torch.manual_seed(options.seed)
+    if options.start:
+        model, _ = read_checkpoint(Path(options.start))
         return model.requires_grad_(True).to(memory_format=torch.channels_last)
     model = catalog.resolve("model", recipe.model.name)(**recipe.model.options)
     model.initialise(catalog.resolve("backbone", str(recipe.model.backbone))(), recipe.model.coverage)
