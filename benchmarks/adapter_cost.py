@@ -1,10 +1,10 @@
-"""What a training step of each adapter costs beside a full fine-tune: one JSON line and a table in Markdown.
+"""Cost of a training step with each adapter, compared with full fine-tuning. Prints a JSON line and a Markdown table.
 
     python benchmarks/adapter_cost.py --size 640x960 --steps 3 --rounds 2
 
-Random weights, one sample a step, one thread. Every variant runs in a process of its own, all of them in each round, so
-that what else the machine does meets them alike. Time is CPU time of the process: median over steps and rounds, without
-the first step of a process. Memory is the largest resident size that the process ever had, Python and libraries in it.
+Random weights, one sample per step, one thread. Each variant runs in its own process, and each round runs all variants,
+so that load on the machine affects all alike. Time is CPU time of the process: median over steps and rounds, without
+each process's first step. Memory is the process's peak resident size, including Python and libraries.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="h18s")
     parser.add_argument("--size", default="640x960")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of each process")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per process")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)  # a process of its own
+    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)  # for the child processes
     options = parser.parse_args()
     if options.variant:
         print(json.dumps(measure(options)))
@@ -52,7 +52,7 @@ def main() -> None:
     rows = {name: summary(found) for name, found in seen.items()}
     print(json.dumps({"asked": vars(options), "rows": rows}))
     print()
-    print("| trained | ms a step | to full | peak MB | parameters | file, bytes |")
+    print("| adapter | ms per step | relative to full | peak MB | parameters | file, bytes |")
     print("|---|---|---|---|---|---|")
     for name, row in rows.items():
         ratio = row["ms"] / rows["full"]["ms"]
@@ -61,12 +61,12 @@ def main() -> None:
 
 
 def summary(found: list[dict[str, float]]) -> dict[str, float]:
-    """Medians over the rounds."""
+    """Medians over rounds."""
     return {key: statistics.median(one[key] for one in found) for key in found[0]}
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Median ms of CPU time a step, peak MB, trained parameters and bytes of the saved file of one variant."""
+    """Median CPU ms per step, peak MB, number of trained parameters, and size of the saved file of one variant."""
     import torch
 
     from hrseg_cli import catalog

@@ -1,16 +1,16 @@
-"""Next click, Boundary IoU and decoding: milliseconds of CPU, and the ratio to the plain ways, whole images every time.
+"""CPU time of next click, Boundary IoU and decoding, compared with plain implementations on whole images.
 
     python benchmarks/click_speed.py                           at 1024x1024 and 2048x3072, one thread, JSON on stdout
     python benchmarks/click_speed.py --rounds 9
 
-Both ways answer the same masks in turn in one process, and must give the same answers; the least of the rounds counts,
-in CPU time, for a shared machine disturbs both. The plain ways are those of tests/plain.py.
+Both implementations alternate on the same masks in one process and must agree. Reported is the minimum CPU time over
+the rounds, since other load on the machine affects both. The plain implementations are in tests/plain.py.
 
-rims         the rim of a large object, a pixel or two thick: the mistakes late in a session
-rims, blobs  the same with six round mistakes of 8 to 40 pixels: the mistakes of most clicks
+rims         errors along the boundary of a large object, a pixel or two thick, as late in a session
+rims, blobs  the same with six round errors of 8 to 40 pixels, as after most clicks
 half         half of the object is missing
-empty        nothing is predicted: before the first click
-full         everything is: the nastiest, one huge part around a hole
+empty        an empty prediction, as before the first click
+full         everything is predicted as object: the worst case, one huge region with a hole
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def measure(height: int, width: int, rounds: int) -> dict[str, object]:
     for name, before in (("one blob changed", changed(after)), ("all changed", masks["half"])):
         metric = BoundaryIoU(truth)
         assert [metric(before), metric(after)] == [plain.boundary_iou(mask, truth) for mask in (before, after)]
-        # There and back: half of it is one step from click to click.
+        # Two changes, there and back; steps=2 reports the time of one.
         found[f"Boundary IoU, {name}"] = in_turn(
             lambda before=before, metric=metric: (metric(before), metric(after)),
             lambda before=before: [plain.boundary_iou(mask, truth) for mask in (before, after)],
@@ -89,7 +89,7 @@ def cpu(call: Callable[[], object]) -> float:
 
 
 def scenes(height: int, width: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """A large ellipse and answers to it."""
+    """The ground truth, a large ellipse, and predictions for it by name."""
     rng = np.random.default_rng(0)
     y, x = np.ogrid[:height, :width]
 
@@ -108,14 +108,14 @@ def scenes(height: int, width: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def changed(mask: np.ndarray) -> np.ndarray:
-    """With one more blob, inside of the object."""
+    """The mask with one more blob inside the object."""
     height, width = mask.shape
     y, x = np.ogrid[:height, :width]
     return mask ^ ((y - height * 0.42) ** 2 + (x - width * 0.55) ** 2 < 40**2)
 
 
 def photo(height: int, width: int) -> np.ndarray:
-    """Smooth, with a little noise: compresses as a photograph does."""
+    """A smooth image with a little noise, which compresses like a photograph."""
     rng = np.random.default_rng(1)
     coarse = rng.integers(0, 255, (height // 64, width // 64, 3), np.uint8)
     image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)

@@ -1,16 +1,16 @@
-"""How much sooner hrseg counts the same clicks than RITM's way does: both in one run, on the same objects, in turns.
+"""Speed of evaluation compared with a plain implementation of RITM's evaluator, on the same objects.
 
-    python benchmarks/evaluate_speed.py                               20 drawn objects of 1024 x 1024, single precision
-    python benchmarks/evaluate_speed.py --precision fp32 bf16         hrseg in both, beside one yardstick
+    python benchmarks/evaluate_speed.py                               20 drawn objects of 1024 x 1024, fp32
+    python benchmarks/evaluate_speed.py --precision fp32 bf16         hrseg in both precisions, one yardstick
     python benchmarks/evaluate_speed.py --size 2048x3072 --count 4 --max-clicks 5 --weights best.safetensors
 
-The yardstick (:mod:`yardstick`) works in one process with --threads threads, hrseg in --workers processes of one thread
-each, as 'hrseg evaluate' does; each has the machine for itself while it works. Prints one JSON object: for each, wall
-and CPU seconds and the peak memory of its largest process in MiB (imports and the picture included); for hrseg their
-ratios (yardstick over hrseg) and how many objects got identical clicks. noc: mean number of clicks, --max-clicks
-where those did not suffice; more_clicks: what is added to the yardstick's, with the 95 % bootstrap interval over
-objects. Without --weights the network has the weights of the recorded answers (tests/reference.py): nothing learnt,
-so clicks go on to --max-clicks.
+The yardstick (:mod:`yardstick`) runs in one process with --threads threads, hrseg in --workers processes of one thread
+each, like 'hrseg evaluate'. They alternate, so that each has the machine to itself.
+Prints one JSON object. For each: noc, the mean number of clicks (--max-clicks for objects that did not reach --until),
+wall and CPU seconds, and peak memory of the largest process in MiB (including imports and the image). For hrseg also:
+the ratios of wall and CPU time (yardstick over hrseg); identical, the number of objects with identical clicks; and
+more_clicks, the mean difference in clicks from the yardstick with its 95 % bootstrap interval over objects.
+Without --weights the network uses the untrained weights of tests/reference.py, so that all objects take --max-clicks.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def main() -> None:
     parser.add_argument("--size", default="1024x1024", help="rows x columns")
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2, help="of the yardstick")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the yardstick")
     parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
     parser.add_argument("--max-clicks", type=int, default=20)
     parser.add_argument("--until", type=float, default=0.9)
     parser.add_argument("--model", default="h18s")
-    parser.add_argument("--weights", help="a checkpoint")
+    parser.add_argument("--weights", help="path of a checkpoint")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(options, Path(folder)), indent=1))
@@ -75,15 +75,15 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     for number in range(options.count):
         paint(folder, number, rows, cols)
     spawn = get_context("spawn")
-    pools = {YARDSTICK: (ProcessPoolExecutor(1, spawn, start_plain, (weights, options)), 1)}
+    pools = {YARDSTICK: (ProcessPoolExecutor(1, spawn, start_yardstick, (weights, options)), 1)}
     for precision in options.precision:
-        pool = ProcessPoolExecutor(options.workers, spawn, start_quick, (weights, options, precision))
+        pool = ProcessPoolExecutor(options.workers, spawn, start_hrseg, (weights, options, precision))
         pools[precision] = (pool, options.workers)
     found: dict[str, Found] = {name: [] for name in pools}
     wall = dict.fromkeys(pools, 0.0)
-    for pool, workers in pools.values():  # every process is up before the clock runs
+    for pool, workers in pools.values():  # start all processes before timing
         list(pool.map(time.sleep, [1] * workers))
-    group = 5 * options.workers  # hrseg's workers wait for each other at the end of a group
+    group = 5 * options.workers  # large, as hrseg's workers wait for each other at the end of each group
     for first in range(0, options.count, group):
         objects = range(first, min(first + group, options.count))
         for name, (pool, _) in pools.items():
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "asked": vars(options),
         "objects": options.count,
         YARDSTICK: row(found[YARDSTICK], wall[YARDSTICK]),
-        **{name: beside(found[name], wall[name], found[YARDSTICK], wall[YARDSTICK]) for name in options.precision},
+        **{name: compared(found[name], wall[name], found[YARDSTICK], wall[YARDSTICK]) for name in options.precision},
     }
 
 
@@ -112,7 +112,7 @@ def row(found: Found, wall: float) -> dict[str, object]:
     }
 
 
-def beside(found: Found, wall: float, plain: Found, plain_wall: float) -> dict[str, object]:
+def compared(found: Found, wall: float, plain: Found, plain_wall: float) -> dict[str, object]:
     pairs = list(zip(found, plain, strict=True))
     more = np.array([float(len(a[0]) - len(b[0])) for a, b in pairs])
     return {
@@ -124,35 +124,36 @@ def beside(found: Found, wall: float, plain: Found, plain_wall: float) -> dict[s
     }
 
 
-def start_plain(weights: str, options: argparse.Namespace) -> None:
-    global answer
+def start_yardstick(weights: str, options: argparse.Namespace) -> None:
+    global clicks_on
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
     loaded, _ = load_model(weights)
     network = PlainNetwork(**loaded.config).eval().requires_grad_(False)
     network.load_state_dict(loaded.state_dict())
-    answer = lambda sample: count_clicks(network, sample, options.max_clicks, options.until)[0]  # noqa: E731
+    clicks_on = lambda sample: count_clicks(network, sample, options.max_clicks, options.until)[0]  # noqa: E731
 
 
-def start_quick(weights: str, options: argparse.Namespace, precision: str) -> None:
-    global answer
+def start_hrseg(weights: str, options: argparse.Namespace, precision: str) -> None:
+    global clicks_on
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     network = fast(load_model(weights)[0], precision)
     plan = Plan("", load_protocol("ritm"), {"iou": options.until}, options.max_clicks)
-    answer = lambda sample: list(simulate(sample, network, plan)[0].clicks)  # noqa: E731
+    clicks_on = lambda sample: list(simulate(sample, network, plan)[0].clicks)  # noqa: E731
 
 
 def work(folder: Path, number: int) -> tuple[list[object], float, int]:
-    """Clicks, CPU seconds, and this process' peak memory so far."""
+    """Clicks, CPU seconds, and the process's peak memory so far in MiB."""
     sample = read(folder, number)
     started = time.process_time()
-    clicks = answer(sample)
+    clicks = clicks_on(sample)
     return clicks, time.process_time() - started, peak_memory() >> 20
 
 
 def paint(folder: Path, number: int, rows: int, cols: int) -> None:
-    """A drawn object of exactly this size, as files: to draw it takes more memory than to click on it."""
+    """Write a drawn object of exactly this size to files. Drawing needs more memory than clicking, so it is not done
+    in the measured processes."""
     image, coverage = draw(1, number, max(rows, cols))
     for name, drawn in (("image", image[:, :, ::-1]), ("truth", coverage)):
         cv2.imwrite(str(folder / f"{number}-{name}.png"), cv2.resize(drawn, (cols, rows), interpolation=cv2.INTER_AREA))

@@ -1,22 +1,25 @@
-"""Objects in flight on one GPU against one at a time and against RITM's way: all in one run, on the same objects.
+"""Speed of many objects in flight on one GPU, compared with one at a time and with a plain implementation of RITM.
 
     PYTHONPATH=. python benchmarks/gpu_speed.py --out found.json                  on a GPU, within --budget seconds
     PYTHONPATH=. python benchmarks/gpu_speed.py --data FOLDER --out found.json    on your own objects
     PYTHONPATH=. python benchmarks/gpu_speed.py --device cpu --precision fp32 --small 3 --large 1 --shrink 8
 
-It begins with "kernels or launches": the network alone, warm, on crops of 400x400; see :func:`kernels`.
+Everything runs on the same decoded objects in memory. First the network alone is timed on crops of 400x400, see
+:func:`kernels`. Then each protocol, precision and set of objects gets rows of several kinds ("way"):
 
-Objects lie decoded in memory. One at a time and the yardstick work on the first few of a set only (--alone, --plain),
-objects in flight on four times their number, so that ratios are of clicks per second. Every row names the objects it
-took, its clicks, clicks and objects a second, the ratio to one at a time and to the same once more ("alone, warm": no
-size of crop is new), how many objects have the clicks of one at a time, and the peak of the GPU's memory. "processes"
-are one at a time in each of --processes, with a model each on the same GPU. Of the protocols, "fixed" has looks of one
-size only, and padded ones of few. A row of parts comes from a run of its own, in which every pass of the network is
-waited for: ms per click in the network, in choosing the next click, in scores, and in the rest (crops, pasting, masks
-from the GPU), the latter three summed over threads. "plain" is RITM's way (:mod:`yardstick`) in single precision,
-"plain, TF32" with PyTorch's own settings, to which rows in flight are compared too (to_plain); it stops on IoU alone,
-so that only clicks per second compare. The first passes of every new size of batch are in the numbers, as they are in
-an evaluation. Rows that no longer fit the budget are left out and named.
+alone         one object at a time, on the first --alone objects
+alone, warm   the same again, so that no crop size is new
+in flight N   N objects at a time, on 4 N objects
+N processes   one object at a time in each of --processes processes, each with its own model on the same GPU
+plain         RITM's evaluator (:mod:`yardstick`) in fp32 on the first --plain objects; it stops on IoU alone
+plain, TF32   the same with PyTorch's default settings
+
+A row reports its objects and clicks, both per second, peak GPU memory, the ratios of clicks per second to "alone"
+(ratio), "alone, warm" (to_warm) and "plain, TF32" (to_plain), and how many objects have the same clicks as "alone".
+The first passes at every new batch size are included, as in an evaluation. The protocol "fixed" has a single crop size,
+the padded protocols a few. Rows with parts come from separate runs that synchronise after every forward pass: ms per
+click in the network, in choosing the next click, in scores, and in the rest (crops, pasting, copying masks), the latter
+three summed over threads. Rows that exceed the budget are skipped and listed.
 """
 
 from __future__ import annotations
@@ -57,20 +60,20 @@ from hrseg_cli.interaction import Sample
 from hrseg_cli.recipe import Protocol, load_protocol
 
 STARTED = time.perf_counter()
-Alone = dict[tuple[str, str, str], tuple[list[Any], float, float]]  # by case: traces, clicks per second cold and warm
+Alone = dict[tuple[str, str, str], tuple[list[Any], float, float]]  # per case: traces, clicks per second cold and warm
 SIZES = {"small": (512, 768), "large": (1024, 1024)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--data", help="a dataset folder in place of drawn objects")
-    parser.add_argument("--small", type=int, help="drawn objects of 512x768 [4 x the most in flight]")
-    parser.add_argument("--large", type=int, help="drawn objects of 1024x1024 [likewise]")
-    parser.add_argument("--shrink", type=int, default=1, help="divides both sizes and the crops: for trying this out")
-    parser.add_argument("--alone", type=int, default=8, help="objects of a set that are done one at a time too")
-    parser.add_argument("--plain", type=int, default=5, help="objects of a set that the yardstick does")
-    parser.add_argument("--in-flight", type=int, nargs="+", default=[32, 64, 8], help="the first gets parts")
+    parser.add_argument("--data", help="a dataset folder instead of drawn objects")
+    parser.add_argument("--small", type=int, help="number of drawn 512x768 objects [4 x largest --in-flight]")
+    parser.add_argument("--large", type=int, help="number of drawn 1024x1024 objects [likewise]")
+    parser.add_argument("--shrink", type=int, default=1, help="divide image and crop sizes by this, for a quick try")
+    parser.add_argument("--alone", type=int, default=8, help="objects per set for one at a time")
+    parser.add_argument("--plain", type=int, default=5, help="objects per set for the yardstick")
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[32, 64, 8], help="the first one is timed by part")
     parser.add_argument("--pad", type=int, nargs="+", default=[400, 200], help="zoom.pad of the padded protocols")
     parser.add_argument("--processes", type=int, default=min(8, len(os.sched_getaffinity(0))))
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
@@ -78,7 +81,7 @@ def main() -> None:
     parser.add_argument("--until", type=float, default=0.95)
     parser.add_argument("--model", default="h18s")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--budget", type=float, default=300, help="seconds after which no row is begun")
+    parser.add_argument("--budget", type=float, default=300, help="seconds after which no new row is started")
     parser.add_argument("--out", type=Path, help="JSON, rewritten after every row")
     options = parser.parse_args()
     for name in SIZES:
@@ -97,14 +100,14 @@ def objects(options: argparse.Namespace) -> dict[str, list[Sample]]:
         for name in ("large", "small")
         for number in range(wanted[name])
     ]
-    # Forked before there is a CUDA context: nothing is imported again.
+    # Fork before a CUDA context exists: saves importing everything again.
     with ProcessPoolExecutor(options.threads, get_context("fork"), cv2.setNumThreads, (1,)) as pool:
-        drawn = list(pool.map(picture, jobs))
+        drawn = list(pool.map(drawn_sample, jobs))
     return {name: [sample for sample in drawn if sample.dataset == name] for name in wanted if wanted[name]}
 
 
-def picture(job: tuple[str, int, tuple[int, int]]) -> Sample:
-    """A drawn object, resized to exactly the asked size."""
+def drawn_sample(job: tuple[str, int, tuple[int, int]]) -> Sample:
+    """A drawn object, resized to exactly the given size."""
     name, number, (rows, cols) = job
     image, coverage = draw(1, number, max(rows, cols))
     image = cv2.resize(image, (cols, rows), interpolation=cv2.INTER_AREA)
@@ -113,7 +116,7 @@ def picture(job: tuple[str, int, tuple[int, int]]) -> Sample:
 
 
 class Report:
-    """Rows as they come, on the screen and in the file."""
+    """Prints rows as they come and writes them to the JSON file."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -128,7 +131,7 @@ class Report:
         print(f"{self.found['gpu'] or 'cpu'}, {options.threads} threads, {self.found['versions']}", flush=True)
 
     def begin(self, *name: object) -> bool:
-        """Whether there is time for one more row."""
+        """Whether the budget allows one more row; otherwise the row is listed as left out."""
         if time.perf_counter() - STARTED <= self.options.budget:
             return True
         self.found["left_out"].append(" ".join(map(str, name)))
@@ -161,7 +164,7 @@ def measure(options: argparse.Namespace, sets: dict[str, list[Sample]]) -> None:
             for precision in options.precision
             for name in sets
         ]
-        for some, model in product(sets.values(), models.values()):  # kernels are loaded before a clock runs
+        for some, model in product(sets.values(), models.values()):  # load kernels before timing
             together(options, model, some[:2], Plan("", load_protocol("ritm"), until, 2), 2)
         alone: Alone = {}
         plain: dict[str, float] = {}
@@ -198,17 +201,17 @@ def measure(options: argparse.Namespace, sets: dict[str, list[Sample]]) -> None:
                 report.add(set=name, precision=precision, protocol=protocol, parts=way, **parts.per_click(done))
         for number, (key, plan) in product(others, cases):
             name, precision, _ = key
-            # More in flight than two thirds of a set's objects would be the same again.
+            # With far more in flight than there are objects, the row would be the same.
             if key in alone and number < 1.5 * len(sets[name]) and report.begin(*key, number):
                 work = partial(together, options, models[precision], sets[name][: 4 * number], plan, number)
                 compared(report, key, f"in flight {number}", *timed(options, work), alone, plain)
     report.write()
     if report.found["left_out"]:
-        print("left out:", *report.found["left_out"], sep="\n  ")
+        print("skipped:", *report.found["left_out"], sep="\n  ")
 
 
 def protocols(options: argparse.Namespace) -> dict[str, Protocol]:
-    """By name in the rows: what is compared with RITM's way first, then what fills batches best."""
+    """Protocols by the name used in rows, the one compared with the yardstick first."""
     target = 400 // options.shrink
     crops = [f"zoom.target={target}"] if options.shrink > 1 else []
     return {
@@ -223,9 +226,10 @@ def protocols(options: argparse.Namespace) -> dict[str, Protocol]:
 
 
 def kernels(options: argparse.Namespace, report: Report) -> None:
-    """Whether the GPU's kernels or their launches decide: ms of a warm pass among many on the GPU's clock (CUDA
-    events), and ms until Python has launched one. Where both are alike launches decide, and a larger batch costs
-    nothing.
+    """Rows that tell whether kernels or launches limit the speed of a warm forward pass.
+
+    gpu_ms: time per pass on the GPU's clock (CUDA events). launch_ms: time until Python has launched one pass. If both
+    are equal, launches are the limit, and larger batches are free.
     """
     forms = {
         "fp32, channels last": ("fp32", torch.channels_last, False),
@@ -243,7 +247,7 @@ def kernels(options: argparse.Namespace, report: Report) -> None:
                 points = torch.full((batch, 2, 3), -1.0, device=options.device)
                 points[:, 0] = torch.tensor([side / 2, side / 2, 0.0])
                 launches = []
-                for _ in range(8):  # from an empty queue: a full one would make Python wait for the kernels
+                for _ in range(8):  # with an empty queue: a full one would make Python wait for kernels
                     torch.cuda.synchronize(options.device)
                     began = time.perf_counter()
                     model(x, points)
@@ -272,7 +276,7 @@ def apart(
     alone: Alone,
     plain: dict[str, float],
 ) -> None:
-    """Rows of one at a time in each of several processes; every one has answered before the clock runs."""
+    """Rows of several processes, each with one object at a time. All processes are warm before timing starts."""
     count, spawn = options.processes, get_context("spawn")
     with ProcessPoolExecutor(count, spawn, start_process, (options.model, options.device, options.precision)) as pool:
         for key, plan in cases:
@@ -282,7 +286,7 @@ def apart(
                 list(work([sets[name][0]] * 2 * count))
                 samples = sets[name][: 4 * count]
                 traces, row = timed(options, lambda: list(work(samples)))  # noqa: B023
-                row["gpu_mib"] = None  # this process's says nothing
+                row["gpu_mib"] = None  # only this process's memory is known
                 compared(report, key, f"{count} processes", traces, row, alone, plain)
 
 
@@ -325,14 +329,14 @@ def compared(
 
 
 def together(options: argparse.Namespace, model: Any, samples: list[Sample], plan: Plan, number: int) -> list[Any]:
-    """Traces in the order of the objects."""
-    courses = (clicking(sample, model, plan) for sample in samples)
-    landed = dict(batched(model, courses, number, options.threads))
-    return [landed[index][0] for index in range(len(samples))]
+    """Traces of objects in flight, in the order of ``samples``."""
+    tasks = (clicking(sample, model, plan) for sample in samples)
+    finished = dict(batched(model, tasks, number, options.threads))
+    return [finished[index][0] for index in range(len(samples))]
 
 
 def timed(options: argparse.Namespace, work: Callable[[], list[Any]]) -> tuple[list[Any], dict[str, Any]]:
-    """What came of it, and the row: traces or lists of clicks."""
+    """The results of ``work`` (traces or lists of clicks), and the row of its timing."""
     cuda = options.device != "cpu"
     if cuda:
         torch.cuda.empty_cache()
@@ -381,7 +385,7 @@ class Parts:
 
     def per_click(self, traces: list[Any]) -> dict[str, Any]:
         clicks = sum(len(trace.clicks) for trace in traces)
-        within = self.seconds["course"] or self.seconds["wall"] - self.seconds["network"]
+        within = self.seconds["task"] or self.seconds["wall"] - self.seconds["network"]
         found = {part: self.seconds[part] for part in ("wall", "network", "next_click", "scores")}
         found["rest"] = within - found["next_click"] - found["scores"]
         row: dict[str, Any] = {f"{part}_ms": round(1000 * value / clicks, 3) for part, value in found.items()}
@@ -392,30 +396,31 @@ class Parts:
 
 @contextmanager
 def watched(device: str) -> Iterator[Parts]:
-    """The parts of what runs inside: the functions of the house are timed where they are called."""
+    """Time the parts of everything that runs in the ``with`` block, by patching hrseg's functions."""
     parts = Parts()
-    ask, next_click, metric, advance = views.ask, simulate.next_click, simulate._metric, in_flight._Group.advance
+    infer, next_click, metric, advance = views.infer, simulate.next_click, simulate._metric, in_flight._Group.advance
 
-    def ask_and_wait(*args: Any) -> Any:
+    def infer_and_wait(*args: Any) -> Any:
         if device != "cpu":
-            torch.cuda.current_stream().synchronize()  # crops, pastes and masks are the rest's
-        return parts.timed("network", answered)(*args)
+            torch.cuda.current_stream().synchronize()  # count crops, pasting and masks as the rest
+        return parts.timed("network", waited)(*args)
 
-    def answered(*args: Any) -> Any:
-        answer = ask(*args)
+    def waited(*args: Any) -> Any:
+        logits = infer(*args)
         if device != "cpu":
             torch.cuda.current_stream().synchronize()
-        return answer
+        return logits
 
-    views.ask = ask_and_wait
+    views.infer = infer_and_wait
     simulate.next_click = parts.timed("next_click", next_click)
     simulate._metric = lambda *args: parts.timed("scores", metric(*args))
-    in_flight._Group.advance = parts.timed("course", advance)
+    in_flight._Group.advance = parts.timed("task", advance)
     try:
         yield parts
     finally:
         parts.end()
-        views.ask, simulate.next_click, simulate._metric, in_flight._Group.advance = ask, next_click, metric, advance
+        views.infer, simulate.next_click = infer, next_click
+        simulate._metric, in_flight._Group.advance = metric, advance
 
 
 def yardstick(
@@ -426,7 +431,7 @@ def yardstick(
     alone: list[Any],
     rate: float,
 ) -> float:
-    """Rows of RITM's way, with all threads; its clicks per second with PyTorch's own settings, TF32 among them."""
+    """Add the yardstick's rows, with all threads. Returns its clicks per second with PyTorch's default settings."""
     ritm.TARGET = 400 // options.shrink
     loaded, _ = load_model(options.model)
     network = ritm.PlainNetwork(**loaded.config).eval().requires_grad_(False)
@@ -441,7 +446,7 @@ def yardstick(
     cv2.setNumThreads(threads)
     torch.set_num_threads(threads)
     ritm.count_clicks(network, few[0], 2, options.until)
-    # Its loop ends on IoU: of clicks that were made under both metrics, as many as that takes.
+    # The yardstick stops on IoU alone: compare clicks up to the one where hrseg's IoU reached the target.
     ends = [next((i for i, v in enumerate(one.scores["iou"], 1) if v >= options.until), None) for one in alone]
     ours = [list(one.clicks[:end]) for one, end in zip(alone, ends, strict=True)]
     clicks, row = timed(options, count)

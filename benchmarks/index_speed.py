@@ -1,8 +1,8 @@
-"""How fast an index is built and opened: ``python benchmarks/index_speed.py [--images 10000] [--lines 1500000]``.
+"""Speed of building and opening an index: ``python benchmarks/index_speed.py [--images 10000] [--lines 1500000]``.
 
-Writes synthetic files into a temporary folder and prints one JSON line: images a second while building, seconds to
-open an index of many lines (cold: the table of line starts is missing; warm: as prepare-data leaves it), microseconds
-to read one object anywhere in it, and seconds to draw the order of an epoch.
+Writes synthetic files to a temporary folder and prints one JSON line: images indexed per second; seconds to open an
+index of many lines (cold: without the table of line starts; warm: as prepare-data leaves it); microseconds to read one
+object at random; and seconds to draw the order of an epoch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def write_images(folder: Path, count: int) -> None:
-    """``count`` JPEGs of 128 x 96 pixels, each with a mask of one disc."""
+    """Write ``count`` JPEGs of 128 x 96 pixels, each with a mask of one disc."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -40,7 +40,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def write_index(path: Path, lines: int, objects: int = 15) -> None:
-    """An index as COCO+LVIS has it: ``objects`` lines an image; the images themselves do not exist."""
+    """Write an index like that of COCO+LVIS, with ``objects`` lines per image. The images themselves do not exist."""
     with path.open("w", encoding="utf-8") as file:
         file.write(json.dumps({"version": 1, "fingerprint": "", "incomplete": [], "name": "many"}) + "\n")
         for k in range(lines):
@@ -51,7 +51,7 @@ def write_index(path: Path, lines: int, objects: int = 15) -> None:
 
 
 def timed(call: Callable[[], T]) -> tuple[float, T]:
-    """(seconds, result) of a call."""
+    """Seconds and result of a call."""
     start = time.perf_counter()
     result = call()
     return time.perf_counter() - start, result

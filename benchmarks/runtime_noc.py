@@ -1,13 +1,13 @@
-"""What each runtime and precision costs and gives: seconds beside PyTorch's, and the clicks it takes, in one table.
+"""Speed and NoC of each runtime and precision, compared with PyTorch in fp32.
 
     python benchmarks/runtime_noc.py MODEL --dataset DATASET ... --calibrate DATASET ... [--limit N] [--out FOLDER]
 
-Seconds are of one answer at 400 x 400: CPU seconds with one thread, seconds of the clock with two; medians of answers
-that take turns, so that a noisy machine slows all of them, beside PyTorch's. NoC@90 is the mean over the same objects
-of all data sets, --limit of each; "beside torch" is the mean difference on an object, with its 95 % bootstrap interval.
-The objects that the 8-bit scales are calibrated on must not be among those that are counted.
+Times are of one forward pass at 400 x 400, relative to PyTorch: CPU time with one thread, wall time with two. They are
+medians of passes that alternate between runtimes, so that load on the machine affects all alike. NoC@90 is the mean
+over the same objects of all datasets, --limit of each. "vs torch" is the mean difference per object, with its 95 %
+bootstrap interval. The calibration objects of the 8-bit model must not be among the evaluated ones.
 
-A runtime's clicks are kept in --out, and are not clicked again.
+Clicks of each runtime are saved to --out and reused.
 """
 
 from __future__ import annotations
@@ -44,64 +44,65 @@ def main() -> None:
     parser.add_argument("--dataset", action="append", required=True)
     parser.add_argument("--calibrate", action="append", required=True)
     parser.add_argument("--calibrate-count", type=int, default=24)
-    parser.add_argument("--limit", type=int, help="only so many objects of each dataset, evenly spread")
+    parser.add_argument("--limit", type=int, help="number of objects per dataset, evenly spread [all]")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--protocol", default="fast")
-    parser.add_argument("--runtime", action="append", help="only these rows of the table, torch first")
+    parser.add_argument("--runtime", action="append", help="rows of the table, torch first [all]")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/runtime_noc"))
-    asked = parser.parse_args()
+    options = parser.parse_args()
 
-    asked.out.mkdir(parents=True, exist_ok=True)
-    int8 = asked.out / "int8.onnx"
+    options.out.mkdir(parents=True, exist_ok=True)
+    int8 = options.out / "int8.onnx"
     if not int8.is_file():
-        loaded, provenance = load_model(asked.model)
-        refs = open_datasets(asked.calibrate, asked.root, False, "auto", None).refs
-        print(json.dumps(quantize(loaded, int8, provenance, refs, asked.calibrate_count)["int8"]))
+        loaded, provenance = load_model(options.model)
+        refs = open_datasets(options.calibrate, options.root, False, "auto", None).refs
+        print(json.dumps(quantize(loaded, int8, provenance, refs, options.calibrate_count)["int8"]))
     ways = {
-        "torch": (asked.model, "torch", "fp32"),
-        "torch bf16": (asked.model, "torch", "bf16"),
-        "onnxruntime": (asked.model, "onnxruntime", "fp32"),
-        "openvino": (asked.model, "openvino", "fp32"),
-        "openvino bf16": (asked.model, "openvino-bf16", "fp32"),
+        "torch": (options.model, "torch", "fp32"),
+        "torch bf16": (options.model, "torch", "bf16"),
+        "onnxruntime": (options.model, "onnxruntime", "fp32"),
+        "openvino": (options.model, "openvino", "fp32"),
+        "openvino bf16": (options.model, "openvino-bf16", "fp32"),
         "onnxruntime int8": (str(int8), "onnxruntime", "fp32"),
         "openvino int8": (str(int8), "openvino", "fp32"),
     }
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         del ways["torch bf16"]
-    ways = {name: way for name, way in ways.items() if name in (asked.runtime or ways)}
+    ways = {name: way for name, way in ways.items() if name in (options.runtime or ways)}
     one = speed(ways, 1, time.process_time)
     two = speed(ways, 2, time.perf_counter)
     print(
-        f"torch: {1000 * one['torch']:.0f} ms of CPU with one thread, {1000 * two['torch']:.0f} ms with two", flush=True
+        f"torch: {1000 * one['torch']:.0f} ms CPU time with 1 thread, {1000 * two['torch']:.0f} ms with 2 threads",
+        flush=True,
     )
     refs = []
-    for dataset in asked.dataset:
-        found = open_datasets([dataset], asked.root, False, "auto", None).refs
-        count = min(asked.limit or len(found), len(found))
+    for dataset in options.dataset:
+        found = open_datasets([dataset], options.root, False, "auto", None).refs
+        count = min(options.limit or len(found), len(found))
         refs += [found[number * len(found) // count] for number in range(count)]
-    heads = [f"NoC@90, {LABELS[metric]} | beside torch" for metric in TARGETS]
+    heads = [f"NoC@90, {LABELS[metric]} | vs torch" for metric in TARGETS]
     lines = [
-        f"| runtime | CPU s, 1 thread | s, 2 threads | {' | '.join(heads)} |",
+        f"| runtime | relative CPU time, 1 thread | relative time, 2 threads | {' | '.join(heads)} |",
         "|" + "---|" * (3 + 2 * len(heads)),
     ]
     base: list[Trace] = []
     for name, (spec, runtime, precision) in ways.items():
-        kept = asked.out / f"{name.replace(' ', '-')}.jsonl"
+        kept = options.out / f"{name.replace(' ', '-')}.jsonl"
         if not kept.is_file():
             plan = Plan(
                 spec,
-                load_protocol(asked.protocol),
+                load_protocol(options.protocol),
                 TARGETS,
                 MAX_CLICKS,
                 runtime=runtime,
                 precision=precision,
             )
-            outcomes = dict(run(plan, refs, asked.workers))
+            outcomes = dict(run(plan, refs, options.workers))
             write_atomically(kept, "".join(outcomes[index].trace.to_json() + "\n" for index in range(len(refs))))
         traces = list(read_traces(kept))
         if [(trace.dataset, trace.id) for trace in traces] != [(ref.dataset, ref.id) for ref in refs]:
-            parser.error(f"{kept}: of other objects; name another --out")
+            parser.error(f"{kept}: clicks on other objects; choose another --out")
         base = base or traces
         cells = [f"{one[name] / one['torch']:.2f}", f"{two[name] / two['torch']:.2f}"]
         for metric in TARGETS:
@@ -109,8 +110,10 @@ def main() -> None:
             cells += [f"{clicks.mean():.2f}", gap(clicks - counted(base, metric))]
         lines.append(f"| {name} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
-    table = "\n".join([*lines, "", f"{len(refs)} objects of {', '.join(asked.dataset)}; at most {MAX_CLICKS} clicks."])
-    write_atomically(asked.out / "table.md", table + "\n")
+    table = "\n".join(
+        [*lines, "", f"{len(refs)} objects of {', '.join(options.dataset)}; at most {MAX_CLICKS} clicks."]
+    )
+    write_atomically(options.out / "table.md", table + "\n")
     print(f"\n{table}")
 
 
@@ -119,13 +122,13 @@ def counted(traces: list[Trace], metric: str) -> np.ndarray:
 
 
 def gap(differences: np.ndarray) -> str:
-    """Mean, and its 95 % bootstrap interval."""
+    """Mean and its 95 % bootstrap interval."""
     low, high = interval(differences, np.ones(len(differences)))
     return f"{differences.mean():+.2f} ({low:+.2f}, {high:+.2f})"
 
 
 def speed(ways: dict[str, tuple[str, str, str]], threads: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median seconds of an answer by ``clock``, all models in turn."""
+    """Median seconds of a forward pass by ``clock``, alternating between models."""
     torch.set_num_threads(threads)
     models: dict[str, InteractiveModel] = {
         name: open_model(spec, runtime, precision=precision)[0] for name, (spec, runtime, precision) in ways.items()
@@ -139,7 +142,7 @@ def speed(ways: dict[str, tuple[str, str, str]], threads: int, clock: Callable[[
             for name, model in models.items():
                 started = clock()
                 model(image, points)
-                if number:  # the first one prepares itself
+                if number:  # the first pass is a warm-up
                     spent[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in spent.items()}
 

@@ -1,10 +1,10 @@
-"""Samples per second of training, and where the time goes: data, simulated clicks, forward, loss, backward, update.
+"""Training speed in samples per second, and time by part: data, simulated clicks, forward, loss, backward, update.
 
-    python benchmarks/training_speed.py                                     on drawn pictures, crops of 320x480, CPU
+    python benchmarks/training_speed.py                                     procedural images, crops of 320x480, CPU
     python benchmarks/training_speed.py --dataset FOLDER --batch 32 --precision bf16 --device cuda --workers 16
 
-Parts are timed one after another in one process; "loop" is the whole thing through the Trainer, with the data side on
-its own workers, so that loop / (clicks + forward + loss + backward + update) says whether the data starves the model.
+Parts are timed sequentially in one process. "loop" is the complete training through the Trainer, with data loading in
+workers: if loop / (clicks + forward + loss + backward + update) is well above 1, data loading is the bottleneck.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
 
 
 def timed_parts(recipe, feed, options) -> dict[str, float]:
-    """Median seconds per sample of each part."""
+    """Seconds per sample of each part: medians over batches, or means for the clicks."""
     model, _ = fit.start_model(recipe)
     module = step.ClickTraining(model, recipe).to(options.device)
     module.to(memory_format=torch.channels_last)
@@ -105,7 +105,7 @@ def timed_parts(recipe, feed, options) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
         seen["update"].append(clock.lap())
-    # Rounds differ in number from batch to batch, so that one takes the mean; the first batch warms up.
+    # The number of click rounds varies between batches, so clicks need the mean. The first batch is a warm-up.
     mean = {name: statistics.fmean if name == "clicks" else statistics.median for name in seen}
     return {name: mean[name](values[1:]) / recipe.batch for name, values in seen.items()}
 
@@ -113,13 +113,13 @@ def timed_parts(recipe, feed, options) -> dict[str, float]:
 def timed_loop(recipe, feed, options, folder: Path) -> float:
     """Seconds per sample of the second epoch through the Trainer."""
     times: list[float] = []
-    keep = fit.Keeper.on_train_batch_end
+    keep = fit.Checkpointing.on_train_batch_end
 
     def stamp(self, trainer, *rest):
         times.append(time.perf_counter())
         keep(self, trainer, *rest)
 
-    fit.Keeper.on_train_batch_end = stamp
+    fit.Checkpointing.on_train_batch_end = stamp
     model, _ = fit.start_model(recipe)
     machine = fit.Machine(options.device, workers=options.workers, loggers=(), progress=False)
     fit.fit(model, recipe, feed, [], folder, machine, {})
@@ -128,7 +128,7 @@ def timed_loop(recipe, feed, options, folder: Path) -> float:
 
 
 class Clock:
-    """Seconds since the last lap, with the accelerator's work done."""
+    """Seconds since the last lap, including pending work of the GPU."""
 
     def __init__(self, device: str) -> None:
         self.device = device

@@ -1,9 +1,9 @@
-"""RITM's way of counting clicks, written plainly: what hrseg's speed is measured against.
+"""A plain implementation of RITM's evaluator: the yardstick that hrseg's speed is compared with.
 
-Sofiiuk et al. 2021 as their evaluator does it: the first click sees the whole image, later ones a crop of 400 pixels;
-image and mirror image as a batch of two; every distance over the whole image; the network in eager mode, as it was
-trained. It shares network definition and weights with hrseg, and nothing of how hrseg makes them fast. On a GPU the
-network, its crops and its masks are there; clicks and scores are work of the CPU.
+It follows Sofiiuk et al. 2021: the first click runs on the whole image, later ones on a crop of 400 pixels; image and
+mirrored image form a batch of two; distance transforms cover the whole image; the network runs in eager mode, as
+trained. It shares the network definition and weights with hrseg, but none of its optimisations. With a GPU, the
+network, crops and masks are on it, while clicks and scores are computed on the CPU.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PlainNetwork(ClickHRNet):
 
 @torch.no_grad()
 def count_clicks(network: ClickHRNet, sample: Sample, max_clicks: int, until: float) -> tuple[list[Click], list[float]]:
-    """Clicks and the IoU after each, until it is reached or the clicks are used up."""
+    """Click until the IoU reaches ``until``, at most ``max_clicks`` times. Returns clicks and the IoU after each."""
     device = network._mean.device
     truth, valid = sample.truth == 1, sample.truth != -1
     height, width = truth.shape
@@ -51,11 +51,11 @@ def count_clicks(network: ClickHRNet, sample: Sample, max_clicks: int, until: fl
         clicks.append(_next_click(truth, mask, valid, free))
         image = torch.from_numpy(sample.image).to(device).permute(2, 0, 1)[None].float() / 255
         x = torch.cat([image, previous], 1)
-        wish = _roi_of(previous[0, 0].cpu().numpy() > 0.5, clicks) if len(clicks) > 1 else None
-        if wish is None:
-            probability = _ask(network, x, clicks)
+        wanted = _roi_of(previous[0, 0].cpu().numpy() > 0.5, clicks) if len(clicks) > 1 else None
+        if wanted is None:
+            probability = _predict(network, x, clicks)
         else:
-            roi = wish if roi is None or _must_move(roi, wish, clicks) else roi
+            roi = wanted if roi is None or _must_move(roi, wanted, clicks) else roi
             top, bottom, left, right = roi
             tall, wide = bottom - top + 1, right - left + 1
             scale = TARGET / max(tall, wide)
@@ -65,8 +65,8 @@ def count_clicks(network: ClickHRNet, sample: Sample, max_clicks: int, until: fl
             inside = [
                 Click(size[0] * (c.row - top) / tall, size[1] * (c.col - left) / wide, c.positive) for c in clicks
             ]
-            probability = _ask(network, window, inside)
-        if roi is not None:  # also where the whole image was seen again: so the evaluator does it
+            probability = _predict(network, window, inside)
+        if roi is not None:  # even if this click ran on the whole image, as in RITM's evaluator
             top, bottom, left, right = roi
             whole = torch.zeros(1, 1, height, width, device=device)
             size = bottom - top + 1, right - left + 1
@@ -91,11 +91,11 @@ def _next_click(truth: np.ndarray, mask: np.ndarray, valid: np.ndarray, free: np
     return Click(int(row), int(col), positive)
 
 
-def _ask(network: ClickHRNet, x: Tensor, clicks: list[Click]) -> Tensor:
+def _predict(network: ClickHRNet, x: Tensor, clicks: list[Click]) -> Tensor:
     mirrored = [Click(c.row, x.shape[-1] - c.col - 1, c.positive) for c in clicks]
     points = torch.cat([_points(clicks), _points(mirrored)]).to(x.device)
-    straight, turned = network(torch.cat([x, x.flip(3)]), points)["logits"]
-    return torch.sigmoid(0.5 * (straight + turned.flip(2)))[None]
+    straight, flipped = network(torch.cat([x, x.flip(3)]), points)["logits"]
+    return torch.sigmoid(0.5 * (straight + flipped.flip(2)))[None]
 
 
 def _points(clicks: list[Click]) -> Tensor:
@@ -119,11 +119,11 @@ def _roi_of(mask: np.ndarray, clicks: list[Click]) -> Roi | None:
     return ends[0], ends[1], ends[2], ends[3]
 
 
-def _must_move(roi: Roi, wish: Roi, clicks: list[Click]) -> bool:
+def _must_move(roi: Roi, wanted: Roi, clicks: list[Click]) -> bool:
     if any(not (roi[0] <= c.row < roi[1] and roi[2] <= c.col < roi[3]) for c in clicks if c.positive):
         return True
     overlap = 1.0
     for i in (0, 2):
-        shared = max(0, min(roi[i + 1], wish[i + 1]) - max(roi[i], wish[i]) + 1)
-        overlap *= shared / max(1e-6, max(roi[i + 1], wish[i + 1]) - min(roi[i], wish[i]) + 1)
+        shared = max(0, min(roi[i + 1], wanted[i + 1]) - max(roi[i], wanted[i]) + 1)
+        overlap *= shared / max(1e-6, max(roi[i + 1], wanted[i + 1]) - min(roi[i], wanted[i]) + 1)
     return overlap < KEPT_ABOVE

@@ -1,4 +1,4 @@
-"""The one table of names a user can type. Name on the left, ``module:object`` on the right, imported on first use."""
+"""All names that a user can type, mapped to ``module:object``, which is imported on first use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BACKBONES = {
     "efficientnet_lite2": "hrseg_cli.models.clicknet.imagenet:lite2",
 }
 
-CHECKPOINTS = {  # public layouts, asked one after another
+CHECKPOINTS = {  # readers of public layouts, tried in this order
     "ritm": "hrseg_cli.models.hrnet.checkpoints:read",
 }
 
@@ -88,7 +88,7 @@ TABLES = {
 
 
 def resolve(kind: str, name: str) -> Any:
-    """The object behind a name of one table of :data:`TABLES`. Raises UnknownName with the nearest known name."""
+    """The object of this name in a table of :data:`TABLES`. Raises UnknownName, which suggests the nearest name."""
     table = TABLES[kind]
     if name not in table:
         raise UnknownName(kind, name, table)

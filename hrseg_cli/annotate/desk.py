@@ -21,7 +21,7 @@ from pydantic import Field
 
 from hrseg_cli.annotate.folder import COLOURS, Clicked, Folder, Name, Object, Picture, Strict, Stroke, state_of
 from hrseg_cli.data.pixels import Span, read_image
-from hrseg_cli.engine.session import Session, State
+from hrseg_cli.engine.session import Session, SessionState
 from hrseg_cli.engine.views import Box
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
@@ -243,12 +243,12 @@ class Desk:
         state = self._state(number, size, one)
         return np.asarray(state.probability[0, 0].cpu().numpy() > one.threshold)
 
-    def _state(self, number: int, size: tuple[int, int], one: Object) -> State:
+    def _state(self, number: int, size: tuple[int, int], one: Object) -> SessionState:
         """The state after all actions that are not undone: cached, or recomputed from the longest cached prefix."""
         session = self._session(number)
         keys = list(_beginnings(number, one))
         known = len(keys) - 1
-        state: State | None = self.memory.get(keys[known])
+        state: SessionState | None = self.memory.get(keys[known])
         while state is None and known:
             known -= 1
             state = self.memory.get(keys[known])

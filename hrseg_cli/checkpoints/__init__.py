@@ -1,1 +1,1 @@
-"""Weights on disk: what a name or a path means, file formats, adapters' files. Nothing is ever unpickled unsafely."""
+"""Weights on disk: resolving names and paths, file formats, adapter files. Files are never unpickled unsafely."""

@@ -1,4 +1,4 @@
-"""Files of adapters, which hold only what an adapter changes and the hash of the weights that it was trained on."""
+"""Adapter files: the weights that an adapter adds or changes, and the hash of the base weights it was trained on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hrseg_cli.writing import write_atomically
 
 
 class AdapterFile(NamedTuple):
-    """An adapter as it lies on disk; ``base`` is the hash of the weights it was trained on."""
+    """The contents of an adapter file. base: hash of the base weights. base_name: file name of the base."""
 
     path: Path
     name: str
@@ -38,20 +38,21 @@ class AdapterFile(NamedTuple):
 
 
 def attach(model: InteractiveModel, name: str, options: dict[str, Any]) -> InteractiveModel:
-    """The model with an adapter of the catalog, ready to be trained; what is frozen is frozen. Raises HrsegError."""
+    """The model with a new adapter of this catalog name, ready for training, with frozen weights frozen. Raises
+    HrsegError."""
     if next(model.parameters(), None) is None:
-        raise HrsegError(f"'{model.name}' has no weights; an adapter needs a network")
+        raise HrsegError(f"'{model.name}' has no weights to adapt; choose another model")
     try:
         adapted: InteractiveModel = catalog.resolve("adapter", name)(model, **options)
     except (TypeError, ValueError, AttributeError) as error:
-        raise HrsegError(f"adapter '{name}': {error}; correct adapter.options") from None
+        raise HrsegError(f"adapter '{name}': {error}; fix adapter.options") from None
     return adapted
 
 
 def save_adapter(
     model: InteractiveModel, path: Path, name: str, options: dict[str, Any], base: str, provenance: dict[str, Any]
 ) -> None:
-    """Write only what the adapter changes, beside the hash of its ``base`` (:func:`weights_hash`)."""
+    """Write only the adapter's weights, with the hash of its ``base`` (:func:`weights_hash`)."""
     header = {"format": FORMAT, "kind": "adapter", "name": name, "options": options, "base": base}
     tensors = {key: value.detach().cpu().contiguous() for key, value in adapter_state(model).items()}
     text = json.dumps({**header, "provenance": provenance}, sort_keys=True)
@@ -59,10 +60,10 @@ def save_adapter(
 
 
 def merged(model: InteractiveModel) -> InteractiveModel:
-    """The same answers without an adapter, in place. Raises HrsegError for one that cannot be folded."""
+    """The same model with its adapter merged into the weights, in place. Raises HrsegError if that is impossible."""
     if model.name == "resample":
         raise HrsegError(
-            "a resampling adapter stays a part of the network; use it as --model BASE+ADAPTER, or take the base alone"
+            "a resampling adapter cannot be merged into the weights; use --model BASE+ADAPTER, or the base alone"
         )
     fold(model)
     for module in model.modules():
@@ -74,13 +75,14 @@ def merged(model: InteractiveModel) -> InteractiveModel:
 def attached(
     base: tuple[InteractiveModel, dict[str, Any]], adapter: AdapterFile
 ) -> tuple[InteractiveModel, dict[str, Any]]:
+    """A base model, given with its provenance, with the adapter of a file. Raises HrsegError for another base."""
     model, provenance = base
     if weights_hash(model) != adapter.base:
         raise HrsegError(
-            f"{adapter.path}: was trained on other weights ({adapter.base_name}, {adapter.base[:12]}); give that base"
+            f"{adapter.path}: trained on other weights ({adapter.base_name}, {adapter.base[:12]}); give that base"
         )
     try:
-        with torch.device("meta"):  # without memory first: options may ask for any rank or width
+        with torch.device("meta"):  # shapes only: an untrusted file may specify any rank or width
             load_adapter_state(attach(_shapes_of(model), adapter.name, adapter.options), adapter.tensors)
         model = attach(model, adapter.name, adapter.options)
         load_adapter_state(model, adapter.tensors)
@@ -99,7 +101,7 @@ def attached(
 
 
 def _shapes_of(model: InteractiveModel) -> InteractiveModel:
-    """A copy of a model that has shapes, and no memory for them."""
+    """A copy of the model on the meta device: shapes without memory."""
     memo: dict[int, Tensor] = {id(one): torch.empty_like(one, device="meta") for one in model.buffers()}
     for one in model.parameters():
         memo[id(one)] = nn.Parameter(torch.empty_like(one, device="meta"), one.requires_grad)
@@ -107,7 +109,7 @@ def _shapes_of(model: InteractiveModel) -> InteractiveModel:
 
 
 def read_adapter(path: Path) -> AdapterFile | None:
-    """None for a file that is no adapter; then :func:`read_checkpoint` says what it is."""
+    """The contents of an adapter file; None for any other file, which :func:`read_checkpoint` can identify."""
     blob = path.read_bytes()
     try:
         size = int.from_bytes(blob[:8], "little")
@@ -119,9 +121,14 @@ def read_adapter(path: Path) -> AdapterFile | None:
     except (SafetensorError, ValueError, KeyError, TypeError):
         return None
     if header["format"] > FORMAT:
-        raise HrsegError(f"{path}: was written by a newer hrseg (format {header['format']}); update hrseg")
+        raise HrsegError(
+            f"{path}: written by a newer hrseg (format {header['format']}; this version reads up to {FORMAT}); update "
+            "hrseg"
+        )
     bad = next((k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())), None)
     if bad:
-        raise HrsegError(f"{path}: {bad} holds NaN or infinite numbers; the training that wrote it had diverged")
+        raise HrsegError(
+            f"{path}: {bad} contains NaN or infinite values; its training diverged: use an earlier checkpoint"
+        )
     options, base, provenance = found
     return AdapterFile(path, str(header["name"]), options, base, str(provenance.get("base")), tensors, provenance)

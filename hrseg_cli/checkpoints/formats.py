@@ -1,8 +1,8 @@
 """Checkpoint files: hrseg's own safetensors, and public ``.pth`` files in the layouts of :data:`catalog.CHECKPOINTS`.
 
-hrseg's format is one safetensors file whose metadata holds one key, ``hrseg``: JSON with the model's name and options
-and its provenance. (One key, because safetensors does not keep the order of several, and equal models should give equal
-bytes.)
+hrseg's format is a safetensors file with a single metadata key, ``hrseg``: JSON with the model's name, options and
+provenance. (A single key, because safetensors does not preserve the order of several, and equal models should give
+identical files.)
 """
 
 from __future__ import annotations
@@ -28,22 +28,24 @@ from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.writing import write_atomically
 
 FORMAT = 1
-PACKED = 20  # times as large as the file: PyTorch does not compress, and a repacked file shrinks by a tenth
+MAX_COMPRESSION = 20  # PyTorch does not compress, and recompressed weights shrink by about a tenth
 
 
 def read_checkpoint(path: Path) -> tuple[InteractiveModel, dict[str, Any]]:
-    """The model in a checkpoint file and its provenance. Raises HrsegError in one line that says what the file is."""
+    """The model in a checkpoint file and its provenance. Raises HrsegError that says what else the file is."""
     kind = sniff(path)
     try:
         name, options, tensors, provenance = (_read_own if kind == "safetensors" else _read_public)(path)
     except HrsegError as error:
         raise HrsegError(f"{path}: {error}") from None
     try:
-        with torch.device("meta"):  # without memory first: options may ask for any width
+        with torch.device("meta"):  # shapes only: an untrusted file may specify any width
             shapes = catalog.resolve("model", name)(**options).state_dict()
-    except Exception as error:  # options of any kind can raise nearly anything
+    except Exception as error:  # arbitrary options can raise nearly anything
         reason = " ".join(str(error).split())[:200]
-        raise HrsegError(f"{path}: describes a model that cannot be built ({reason}); was it edited?") from None
+        raise HrsegError(
+            f"{path}: its options describe a model that cannot be built ({reason}); use the original, unedited file"
+        ) from None
     _check_shapes(shapes, tensors, path)
     model: InteractiveModel = catalog.resolve("model", name)(**options)
     _check_finite(tensors, path)
@@ -53,7 +55,7 @@ def read_checkpoint(path: Path) -> tuple[InteractiveModel, dict[str, Any]]:
 
 
 def read_backbone(spec: str) -> dict[str, Tensor]:
-    """The state dict of a pretrained backbone: a name of the catalog, or a file. Raises HrsegError."""
+    """The state dict of a pretrained backbone, given by catalog name or path. Raises HrsegError or UnknownName."""
     if spec in catalog.BACKBONES:
         named: dict[str, Tensor] = catalog.resolve("backbone", spec)()
         return named
@@ -68,14 +70,17 @@ def read_backbone(spec: str) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except HrsegError:
         raise
-    except Exception:  # a torn file can raise nearly anything
-        raise HrsegError(f"{path}: is damaged, or holds more than tensors and is not run; download it again") from None
+    except Exception:  # a damaged file can raise nearly anything
+        raise HrsegError(
+            f"{path}: damaged, or contains Python objects other than tensors, which hrseg does not load; download it "
+            "again"
+        ) from None
     found = content.get("state_dict", content) if isinstance(content, dict) else {}
     return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
 
 
 def save_checkpoint(model: InteractiveModel, path: Path, provenance: dict[str, Any], half: bool = False) -> None:
-    """Write hrseg's format, as float16 where ``half``; equal models and provenance give equal bytes."""
+    """Write hrseg's format, as float16 if ``half``. Equal models and provenance give identical files."""
     header = {"format": FORMAT, "kind": "model", "name": model.name, "options": model.config, "provenance": provenance}
     tensors = {
         key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
@@ -85,7 +90,7 @@ def save_checkpoint(model: InteractiveModel, path: Path, provenance: dict[str, A
 
 
 def sniff(path: Path) -> str:
-    """``torch`` or ``safetensors`` by the first bytes; for anything else HrsegError says what it seems to be."""
+    """``torch`` or ``safetensors``, by the first bytes. Raises HrsegError that says what other files seem to be."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -93,13 +98,11 @@ def sniff(path: Path) -> str:
         raise HrsegError(f"{path}: cannot be read ({error.strerror})") from None
     text = head.lstrip().lower()
     if not head:
-        raise HrsegError(f"{path}: is empty; download it again")
+        raise HrsegError(f"{path}: empty file; download it again")
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise HrsegError(f"{path}: is a web page, the answer of a failed download; download the file itself again")
+        raise HrsegError(f"{path}: a web page, probably from a failed download; download the file itself")
     if head.startswith(b"version https://git-lfs"):
-        raise HrsegError(
-            f"{path}: is a Git LFS pointer, not the weights; run 'git lfs pull' or download the file itself"
-        )
+        raise HrsegError(f"{path}: a Git LFS pointer, not the weights; run 'git lfs pull' or download the file itself")
     if head.startswith(b"PK\x03\x04"):
         _check_zip(path)
         return "torch"
@@ -107,23 +110,25 @@ def sniff(path: Path) -> str:
         return "torch"
     if head[8:9] == b"{":
         return "safetensors"
-    raise HrsegError(f"{path}: is neither a PyTorch nor a safetensors file; give a .pth or an hrseg .safetensors")
+    raise HrsegError(f"{path}: neither a PyTorch nor a safetensors file; give a .pth or an hrseg .safetensors")
 
 
 def _check_zip(path: Path) -> None:
-    """A PyTorch file is a zip archive, but not every zip archive is one."""
+    """Raise HrsegError for a zip archive that is not a PyTorch checkpoint."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except zipfile.BadZipFile:
-        raise HrsegError(f"{path}: is a damaged or truncated PyTorch file; download it again") from None
+        raise HrsegError(f"{path}: damaged or truncated PyTorch file; download it again") from None
     if any(name.endswith("/constants.pkl") for name in names):
-        raise HrsegError(f"{path}: is a TorchScript program, which is not run; give the checkpoint it was made from")
-    if unpacked > PACKED * path.stat().st_size:
-        raise HrsegError(f"{path}: would unpack to {unpacked:,} bytes, which no weights do; download it again")
+        raise HrsegError(
+            f"{path}: a TorchScript program, which hrseg does not run; give the checkpoint it was made from"
+        )
+    if unpacked > MAX_COMPRESSION * path.stat().st_size:
+        raise HrsegError(f"{path}: would unpack to {unpacked:,} bytes, too many for weights; download it again")
     if not any(name.endswith("/data.pkl") for name in names):
-        raise HrsegError(f"{path}: is a zip archive of {len(names)} files, not a checkpoint; unpack it first")
+        raise HrsegError(f"{path}: a zip archive of {len(names)} files, not a checkpoint; unpack it first")
 
 
 Loaded = tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]
@@ -136,43 +141,52 @@ def _read_own(path: Path) -> Loaded:
         metadata = json.loads(blob[8 : 8 + size]).get("__metadata__", {})
         tensors = load_safetensors(blob)
     except (SafetensorError, ValueError):
-        raise HrsegError("is a damaged or truncated safetensors file; download or write it again") from None
+        raise HrsegError("damaged or truncated safetensors file; download it again or recreate it") from None
     if "hrseg" not in metadata:
-        raise HrsegError("is a safetensors file of another program: it does not say which model it holds")
+        raise HrsegError(
+            "a safetensors file of another program, which does not name its model; give a checkpoint written by hrseg"
+        )
     try:
         header = json.loads(metadata["hrseg"])
         kind, version, name, options = header["kind"], int(header["format"]), header["name"], dict(header["options"])
     except (ValueError, KeyError, TypeError):
-        raise HrsegError("its 'hrseg' metadata cannot be read; write it again with hrseg") from None
+        raise HrsegError("its 'hrseg' metadata cannot be read; recreate the file with hrseg") from None
     if kind != "model":
-        raise HrsegError(f"holds an {kind}, not a whole model; give the base checkpoint it was made for")
+        raise HrsegError(f"contains an {kind}, not a whole model; give the base checkpoint it was made for")
     if version > FORMAT:
-        raise HrsegError(f"was written by a newer hrseg (format {version}, this one reads {FORMAT}); update hrseg")
+        raise HrsegError(
+            f"written by a newer hrseg (format {version}; this version reads up to {FORMAT}); update hrseg"
+        )
     return name, options, tensors, dict(header.get("provenance", {}))
 
 
 def _read_public(path: Path) -> Loaded:
-    """A PyTorch file in a layout that a family knows (:data:`catalog.CHECKPOINTS`)."""
+    """Read a PyTorch file in one of the layouts in :data:`catalog.CHECKPOINTS`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it warns of (an odd pickle protocol) ends in one of the lines below
+            warnings.simplefilter("ignore")  # about odd pickle protocols, which are reported below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
         inside = f" ({found.group(1)})" if found else ""
         raise HrsegError(
-            f"holds more than tensors{inside} and is not run; ask its author for a state_dict with its config"
+            f"contains more than tensors{inside}, which hrseg does not load; ask its author for a state_dict with its "
+            "config"
         ) from None
-    except Exception:  # a torn pickle can raise nearly anything
-        raise HrsegError("is a damaged or truncated PyTorch file; download it again") from None
+    except Exception:  # a damaged pickle can raise nearly anything
+        raise HrsegError("damaged or truncated PyTorch file; download it again") from None
     if isinstance(content, list):
-        raise HrsegError(f"is a list of {len(content)} stages (one model per click); save one of them by itself")
+        raise HrsegError(
+            f"a list of {len(content)} stages (one model per click); save one of them to a file of its own"
+        )
     if not isinstance(content, dict):
-        raise HrsegError(f"holds a {type(content).__name__}, not a checkpoint")
+        raise HrsegError(
+            f"contains a {type(content).__name__}, not a checkpoint; save model.state_dict() with its config"
+        )
     if "pytorch-lightning_version" in content:
-        raise HrsegError("is a training checkpoint of Lightning; give the weights that the run exported")
+        raise HrsegError("a Lightning training checkpoint; give the weights that the training exported")
     if "model" in content and "optimizer" in content:
-        raise HrsegError("is a training checkpoint of another program; ask for a state_dict with its config")
+        raise HrsegError("a training checkpoint of another program; ask its author for a state_dict with its config")
     for layout in catalog.CHECKPOINTS:
         if (read := catalog.resolve("checkpoint layout", layout)(content)) is not None:
             name, options, state = read
@@ -183,25 +197,25 @@ def _read_public(path: Path) -> Loaded:
 
 def _check_state(state: Any) -> None:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise HrsegError("its 'state_dict' is not a dictionary of tensors; save model.state_dict() there")
+        raise HrsegError("its 'state_dict' is not a dictionary of tensors; store model.state_dict() in it")
     if any(value.numel() * value.element_size() > value.untyped_storage().nbytes() for value in state.values()):
-        raise HrsegError("one of its tensors repeats itself instead of holding its numbers; save contiguous weights")
+        raise HrsegError("one of its tensors is a broadcast view larger than its storage; save contiguous weights")
     if state and all(str(key).startswith("module.") for key in state):
-        raise HrsegError("was saved from a model wrapped in DataParallel; save model.module.state_dict() instead")
+        raise HrsegError("saved from a model wrapped in DataParallel; save model.module.state_dict() instead")
 
 
 def _what_else(content: dict[Any, Any]) -> str:
-    """What a PyTorch file of no known layout seems to be, and what to do."""
+    """What a PyTorch file in an unknown layout seems to be, and what to do about it."""
     state = content.get("state_dict", content.get("model", content))
     joined = " ".join(str(key) for key in state) if isinstance(state, dict) else ""
     readable = f"hrseg reads its own .safetensors and public checkpoints of {', '.join(catalog.CHECKPOINTS)}"
     if "image_encoder." in joined:
-        return f"holds a SAM-type model; {readable}"
+        return f"contains a SAM-type model; {readable}"
     if "lora_" in joined:
-        return "holds an adapter, not a whole model; give the base checkpoint it was made for"
+        return "contains an adapter, not a whole model; give the base checkpoint it was made for"
     if "blocks.0.attn" in joined or "pos_embed" in joined:
-        return "is a plain ViT backbone (MAE or ImageNet), not a click model"
-    return f"is in no known layout; {readable}"
+        return f"a plain ViT backbone (MAE or ImageNet), not a click model; {readable}"
+    return f"unknown layout; {readable}"
 
 
 def _check_shapes(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
@@ -210,18 +224,20 @@ def _check_shapes(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: P
     if missing or extra:
         first = f"missing {missing[0]}" if missing else f"unexpected {extra[0]}"
         raise HrsegError(
-            f"{path}: its weights do not fit its own configuration: {len(missing)} missing, {len(extra)} unexpected "
-            f"({first}); the file is incomplete or its config was changed"
+            f"{path}: its weights do not match its configuration: {len(missing)} missing, {len(extra)} unexpected "
+            f"({first}); the file is incomplete or its config was edited: download it again"
         )
     for key, tensor in tensors.items():
         if tensor.shape != wanted[key].shape:
             raise HrsegError(
-                f"{path}: {key} is {tuple(tensor.shape)}, its configuration says {tuple(wanted[key].shape)}; "
-                "the config belongs to another size of the model"
+                f"{path}: {key} has shape {tuple(tensor.shape)}, its configuration says {tuple(wanted[key].shape)}; "
+                "the config is for another size of the model: save the weights with their own config"
             )
 
 
 def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise HrsegError(f"{path}: {key} holds NaN or infinite numbers; the training that wrote it had diverged")
+            raise HrsegError(
+                f"{path}: {key} contains NaN or infinite values; its training diverged: use an earlier checkpoint"
+            )

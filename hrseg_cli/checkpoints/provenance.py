@@ -1,4 +1,4 @@
-"""What identifies weights, wherever they lie."""
+"""Identifying weights by their content."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Of names and values of all weights as float32: the same for one model in any file format."""
+    """SHA-256 of the names and float32 values of all weights: the same for one model in every file format."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if value.is_floating_point():

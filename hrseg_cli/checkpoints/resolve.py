@@ -1,4 +1,4 @@
-"""From what a user types for a model to the model."""
+"""Loads the model that a user named: a checkpoint, a catalog name, or BASE+ADAPTER."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hrseg_cli.checkpoints.provenance import weights_hash
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # what comes with hrseg
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # shipped with hrseg
 
 
 def load_model(spec: str, device: str = "cpu") -> tuple[InteractiveModel, dict[str, Any]]:
-    """A model ready to be asked, in eval mode, and its provenance (name, options, file, sha256).
+    """A model in eval mode, without gradients, and its provenance (name, options, file, sha256).
 
-    spec: path of a checkpoint, or the name of a model that comes with weights or needs none; ``BASE+ADAPTER`` for a
-        model with an adapter's file, and the adapter's file alone where its base comes with hrseg.
+    spec: the path of a checkpoint; the name of a model that ships with weights or needs none; ``BASE+ADAPTER`` for a
+        model with an adapter file; or an adapter file alone if its base ships with hrseg.
     Raises HrsegError or UnknownName.
     """
     model, provenance = _load_any(spec)
@@ -35,48 +35,48 @@ def _load_any(spec: str) -> tuple[InteractiveModel, dict[str, Any]]:
             return attached(_shipped_base(adapter), adapter)
         return read_checkpoint(path)
     splits = [(spec[:at], spec[at + 1 :]) for at, sign in enumerate(spec) if sign == "+" and at]
-    if splits:  # names of run folders may hold a "+" too
+    if splits:  # names of run folders may contain a "+" too
         base, second = next((split for split in reversed(splits) if Path(split[1]).is_file()), splits[0])
         if not Path(second).is_file():
             raise HrsegError(
-                f"--model {spec}: {second}: no such file; write BASE+ADAPTER, two files or a name and a file"
+                f"--model {spec}: {second}: no such file; give BASE+ADAPTER, where BASE is a file or a model's name"
             )
         adapter = read_adapter(Path(second)) if sniff(Path(second)) == "safetensors" else None
         if adapter is None:
-            read_checkpoint(Path(second))  # which says what is wrong with it, if anything
-            raise HrsegError(f"--model {spec}: {second} is a whole model, not an adapter; give it alone")
+            read_checkpoint(Path(second))  # raises if the file is damaged
+            raise HrsegError(f"--model {spec}: {second} is a whole model, not an adapter; give it on its own")
         return attached(_load_any(base), adapter)
     if spec in catalog.MODELS:
         shipped = WEIGHTS / f"{spec}.safetensors"
         if shipped.is_file():
             return read_checkpoint(shipped)
         if (model := _weightless(spec)) is None:
-            raise HrsegError(f"--model {spec}: an architecture without weights; give the path of a checkpoint of it")
+            raise HrsegError(f"--model {spec}: hrseg ships no weights for it; give the path of a checkpoint")
         return model, {"name": model.name, "options": model.config}
     if path.is_dir():
-        raise HrsegError(f"--model {spec}: is a folder; give the checkpoint file in it")
+        raise HrsegError(f"--model {spec}: a folder; give the checkpoint file in it")
     if path.suffix or "/" in spec:
         raise HrsegError(f"--model {spec}: no such file; give the path of a checkpoint, or 'grabcut'")
-    raise UnknownName("model", spec, catalog.MODELS, "A path of a checkpoint works too.")
+    raise UnknownName("model", spec, catalog.MODELS, "The path of a checkpoint works too.")
 
 
 def _weightless(name: str) -> InteractiveModel | None:
-    """The model of that name, if it works without weights."""
+    """The model of this name if it works without weights, otherwise None."""
     build = catalog.resolve("model", name)
     try:
         with torch.device("meta"):
             found: bool = build().weightless
-    except (TypeError, ValueError):  # a size must be named: it has weights
+    except (TypeError, ValueError):  # it requires a size, so it has weights
         return None
     return build() if found else None
 
 
 def _shipped_base(adapter: AdapterFile) -> tuple[InteractiveModel, dict[str, Any]]:
-    """The model among those that come with hrseg that an adapter belongs to."""
+    """The shipped model that an adapter was trained on, with its provenance."""
     for path in sorted(WEIGHTS.glob("*.safetensors")):
         model, provenance = read_checkpoint(path)
         if weights_hash(model) == adapter.base:
             return model, provenance
     raise HrsegError(
-        f"{adapter.path}: is an adapter for {adapter.base_name}, which does not come with hrseg; write BASE+ADAPTER"
+        f"{adapter.path}: an adapter for {adapter.base_name}, which does not ship with hrseg; give BASE+ADAPTER"
     )

@@ -92,7 +92,7 @@ def predict(
     if init_mask:
         jobs = _with_masks(jobs, init_mask, out)
     loaded, provenance = open_model(model, runtime, device, precision)
-    asked = engine.Asked(loaded, provenance, chosen, tuple(dict.fromkeys(format_)), tolerance, rule, span)
+    asked = engine.PredictOptions(loaded, provenance, chosen, tuple(dict.fromkeys(format_)), tolerance, rule, span)
     errors: dict[str, None] = {}
     kept = 0
     rows = sys.stdout  # the bar would redirect what is printed below it to where it stands, on stderr
@@ -166,11 +166,11 @@ def _masks_in(folder: Path, jobs: list[Job]) -> list[Path]:
     missing = []
     for job in jobs:
         recorded = job.key in records
-        mask = folder / f"{records[job.key]['name']}.png" if recorded else pictures(folder).get(job.wish)
+        mask = folder / f"{records[job.key]['name']}.png" if recorded else pictures(folder).get(job.stem)
         if mask is None or (recorded and not mask.is_file()):
-            missing.append(mask.name if mask else f"{job.wish}.png")
+            missing.append(mask.name if mask else f"{job.stem}.png")
             continue
-        if job.object and not recorded and (picture := pictures(job.image.parent).get(job.wish)):
+        if job.object and not recorded and (picture := pictures(job.image.parent).get(job.stem)):
             raise HrsegError(
                 f"--init-mask {folder}: {mask.name} may be the mask of {picture} or of {_told(*job.key)}; run them one "
                 "by one, each with the file of its mask"

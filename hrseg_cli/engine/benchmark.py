@@ -1,7 +1,7 @@
-"""Where a click's time goes: choosing it, cropping, the network, pasting, scoring; and the memory at its peak.
+"""Seconds per click by part (choosing the click, cropping, network, pasting, metrics) and peak memory.
 
-Each case runs in a process of its own, for the peak of memory is the process's. Absolute times depend on the machine
-and on what else it does: compare only what one call printed, on an idle machine.
+Each case runs in its own process, because peak memory is counted per process. Absolute times depend on the machine and
+its load: compare only rows printed by one call, on an idle machine.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ PARTS = ("next_click", "view", "encode", "network", "paste", "metrics")
 
 @dataclass(frozen=True)
 class Case:
-    """What one row of the table is about; travels to the process that measures it.
+    """The settings of one row of the table; sent to the process that measures it.
 
-    size: (height, width) in pixels. objects, clicks: how many objects are clicked on, how often each; one more object
-    warms up. threads: of PyTorch and OpenCV. runtime, precision: as :func:`open_model` takes them.
+    size: (height, width) in pixels. objects, clicks: number of objects, and of clicks on each; one more object serves
+    as warm-up. threads: of PyTorch and OpenCV. runtime, precision: see :func:`open_model`.
     """
 
     model: str
@@ -61,27 +61,26 @@ class Case:
 
 
 def measure_apart(case: Case) -> dict[str, Any]:
-    """:func:`measure` in a process of its own. Raises HrsegError where that one dies."""
-    # An interrupt ends the process without a traceback of its own.
+    """:func:`measure` in its own process. Raises HrsegError if that process dies."""
+    # The default handler ends the process on Ctrl-C without a second traceback.
     with ProcessPoolExecutor(1, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:
         try:
             return pool.submit(measure, case).result()
         except BrokenProcessPool:
             height, width = case.size
             raise HrsegError(
-                f"{case.model} at {height}x{width}: the process died, most likely for want of memory; "
-                "give a smaller --size or another --protocol"
+                f"{case.model} at {height}x{width}: the process died, most likely because it ran out of memory; "
+                "use a smaller --size or another --protocol"
             ) from None
 
 
 @reproducible()
 def measure(case: Case) -> dict[str, Any]:
-    """One row: seconds, medians over objects and clicks, and the peak of memory in MB.
+    """One row: median seconds over objects and clicks, and peak memory in MB.
 
-    decode: reading an object's files. start: the image as a tensor, the truth's share of the metrics. first, later: the
-    parts of the first click and of those after it, each with a total; view: all before the network sees its input,
-    encode: what depends on the image alone, where the network has such a part, paste: all after its answer until there
-    is a mask.
+    decode: reading an object's files. start: creating the session and the metrics. first, later: the parts of the first
+    click and of later ones, each with a total. Their parts include view: preparing the network's input; encode: the
+    image encoder, if the network has one; paste: everything from the logits to the mask.
     """
     torch.set_num_threads(case.threads)
     cv2.setNumThreads(case.threads)
@@ -137,7 +136,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 class _Laps:
-    """Seconds by part since :meth:`begin`. The model's two parts are wrapped, to tell them from what is around."""
+    """Seconds by part since :meth:`begin`. Wraps the model's encode and decode methods to time them separately."""
 
     def __init__(self, model: InteractiveModel, device: str) -> None:
         self._device = device
@@ -152,9 +151,9 @@ class _Laps:
     def _timed(self, call: Callable[..., Any], part: str) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:
             self.lap("view")
-            answer = call(*arguments)
+            result = call(*arguments)
             self.lap(part)
-            return answer
+            return result
 
         return timed
 
@@ -167,7 +166,7 @@ class _Laps:
 
 
 def _draw(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """Drawn objects as JPEG and PNG files of the size; enlarged, for drawing a large one takes long."""
+    """Write procedural objects of this size as JPEG and PNG files. Large ones are upscaled, as drawing them is slow."""
     for part in ("images", "masks"):
         (folder / part).mkdir()
     for index in range(count):
@@ -183,7 +182,8 @@ def _median(values: Any) -> float:
 
 
 def peak_memory() -> int:
-    """Bytes this process has held at most. Linux's ``ru_maxrss`` would remember the parent's, from before the start."""
+    """Peak resident memory of this process in bytes. Linux's ``ru_maxrss`` would include the parent's before the
+    fork."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():

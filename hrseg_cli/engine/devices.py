@@ -1,4 +1,4 @@
-"""What a processor or a GPU is told before it computes: precision, threads, reproducibility."""
+"""Settings of the processor or GPU: precision, threads, reproducibility."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from hrseg_cli.writing import write_atomically
 
 Precision = Literal["bf16", "fp32"]
 
-WORTHWHILE = 0.87  # of the time of single precision: less of a gain is not worth the last bits of the answers
+WORTHWHILE = 0.87  # share of fp32's time that bf16 may take: a smaller gain does not justify its rounding
 
 
 def best_precision(device: str) -> Precision:
-    """The quicker one of bf16 and fp32 for a convolution on ``device``.
+    """The faster of bf16 and fp32 for a convolution on ``device``.
 
-    A CPU is measured, for a tenth of a second, and the answer kept by processor (:func:`cache_folder`): a flag does not
-    tell, since processors with bf16 instructions but no matrix units compute convolutions in it at half the speed.
+    A CPU is benchmarked for a tenth of a second and the result cached per processor (:func:`cache_folder`). CPU flags
+    are not enough: processors with bf16 instructions but no matrix units run bf16 convolutions at half the speed.
     """
     if device != "cpu":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -36,24 +36,24 @@ def best_precision(device: str) -> Precision:
     path, processor = cache_folder() / "precision.json", f"{_processor()}, PyTorch {torch.__version__}"
     try:
         known = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # not there yet, or not ours
+    except (OSError, ValueError, TypeError):  # missing or damaged
         known = {}
     if known.get(processor) in get_args(Precision):
         return cast(Precision, known[processor])
     seconds = _seconds_of_a_convolution()
     known[processor] = "bf16" if seconds["bf16"] < WORTHWHILE * seconds["fp32"] else "fp32"
-    with suppress(OSError):  # a home that cannot be written to: measured again next time
+    with suppress(OSError):  # read-only home: measure again next time
         write_atomically(path, json.dumps(known, indent=1).encode())
     return cast(Precision, known[processor])
 
 
 def cache_folder() -> Path:
-    """What is computed once on a machine is kept there: ``hrseg`` below ``$XDG_CACHE_HOME``, or below ``~/.cache``."""
+    """Folder of results cached per machine: ``$XDG_CACHE_HOME/hrseg``, or ``~/.cache/hrseg``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hrseg"
 
 
 def _processor() -> str:
-    """Its model's name; on machines that do not tell, what Python knows of it."""
+    """The processor's model name, or what the ``platform`` module reports."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -63,12 +63,12 @@ def _processor() -> str:
 
 @torch.inference_mode()
 def _seconds_of_a_convolution() -> dict[Precision, float]:
-    """The shortest of a few passes in each precision, taken in turns, so that both meet the same load."""
+    """The fastest of a few runs in each precision, alternating, so that load affects both alike."""
     x = torch.rand(1, 64, 104, 104).contiguous(memory_format=torch.channels_last)
     weight = torch.rand(64, 64, 3, 3)
     kinds: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
     best: dict[Precision, float] = {"fp32": math.inf, "bf16": math.inf}
-    for _ in range(6):  # the first warms up
+    for _ in range(6):  # the first is a warm-up
         for precision, kind in kinds.items():
             inputs = x.to(kind), weight.to(kind)
             started = time.perf_counter()
@@ -79,7 +79,7 @@ def _seconds_of_a_convolution() -> dict[Precision, float]:
 
 @contextmanager
 def reproducible() -> Iterator[None]:
-    """On a GPU: single precision is single precision (no TF32), and the same call computes the same bits."""
+    """Full single precision (no TF32) and deterministic cuDNN kernels on a GPU."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -90,14 +90,14 @@ def reproducible() -> Iterator[None]:
 
 
 def one_thread() -> None:
-    """PyTorch and OpenCV compute with one thread from now on."""
+    """Limit PyTorch and OpenCV to one thread."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
 
 @contextmanager
 def one_thread_for_now() -> Iterator[None]:
-    """:func:`one_thread`, until the block ends."""
+    """:func:`one_thread` for the duration of a ``with`` block."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
     one_thread()
     try:

@@ -1,4 +1,4 @@
-"""The form of a model that only answers: the same clicks, faster, in less memory. Made after loading, never saved."""
+"""Models in their inference form: faster, with less memory, same results up to rounding. Never saved."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PRECISIONS = ("fp32", "bf16")
 def open_fast(
     spec: str, device: str = "cpu", precision: str | None = "fp32"
 ) -> tuple[InteractiveModel, dict[str, Any]]:
-    """:func:`hrseg_cli.checkpoints.resolve.load_model` for commands that only ask: the fast form, and its provenance,
-    which tells of a precision below single.
+    """:func:`hrseg_cli.checkpoints.resolve.load_model` for inference commands: the inference form and its provenance,
+    which names the precision unless it is fp32.
 
-    precision: None takes the faster one of those that the model has. Raises HrsegError or UnknownName.
+    precision: fp32 or bf16; None: the faster one that the model supports. Raises HrsegError or UnknownName.
     """
     if precision not in (None, *PRECISIONS):
         raise UnknownName("precision", precision, PRECISIONS)
@@ -34,7 +34,7 @@ def open_fast(
 
 
 def fast(model: InteractiveModel, precision: str = "fp32") -> InteractiveModel:
-    """:meth:`InteractiveModel.for_inference` of a model that may have LoRA, which is folded."""
+    """:meth:`InteractiveModel.for_inference`, after merging LoRA layers into the weights if there are any."""
     return _without_lora(model).for_inference(precision)
 
 

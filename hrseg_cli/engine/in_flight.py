@@ -1,9 +1,9 @@
-"""Many objects on one model at once: what they ask is answered in batches, all else is done in threads.
+"""Many objects at once on one model: forward passes are batched, all other work runs in threads.
 
-An object is a course of looks (:func:`hrseg_cli.engine.views.follow` answers one of them alone): it yields what the
-network is to see and is sent the logits. Here many courses advance in turns. In a turn the looks of one size go through
-the network together; then each course goes on in a thread of its own to its next look: it pastes its answer, scores the
-mask and chooses the next click, work of the CPU in OpenCV and NumPy that runs beside that of others.
+An object is a task: a generator that yields queries for the network and receives their logits
+(:func:`hrseg_cli.engine.views.drive` runs a single task). Tasks advance in turns. In each turn, queries of the same
+size share forward passes. Then each task continues to its next query in a thread: it pastes the prediction, scores the
+mask and chooses the next click, which is CPU work in OpenCV and NumPy.
 """
 
 from __future__ import annotations
@@ -19,96 +19,94 @@ import torch
 from torch import Tensor
 
 from hrseg_cli.engine import views
-from hrseg_cli.engine.views import Look
+from hrseg_cli.engine.views import Query
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
 
 T = TypeVar("T")
-Course = Generator[Look, Tensor, T]
+Task = Generator[Query, Tensor, T]
 
-# Pixels of a batch, mirror images included: 52 pairs of 400x400, 8 of 1024x1024. It bounds the memory of a pass.
+# Pixels of a batch, mirrored views included: 52 pairs of 400x400, 8 of 1024x1024. Limits the memory of a forward pass.
 BATCH_PIXELS = 2**24
 
 
 @dataclass(frozen=True)
-class _Ended(Generic[T]):
+class _Finished(Generic[T]):
     result: T
 
 
 @dataclass(eq=False)
 class _Group(Generic[T]):
-    """Courses that advance together, in the order in which they began; their tensors are on a CUDA stream of their
-    own."""
+    """Tasks that advance together, in the order in which they started, on their own CUDA stream."""
 
     stream: torch.cuda.Stream | None
-    under_way: list[tuple[int, Course[T], Future[Look | _Ended[T]]]] = field(default_factory=list)
+    running: list[tuple[int, Task[T], Future[Query | _Finished[T]]]] = field(default_factory=list)
 
     def on_stream(self) -> AbstractContextManager[object]:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
-    def advance(self, course: Course[T], answer: Tensor | None) -> Look | _Ended[T]:
+    def advance(self, task: Task[T], logits: Tensor | None) -> Query | _Finished[T]:
         with self.on_stream(), torch.inference_mode():
             try:
-                return next(course) if answer is None else course.send(answer)
+                return next(task) if logits is None else task.send(logits)
             except StopIteration as end:
-                return _Ended(end.value)
+                return _Finished(end.value)
 
 
 def batched(
     model: InteractiveModel,
-    courses: Iterator[Course[T]],
+    tasks: Iterator[Task[T]],
     in_flight: int,
     threads: int,
     groups: int | None = None,
 ) -> Generator[tuple[int, T], None, None]:
-    """(number of the course, what came of it) as courses end, at most ``in_flight`` of them under way at a time.
+    """Run tasks, at most ``in_flight`` at a time; yields (task number, result) as they finish.
 
-    They form ``groups`` that take turns, two on a GPU unless told otherwise: while the network answers one, threads
-    work on the other. Who is in a batch depends on the courses alone, never on who was quicker, so the same call
-    computes the same on the same machine.
-    An HrsegError of one course, or of the iterator, is raised when those under way have ended; none is begun after it.
+    Tasks form ``groups`` that take turns, by default two on a GPU: while the network runs for one group, threads work
+    on the other. Which tasks share a batch depends on the tasks alone, not on their timing, so results are reproducible
+    on one machine. After an HrsegError in a task or in the iterator no new task is started; it is raised once the
+    running tasks have finished.
     """
     device = next(iter(model.parameters()), torch.empty(0)).device
     cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.synchronize(device)  # the weights were made on another stream
+        torch.cuda.synchronize(device)  # the weights were copied on another stream
     turns = range(min(groups or (2 if cuda else 1), in_flight))
-    # How many each may hold
-    sizes = {
+    capacity = {
         _Group[T](torch.cuda.Stream(device) if cuda else None): len(range(turn, in_flight, len(turns)))  # type: ignore[no-untyped-call]
         for turn in turns
     }
-    waiting = enumerate(courses)
+    waiting = enumerate(tasks)
     failed: list[HrsegError] = []
     with ThreadPoolExecutor(threads) as pool:
         try:
             while True:
-                for group, size in sizes.items():
-                    asking: list[tuple[int, Course[T]]] = []
-                    looks: list[Look] = []
-                    for number, course, future in group.under_way:
+                for group, size in capacity.items():
+                    paused: list[tuple[int, Task[T]]] = []
+                    queries: list[Query] = []
+                    for number, task, future in group.running:
                         try:
-                            ahead = future.result()
+                            step = future.result()
                         except HrsegError as error:
                             failed.append(error)
                             continue
-                        if isinstance(ahead, _Ended):
-                            yield number, ahead.result
+                        if isinstance(step, _Finished):
+                            yield number, step.result
                         else:
-                            asking.append((number, course))
-                            looks.append(ahead)
+                            paused.append((number, task))
+                            queries.append(step)
                     with group.on_stream():
-                        answers = _answers(model, looks)
-                    group.under_way = [
-                        (number, course, pool.submit(group.advance, course, answer))
-                        for (number, course), answer in zip(asking, answers, strict=True)
+                        outputs = _infer_all(model, queries)
+                    group.running = [
+                        (number, task, pool.submit(group.advance, task, logits))
+                        for (number, task), logits in zip(paused, outputs, strict=True)
                     ]
                     try:
-                        for number, course in islice(waiting if not failed else (), size - len(group.under_way)):
-                            group.under_way.append((number, course, pool.submit(group.advance, course, None)))
+                        for number, task in islice(waiting if not failed else (), size - len(group.running)):
+                            group.running.append((number, task, pool.submit(group.advance, task, None)))
                     except HrsegError as error:
                         failed.append(error)
-                if not any(group.under_way for group in sizes):
+                if not any(group.running for group in capacity):
                     break
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -117,17 +115,16 @@ def batched(
 
 
 @torch.inference_mode()
-def _answers(model: InteractiveModel, looks: Sequence[Look]) -> list[Tensor]:
-    """Logits (1, 1, H, W) for each look; those of one size in as few passes of the network as :data:`BATCH_PIXELS`
-    allows."""
-    alike: dict[tuple[torch.Size, bool], list[int]] = {}
-    for number, look in enumerate(looks):
-        alike.setdefault((look.previous.shape, look.flip), []).append(number)
-    answers: dict[int, Tensor] = {}
-    for (shape, flip), numbers in alike.items():
+def _infer_all(model: InteractiveModel, queries: Sequence[Query]) -> list[Tensor]:
+    """Logits (1, 1, H, W) of each query. Queries of one size are batched, up to :data:`BATCH_PIXELS` a batch."""
+    by_size: dict[tuple[torch.Size, bool], list[int]] = {}
+    for number, query in enumerate(queries):
+        by_size.setdefault((query.previous.shape, query.flip), []).append(number)
+    found: dict[int, Tensor] = {}
+    for (shape, flip), numbers in by_size.items():
         most = max(1, BATCH_PIXELS // (shape[-2] * shape[-1] * (1 + flip)))
         for first in range(0, len(numbers), most):
             batch = numbers[first : first + most]
-            logits = views.ask(model, [looks[number] for number in batch])
-            answers.update((number, logits[i : i + 1]) for i, number in enumerate(batch))
-    return [answers[number] for number in range(len(looks))]
+            logits = views.infer(model, [queries[number] for number in batch])
+            found.update((number, logits[i : i + 1]) for i, number in enumerate(batch))
+    return [found[number] for number in range(len(queries))]

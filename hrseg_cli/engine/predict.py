@@ -1,4 +1,4 @@
-"""Clicks on a user's own images to mask files, one image after another. What is there already is not done again."""
+"""Segments a user's own images from given clicks and writes mask files. Up-to-date results are skipped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RECORDS = "predict.jsonl"
 
 @dataclass(frozen=True)
 class Job:
-    """One object of one image. object: its name, "" where the image has no other. initial: a mask to start from."""
+    """One object of one image. object: its name, "" for an image's only object. initial: an optional initial mask."""
 
     image: Path
     object: str
@@ -44,16 +44,18 @@ class Job:
         return os.path.abspath(self.image), self.object
 
     @property
-    def wish(self) -> str:
-        """What its files should be called: STEM, or STEM_OBJECT."""
+    def stem(self) -> str:
+        """Preferred name of its files, without ending: IMAGE or IMAGE_OBJECT."""
         name = "".join(c if c.isalnum() or c in "-_.=+ " else "_" for c in self.object)
-        return _cut(f"{self.image.stem}_{name}" if name else self.image.stem)
+        return _shortened(f"{self.image.stem}_{name}" if name else self.image.stem)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What decides the files of an object, besides the object. provenance: of the model. formats: keys of ENDINGS.
-    binarize: the label rule of masks to start from. span: black and white in images of more than 8 bits.
+class PredictOptions:
+    """Settings shared by all objects of a call; a change makes existing results outdated.
+
+    provenance: of the model. formats: keys of ENDINGS. tolerance: polygon simplification, see :func:`write_mask`.
+    binarize: label rule of initial masks. span: values shown as black and white in images of more than 8 bits.
     """
 
     model: InteractiveModel
@@ -65,8 +67,8 @@ class Asked:
     span: Span | None = None
 
     def digest(self, job: Job) -> str:
-        """The same when nothing has changed. Raises OSError for a file that is not there."""
-        decides = {
+        """Hash of everything that decides a job's result. Raises OSError for a missing file."""
+        inputs = {
             "clicks": job.clicks,
             "image": size_and_time(job.image),
             "initial": size_and_time(job.initial) if job.initial else None,
@@ -78,13 +80,13 @@ class Asked:
             **({"binarize": self.binarize} if job.initial and self.binarize != "auto" else {}),
             **({"range": self.span} if self.span else {}),
         }
-        return sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-class Outcome(NamedTuple):
-    """row: image, object, clicks, area (pixels), files, seconds (answering the clicks); None where ``error`` says why.
+class PredictResult(NamedTuple):
+    """row: image, object, clicks, area (pixels), files, seconds (segmentation only); None if ``error`` is set.
 
-    kept: it was there already.
+    kept: an existing result was up to date.
     """
 
     row: dict[str, Any] | None = None
@@ -92,49 +94,49 @@ class Outcome(NamedTuple):
     kept: bool = False
 
 
-def predict(jobs: Sequence[Job], asked: Asked, out: Path) -> Iterator[Outcome]:
-    """Segment every object and write its files to the folder ``out``, in order; jobs of one image stand together.
+def predict(jobs: Sequence[Job], options: PredictOptions, out: Path) -> Iterator[PredictResult]:
+    """Segment every object in order and write its files to the folder ``out``. Jobs of one image must be adjacent.
 
-    ``predict.jsonl`` in the folder says which files belong to which object, and how they came about. Raises HrsegError
-    for a folder of something else, or one that another process writes to; what is wrong with one image is only told.
+    ``predict.jsonl`` in the folder records each object's files and clicks. Raises HrsegError for a folder that holds
+    other files or that another process is writing to. Errors in single images are reported in their results.
     """
     with only_one_in(out, f"--out {out}"):
-        yield from _predict(jobs, asked, out)
+        yield from _predict(jobs, options, out)
 
 
-def _predict(jobs: Sequence[Job], asked: Asked, out: Path) -> Iterator[Outcome]:
+def _predict(jobs: Sequence[Job], options: PredictOptions, out: Path) -> Iterator[PredictResult]:
     records, replaced = _read_all(out)
-    digests = [_digest(asked, job) for job in jobs]
+    digests = [_digest(options, job) for job in jobs]
     names = _names(jobs, records)
     done = {
         job.key: record
         for job, digest in zip(jobs, digests, strict=True)
-        if (record := records.get(job.key)) and record["asked"] == digest and _all_there(out, record)
+        if (record := records.get(job.key)) and record["asked"] == digest and _all_exist(out, record)
     }
-    for job in jobs:  # before a file of theirs is replaced: a kill must not leave new files beside an old record
+    for job in jobs:  # invalidate first: a kill must not leave new files with an old, seemingly valid record
         if job.key in records and job.key not in done:
             records[job.key]["asked"] = ""
     _remove(out, replaced, records)
-    again = any(job.key in records and job.key not in done for job in jobs)
+    repeated = any(job.key in records and job.key not in done for job in jobs)
     write_atomically(out / RECORDS, "".join(_line(record) for record in records.values()))
     current, image = "", np.empty(0)
     with (out / RECORDS).open("a", encoding="utf-8") as file:
         for job, digest, name in zip(jobs, digests, names, strict=True):
             if job.key in done:
-                yield Outcome(_row(job, done[job.key], out), kept=True)
+                yield PredictResult(_row(job, done[job.key], out), kept=True)
                 continue
             try:
                 if job.key[0] != current:
-                    current, image = "", np.empty(0)  # gives the memory of the last one back first
-                    current, image = job.key[0], read_image(job.image, span=asked.span)
-                probability, seconds = segment(job, asked, image)
+                    current, image = "", np.empty(0)  # free the previous image first
+                    current, image = job.key[0], read_image(job.image, span=options.span)
+                probability, seconds = segment(job, options, image)
             except HrsegError as error:
-                yield Outcome(error=str(error))
+                yield PredictResult(error=str(error))
                 continue
-            threshold = asked.protocol.threshold
+            threshold = options.protocol.threshold
             files = write_mask(
-                out, name, asked.formats, image, probability, threshold,
-                source=job.image.name, category=job.object or "object", tolerance=asked.tolerance,
+                out, name, options.formats, image, probability, threshold,
+                source=job.image.name, category=job.object or "object", tolerance=options.tolerance,
             )  # fmt: skip
             record = {
                 "image": job.key[0],
@@ -154,15 +156,15 @@ def _predict(jobs: Sequence[Job], asked: Asked, out: Path) -> Iterator[Outcome]:
             if set(old) - set(files):
                 os.fsync(file.fileno())
                 _remove(out, old, records)
-            yield Outcome(_row(job, record, out))
-    if again:  # one line for each object, as if there had been no earlier ones
+            yield PredictResult(_row(job, record, out))
+    if repeated:  # drop the outdated records: one line per object
         write_atomically(out / RECORDS, "".join(_line(record) for record in records.values()))
 
 
-def segment(job: Job, asked: Asked, image: np.ndarray) -> tuple[np.ndarray, float]:
-    """Probability, float32 (H, W), after the job's clicks on its image, uint8 (H, W, 3), and the seconds they took.
+def segment(job: Job, options: PredictOptions, image: np.ndarray) -> tuple[np.ndarray, float]:
+    """Probability, float32 (H, W), after the job's clicks on its image, uint8 (H, W, 3), and the seconds it took.
 
-    Raises HrsegError for a click outside the image or a mask of another size.
+    Raises HrsegError for a click outside the image or an initial mask of another size.
     """
     height, width = image.shape[:2]
     for click in job.clicks:
@@ -173,32 +175,31 @@ def segment(job: Job, asked: Asked, image: np.ndarray) -> tuple[np.ndarray, floa
             )
     initial = None
     if job.initial:
-        initial = read_object(job.initial, (height, width), asked.binarize, job.image)
-    session = Session(asked.model, image, asked.protocol, initial, undo=0)
+        initial = read_object(job.initial, (height, width), options.binarize, job.image)
+    session = Session(options.model, image, options.protocol, initial, undo=0)
     started = time.perf_counter()
     for click in job.clicks:
         session.click(click)
     return session.probability, time.perf_counter() - started
 
 
-def _digest(asked: Asked, job: Job) -> str:
+def _digest(options: PredictOptions, job: Job) -> str:
     try:
-        return asked.digest(job)
+        return options.digest(job)
     except OSError:
-        return "unreadable"  # reading it will say why
+        return "unreadable"  # read_image reports the reason
 
 
-def _cut(name: str) -> str:
-    """As long as file systems take it, with an ending and a number."""
+def _shortened(name: str) -> str:
+    """A name short enough for file systems, with room for a number and an ending."""
     return name.encode(errors="surrogateescape")[:180].decode(errors="ignore")
 
 
 def _names(jobs: Sequence[Job], records: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
-    """How the files of each job are called: as last time, else its wish, with the folder or a number where needed.
+    """The name of each job's files: the recorded one, otherwise its stem, with the folder or a number if needed.
 
-    No two objects share a file, whatever the formats and also where a file system does not tell capitals apart.
+    No two objects share a file, whatever the formats, even on a case-insensitive file system.
     """
-
     taken = {file for record in records.values() for file in _files(record["name"])}
     names = []
     for job in jobs:
@@ -206,27 +207,28 @@ def _names(jobs: Sequence[Job], records: dict[tuple[str, str], dict[str, Any]]) 
             names.append(str(records[job.key]["name"]))
             continue
         folder = Path(job.key[0]).parent.name
-        others = (f"{job.wish}_{number}" for number in count(2))
-        name = next(n for n in chain([job.wish, _cut(f"{folder}_{job.wish}")], others) if taken.isdisjoint(_files(n)))
+        others = (f"{job.stem}_{number}" for number in count(2))
+        preferred = [job.stem, _shortened(f"{folder}_{job.stem}")]
+        name = next(n for n in chain(preferred, others) if taken.isdisjoint(_files(n)))
         taken |= _files(name)
         names.append(name)
     return names
 
 
 def read_records(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """(image's path, object) -> its last record. A torn last line (an interrupted run) is dropped.
+    """(image path, object) -> last record. An incomplete last line (of an interrupted run) is dropped.
 
-    Raises HrsegError for a line that is no record, or that names other files than its object's in ``out``.
+    Raises HrsegError for a line that is not a record or that names files of another object.
     """
     return _read_all(out)[0]
 
 
 def _read_all(out: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], list[str]]:
-    """:func:`read_records`, and the files that records before the last ones name."""
+    """:func:`read_records`, and the files named by replaced records."""
     path = out / RECORDS
     if not path.exists():
         if not is_empty(out):
-            raise HrsegError(f"--out {out}: not empty and not written by 'hrseg predict'; name another folder")
+            raise HrsegError(f"--out {out}: not empty and not written by 'hrseg predict'; choose another folder")
         return {}, []
     records: dict[tuple[str, str], dict[str, Any]] = {}
     replaced: list[str] = []
@@ -242,34 +244,34 @@ def _read_all(out: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], list[st
             _check_files(path, record)
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
-                raise HrsegError(f"{path}, line {number}: not a record; delete the line, or the folder") from None
+                raise HrsegError(f"{path}, line {number}: not a record; delete the line or the folder") from None
             continue
         if any(owners.setdefault(file, key) != key for file in _files(record["name"])):
-            raise HrsegError(f"{path}, line {number}: names files of another object; delete the line, or the folder")
+            raise HrsegError(f"{path}, line {number}: names files of another object; delete the line or the folder")
         replaced += records[key]["files"] if key in records else []
         records[key] = record
     return records, replaced
 
 
 def _remove(out: Path, replaced: list[str], records: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """The files that no record names any more. Only once the new records are durable."""
+    """Delete the replaced files that no record names any more. Call it only once the new records are on disk."""
     for file in set(replaced).difference(*(record["files"] for record in records.values())):
         (out / file).unlink(missing_ok=True)
 
 
 def _check_files(path: Path, record: dict[str, Any]) -> None:
-    """What a record names is written and deleted. Raises ValueError or HrsegError unless it is its object's."""
+    """Files named by a record get overwritten and deleted. Raises ValueError or HrsegError unless they are its own."""
     name = checked(record["name"], path)
     if "/" in name or not set(record["files"]) <= {f"{name}{ending}" for ending in ENDINGS.values()}:
         raise ValueError
 
 
 def _files(name: str) -> set[str]:
-    """All that an object of this name may be written to, on a file system that does not tell capitals apart."""
+    """All files that an object of this name may be written to, in lower case."""
     return {f"{name}{ending}".lower() for ending in ENDINGS.values()}
 
 
-def _all_there(out: Path, record: dict[str, Any]) -> bool:
+def _all_exist(out: Path, record: dict[str, Any]) -> bool:
     return all((out / file).is_file() for file in record["files"])
 
 
@@ -278,7 +280,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _row(job: Job, record: dict[str, Any], out: Path) -> dict[str, Any]:
-    """What is printed: paths as the user types them."""
+    """The row to print, with paths as the user typed them."""
     return {
         "image": str(job.image),
         "object": record["object"],

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hrseg_cli.data.samples import Ref, load
 from hrseg_cli.engine.export import clicks_of, export, need, write_graph
-from hrseg_cli.engine.runtimes import Answer, Feed, start_onnxruntime
+from hrseg_cli.engine.runtimes import GraphInputs, RunGraph, start_onnxruntime
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
@@ -79,7 +79,7 @@ def quantize(
     return header
 
 
-def click_steps(model: InteractiveModel, refs: Sequence[Ref], protocol: Protocol) -> list[Feed]:
+def click_steps(model: InteractiveModel, refs: Sequence[Ref], protocol: Protocol) -> list[GraphInputs]:
     """What the network is asked while these objects are clicked on, :data:`CLICKS` times each, as a graph's inputs."""
     recorder = _Recorder(model)
     plan = Plan(model="", protocol=protocol, until={"iou": 2.0}, max_clicks=CLICKS)
@@ -88,7 +88,7 @@ def click_steps(model: InteractiveModel, refs: Sequence[Ref], protocol: Protocol
     return recorder.asked
 
 
-def compare(one: Answer, other: Answer, steps: Sequence[Feed]) -> dict[str, Any]:
+def compare(one: RunGraph, other: RunGraph, steps: Sequence[GraphInputs]) -> dict[str, Any]:
     """How far two graphs are apart: share of pixels on another side of 0.5, mean difference of the probability."""
     flipped, apart = [], []
     for step in steps:
@@ -109,7 +109,7 @@ class _Recorder(InteractiveModel):
         super().__init__()
         self.model = model
         self.with_prev_mask, self.mirror, self.enlarge = model.with_prev_mask, model.mirror, model.enlarge
-        self.asked: list[Feed] = []
+        self.asked: list[GraphInputs] = []
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
         previous = {"previous": image[:, 3:].numpy()} if self.with_prev_mask else {}
@@ -121,8 +121,8 @@ class _Recorder(InteractiveModel):
 class _Reader:
     """Steps one after another, as ONNX Runtime's calibration asks for them."""
 
-    def __init__(self, steps: Sequence[Feed]) -> None:
+    def __init__(self, steps: Sequence[GraphInputs]) -> None:
         self.steps = iter(steps)
 
-    def get_next(self) -> Feed | None:
+    def get_next(self) -> GraphInputs | None:
         return next(self.steps, None)

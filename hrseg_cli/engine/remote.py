@@ -1,4 +1,4 @@
-"""Masks for other annotation programs, which send the image's address and all of its clicks every time."""
+"""Masks for other annotation tools, which send the image's address and all clicks with every request."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ MAX_PIXELS = 10**8
 
 
 class Remote:
-    """Answers to sets of clicks. The last images' sessions are kept, so that one more click costs one more answer.
+    """Predicts masks from complete lists of clicks. Sessions are cached, so that one more click costs one prediction.
 
-    keep: how many; each holds its image and up to five probability maps in memory. One answer is computed at a time.
+    keep: number of cached sessions; each holds its image and up to five probability maps. Requests are processed one at
+    a time.
     """
 
     def __init__(self, model: InteractiveModel, protocol: Protocol, keep: int = 4) -> None:
@@ -36,12 +37,13 @@ class Remote:
         clicks: Sequence[Click],
         box: tuple[float, float, float, float] | None = None,
     ) -> np.ndarray:
-        """bool (H, W). Raises HrsegError, or what ``read`` raises.
+        """The mask, bool (H, W). Raises HrsegError, or whatever ``read`` raises.
 
-        key: says which image it is, and whose object. read: gives the image, uint8 (H, W, 3), when it is not at hand.
-        clicks: all of the object; those outside the image are moved to its border, their order does not matter where
-            they came one by one. box: (top, left, bottom, right) in pixels around the object: nothing outside belongs
-            to it, and its middle is clicked first where nothing else is positive.
+        key: identifies the image and the object. read: loads the image, uint8 (H, W, 3), if its session is not cached.
+        clicks: all clicks on the object. Those outside the image are moved to its border. Cached clicks may come in any
+            order.
+        box: (top, left, bottom, right) in pixels. The mask is clipped to it; without a positive click, its centre is
+            clicked first.
         """
         with self._lock:
             session = self._sessions.pop(key, None)
@@ -53,7 +55,7 @@ class Remote:
                 wanted.insert(0, Click((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, True))
             wanted = [_inside(click, height, width) for click in wanted]
             while not set(session.state.clicks) <= set(wanted):
-                if not session.undo():  # too far back
+                if not session.undo():  # beyond the undo limit
                     session = self._start(read())
             for click in dict.fromkeys(wanted):
                 if click not in session.state.clicks:
@@ -73,8 +75,11 @@ class Remote:
         return Session(self.model, image, self.protocol, undo=4)
 
 
-def picture(blob: bytes) -> np.ndarray:
-    """uint8 (H, W, 3) of an image file's bytes, upright. Raises HrsegError for others, and above 100 megapixels."""
+def decode_image(blob: bytes) -> np.ndarray:
+    """uint8 (H, W, 3) from the bytes of an image file, with EXIF orientation applied.
+
+    Raises HrsegError for anything but an image, and for more than 100 megapixels.
+    """
     return read_image(Path("the image"), at_most=MAX_PIXELS, data=blob)
 
 

@@ -1,4 +1,4 @@
-"""Who computes the network: PyTorch, ONNX Runtime or OpenVINO. For the click loop they are all one InteractiveModel."""
+"""Opening a model on PyTorch, ONNX Runtime or OpenVINO, behind one interface: InteractiveModel."""
 
 from __future__ import annotations
 
@@ -21,35 +21,39 @@ from hrseg_cli.engine.fast import open_fast
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
 
-Feed = dict[str, np.ndarray]
-Answer = Callable[[Feed], np.ndarray]
+GraphInputs = dict[str, np.ndarray]
+RunGraph = Callable[[GraphInputs], np.ndarray]  # returns logits (B, 1, H, W)
 
 
 def open_model(
     spec: str, runtime: str | None = None, device: str = "cpu", precision: str | None = "fp32"
 ) -> tuple[InteractiveModel, dict[str, Any]]:
-    """A model ready to be asked, computed by ``torch`` or one of :data:`GRAPHS`, and its provenance.
+    """A model for inference and its provenance.
 
-    spec: as :func:`hrseg_cli.checkpoints.resolve.load_model` takes it, or an ``.onnx`` file of ``hrseg export``.
-    precision: fp32 or bf16, for PyTorch, which answers with its fast form; None: the quicker of the two here.
-    runtime: None is PyTorch, and ONNX Runtime for an ``.onnx`` file. Others than PyTorch compute on the CPU, with as
-        many threads as PyTorch has when this is called.
-    A checkpoint is exported once, to :func:`cache_folder`. Raises HrsegError or UnknownName.
+    spec: see :func:`hrseg_cli.checkpoints.resolve.load_model`; or an ``.onnx`` file written by ``hrseg export``.
+    runtime: ``torch`` or one of :data:`GRAPHS`. None: ONNX Runtime for an ``.onnx`` file, otherwise PyTorch. The graph
+        runtimes run on the CPU with PyTorch's current number of threads.
+    precision: fp32 or bf16, for PyTorch, which uses the inference form of the model. None: the faster one here.
+    For a graph runtime, a checkpoint is exported once and cached in :func:`cache_folder`. Raises HrsegError or
+    UnknownName.
     """
     file = Path(spec) if spec.endswith(".onnx") else None
     chosen = runtime or ("onnxruntime" if file else "torch")
     if chosen == "torch":
         if file:
-            raise HrsegError(f"--runtime torch: {spec} is a graph; take onnxruntime or openvino, or the checkpoint")
+            raise HrsegError(
+                f"--runtime torch: cannot run the ONNX file {spec}; use --runtime onnxruntime or openvino, or give the "
+                "checkpoint"
+            )
         return open_fast(spec, device, precision)
     if precision not in (None, "fp32"):
         raise HrsegError(
-            f"--precision {precision}: is for --runtime torch; take --runtime openvino-bf16, or leave it out"
+            f"--precision {precision}: only for --runtime torch; use --runtime openvino-bf16, or omit --precision"
         )
     if chosen not in GRAPHS:
         raise UnknownName("runtime", chosen, ["torch", *GRAPHS])
     if device != "cpu":
-        raise HrsegError(f"--device {device}: --runtime {chosen} computes on the CPU; leave one of them out")
+        raise HrsegError(f"--device {device}: --runtime {chosen} runs on the CPU only; omit one of the two options")
     start, package, arithmetic = GRAPHS[chosen]
     need(package)
     if file is None:
@@ -58,7 +62,7 @@ def open_model(
     else:
         path = file
         if not path.is_file():
-            raise HrsegError(f"--model {spec}: no such file; write it with 'hrseg export MODEL --out {spec}'")
+            raise HrsegError(f"--model {spec}: no such file; create it with 'hrseg export MODEL --out {spec}'")
         header, digest = read_header(path)
         provenance = {
             "name": header["name"],
@@ -77,58 +81,58 @@ def open_model(
 
 
 class GraphModel(InteractiveModel):
-    """An exported click network. It has no parameters of its own, and gives logits only.
+    """An exported click network. It has no parameters and returns logits only.
 
-    answer: inputs by name -> logits (B, 1, H, W). header: the file's metadata.
+    run: inputs by name -> logits (B, 1, H, W). header: the file's metadata.
     """
 
-    def __init__(self, answer: Answer, header: dict[str, Any]) -> None:
+    def __init__(self, run: RunGraph, header: dict[str, Any]) -> None:
         super().__init__()
         self.name, self.config = header["name"], header["options"]
         self.with_prev_mask, self.mirror, self.enlarge = header["with_prev_mask"], header["mirror"], header["enlarge"]
-        self.answer = answer
+        self.run = run
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
-        feed = {"image": image[:, :3].contiguous().numpy(), "clicks": clicks_of(points).numpy()}
+        inputs = {"image": image[:, :3].contiguous().numpy(), "clicks": clicks_of(points).numpy()}
         if self.with_prev_mask:
-            feed["previous"] = image[:, 3:4].contiguous().numpy()
-        return {"logits": torch.from_numpy(self.answer(feed))}
+            inputs["previous"] = image[:, 3:4].contiguous().numpy()
+        return {"logits": torch.from_numpy(self.run(inputs))}
 
 
-def start_onnxruntime(path: Path) -> Answer:
+def start_onnxruntime(path: Path) -> RunGraph:
     ort = need("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    options.enable_mem_pattern = False  # planned for one size of input, and crops are of any size
+    options.enable_mem_pattern = False  # it assumes a fixed input size; crops vary
     options.log_severity_level = 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def answer(feed: Feed) -> np.ndarray:
-        (logits,) = session.run(["logits"], feed)
+    def run(inputs: GraphInputs) -> np.ndarray:
+        (logits,) = session.run(["logits"], inputs)
         return np.asarray(logits)
 
-    return answer
+    return run
 
 
-def start_openvino(path: Path, precision: str = "f32") -> Answer:
+def start_openvino(path: Path, precision: str = "f32") -> RunGraph:
     openvino = need("openvino")
-    # Unless told, it computes in bfloat16 where the processor can.
+    # Without a hint, OpenVINO uses bfloat16 wherever the processor supports it.
     options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     network = openvino.Core().compile_model(str(path), "CPU", {**options, "PERFORMANCE_HINT": "LATENCY"})
     request = network.create_infer_request()
 
-    def answer(feed: Feed) -> np.ndarray:
-        return np.array(request.infer(feed)["logits"])  # a copy: the next call writes into the same memory
+    def run(inputs: GraphInputs) -> np.ndarray:
+        return np.array(request.infer(inputs)["logits"])  # copy: the next call overwrites this memory
 
-    return answer
+    return run
 
 
-def start_openvino_bf16(path: Path) -> Answer:
+def start_openvino_bf16(path: Path) -> RunGraph:
     return start_openvino(path, "bf16")
 
 
-# name -> how it is started, the package it needs, in what it computes a graph of single precision
-GRAPHS: dict[str, tuple[Callable[[Path], Answer], str, str]] = {
+# name -> how to load a graph, required package, arithmetic used for an fp32 graph
+GRAPHS: dict[str, tuple[Callable[[Path], RunGraph], str, str]] = {
     "onnxruntime": (start_onnxruntime, "onnxruntime", "fp32"),
     "openvino": (start_openvino, "openvino", "fp32"),
     "openvino-bf16": (start_openvino_bf16, "openvino", "bf16"),
@@ -136,14 +140,14 @@ GRAPHS: dict[str, tuple[Callable[[Path], Answer], str, str]] = {
 
 
 def _exported(spec: str) -> tuple[Path, dict[str, Any]]:
-    """The graph of a checkpoint, written when it is asked for first, and the checkpoint's provenance."""
+    """The cached graph of a checkpoint, exported on first use, and the checkpoint's provenance."""
     model, provenance = load_model(spec)
-    decides = {
+    identity = {
         "weights": weights_hash(model),
         "options": [model.name, model.config, provenance.get("adapter", {}).get("options")],
         "made_by": [__version__, torch.__version__, need("onnx").__version__, FORMAT, OPSET],
     }
-    path = cache_folder() / f"{hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]}.onnx"
+    path = cache_folder() / f"{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]}.onnx"
     if not path.is_file():
         export(model, path, provenance)
     return path, provenance

@@ -1,4 +1,4 @@
-"""One object being segmented: what a click leaves behind, the step from click to click, and a holder with undo."""
+"""Segmenting one object: the state between clicks, the transition from click to click, and a session with undo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hrseg_cli.engine import views
-from hrseg_cli.engine.views import Box, Look, Pictures, Shown
+from hrseg_cli.engine.views import Box, Query, View, ViewCache
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
@@ -19,11 +19,12 @@ from hrseg_cli.recipe import Protocol
 
 
 @dataclass(frozen=True)
-class State:
-    """All that the next click depends on.
+class SessionState:
+    """Everything that the next click depends on.
 
-    probability: (1, 1, H, W) float32 in [0, 1]. box: the crop in use, None while the whole image is seen.
-    stale: how often an answer for the whole image was squeezed into an old crop (a kept quirk of RITM's zoom-in).
+    probability: (1, 1, H, W) float32 in [0, 1]. box: the current crop, None for the whole image.
+    stale: how often a prediction for the whole image was pasted into an outdated crop (a quirk of RITM's zoom-in that
+        ``keep_stale_roi`` reproduces).
     """
 
     probability: Tensor
@@ -35,92 +36,94 @@ class State:
 def step(
     model: InteractiveModel,
     image: Tensor,
-    state: State,
+    state: SessionState,
     click: Click,
     protocol: Protocol,
     around: Box | None = None,
-) -> State:
-    """The state after one more click: :func:`looks` answered by ``model``. Pure: nothing of model, image or state
-    changes."""
-    return views.follow(model, looks(model.enlarge, Pictures(image), state, click, protocol, around))
+) -> SessionState:
+    """The state after one more click. A pure function: model, image and state are not modified.
+
+    Arguments as for :func:`click_queries`.
+    """
+    return views.drive(model, click_queries(model.enlarge, ViewCache(image), state, click, protocol, around))
 
 
-def looks(
+def click_queries(
     enlarge: int,
-    pictures: Pictures,
-    state: State,
+    cache: ViewCache,
+    state: SessionState,
     click: Click,
     protocol: Protocol,
     around: Box | None = None,
-) -> Generator[Look, Tensor, State]:
-    """The course to the state after one more click: yields what the network is to see, is sent its logits.
+) -> Generator[Query, Tensor, SessionState]:
+    """Yield the queries of one more click, receiving the logits of each. Returns the new state.
 
-    pictures: the image, and crops of it that earlier clicks left. enlarge: see :class:`InteractiveModel`. around: where
-    the object is known to lie; a protocol with zoom-in crops there instead of guessing from the previous answer.
+    cache: the image and its cached views. enlarge: see :class:`InteractiveModel`. around: a box known to contain the
+    object; a protocol with zoom-in crops there instead of relying on the previous mask.
     """
     clicks = (*state.clicks, click)
     if around is not None and protocol.zoom:
         guide = torch.zeros_like(state.probability)
         guide[..., around.top : around.bottom + 1, around.left : around.right + 1] = 1
-        return (yield from _look(enlarge, pictures, state, guide, clicks, protocol))
-    answer = yield from _look(enlarge, pictures, state, state.probability, clicks, protocol)
+        return (yield from _query_view(enlarge, cache, state, guide, clicks, protocol))
+    after = yield from _query_view(enlarge, cache, state, state.probability, clicks, protocol)
     zoom = protocol.zoom
-    if zoom and zoom.skip_clicks <= 0 and answer.box is None:
-        # The whole image was seen although crops are wanted from the first click on: a found object that fills little
-        # of the image is looked at once more, closer, with the same previous mask.
-        found = views.object_box(_above(answer.probability, zoom.mask_threshold), (), zoom)
-        if found and views.box_iou(found, _whole(pictures.image)) < 0.5:
-            answer = yield from _look(enlarge, pictures, state, answer.probability, clicks, protocol)
-    return answer
+    if zoom and zoom.skip_clicks <= 0 and after.box is None:
+        # The protocol zooms in from the first click, but there was no mask yet to crop around. If the predicted object
+        # fills little of the image, repeat the click on a crop, with the same previous mask.
+        found = views.object_box(_above(after.probability, zoom.mask_threshold), (), zoom)
+        if found and views.box_iou(found, _whole(cache.image)) < 0.5:
+            after = yield from _query_view(enlarge, cache, state, after.probability, clicks, protocol)
+    return after
 
 
-def _look(
+def _query_view(
     enlarge: int,
-    pictures: Pictures,
-    state: State,
+    cache: ViewCache,
+    state: SessionState,
     guide: Tensor,
     clicks: tuple[Click, ...],
     protocol: Protocol,
-) -> Generator[Look, Tensor, State]:
-    """One look; ``guide`` (1, 1, H, W) says where the object is, ``state`` what was answered before."""
-    height, width = pictures.image.shape[-2:]
+) -> Generator[Query, Tensor, SessionState]:
+    """One prediction, on the whole image or on a crop around the mask ``guide`` (1, 1, H, W)."""
+    height, width = cache.image.shape[-2:]
     zoom, previous, box = protocol.zoom, state.probability, state.box
-    wish = None
+    wanted = None
     if zoom and len(clicks) > zoom.skip_clicks:
-        wish = views.object_box(_above(guide, zoom.mask_threshold), clicks, zoom)
-        if wish is None and zoom.skip_clicks < 0:
-            wish = _whole(pictures.image)
-    if wish is None:
-        answer = yield from _sigmoid(pictures.show(None, (height, width)), previous, clicks, protocol)
+        wanted = views.object_box(_above(guide, zoom.mask_threshold), clicks, zoom)
+        if wanted is None and zoom.skip_clicks < 0:
+            wanted = _whole(cache.image)
+    if wanted is None:
+        probability = yield from _sigmoid(cache.view(None, (height, width)), previous, clicks, protocol)
         stale = box is not None and protocol.keep_stale_roi
         if not stale:
-            return State(answer, clicks, None, state.stale)
+            return SessionState(probability, clicks, None, state.stale)
         assert box is not None
-        return State(views.paste(answer, box, height, width), clicks, box, state.stale + 1)
+        return SessionState(views.paste(probability, box, height, width), clicks, box, state.stale + 1)
     assert zoom is not None
-    if box is None or not views.holds_positive_clicks(box, clicks) or views.box_iou(wish, box) < zoom.recompute_iou:
-        box = wish
+    if box is None or not views.holds_positive_clicks(box, clicks) or views.box_iou(wanted, box) < zoom.recompute_iou:
+        box = wanted
     size = views.crop_size(box, views.enlarged(zoom.target, enlarge))
-    before = views.crop(previous, box, size)
+    cropped = views.crop(previous, box, size)
     inside = views.crop_clicks(clicks, box, size)
     multiple = zoom.pad and zoom.pad * enlarge
     if multiple:
-        before = views.padded(before, multiple)
-        # Clicks beyond the crop would lie in the padding.
+        cropped = views.padded(cropped, multiple)
+        # Clicks outside the crop must not land in the padding.
         inside = [c for c in inside[: protocol.network_clicks] if c.row < size[0] and c.col < size[1]]
-    answer = yield from _sigmoid(pictures.show(box, size, multiple), before, inside, protocol)
-    answer = answer[..., : size[0], : size[1]]
-    return State(views.paste(answer, box, height, width), clicks, box, state.stale)
+    probability = yield from _sigmoid(cache.view(box, size, multiple), cropped, inside, protocol)
+    probability = probability[..., : size[0], : size[1]]
+    return SessionState(views.paste(probability, box, height, width), clicks, box, state.stale)
 
 
 def _sigmoid(
-    shown: Shown, previous: Tensor, clicks: Sequence[Click], protocol: Protocol
-) -> Generator[Look, Tensor, Tensor]:
-    return torch.sigmoid((yield from views.looks(shown, previous, clicks[: protocol.network_clicks], protocol)))
+    view: View, previous: Tensor, clicks: Sequence[Click], protocol: Protocol
+) -> Generator[Query, Tensor, Tensor]:
+    return torch.sigmoid((yield from views.crop_queries(view, previous, clicks[: protocol.network_clicks], protocol)))
 
 
 def _above(probability: Tensor, threshold: float) -> Tensor:
-    if probability.device.type == "cpu":  # NumPy's comparison takes half as long as PyTorch's
+    if probability.device.type == "cpu":  # NumPy compares twice as fast as PyTorch
         return torch.from_numpy(probability[0, 0].numpy() > np.float32(threshold))
     return probability[0, 0] > threshold
 
@@ -132,8 +135,8 @@ def _whole(image: Tensor) -> Box:
 class Session:
     """An image, a model and the clicks so far.
 
-    image: uint8 (H, W, 3) RGB. initial: optional mask to start from, float (H, W) in [0, 1]. undo: how many clicks can
-    be taken back (each keeps a probability map).
+    image: uint8 (H, W, 3) RGB. initial: optional mask to start from, float (H, W) in [0, 1]. undo: maximum number of
+    undo steps (each stores a probability map). Raises HrsegError for an image or a mask of another shape or type.
     """
 
     def __init__(
@@ -149,56 +152,58 @@ class Session:
         device = next(iter(model.parameters()), torch.empty(0)).device
         self.model, self.protocol = model, protocol
         pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
-        if device.type != "cpu":  # there bytes save memory, and time at each crop of a large image
+        if device.type != "cpu":  # on a CPU uint8 saves memory, and time whenever a large image is cropped
             pixels = views.unit(pixels)
-        self._pictures = Pictures(pixels)
-        self._past: deque[State] = deque(maxlen=undo)
-        self._future: list[State] = []
+        self._cache = ViewCache(pixels)
+        self._past: deque[SessionState] = deque(maxlen=undo)
+        self._future: list[SessionState] = []
         self.begin(initial)
 
     def begin(self, initial: np.ndarray | None = None) -> None:
-        """Turn to another object of the image: no clicks, and the mask to start from, if any."""
-        size = tuple(self._pictures.image.shape[-2:])
+        """Start a new object on the same image, without clicks, optionally from an initial mask."""
+        size = tuple(self._cache.image.shape[-2:])
         if initial is None:
-            start = torch.zeros(1, 1, *size, device=self._pictures.image.device)
+            start = torch.zeros(1, 1, *size, device=self._cache.image.device)
         elif initial.shape == size:
-            start = torch.from_numpy(initial.astype(np.float32))[None, None].to(self._pictures.image.device).clamp(0, 1)
+            start = torch.from_numpy(initial.astype(np.float32))[None, None].to(self._cache.image.device).clamp(0, 1)
         else:
-            raise HrsegError(f"the mask to start from is {initial.shape}, its image {size}")
-        self.state = State(start)
+            raise HrsegError(f"the initial mask has shape {initial.shape}, the image {size}; they must be equal")
+        self.state = SessionState(start)
         self._past.clear()
         self._future.clear()
 
     def click(self, click: Click, around: Box | None = None) -> np.ndarray:
-        """Answer one more click; the new mask, bool (H, W). Raises HrsegError for a click outside the image.
+        """Apply one more click and return the new mask, bool (H, W). Raises HrsegError for a click outside the image.
 
-        around: see :func:`looks`.
+        around: see :func:`click_queries`.
         """
-        return views.follow(self.model, self.looks(click, around))
+        return views.drive(self.model, self.queries(click, around))
 
-    def looks(self, click: Click, around: Box | None = None) -> Generator[Look, Tensor, np.ndarray]:
-        """The course of :meth:`click`, for whoever asks the network in its place."""
-        height, width = self._pictures.image.shape[-2:]
+    def queries(self, click: Click, around: Box | None = None) -> Generator[Query, Tensor, np.ndarray]:
+        """:meth:`click` as a generator, for callers that run the network themselves: yields queries, receives logits,
+        returns the new mask."""
+        height, width = self._cache.image.shape[-2:]
         if not click.lies_in(height, width):
             raise HrsegError(f"click {click.row},{click.col} lies outside the image ({height} rows, {width} columns)")
-        self._follow((yield from looks(self.model.enlarge, self._pictures, self.state, click, self.protocol, around)))
+        model, state = self.model, self.state
+        self._advance((yield from click_queries(model.enlarge, self._cache, state, click, self.protocol, around)))
         return self.mask
 
     def paint(self, where: np.ndarray, positive: bool) -> np.ndarray:
-        """Make the pixels of a bool mask (H, W) object, or background, by hand; the new mask. Later clicks start from
-        it, and may change it again."""
+        """Set the pixels of a bool mask (H, W) to object or background and return the new mask. Later clicks may change
+        them again."""
         painted = torch.from_numpy(where).to(self.state.probability.device)[None, None]
         after = self.state.probability.masked_fill(painted, float(positive))
-        self._follow(replace(self.state, probability=after))
+        self._advance(replace(self.state, probability=after))
         return self.mask
 
-    def _follow(self, after: State) -> None:
+    def _advance(self, after: SessionState) -> None:
         self._past.append(self.state)
         self._future.clear()
         self.state = after
 
     def undo(self) -> bool:
-        """Take the last click back; False when there is none left to take back."""
+        """Undo the last change. Returns False when there is nothing to undo."""
         if not self._past:
             return False
         self._future.append(self.state)
@@ -206,7 +211,7 @@ class Session:
         return True
 
     def redo(self) -> bool:
-        """Do again what :meth:`undo` took back; False when there is nothing."""
+        """Redo the last undone change. Returns False when there is nothing to redo."""
         if not self._future:
             return False
         self._past.append(self.state)
@@ -215,10 +220,10 @@ class Session:
 
     @property
     def probability(self) -> np.ndarray:
-        """float32 (H, W) in [0, 1]."""
+        """Object probability, float32 (H, W) in [0, 1]."""
         return np.asarray(self.state.probability[0, 0].cpu().numpy())
 
     @property
     def mask(self) -> np.ndarray:
-        """bool (H, W): where the probability is above the protocol's threshold."""
+        """bool (H, W): probability above the protocol's threshold."""
         return np.asarray(_above(self.state.probability, self.protocol.threshold).cpu().numpy())

@@ -33,7 +33,7 @@ from hrseg_cli.engine.devices import one_thread, one_thread_for_now, reproducibl
 from hrseg_cli.engine.in_flight import batched
 from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.session import Session
-from hrseg_cli.engine.views import Look
+from hrseg_cli.engine.views import Query
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Sample, Trace
 from hrseg_cli.models.base import InteractiveModel
@@ -83,12 +83,12 @@ def simulate(sample: Sample, model: InteractiveModel, plan: Plan) -> tuple[Trace
 
     Returns the trace and the kept masks, click number -> bool (H, W).
     """
-    return views.follow(model, clicking(sample, model, plan))
+    return views.drive(model, clicking(sample, model, plan))
 
 
 def clicking(
     sample: Sample, model: InteractiveModel, plan: Plan, live: Callable[[], int] = lambda: 1
-) -> Generator[Look, Tensor, tuple[Trace, dict[int, np.ndarray]]]:
+) -> Generator[Query, Tensor, tuple[Trace, dict[int, np.ndarray]]]:
     """The course of :func:`simulate`, for whoever asks the model in its place.
 
     live: how many objects share the model now; the seconds of a click are its wall time over that.
@@ -110,7 +110,7 @@ def clicking(
                 break
             click = Click(0, 0, False)
         try:
-            mask = yield from session.looks(click)
+            mask = yield from session.queries(click)
         except HrsegError as error:
             raise HrsegError(f"{sample.dataset}/{sample.id}: {error}") from None
         seconds.append((time.perf_counter() - started) / live())
@@ -162,7 +162,7 @@ def _here(plan: Plan, refs: Sequence[Ref]) -> Iterator[tuple[int, Outcome]]:
         # Not on a CPU: there the cores are busy, and decoding would be counted into the seconds of a click.
         with closing(decoded(refs, ahead=int(plan.device != "cpu"))) as loaded:
             for index, (ref, (sample, rule)) in enumerate(zip(refs, loaded, strict=True)):
-                yield index, views.follow(model, _work(plan, model, ref, sample, rule))
+                yield index, views.drive(model, _work(plan, model, ref, sample, rule))
 
 
 def _in_flight(plan: Plan, refs: Sequence[Ref], in_flight: int, threads: int) -> Iterator[tuple[int, Outcome]]:
@@ -251,12 +251,12 @@ def _in_worker(ref: Ref) -> Outcome:
 
 def _load_and_work(plan: Plan, model: InteractiveModel, ref: Ref) -> Outcome:
     with reproducible():
-        return views.follow(model, _work(plan, model, ref, *load_with_rule(ref)))
+        return views.drive(model, _work(plan, model, ref, *load_with_rule(ref)))
 
 
 def _work(
     plan: Plan, model: InteractiveModel, ref: Ref, sample: Sample, rule: str, live: Callable[[], int] = lambda: 1
-) -> Generator[Look, Tensor, Outcome]:
+) -> Generator[Query, Tensor, Outcome]:
     trace, kept = yield from clicking(sample, model, plan, live)
     trace = Trace(**{**trace.__dict__, "rule": rule})
     if not plan.keep_masks:

@@ -1,6 +1,6 @@
-"""Ways of showing an image to a network: cropped around the object, mirrored, in tiles. Functions around one forward.
+"""Views of an image that the network runs on: crops around the object (zoom-in), mirrored copies and tiles.
 
-Boxes have both ends inside: (top, bottom, left, right) in pixels. Tensors are (B, C, H, W), images RGB in [0, 1],
+Boxes are (top, bottom, left, right) in pixels, both ends inclusive. Tensors are (B, C, H, W). Images are RGB in [0, 1],
 previous masks probabilities in [0, 1].
 """
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Box(NamedTuple):
-    """A rectangle of pixels; ``bottom`` and ``right`` belong to it."""
+    """A rectangle of pixels; ``bottom`` and ``right`` are inclusive."""
 
     top: int
     bottom: int
@@ -34,100 +34,103 @@ class Box(NamedTuple):
         return self.bottom - self.top + 1, self.right - self.left + 1
 
 
-class Shown:
-    """A picture as a network sees it, (1, 3, H, W) float32 in [0, 1], and what its encoder made of it."""
+class View:
+    """Network input (1, 3, H, W), float32 in [0, 1], with its encoder features once they have been computed."""
 
     def __init__(self, image: Tensor) -> None:
         self.image = image
-        self.features: dict[bool, Features] = {}  # of the picture itself, and of its mirror image (True)
+        self.features: dict[bool, Features] = {}  # key: whether the image was mirrored
 
 
-class Look(NamedTuple):
-    """What a network is asked: a picture, the previous answer (1, 1, H, W) and the clicks in its pixels.
+class Query(NamedTuple):
+    """The input of one forward pass: a view, the previous mask (1, 1, H, W) and the clicks in the view's pixels.
 
-    flip: the mirrored image is asked about too, where the model wants that, and the mean of both is the answer.
+    flip: average the logits with those of the mirrored view, if the model supports mirroring.
     """
 
-    shown: Shown
+    view: View
     previous: Tensor
     clicks: Sequence[Click]
     flip: bool
 
 
 @torch.inference_mode()
-def follow(model: InteractiveModel, course: Generator[Look, Tensor, T]) -> T:
-    """What comes of a course of looks when ``model`` answers each with its logits (1, 1, H, W)."""
+def drive(model: InteractiveModel, queries: Generator[Query, Tensor, T]) -> T:
+    """Run a generator of queries, sending it the model's logits (1, 1, H, W) for each, and return its result."""
     try:
-        look = next(course)
+        query = next(queries)
         while True:
-            look = course.send(ask(model, [look]))
+            query = queries.send(infer(model, [query]))
     except StopIteration as end:
         result: T = end.value
         return result
 
 
-def ask(model: InteractiveModel, looks: Sequence[Look]) -> Tensor:
-    """(B, 1, H, W) logits for B looks of one size and one ``flip``, in one pass of the network. What its encoder makes
-    of a picture is kept there for later looks."""
-    previous = torch.cat([look.previous for look in looks])
-    clicks = [look.clicks for look in looks]
+def infer(model: InteractiveModel, queries: Sequence[Query]) -> Tensor:
+    """Logits (B, 1, H, W) of one forward pass over B queries, which share one size and one ``flip``.
+
+    Encoder features are cached in the views.
+    """
+    previous = torch.cat([query.previous for query in queries])
+    clicks = [query.clicks for query in queries]
     width = previous.shape[-1]
-    straight = encoded(model, [look.shown for look in looks])
-    answer: Tensor
-    turned: Tensor
-    if not (looks[0].flip and model.mirror):
-        answer = model.decode(straight, previous, points_tensor(*clicks, device=previous.device))["logits"]
-        return answer
-    mirror = encoded(model, [look.shown for look in looks], mirrored=True)
+    straight = encode_views(model, [query.view for query in queries])
+    logits: Tensor
+    flipped: Tensor
+    if not (queries[0].flip and model.mirror):
+        logits = model.decode(straight, previous, points_tensor(*clicks, device=previous.device))["logits"]
+        return logits
+    mirror = encode_views(model, [query.view for query in queries], mirrored=True)
     mirrored = [[Click(c.row, width - c.col - 1, c.positive) for c in some] for some in clicks]
     if previous.is_cuda:
         points = points_tensor(*clicks, *mirrored, device=previous.device)
         both = tuple(torch.cat(pair) for pair in zip(straight, mirror, strict=True))
-        answer, turned = model.decode(both, torch.cat([previous, previous.flip(3)]), points)["logits"].chunk(2)
+        logits, flipped = model.decode(both, torch.cat([previous, previous.flip(3)]), points)["logits"].chunk(2)
     else:
-        # On a CPU one after the other is as quick and takes half the memory; the answer is the same to the last bit.
-        answer = model.decode(straight, previous, points_tensor(*clicks))["logits"]
-        turned = model.decode(mirror, previous.flip(3), points_tensor(*mirrored))["logits"]
-    return 0.5 * (answer + turned.flip(3))
+        # On a CPU two passes are as fast as one batch of two and need half the memory; the results are bit-identical.
+        logits = model.decode(straight, previous, points_tensor(*clicks))["logits"]
+        flipped = model.decode(mirror, previous.flip(3), points_tensor(*mirrored))["logits"]
+    return 0.5 * (logits + flipped.flip(3))
 
 
-def encoded(model: InteractiveModel, shown: Sequence[Shown], mirrored: bool = False) -> Features:
-    """The features of pictures of one size, together. Those that no look has asked for yet are encoded in one pass."""
+def encode_views(model: InteractiveModel, views: Sequence[View], mirrored: bool = False) -> Features:
+    """Batched encoder features of views of one size. Views without cached features are encoded in one pass."""
 
-    def encode(some: Sequence[Shown]) -> Features:
-        images = [one.image.flip(3) if mirrored else one.image for one in some]
+    def encode(some: Sequence[View]) -> Features:
+        images = [view.image.flip(3) if mirrored else view.image for view in some]
         return model.encode(images[0] if len(images) == 1 else torch.cat(images))
 
     if not model.has_encoder:
-        return encode(shown)
-    if new := list(dict.fromkeys(one for one in shown if mirrored not in one.features)):
-        made = encode(new)
-        for number, one in enumerate(new):
-            one.features[mirrored] = tuple(part[number : number + 1] for part in made)
-    parts = [one.features[mirrored] for one in shown]
-    return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
+        return encode(views)
+    if new := list(dict.fromkeys(view for view in views if mirrored not in view.features)):
+        features = encode(new)
+        for number, view in enumerate(new):
+            view.features[mirrored] = tuple(part[number : number + 1] for part in features)
+    cached = [view.features[mirrored] for view in views]
+    return cached[0] if len(cached) == 1 else tuple(torch.cat(same) for same in zip(*cached, strict=True))
 
 
 def points_tensor(*clicks: Sequence[Click], device: torch.device | str = "cpu") -> Tensor:
-    """(B, 2N, 3) float64 rows (row, col, order) for B lists of clicks: N positive slots, then N negative, padded with
-    -1 to what the longest needs."""
+    """(B, 2N, 3) float64 rows (row, col, order) for B lists of clicks: N positive slots, then N negative ones, where N
+    fits the longest list. Unused slots hold -1."""
     sides = [
         [[(c.row, c.col, i) for i, c in enumerate(some) if c.positive is side] for side in (True, False)]
         for some in clicks
     ]
     slots = max(1, *(len(side) for both in sides for side in both))
     rows = [[row for side in both for row in [*side, *[(-1, -1, -1)] * (slots - len(side))]] for both in sides]
-    return torch.tensor(rows, dtype=torch.float64).to(device, non_blocking=True)  # blocking waits for all that runs
+    return torch.tensor(rows, dtype=torch.float64).to(device, non_blocking=True)  # do not wait for running kernels
 
 
-def looks(
-    shown: Shown, previous: Tensor, clicks: Sequence[Click], protocol: Protocol
-) -> Generator[Look, Tensor, Tensor]:
-    """The course to (1, 1, H, W) logits for a picture and a previous answer (1, 1, H, W): one look, or tiles."""
+def crop_queries(
+    view: View, previous: Tensor, clicks: Sequence[Click], protocol: Protocol
+) -> Generator[Query, Tensor, Tensor]:
+    """Yield the queries for a view and its previous mask (1, 1, H, W): one, or one per tile. Returns logits
+    (1, 1, H, W)."""
     tiles = protocol.tiles
     if not tiles or max(previous.shape[-2:]) <= tiles.size:
-        return (yield Look(shown, previous, clicks, protocol.flip))
-    # Overlapping tiles, blended by weights that fall off linearly in the overlap. Each tile gets its own clicks.
+        return (yield Query(view, previous, clicks, protocol.flip))
+    # Overlapping tiles, blended with weights that fall off linearly in the overlap. A tile gets the clicks inside it.
     height, width = previous.shape[-2:]
     total, weight = torch.zeros_like(previous), torch.zeros_like(previous)
     for top in _starts(height, tiles):
@@ -140,14 +143,14 @@ def looks(
                 if top <= c.row < top + rows and left <= c.col < left + cols
             ]
             ramp = _ramp(rows, tiles.overlap, previous)[:, None] * _ramp(cols, tiles.overlap, previous)[None, :]
-            tile = Shown(shown.image[place])
-            total[place] += (yield Look(tile, previous[place], inside, protocol.flip)) * ramp
+            tile = View(view.image[place])
+            total[place] += (yield Query(tile, previous[place], inside, protocol.flip)) * ramp
             weight[place] += ramp
     return total / weight
 
 
 def _starts(side: int, tiles: Tiles) -> list[int]:
-    """First pixels of tiles that cover a side evenly and overlap by at least ``tiles.overlap``."""
+    """Start of each tile along a side: evenly spaced, overlapping by at least ``tiles.overlap``."""
     if side <= tiles.size:
         return [0]
     stride = max(1, tiles.size - tiles.overlap)
@@ -165,10 +168,11 @@ def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
 
 
 def object_box(mask: Tensor, clicks: Sequence[Click], zoom: ZoomIn) -> Box | None:
-    """The crop for a bool mask (H, W) and the positive clicks: their common box, expanded, clamped; None if empty."""
-    if mask.is_cuda:  # one row and one column come over, not the mask
-        seen = torch.cat([mask.any(1), mask.any(0)]).cpu().numpy()
-        rows, cols = np.flatnonzero(seen[: mask.shape[0]]), np.flatnonzero(seen[mask.shape[0] :])
+    """The crop for a bool mask (H, W) and the positive clicks: their bounding box, expanded and clamped to the image.
+    None for an empty mask."""
+    if mask.is_cuda:  # copy two vectors to the CPU, not the mask
+        occupied = torch.cat([mask.any(1), mask.any(0)]).cpu().numpy()
+        rows, cols = np.flatnonzero(occupied[: mask.shape[0]]), np.flatnonzero(occupied[mask.shape[0] :])
     else:
         pixels = mask.numpy()
         rows = np.flatnonzero(pixels.any(axis=1))
@@ -182,7 +186,7 @@ def object_box(mask: Tensor, clicks: Sequence[Click], zoom: ZoomIn) -> Box | Non
 
 
 def expand(box: Box, ratio: float, min_side: int | None = None) -> Box:
-    """The box grown about its centre by ``ratio``, each side at least ``min_side`` long; may leave the image."""
+    """The box scaled about its centre by ``ratio``, each side at least ``min_side`` pixels; may exceed the image."""
     ends = []
     for low, high in ((box.top, box.bottom), (box.left, box.right)):
         centre, side = 0.5 * (low + high), ratio * (high - low + 1)
@@ -193,12 +197,12 @@ def expand(box: Box, ratio: float, min_side: int | None = None) -> Box:
 
 
 def clamp(box: Box, height: int, width: int) -> Box:
-    """The part of a box inside an image."""
+    """The box clipped to an image."""
     return Box(max(0, box.top), min(height - 1, box.bottom), max(0, box.left), min(width - 1, box.right))
 
 
 def box_iou(a: Box, b: Box) -> float:
-    """Product of the intersections over unions of the row and of the column ranges (as RITM counts it)."""
+    """IoU of the row ranges times IoU of the column ranges (RITM's definition)."""
     iou = 1.0
     for i in (0, 2):
         shared = max(0, min(a[i + 1], b[i + 1]) - max(a[i], b[i]) + 1)
@@ -208,17 +212,17 @@ def box_iou(a: Box, b: Box) -> float:
 
 
 def holds_positive_clicks(box: Box, clicks: Sequence[Click]) -> bool:
-    """Whether every positive click lies in the box, its last row and column left out (as RITM counts it)."""
+    """Whether every positive click lies in the box, excluding its last row and column (RITM's definition)."""
     return all(box.top <= c.row < box.bottom and box.left <= c.col < box.right for c in clicks if c.positive)
 
 
 def enlarged(target: int | tuple[int, int], factor: int) -> int | tuple[int, int]:
-    """A protocol's zoom-in target for a model that looks at its input ``factor`` times smaller."""
+    """A protocol's zoom-in target for a model that downsamples its input by ``factor``."""
     return target * factor if isinstance(target, int) else (target[0] * factor, target[1] * factor)
 
 
 def crop_size(box: Box, target: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the resized crop: ``target`` itself, or its longer side at ``target``."""
+    """(height, width) of the resized crop: ``target`` if it is a pair, otherwise ``target`` is the longer side."""
     if not isinstance(target, int):
         return target
     scale = target / max(box.size)
@@ -226,67 +230,66 @@ def crop_size(box: Box, target: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def unit(image: Tensor) -> Tensor:
-    """An image as float32 in [0, 1]; uint8 counts to 255."""
+    """An image as float32 in [0, 1]; uint8 is divided by 255."""
     return image if image.is_floating_point() else image.float().div_(255)
 
 
 def crop(x: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
-    """(B, C, *size) float32: the box of ``x``, in [0, 1] or uint8, resized bilinearly, corners aligned."""
+    """The box of ``x`` (float in [0, 1] or uint8), bilinearly resized with aligned corners: (B, C, *size) float32."""
     window = x[:, :, box.top : box.bottom + 1, box.left : box.right + 1]
     if x.is_cuda:
         return F.interpolate(unit(window), size=size, mode="bilinear", align_corners=True)
-    # PyTorch would copy the whole window first. Of 24 megapixels the rows and columns between which the crop's pixels
-    # lie are a twentieth.
+    # F.interpolate would copy the whole window first. Interpolating by hand reads only the rows and columns it needs:
+    # a twentieth of a 24-megapixel image.
     (top, bottom, down), (left, right, across) = (
-        _between(*sides) for sides in zip(window.shape[-2:], size, strict=True)
+        _neighbours(*sides) for sides in zip(window.shape[-2:], size, strict=True)
     )
     near = unit(window.index_select(2, torch.cat([top, bottom])).index_select(3, torch.cat([left, right])))
     rows = near[..., : size[1]].lerp(near[..., size[1] :], across)
     return rows[:, :, : size[0]].lerp(rows[:, :, size[0] :], down[:, None])
 
 
-def _between(size: int, to: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of ``to`` positions spread over ``size`` pixels: those before and behind it, and how far it has got from
-    one to the other, in [0, 1]."""
+def _neighbours(size: int, to: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Interpolation of ``size`` pixels at ``to`` positions: indices of the pixel before and after each position, and
+    the weight in [0, 1] of the one after."""
     place = torch.arange(to, dtype=torch.float32) * ((size - 1) / max(1, to - 1))
     before = place.floor().clamp_(max=size - 1)
     return before.long(), (before + 1).clamp_(max=size - 1).long(), (place - before).clamp_(0, 1)
 
 
 def padded(x: Tensor, multiple: int) -> Tensor:
-    """``x`` with its last row and column repeated until both sides are multiples."""
+    """``x`` padded to multiples of ``multiple`` by repeating its last row and column."""
     height, width = x.shape[-2:]
     return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
 
-class Pictures:
-    """An image and what networks saw of it last: the whole of it, which every new object starts from, and one crop.
-    While a picture stays, it is neither cut nor encoded again.
+class ViewCache:
+    """An image with its most recent views: the whole image, which every new object starts from, and one crop.
 
-    image: (1, 3, H, W) float32 in [0, 1], or uint8.
+    A cached view is neither resized nor encoded again. image: (1, 3, H, W) float32 in [0, 1], or uint8.
     """
 
-    LARGEST = 2**21  # pixels of a picture that is kept
+    MAX_PIXELS = 2**21  # larger views are not cached
 
     def __init__(self, image: Tensor) -> None:
         self.image = image
-        self._kept: dict[bool, tuple[object, Shown]] = {}  # by whether it is the whole image
+        self._views: dict[bool, tuple[object, View]] = {}  # key: whether the view covers the whole image
 
-    def show(self, box: Box | None, size: tuple[int, int], multiple: int | None = None) -> Shown:
-        """The box of the image at ``size``, padded to multiples; the whole image as it is where ``box`` is None."""
+    def view(self, box: Box | None, size: tuple[int, int], multiple: int | None = None) -> View:
+        """The box of the image resized to ``size`` and padded to ``multiple``; None: the whole image, not resized."""
         whole = box is None or box.size == tuple(self.image.shape[-2:])
-        place = box, size, multiple
-        kept, shown = self._kept.get(whole, (None, None))
-        if shown is None or kept != place:
-            cut = unit(self.image) if box is None else crop(self.image, box, size)
-            shown = Shown(padded(cut, multiple) if multiple else cut)
-            if size[0] * size[1] <= self.LARGEST:
-                self._kept[whole] = place, shown
-        return shown
+        wanted = box, size, multiple
+        cached, view = self._views.get(whole, (None, None))
+        if view is None or cached != wanted:
+            pixels = unit(self.image) if box is None else crop(self.image, box, size)
+            view = View(padded(pixels, multiple) if multiple else pixels)
+            if size[0] * size[1] <= self.MAX_PIXELS:
+                self._views[whole] = wanted, view
+        return view
 
 
 def crop_clicks(clicks: Sequence[Click], box: Box, size: tuple[int, int]) -> list[Click]:
-    """Clicks in the resized crop's coordinates; those outside the box keep coordinates outside the crop."""
+    """Clicks in the coordinates of the resized crop; clicks outside the box stay outside the crop."""
     (height, width), (rows, cols) = size, box.size
     return [Click(height * (c.row - box.top) / rows, width * (c.col - box.left) / cols, c.positive) for c in clicks]
 
@@ -294,10 +297,10 @@ def crop_clicks(clicks: Sequence[Click], box: Box, size: tuple[int, int]) -> lis
 def paste(probability: Tensor, box: Box, height: int, width: int) -> Tensor:
     """(1, 1, H, W): a crop's probabilities resized into its box, 0 outside.
 
-    Written once, where it belongs: on a CPU a large image costs what its box costs.
+    Written in place, so that on a CPU the cost depends on the box, not on the image.
     """
     if probability.device.type == "cpu":
-        # Unlike PyTorch's, NumPy's zeros take no time until they are touched.
+        # NumPy allocates zeros lazily, PyTorch does not.
         whole = torch.from_numpy(np.zeros((1, 1, height, width), np.float32))
     else:
         whole = probability.new_zeros(1, 1, height, width)

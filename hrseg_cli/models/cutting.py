@@ -1,12 +1,12 @@
-"""OpenCV's graph cut in a process of its own, which ends itself when a picture keeps it computing for too long.
+"""OpenCV's graph cut in a separate process with a limit on its CPU time.
 
-A cut of a photograph takes a few seconds at most. One of a picture of very few colours (a checkerboard, two grey levels
-of noise) may take many minutes, and nothing tells them apart beforehand. It runs in C++, where neither Ctrl-C nor
-SIGTERM is heard; whoever waits for a process hears them. The limit is one of computing time, so that a busy machine
-gives the same answers as an idle one.
+Cutting a photograph takes a few seconds at most. An image of very few colours (a checkerboard, noise of two grey
+levels) may take many minutes, which cannot be predicted. The cut runs in C++ and ignores Ctrl-C and SIGTERM, while
+waiting for a process can be interrupted. The limit counts CPU time, so that results do not depend on the machine's
+load.
 
-Run as a script, this file is that process. It reads requests from stdin and writes answers to stdout: three int32
-(rows, columns, rounds) and a float64 (seconds), the picture's bytes and the labels' bytes; the new labels' bytes.
+Run as a script, this file is that process. It reads requests from stdin: three int32 (rows, columns, iterations), a
+float64 (limit in seconds), the bytes of the image and of the labels. It writes the bytes of the new labels to stdout.
 """
 
 from __future__ import annotations
@@ -33,49 +33,52 @@ _process: subprocess.Popen[bytes] | None = None
 
 
 def limit(pixels: int) -> float:
-    """Seconds of computing that a round may take; photographs take a tenth to a quarter of it."""
+    """CPU seconds that a cut may take. Photographs take a tenth to a quarter of it."""
     return max(5.0, pixels / 10_000)
 
 
-def cut(picture: np.ndarray, labels: np.ndarray, iterations: int) -> np.ndarray | None:
-    """The labels after ``iterations`` rounds of graph cut; None where that takes longer than :func:`limit`.
+def cut(image: np.ndarray, labels: np.ndarray, iterations: int) -> np.ndarray | None:
+    """The labels after ``iterations`` rounds of graph cut; None if that takes longer than :func:`limit`.
 
-    picture: uint8 (H, W, 3). labels: OpenCV's four, uint8 (H, W), object and background both among them.
-    Raises HrsegError where the process was ended from outside.
+    image: uint8 (H, W, 3). labels: OpenCV's four labels, uint8 (H, W), with both object and background present.
+    Raises HrsegError if the process died.
     """
     global _process
     with _lock:
         if _process is None:
             command = [sys.executable, "-P", __file__]
-            # In a session of its own Ctrl-C does not reach it: ending it is up to whoever waits.
+            # In a new session, Ctrl-C does not reach it; the waiting process ends it.
             _process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        asked, answers = _process.stdin, _process.stdout
-        assert asked
-        assert answers
+        requests, responses = _process.stdin, _process.stdout
+        assert requests
+        assert responses
         try:
-            asked.write(HEAD.pack(*labels.shape, iterations, limit(labels.size)) + picture.tobytes() + labels.tobytes())
-            asked.flush()
-            answer = answers.read(labels.size)
+            requests.write(
+                HEAD.pack(*labels.shape, iterations, limit(labels.size)) + image.tobytes() + labels.tobytes()
+            )
+            requests.flush()
+            response = responses.read(labels.size)
         except BrokenPipeError:
-            answer = b""
-        except BaseException:  # an interrupt
+            response = b""
+        except BaseException:  # for example KeyboardInterrupt
             end()
             raise
-        if len(answer) == labels.size:
-            return np.frombuffer(answer, np.uint8).reshape(labels.shape)
+        if len(response) == labels.size:
+            return np.frombuffer(response, np.uint8).reshape(labels.shape)
         code = _process.wait()
         end()
     if code != TOO_LONG:
-        from hrseg_cli.errors import HrsegError  # not above: the script needs none of the package
+        from hrseg_cli.errors import HrsegError  # not at the top: the script runs without the package
 
         raise HrsegError(
-            f"the process of the graph cut was ended ({code}), most likely for want of memory; run it again"
+            f"grabcut: the graph cut process died (exit code {code}), most likely because it ran out of memory; rerun "
+            "the command"
         )
     return None
 
 
 def end() -> None:
-    """End the process, if there is one."""
+    """Kill the process if it is running."""
     global _process
     if _process is not None:
         _process.kill()
@@ -86,8 +89,8 @@ def end() -> None:
 atexit.register(end)
 
 
-def serve(asked: BinaryIO, answers: BinaryIO) -> None:
-    """Answer until ``asked`` ends; exit with TOO_LONG when a request takes more computing than it may."""
+def serve(requests: BinaryIO, responses: BinaryIO) -> None:
+    """Process requests until the stream ends. Exits with TOO_LONG if a request exceeds its CPU time limit."""
     ends = math.inf
 
     def watch() -> None:
@@ -98,20 +101,20 @@ def serve(asked: BinaryIO, answers: BinaryIO) -> None:
 
     Thread(target=watch, daemon=True).start()
     cv2.setNumThreads(1)
-    while head := asked.read(HEAD.size):
+    while head := requests.read(HEAD.size):
         rows, cols, iterations, seconds = HEAD.unpack(head)
-        picture = np.frombuffer(asked.read(rows * cols * 3), np.uint8).reshape(rows, cols, 3)
-        labels = np.frombuffer(asked.read(rows * cols), np.uint8).reshape(rows, cols).copy()
+        image = np.frombuffer(requests.read(rows * cols * 3), np.uint8).reshape(rows, cols, 3)
+        labels = np.frombuffer(requests.read(rows * cols), np.uint8).reshape(rows, cols).copy()
         ends = time.process_time() + seconds
-        cv2.setRNGSeed(0)  # the colour models start from k-means
+        cv2.setRNGSeed(0)  # colour models are initialised by k-means
         models = np.zeros((1, 65)), np.zeros((1, 65))
-        # The labels are updated in place. OpenCV reads no rectangle when it starts from a mask.
-        cv2.grabCut(picture, labels, (0, 0, 1, 1), *models, iterations, cv2.GC_INIT_WITH_MASK)
+        # Updates the labels in place. The rectangle is ignored in this mode.
+        cv2.grabCut(image, labels, (0, 0, 1, 1), *models, iterations, cv2.GC_INIT_WITH_MASK)
         ends = math.inf
-        answers.write(labels.tobytes())
-        answers.flush()
+        responses.write(labels.tobytes())
+        responses.flush()
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):  # nobody is there to be answered
+    with contextlib.suppress(BrokenPipeError):  # the parent process has gone
         serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -1,7 +1,7 @@
-"""A click model without weights: OpenCV's graph cut, driven by the same clicks.
+"""A click model without weights: OpenCV's GrabCut, driven by the same clicks.
 
-Rother et al. 2004, "GrabCut: Interactive Foreground Extraction using Iterated Graph Cuts". An honest floor for every
-table, and what the commands run on where no checkpoint is at hand.
+Rother et al. 2004, "GrabCut: Interactive Foreground Extraction using Iterated Graph Cuts". It serves as a baseline, and
+lets every command run without a checkpoint.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from hrseg_cli.models.base import InteractiveModel
 
 log = logging.getLogger(__name__)
 
-# Logit of "object" and, negated, of "background": far from any threshold, and not so far as to be exactly 0 or 1.
+# Logit of object pixels; negated, of background. Far from any threshold, but a probability of neither 0 nor 1.
 CERTAIN = 4.0
-BLANK = 2  # A picture whose channels span no more grey levels says nothing.
+BLANK = 2  # an image whose channels span at most this many grey levels counts as blank
 
 
 class GrabCut(InteractiveModel):
-    """Each answer is one graph cut from the previous mask, with the clicked disks held fixed.
+    """Each click runs GrabCut once, starting from the previous mask, with disks around the clicks held fixed.
 
-    Where the picture is blank or the cut takes too long (:mod:`hrseg_cli.models.cutting`), the answer is what it would
-    have started from: around each positive click, as far as the next negative one.
+    For a blank image, or if the cut takes too long (:mod:`hrseg_cli.models.cutting`), the result is the initial guess:
+    the surroundings of each positive click, up to the next negative one.
 
-    max_side: larger inputs are cut at this longer side (pixels) and the mask is resized back.
-    radius: radius of a clicked disk that is held fixed, as a share of the shorter side.
-    reach: how far around a positive click the object is expected, as a share of the shorter side.
-    iterations: rounds of graph cut and colour models.
+    max_side: larger inputs are downsampled to this longer side (pixels), and the mask is resized back.
+    radius: radius of the fixed disk around a click, as a share of the shorter side.
+    reach: expected extent of the object around a positive click, as a share of the shorter side.
+    iterations: rounds of colour model fitting and graph cut.
     """
 
     name = "grabcut"
@@ -58,44 +58,47 @@ class GrabCut(InteractiveModel):
         super().__init__()
         whole = all(isinstance(number, int) and number >= 1 for number in (max_side, iterations))
         if not (whole and 0 <= radius < math.inf and 0 <= reach < math.inf):
-            raise ValueError(f"max_side and iterations are whole numbers, radius and reach shares: {self.config}")
+            raise ValueError(
+                "max_side and iterations must be integers of at least 1, radius and reach at least 0, "
+                f"not {self.config}"
+            )
         self.max_side, self.radius, self.reach, self.iterations = max_side, radius, reach, iterations
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
-        pictures = (image[:, :3].clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        images = (image[:, :3].clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         previous = (image[:, 3] > 0.5).cpu().numpy()
-        masks = [self.cut(*one) for one in zip(pictures, previous, points.cpu().numpy(), strict=True)]
+        masks = [self.cut(*one) for one in zip(images, previous, points.cpu().numpy(), strict=True)]
         objects = torch.from_numpy(np.stack(masks)).unsqueeze(1)
         return {"logits": torch.where(objects, CERTAIN, -CERTAIN).to(image.device)}
 
-    def cut(self, picture: np.ndarray, previous: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Mask, bool (H, W), of a picture (H, W, 3) uint8 from a previous mask (H, W) and points (2N, 3)."""
+    def cut(self, image: np.ndarray, previous: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Mask, bool (H, W), from an image (H, W, 3) uint8, a previous mask, bool (H, W), and points (2N, 3)."""
         size = height, width = previous.shape
         scale = min(1.0, self.max_side / max(height, width))
         if scale < 1:
             small = (max(1, round(width * scale)), max(1, round(height * scale)))
-            picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
+            image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
             previous = cv2.resize(previous.astype(np.uint8), small, interpolation=cv2.INTER_NEAREST) > 0
         labels = self.seeds(previous, pixels_under(points[:, :2], size, scale, previous.shape))
         known = {int(value) for value in np.unique(labels)}
         background, foreground = {cv2.GC_BGD, cv2.GC_PR_BGD}, {cv2.GC_FGD, cv2.GC_PR_FGD}
-        # Where the colours say nothing, the clicks alone do: the guess stays as it is.
-        if known & background and known & foreground and np.ptp(picture, axis=(0, 1)).max() > BLANK:
-            found = cutting.cut(picture, labels, self.iterations)
+        # A blank image, or labels of only one kind, give nothing to cut: keep the initial guess.
+        if known & background and known & foreground and np.ptp(image, axis=(0, 1)).max() > BLANK:
+            found = cutting.cut(image, labels, self.iterations)
             if found is None:
-                log.warning("grabcut: no cut of this picture in time; the mask is what the clicks say by themselves")
+                log.warning("grabcut: the graph cut of this image took too long; using a guess from the clicks alone")
             else:
                 labels = found
         mask = np.isin(labels, list(foreground)).astype(np.uint8) * 255
         return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR) > 127)
 
     def seeds(self, previous: np.ndarray, clicked: np.ndarray) -> np.ndarray:
-        """OpenCV's four labels, uint8 (H, W): clicked disks are certain, the rest is a guess.
+        """OpenCV's four labels, uint8 (H, W): certain in the disks around clicks, probable elsewhere.
 
-        clicked: int (2N, 2), the pixels under N positive and N negative clicks, -1 for none.
+        previous: bool (H, W). clicked: int (2N, 2), pixels of N positive and N negative clicks, -1 for unused slots.
 
-        A pixel is guessed to be object where its nearest click is positive and it was object before, or is near that
-        click. So a negative click clears what lies around it, as far as the next positive one.
+        A pixel is probably object if its nearest click is positive and it is within reach of that click or belongs to
+        the previous mask. So a negative click clears its surroundings, up to the next positive click.
         """
         half, short = len(clicked) // 2, min(previous.shape)
         to_object = nearest_click(clicked[:half], previous.shape)
@@ -109,9 +112,9 @@ class GrabCut(InteractiveModel):
 
 
 def pixels_under(points: np.ndarray, size: tuple[int, int], scale: float, shape: tuple[int, ...]) -> np.ndarray:
-    """int (N, 2): the pixels under points (N, 2) of a picture of ``size`` in its copy of ``shape``, -1 for others.
+    """int (N, 2): pixels in a copy of ``shape``, ``scale`` times as large, of points (N, 2) in an image of ``size``.
 
-    A point on the last half pixel lies on the last pixel: large crops are shown small, and clicks may be fractional.
+    -1 for points outside the image. Fractional points within the last half pixel belong to the last pixel.
     """
     inside = np.all((points >= -0.5) & (points < size), axis=1)
     pixels = np.minimum(np.floor((points + 0.5) * scale), np.subtract(shape, 1)).astype(int)
@@ -119,7 +122,7 @@ def pixels_under(points: np.ndarray, size: tuple[int, int], scale: float, shape:
 
 
 def nearest_click(clicked: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 (H, W): distance to the nearest of (N, 2) pixels, those at -1 left out; infinite without."""
+    """float32 (H, W): distance to the nearest of the pixels (N, 2), ignoring -1; infinite if there are none."""
     rows, cols = clicked[clicked[:, 0] >= 0].T
     if not rows.size:
         return np.full(shape, np.inf, np.float32)

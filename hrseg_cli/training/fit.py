@@ -1,4 +1,4 @@
-"""A training, on Lightning: what it starts from, what it keeps, and how it goes on after an interruption."""
+"""Training on Lightning: initial weights, checkpoints, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Recipe
 from hrseg_cli.training.feed import Feed, Loader, Order
 from hrseg_cli.training.judge import Averaging, Judge, Save, move_average, trained_model
-from hrseg_cli.training.logs import Logs, cut, join_events, loggers
+from hrseg_cli.training.logs import Logs, join_events, loggers, rewind
 from hrseg_cli.training.step import ClickTraining
 from hrseg_cli.writing import writing_atomically
 
 LAST = "last.ckpt"
 LAST_WEIGHTS = "last.safetensors"
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-KEEP_EVERY = 300  # seconds between checkpoints inside of an epoch
+KEEP_EVERY = 300  # seconds between checkpoints within an epoch
 
-for _name in ("lightning.pytorch", "lightning.fabric"):  # they greet, advertise and repeat what we set
+for _name in ("lightning.pytorch", "lightning.fabric"):  # silence banners, tips and echoed settings
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a training runs on; nothing here decides a number but by rounding. processes: on each of ``nodes``."""
+    """Where and how a training runs. Affects results by rounding only. processes: per node."""
 
     device: str = "cpu"
     processes: int = 1
@@ -62,61 +62,63 @@ class Machine:
     progress: bool = True
 
 
-class Keeper(Callback):
-    """Keeps what a run needs to go on: every few minutes, after each epoch, and when it is asked to stop. Last of all
-    that is written of an epoch: after a kill everything before it is made again."""
+class Checkpointing(Callback):
+    """Saves a checkpoint to resume from every few minutes, after each epoch, and on SIGINT or SIGTERM.
+
+    It must be the last callback: after a kill, everything written since the last checkpoint is written again.
+    """
 
     def __init__(self, folder: Path, judge: Judge, logs: Logs, save: Save, say: Callable[[str], None]) -> None:
         self.folder, self.judge, self.logs, self.save, self.say = folder, judge, logs, save, say
-        self.asked = False
-        self.kept = time.monotonic()
-        self._before: dict[int, Any] = {}
+        self.stop_requested = False
+        self.saved = time.monotonic()
+        self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Only now, for Lightning has set a handler that leaves in the middle of things, as if all were done.
+        # Not before: Lightning installs handlers that stop mid-step as if the training were complete.
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
+            self._handlers[number] = signal.signal(number, self._request_stop)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._handlers = {}
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:  # asked twice: at once
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_requested:  # a second signal: stop immediately
             raise Interrupted
-        self.asked = True
+        self.stop_requested = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx + 1 == trainer.num_training_batches or (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return  # the end of an epoch keeps by itself; between two updates gradients would be lost
-        late = trainer.is_global_zero and time.monotonic() - self.kept > KEEP_EVERY
-        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
-            self._keep(trainer)
+            return  # the end of the epoch saves anyway; between two updates accumulated gradients would be lost
+        due = trainer.is_global_zero and time.monotonic() - self.saved > KEEP_EVERY
+        if trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False):
+            self._save_checkpoint(trainer)
             raise Interrupted
-        if trainer.strategy.reduce_boolean_decision(late, all=False):
-            self._keep(trainer)
+        if trainer.strategy.reduce_boolean_decision(due, all=False):
+            self._save_checkpoint(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if trainer.is_global_zero:
             self.save(trained_model(trainer, pl_module), self.folder / LAST_WEIGHTS, {"epoch": epoch})
-        self._keep(trainer)
+        self._save_checkpoint(trainer)
         if trainer.is_global_zero:
             judged = f", {self.judge.clicks:.2f} clicks" if self.judge.epoch == epoch else ""
             self.say(f"epoch {epoch}/{trainer.max_epochs}: loss {self.logs.means['train/loss_epoch']:.4f}{judged}")
-        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+        if trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False):
             raise Interrupted
 
-    def _keep(self, trainer: pl.Trainer) -> None:
+    def _save_checkpoint(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.folder / LAST)
-        self.kept = time.monotonic()
+        self.saved = time.monotonic()
 
 
-class _Durable(TorchCheckpointIO):
-    """Lightning's own way leaves what a kill interrupts in the system's folder for temporary files."""
+class _AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own writer, when killed, leaves partial files in the system's temporary folder."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with writing_atomically(Path(path)) as file:
@@ -133,23 +135,24 @@ def fit(
     provenance: dict[str, Any],
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Train ``model`` in place, from the beginning or from where ``folder`` says it stopped.
+    """Train ``model`` in place, resuming from the checkpoint in ``folder`` if there is one.
 
-    Writes best and last weights, the checkpoint to go on from, judged.csv and the logs. Raises HrsegError for a loss
-    that is not a number, Interrupted when asked to stop; then the checkpoint is there. say: gets a line an epoch.
+    Writes the best and last weights, a checkpoint to resume from, judged.csv and the logs. say: receives one line per
+    epoch. Returns the numbers of epochs and steps, the best validation result and the model's costs.
+    Raises HrsegError for a loss that is not finite; Interrupted on SIGINT or SIGTERM, after saving a checkpoint.
     """
     fixed = set(model.parameter_groups().get("fixed", ()))
     for name, parameter in model.named_parameters():
         if parameter in fixed or any(part in name for part in model.unused):
             parameter.requires_grad_(False)
-    check(model, recipe)
+    check_recipe(model, recipe)
     if machine.device == "cpu" and recipe.precision == "fp16":
-        raise HrsegError("precision=fp16: only on a GPU; set precision=auto")
+        raise HrsegError("precision=fp16: only supported on a GPU; set precision=auto")
     last = folder / LAST
-    steps, epoch = _done(last) if last.exists() else (0, 0)
+    steps, epoch = _progress(last) if last.exists() else (0, 0)
     first = not getattr(rank_zero_only, "rank", 0)
     if first:
-        cut(folder, steps, epoch)
+        rewind(folder, steps, epoch)
     trainer = make_trainer(recipe, folder, machine, judged, partial(write_weights, recipe, provenance), say)
     module = ClickTraining(model, recipe)
     if recipe.channels_last:
@@ -171,7 +174,7 @@ def fit(
 
 
 def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
-    """The model that a training starts from, and where its weights are from. Raises HrsegError."""
+    """The initial model of a training, and the provenance of its weights. Raises HrsegError."""
     wanted, adapter = recipe.model, recipe.adapter
     torch.manual_seed(recipe.seed)
     model: InteractiveModel
@@ -181,7 +184,7 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
         model.requires_grad_(True)
         if adapter.name == "none":
             try:
-                return merged(model), {"started_from": started}  # or what is written would have names of no model
+                return merged(model), {"started_from": started}  # saved weights must have a plain model's names
             except HrsegError as error:
                 raise HrsegError(f"model.weights={wanted.weights}: {error}") from None
         base = {"base": started.get("file", wanted.weights), "base_weights": weights_hash(model)}
@@ -189,7 +192,7 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
     try:
         model = catalog.resolve("model", wanted.name)(**wanted.options)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise HrsegError(f"model.name={wanted.name}: {error}; correct model.options") from None
+        raise HrsegError(f"model.name={wanted.name}: {error}; fix model.options") from None
     if not wanted.backbone:
         model.initialise(None, wanted.coverage)
         return model, {}
@@ -201,21 +204,21 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
     return model, {"backbone": Path(wanted.backbone).name, "coverage": round(share, 4)}
 
 
-def check(model: InteractiveModel, recipe: Recipe) -> None:
-    """What only the network and the losses can tell about a recipe. Raises HrsegError naming the key, before a step."""
+def check_recipe(model: InteractiveModel, recipe: Recipe) -> None:
+    """Check a recipe against its network and losses before the first step. Raises HrsegError that names the key."""
     catalog.resolve("metric", recipe.validation.metric)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise HrsegError(f"model: '{model.name}' has nothing to train; choose a model with weights")
-    some = torch.zeros(1, 1, 4, 4)
+        raise HrsegError(f"model: '{model.name}' has no trainable weights; choose another model")
+    sample = torch.zeros(1, 1, 4, 4)
     for term in recipe.losses:
         loss = catalog.resolve("loss", term.name)
         try:
             if term.name == "boundary":
-                signed_distance(some[0, 0].numpy().astype(np.int8), **term.options)
+                signed_distance(sample[0, 0].numpy().astype(np.int8), **term.options)
             else:
-                loss(some, some, **term.options)
+                loss(sample, sample, **term.options)
         except (TypeError, ValueError, AttributeError) as error:
-            raise HrsegError(f"losses: '{term.name}': {error}; correct its options") from None
+            raise HrsegError(f"losses: '{term.name}': {error}; fix its options") from None
     size = [side if side <= 128 else 128 + side % 32 for side in recipe.data.crop]
     planes = 4 if model.with_prev_mask else 3
     try:
@@ -223,21 +226,21 @@ def check(model: InteractiveModel, recipe: Recipe) -> None:
             out = model.eval()(torch.zeros(1, planes, *size), torch.full((1, 2, 3), -1.0))
     except (RuntimeError, ValueError) as error:
         raise HrsegError(
-            f"data.crop={list(recipe.data.crop)}: the network cannot take it ({str(error).splitlines()[0]}); "
-            "take sides of at least 32 pixels, divisible by 2"
+            f"data.crop={list(recipe.data.crop)}: the network does not accept this size "
+            f"({str(error).splitlines()[0]}); use even sides of at least 32 pixels"
         ) from None
     for term in recipe.losses:
         if term.output not in out:
             raise HrsegError(
-                f"losses: '{term.name}' is of output '{term.output}', which this network does not have; "
-                f"take one of {', '.join(out)}, or leave the term out"
+                f"losses: '{term.name}' applies to output '{term.output}', which this network does not have; "
+                f"use one of {', '.join(out)}, or remove the term"
             )
 
 
 def write_weights(
     recipe: Recipe, provenance: dict[str, Any], model: InteractiveModel, path: Path, more: dict[str, Any]
 ) -> None:
-    """The model as a checkpoint, or what an adapter changes of its base."""
+    """Save the model as a checkpoint, or only the adapter's weights."""
     adapter = recipe.adapter
     if adapter.name == "none":
         save_checkpoint(model, path, {**provenance, **more}, recipe.half)
@@ -258,7 +261,7 @@ def make_trainer(
         callbacks.append(Averaging(multi_avg_fn=partial(move_average, recipe.optim.ema)))
     logs = Logs(folder, recipe, "csv" in machine.loggers)
     judge = Judge(judged, recipe, folder, save, logs)
-    callbacks += [judge, logs, Keeper(folder, judge, logs, save, say)]  # in this order: see Keeper
+    callbacks += [judge, logs, Checkpointing(folder, judge, logs, save, say)]  # Checkpointing must come last
     processes = machine.processes * machine.nodes
     bars = _bars() if machine.progress else []
     return pl.Trainer(
@@ -271,11 +274,11 @@ def make_trainer(
         gradient_clip_val=recipe.optim.clip,
         accumulate_grad_batches=recipe.optim.accumulate,
         use_distributed_sampler=False,
-        benchmark=machine.device != "cpu",  # all crops have one size: cuDNN may try which of its ways is quickest
+        benchmark=machine.device != "cpu",  # all crops have one size, so cuDNN's autotuning pays off
         enable_checkpointing=False,
         enable_model_summary=False,
         logger=loggers(machine.loggers, folder, recipe),
-        plugins=[_Durable()],
+        plugins=[_AtomicCheckpointIO()],
         callbacks=[*callbacks, *bars],
         enable_progress_bar=bool(bars),
         default_root_dir=folder,
@@ -285,23 +288,24 @@ def make_trainer(
 
 
 def devices_of(machine: Machine) -> int | list[int]:
-    """The Trainer's ``devices``: how many, or the very one that was named. Raises HrsegError for one named to many."""
+    """The Trainer's ``devices``: a number, or the GPU that was named. Raises HrsegError for one GPU and several
+    processes."""
     _, named, number = machine.device.partition(":")
     if not named or machine.device.startswith("cpu"):
         return machine.processes
     if machine.processes > 1:
-        raise HrsegError(f"--device {machine.device}: one GPU for {machine.processes} processes; write --device cuda")
+        raise HrsegError(f"--device {machine.device}: one GPU for {machine.processes} processes; use --device cuda")
     return [int(number)]
 
 
-def _done(last: Path) -> tuple[int, int]:
-    """Steps of a checkpoint to go on from, and the epoch that was judged last. Raises HrsegError for a damaged one."""
+def _progress(last: Path) -> tuple[int, int]:
+    """Number of steps of a checkpoint, and its last validated epoch. Raises HrsegError for a damaged file."""
     try:
         kept = torch.load(last, mmap=True, weights_only=True)
         judge = kept["callbacks"]["Judge"]
-        return int(kept["global_step"]), int(judge.get("epoch", kept["epoch"] + 1))  # an earlier version kept none
-    except Exception:  # a torn file can raise nearly anything
-        raise HrsegError(f"{last}: is damaged; delete it, and the training begins anew") from None
+        return int(kept["global_step"]), int(judge.get("epoch", kept["epoch"] + 1))  # older checkpoints lack it
+    except Exception:  # a damaged file can raise nearly anything
+        raise HrsegError(f"{last}: damaged checkpoint; delete it to restart the training from the beginning") from None
 
 
 def _bars() -> list[Callback]:

@@ -1,7 +1,7 @@
-"""What a training says of itself: judged.csv, log/metrics.csv, TensorBoard, Weights & Biases.
+"""Training logs: judged.csv, log/metrics.csv, TensorBoard, Weights & Biases.
 
-A row is written before the checkpoint that counts its step, and what came after the checkpoint is cut off before a
-training resumes: killed at any moment, it leaves the logs of an uninterrupted one.
+Rows are written before the checkpoint that covers their step. On resuming, rows after the checkpoint are removed. So a
+training that was killed at any moment and resumed has the same logs as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from hrseg_cli.writing import sweep, write_atomically, writing_atomically
 
 JUDGED = "judged.csv"
 METRICS = "log/metrics.csv"
-EVERY = 20  # steps between two rows inside of an epoch
+EVERY = 20  # steps between rows within an epoch
 
 
 class Logs(Callback):
-    """The loss every few steps, and after each epoch its mean, that of each term, and how the weights were judged."""
+    """Logs the loss every few steps, and after each epoch the means of the loss and its terms and the validation
+    results."""
 
     def __init__(self, folder: Path, recipe: Recipe, csv_too: bool) -> None:
         terms = [f"train/{term.output}_{term.name}" for term in recipe.losses]
         judged = ["val/clicks", "val/first", "val/last"]
         self.columns = sorted({"epoch", "step", "train/loss_step", "train/loss_epoch", *terms, *judged})
         self.path = folder / METRICS if csv_too else None
-        self.judged: dict[str, float] = {}  # of this epoch, by whoever judges
+        self.judged: dict[str, float] = {}  # validation results of this epoch, set by Judge
         self.means: dict[str, float] = {}  # of the last epoch
         self._sums: dict[str, Tensor] = {}  # over this rank's batches so far
         self._batches = 0
@@ -83,7 +84,7 @@ class Logs(Callback):
         return {name: float(reduce(value.clone(), reduce_op="sum")) for name, value in self._sums.items()}
 
     def _write(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
-        """As the row of the last step."""
+        """Log values at the last step."""
         if not trainer.is_global_zero:
             return
         place = {"epoch": trainer.current_epoch, "step": trainer.global_step - 1}
@@ -91,18 +92,18 @@ class Logs(Callback):
             append_row(self.path, {name: {**place, **row}.get(name, "") for name in self.columns})
         for logger in trainer.loggers:
             logger.log_metrics({**row, "epoch": place["epoch"]}, place["step"])
-            logger.save()  # TensorBoard would keep the last rows in memory for two minutes
+            logger.save()  # TensorBoard flushes only every two minutes
 
 
 class _Events(TensorBoardLogger):
     def save(self) -> None:
-        """Without the file of hyperparameters, which is empty here."""
+        """Flush without writing the file of hyperparameters, which is empty here."""
         if self._experiment is not None:
             self._experiment.flush()
 
 
 def loggers(names: Sequence[str], folder: Path, recipe: Recipe) -> list[Logger]:
-    """Lightning's, of the names that are asked for. Raises HrsegError."""
+    """Lightning's TensorBoard and Weights & Biases loggers, where named. Raises HrsegError for a missing package."""
     made: list[Logger] = []
     if "tensorboard" in names:
         made.append(_Events(folder, name="", version="log"))
@@ -114,11 +115,12 @@ def loggers(names: Sequence[str], folder: Path, recipe: Recipe) -> list[Logger]:
                 WandbLogger(name=folder.name, save_dir=folder, project="hrseg", config=recipe.model_dump(mode="json"))
             )
         except ModuleNotFoundError:
-            raise HrsegError("--logger wandb: not installed; pip install 'hrseg[wandb]'") from None
+            raise HrsegError("--logger wandb: wandb is not installed; run pip install 'hrseg[wandb]'") from None
     return made
 
 
 def append_row(path: Path, record: dict[str, Any]) -> None:
+    """Append a row to a CSV file; a new file gets the record's keys as its header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="") as file:
@@ -128,16 +130,16 @@ def append_row(path: Path, record: dict[str, Any]) -> None:
         writer.writerow(record)
 
 
-def cut(folder: Path, steps: int, judged: int) -> None:
-    """Back to what a checkpoint of so many steps, judged last after epoch ``judged``, knows of."""
+def rewind(folder: Path, steps: int, judged: int) -> None:
+    """Remove all log entries after a checkpoint of ``steps`` steps whose last validated epoch is ``judged``."""
     sweep(folder / "log")
-    _cut_rows(folder / JUDGED, "epoch", judged)
-    _cut_rows(folder / METRICS, "step", steps - 1)
+    _drop_rows(folder / JUDGED, "epoch", judged)
+    _drop_rows(folder / METRICS, "step", steps - 1)
     join_events(folder, steps)
 
 
-def _cut_rows(path: Path, column: str, last: int) -> None:
-    """Rows that count up to ``last`` stay; neither later ones nor a torn one."""
+def _drop_rows(path: Path, column: str, last: int) -> None:
+    """Remove rows whose ``column`` is above ``last``, and an incomplete row."""
     if not path.exists():
         return
     text = path.read_bytes().decode(errors="replace")
@@ -159,7 +161,7 @@ def _number(row: list[str], place: int) -> int:
 
 
 def join_events(folder: Path, steps: int | None = None) -> None:
-    """One file of TensorBoard events, of the first ``steps`` steps only, where every start has begun one of its own."""
+    """Merge the TensorBoard event files, of which every start writes one. steps: drop events after that many steps."""
     from tensorboard.compat.proto.event_pb2 import Event
 
     files = sorted((folder / "log").glob("events.out.tfevents.*"))
@@ -171,7 +173,7 @@ def join_events(folder: Path, steps: int | None = None) -> None:
             event = Event.FromString(record[12:-4])
             if not event.HasField("summary"):
                 if number == 0:
-                    events[len(events)] = -1, record  # how the file begins
+                    events[len(events)] = -1, record  # the file's header
             elif steps is None or event.step < steps:
                 events[event.step, *(value.tag for value in event.summary.value)] = event.step, record
     if len(files) == 1 and len(events) == count:
@@ -184,7 +186,10 @@ def join_events(folder: Path, steps: int | None = None) -> None:
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    """Of a TFRecord file: 8 bytes of length and 4 of its check sum, the data, 4 of theirs. A torn one is dropped."""
+    """Records of a TFRecord file: 8 bytes length, 4 bytes its checksum, the data, 4 bytes the data's checksum.
+
+    An incomplete last record is dropped.
+    """
     start = 0
     while start + 12 <= len(data):
         end = start + 16 + int(struct.unpack_from("<Q", data, start)[0])

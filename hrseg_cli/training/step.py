@@ -1,8 +1,8 @@
-"""One step of training a click network (Sofiiuk et al. 2021, sections 3.2 and 4: iterative training with the network's
-own previous mask).
+"""One training step of a click network: iterative training with the network's own previous mask (Sofiiuk et al. 2021,
+sections 3.2 and 4).
 
-A step is a pure function of weights, recipe and (epoch, step), so that an interrupted training goes on to the very
-weights of an uninterrupted one.
+A step depends only on weights, recipe and (epoch, step), so a resumed training ends with the same weights as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from hrseg_cli.training.feed import Batch
 
 
 class ClickTraining(pl.LightningModule):
-    """One step: up to ``clicks.rounds`` answers without gradient, each followed by the click a person would make, then
-    the answer that is trained."""
+    """One step: up to ``clicks.rounds`` predictions without gradient, each followed by a simulated corrective click,
+    then the prediction that is trained."""
 
     def __init__(self, model: InteractiveModel, recipe: Recipe) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class ClickTraining(pl.LightningModule):
         return total
 
     def loss(self, out: dict[str, Tensor], batch: Batch, epoch: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The recipe's weighted sum and its terms by name, means over the batch."""
+        """The recipe's weighted loss and its unweighted terms by name, averaged over the batch."""
         truth = batch["truth"].float()
         values, weights = {}, [term.weight for term in self.recipe.losses]
         for term, loss in self.terms:
@@ -78,7 +78,10 @@ class ClickTraining(pl.LightningModule):
         return torch.as_tensor(total), values
 
     def rounds(self, image: Tensor, truth: Tensor, points: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Points and previous mask after the network's own first answers; their number is the same on all ranks."""
+        """Points and previous masks after a random number of click rounds, which is the same on all ranks.
+
+        image: (B, 3, H, W) in [0, 1]. truth: (B, 1, H, W). points: (B, 2N, 3). key: (B, 2), epoch and step.
+        """
         clicks, seed = self.recipe.clicks, self.recipe.seed
         previous = torch.zeros_like(image[:, :1])
         world = self.trainer.world_size if self._trainer else 1
@@ -96,21 +99,22 @@ class ClickTraining(pl.LightningModule):
                 lists = points.cpu().numpy()
                 seeds = [(seed, *pair, 1 + number) for pair in key.tolist()]
                 correct = partial(_correct, number, clicks.off_centre)
-                each = _threads().map if image.is_cuda else map  # on a CPU the network has the cores
+                each = _threads().map if image.is_cuda else map  # on a CPU the network already uses all cores
                 points = torch.from_numpy(np.stack(list(each(correct, lists, seen, truths, seeds)))).to(image.device)
-        torch.clear_autocast_cache()  # or, before torch 2.11, weights cached here would get no gradient below
+        torch.clear_autocast_cache()  # before torch 2.11, weights cached without gradient would get none below
         if clicks.drop_previous:
             kept = turn.random(len(image)) >= clicks.drop_previous
             previous = previous * torch.from_numpy(kept).to(previous)[:, None, None, None]
         return points, previous
 
     def joined(self, image: Tensor, previous: Tensor) -> Tensor:
-        """What the network sees of pixels."""
+        """The network's image input: RGB and, if the model uses it, the previous mask."""
         joined = torch.cat([image, previous], 1) if self.model.with_prev_mask else image
         return joined.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else joined
 
     def _refuse_nan(self, loss: Tensor, batch: Batch) -> None:
-        """All processes stop together: one that left alone would leave the others waiting for it."""
+        """Raise HrsegError for a loss that is not finite, in all processes at once: a single one would leave the others
+        waiting."""
         bad = not bool(torch.isfinite(loss))
         folder = Path(self.trainer.default_root_dir)
         if bad:
@@ -119,11 +123,11 @@ class ClickTraining(pl.LightningModule):
         if not self.trainer.strategy.reduce_boolean_decision(bad, all=False):
             return
         if self.global_rank:
-            raise Interrupted  # the first process says why
+            raise Interrupted  # rank 0 reports the error
         seen = next(iter(sorted(folder.glob("bad_batch_*.pt"))), folder / "bad_batch_*.pt")
         raise HrsegError(
-            f"the loss became {loss.item() if bad else 'no number'} at step {self.global_step}; its batch is kept in "
-            f"{seen}; lower optim.lr, set optim.clip=1, or train in fp32"
+            f"the loss became {loss.item() if bad else 'NaN or infinite'} at step {self.global_step} (batch saved to "
+            f"{seen}); lower optim.lr, set optim.clip=1, or set precision=fp32"
         )
 
     def configure_optimizers(self) -> Any:
@@ -135,8 +139,8 @@ class ClickTraining(pl.LightningModule):
 
 
 def reduced(truth: Tensor, size: torch.Size) -> Tensor:
-    """A truth (B, 1, H, W) of 1, 0 and -1 (ignored) at the size of a coarser output: shares of object pixels, -1 where
-    any pixel is ignored."""
+    """Ground truth (B, 1, H, W) of 1, 0 and -1 (ignored), downsampled to the size of a coarser output: the share of
+    object pixels in each cell, or -1 if any of its pixels is ignored."""
     if truth.shape[-2:] == size:
         return truth
     share = F.adaptive_avg_pool2d(truth.clamp(min=0), (size[0], size[1]))
@@ -153,12 +157,13 @@ def _correct(
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """For clicks while a GPU waits for them: OpenCV and NumPy let go of the interpreter's lock."""
+    """Threads that simulate clicks while a GPU waits: OpenCV and NumPy release the GIL."""
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 
 def train_mode(model: InteractiveModel, batch: int) -> None:
-    """``model.train()``; with one sample a batch, normalisations that see one value a channel keep their statistics."""
+    """``model.train()``, but with one sample per batch, BatchNorm layers on pooled features stay in eval mode: they
+    would see a single value per channel."""
     model.train()
     if batch == 1:
         for name, module in model.named_modules():
@@ -167,7 +172,7 @@ def train_mode(model: InteractiveModel, batch: int) -> None:
 
 
 def make_optimizer(model: InteractiveModel, optim: Optim) -> torch.optim.Optimizer:
-    """An optimizer over the model's groups: new layers at ``lr``, the others at their factors of it."""
+    """An optimizer over the model's parameter groups: new layers at ``optim.lr``, the others scaled by their factor."""
     factors = {"new": 1.0, "heads": optim.heads, "backbone": optim.backbone}
     groups = [
         {"params": [p for p in parameters if p.requires_grad], "lr": optim.lr * factors[name]}
@@ -182,7 +187,7 @@ def make_optimizer(model: InteractiveModel, optim: Optim) -> torch.optim.Optimiz
 
 
 def schedule(optim: Optim, steps: int, epochs: int) -> Callable[[int], float]:
-    """Factor on the learning rate at a step; ``steps`` are those of one epoch."""
+    """The factor on the learning rate as a function of the step. steps: per epoch."""
 
     def factor(step: int) -> float:
         rise = min(1.0, (step + 1) / optim.warmup) if optim.warmup else 1.0

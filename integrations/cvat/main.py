@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from hrseg_cli.data.masks_out import polygons
-from hrseg_cli.engine.remote import Remote, picture
+from hrseg_cli.engine.remote import Remote, decode_image
 from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
@@ -53,7 +53,7 @@ def answer(remote: Remote, body: Any) -> dict[str, Any]:
         box = float(top), float(left), float(bottom), float(right)
     if box is None and not any(click.positive for click in clicks):
         raise HrsegError("click on the object first, or draw a box around it")
-    mask = remote.mask(hashlib.sha256(blob).hexdigest(), lambda: picture(blob), clicks, box)
+    mask = remote.mask(hashlib.sha256(blob).hexdigest(), lambda: decode_image(blob), clicks, box)
     outline = next(iter(polygons(mask)), [])
     points = [[x, y] for x, y in zip(outline[::2], outline[1::2], strict=True)]
     return {"mask": mask.astype(int).tolist(), "points": points}

@@ -30,7 +30,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from hrseg_cli import __version__
-from hrseg_cli.engine.remote import Remote, picture
+from hrseg_cli.engine.remote import Remote, decode_image
 from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
@@ -88,7 +88,7 @@ def app_of(remote: Remote, version: str, images: Path | None, host: str = "", to
         clicks, box, label = clicks_of(hints, height, width)
         if not clicks and box is None:
             return []
-        mask = remote.mask(f"{url} {label}", lambda: picture(fetch(url, images, host, token)), clicks, box)
+        mask = remote.mask(f"{url} {label}", lambda: decode_image(fetch(url, images, host, token)), clicks, box)
         if mask.shape != (height, width):
             raise HrsegError(
                 f"{url} has {mask.shape[::-1]} pixels, Label Studio shows {(width, height)}; send it upright"

@@ -1,15 +1,15 @@
-"""Train the default network after each of a batch's successive clicks, on one core, for so many minutes at a time.
+"""Train the default network on one core for a given number of minutes, with a training step after every click.
 
     pip install 'hrseg[backbones]'
     HRSEG_DATA=DATA python recipes/clicknet/train.py --out runs/clicknet --minutes 100 [--start WEIGHTS.safetensors]
 
-It takes the data of the recipe ``clicknet_photos`` and resumes from ``state.pt`` in the output folder, if there is one.
-What it does beyond ``hrseg train``: every answer of a batch is trained, not only the last; crops of several sizes;
-boxes as prompts; previous masks with mistakes that a click then corrects; copies of an object next to it. Later answers
-of a batch mostly train the decoder alone, because the backbone costs two thirds of a step.
+Uses the data of the recipe ``clicknet_photos``. Resumes from ``state.pt`` in the output folder if it exists.
+Beyond ``hrseg train``, it trains on the prediction after each click of a batch, not only the last, and uses crops of
+several sizes, boxes as prompts, previous masks with errors that the next click corrects, and copies of an object next
+to it. Later predictions of a batch mostly train the decoder alone, because the backbone takes two thirds of a step.
 
-Writes ``last.safetensors`` (the moving average of the weights) and ``log.jsonl``, one JSON object a line: losses, and
-now and then clicks on held-out objects under ``fast``.
+Writes ``last.safetensors`` (the moving average of the weights) and ``log.jsonl``, one JSON object per line: losses, and
+at intervals the results on held-out objects under the protocol ``fast``.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from hrseg_cli.training.feed import training_images
 from hrseg_cli.training.judge import judged_objects
 from hrseg_cli.training.step import reduced
 
-ROUNDS = (0.3, 0.3, 0.2, 0.12, 0.08)  # how often a batch gets 1, 2, ... clicks
-PASTED, TWINS, BOXES, FAULTY = 0.22, 0.2, 0.18, 0.25  # shares of the samples
-WHOLE_LATER = 0.3  # of the later answers that train the backbone too
+ROUNDS = (0.3, 0.3, 0.2, 0.12, 0.08)  # probabilities of 1, 2, ... clicks on a batch
+PASTED, TWINS, BOXES, FAULTY = 0.22, 0.2, 0.18, 0.25  # shares of samples
+WHOLE_LATER = 0.3  # share of later predictions that train the backbone too
 
 
 class Prompt(NamedTuple):
@@ -66,67 +66,68 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=100)
     parser.add_argument("--sizes", default="256:4:0.45,352:2:0.35,416:2:0.2", help="crop:batch:share,...")
     parser.add_argument("--lr", type=float, default=7e-4)
-    parser.add_argument("--backbone", type=float, default=0.15, help="factor on the rate of the backbone")
-    parser.add_argument(
-        "--fall", type=float, default=0.0, help="share of the time, at the end, in which the rate falls"
-    )
-    parser.add_argument("--start", help="weights of an earlier training")
-    parser.add_argument("--hold-norms", action="store_true", help="keep BatchNorm's running statistics as they are")
-    parser.add_argument("--judge-every", type=float, default=24, help="minutes")
+    parser.add_argument("--backbone", type=float, default=0.15, help="factor on the backbone's learning rate")
+    parser.add_argument("--fall", type=float, default=0.0, help="final share of the time with a decaying learning rate")
+    parser.add_argument("--start", help="initial weights, from an earlier training")
+    parser.add_argument("--hold-norms", action="store_true", help="freeze BatchNorm's running statistics")
+    parser.add_argument("--judge-every", type=float, default=24, help="minutes between validations")
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    Training(asked).run()
+    options.out.mkdir(parents=True, exist_ok=True)
+    Training(options).run()
 
 
 class Training:
-    def __init__(self, asked: argparse.Namespace) -> None:
-        self.asked = asked
+    """The state of a training and its loop."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
         self.sizes = [
             (int(crop), int(batch), float(share))
-            for crop, batch, share in (text.split(":") for text in asked.sizes.split(","))
+            for crop, batch, share in (text.split(":") for text in options.sizes.split(","))
         ]
-        self.recipes = {crop: at_size(asked.recipe, crop) for crop, _, _ in self.sizes}
+        self.recipes = {crop: at_size(options.recipe, crop) for crop, _, _ in self.sizes}
         recipe = self.recipe = self.recipes[self.sizes[0][0]]
-        self.scenes = Scenes(recipe, asked.out.parent / "copies")
-        self.model = start(recipe, asked)
+        self.scenes = Scenes(recipe, options.out.parent / "copies")
+        self.model = start(recipe, options)
         self.average = copy.deepcopy(self.model).eval()
         self.norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
         groups = self.model.parameter_groups()
         for parameter in groups["fixed"]:
             parameter.requires_grad_(False)
-        for block in self.model.encoder.blocks:  # their gradient costs a fifth of a step and changes little
+        for block in self.model.encoder.blocks:  # their gradients take a fifth of a step and help little
             block.depthwise.requires_grad_(False)
         trained = [parameter for parameter in groups["backbone"] if parameter.requires_grad]
-        self.factors = (1.0, asked.backbone)
+        self.factors = (1.0, options.backbone)
         self.optimizer = torch.optim.AdamW(
-            [{"params": groups["new"]}, {"params": trained}], lr=asked.lr, weight_decay=1e-2
+            [{"params": groups["new"]}, {"params": trained}], lr=options.lr, weight_decay=1e-2
         )
         self.judged = judged_objects(recipe, None)
         self.plan = Plan("", load_protocol("fast"), {"iou": 0.9}, max_clicks=8)
         self.step = self.trained = 0
-        self.before = 0.0  # minutes of earlier calls
-        self.rng = np.random.default_rng(asked.seed)
-        state = asked.out / "state.pt"
+        self.before = 0.0  # minutes spent in earlier runs
+        self.rng = np.random.default_rng(options.seed)
+        state = options.out / "state.pt"
         if state.exists():
             kept = torch.load(state, weights_only=True)
             self.model.load_state_dict(kept["model"])
             self.average.load_state_dict(kept["average"])
             self.optimizer.load_state_dict(kept["optimizer"])
             self.step, self.trained, self.before = kept["step"], kept["trained"], kept["minutes"]
-            self.rng = np.random.default_rng((asked.seed, self.step))
+            self.rng = np.random.default_rng((options.seed, self.step))
         self.began = time.monotonic()
 
     @property
     def spent(self) -> float:
+        """Minutes since the start of this run."""
         return (time.monotonic() - self.began) / 60
 
     def run(self) -> None:
-        losses: dict[bool, list[float]] = {True: [], False: []}  # of first and of later answers
+        losses: dict[bool, list[float]] = {True: [], False: []}  # key: after the first click?
         said, kept, judged = self.step, 0.0, 0.0
-        while self.spent < self.asked.minutes:
+        while self.spent < self.options.minutes:
             for turn, loss in enumerate(self.batch()):
                 losses[turn == 0].append(loss)
             if self.step - said >= 100:
@@ -136,14 +137,14 @@ class Training:
             if self.spent - kept > 4:
                 kept = self.spent
                 self.keep()
-            if self.spent - judged > self.asked.judge_every:
+            if self.spent - judged > self.options.judge_every:
                 judged = self.spent
                 self.judge()
         self.keep()
         self.judge()
 
     def batch(self) -> list[float]:
-        """Train after each click on one batch of objects; the losses."""
+        """Train on one batch of objects, with a step after each click. Returns the loss of each step."""
         shares = np.array([share for _, _, share in self.sizes])
         crop, count, _ = self.sizes[int(self.rng.choice(len(self.sizes), p=shares / shares.sum()))]
         items = [self.scenes.sample(self.recipes[crop], self.rng) for _ in range(count)]
@@ -155,9 +156,9 @@ class Training:
         boxes = torch.from_numpy(np.stack([prompt.box for prompt in prompts]))
         previous = torch.from_numpy(np.stack([prompt.previous for prompt in prompts])[:, None])
         for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
-            group["lr"] = self.asked.lr * factor * self.rate()
+            group["lr"] = self.options.lr * factor * self.rate()
         self.model.train()
-        if self.asked.hold_norms:  # batches this small would blur them
+        if self.options.hold_norms:  # statistics of small batches are noisy
             for norm in self.norms:
                 norm.eval()
         with torch.no_grad():
@@ -172,12 +173,12 @@ class Training:
             self.model.encoder.level = whole
             loss = loss_of(out, truth).mean()
             if not torch.isfinite(loss):
-                raise SystemExit(f"the loss is not a number at step {self.step}")
+                raise SystemExit(f"the loss became NaN or infinite at step {self.step}; lower --lr")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
             self.optimizer.step()
-            self.follow()
+            self.update_average()
             self.step += 1
             self.trained += count
             seen.append(loss.item())
@@ -193,16 +194,17 @@ class Training:
         return seen
 
     def rate(self) -> float:
-        """Factor on the learning rate: a rise, then level, then a cosine's fall."""
+        """Factor on the learning rate: linear warm-up, constant, cosine decay."""
         rise = min(1.0, (self.step + 1) / 200)
-        share = self.spent / self.asked.minutes
-        if not self.asked.fall or share < 1 - self.asked.fall:
+        share = self.spent / self.options.minutes
+        if not self.options.fall or share < 1 - self.options.fall:
             return rise
-        fallen = (share - 1 + self.asked.fall) / self.asked.fall
+        fallen = (share - 1 + self.options.fall) / self.options.fall
         return rise * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, fallen))) / 2)
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def update_average(self) -> None:
+        """Update the moving average of the weights."""
         decay = min(0.998, (1 + self.step) / (10 + self.step))
         pairs = zip(self.model.state_dict().values(), self.average.state_dict().values(), strict=True)
         for new, old in pairs:
@@ -210,6 +212,7 @@ class Training:
                 old.lerp_(new, 1 - decay)
 
     def judge(self) -> None:
+        """Log NoC@90 (at most 8 clicks) and the IoU after 1, 3 and 8 clicks on the held-out objects."""
         rows = []
         for ref in self.judged:
             trace, _ = simulate(load(ref), self.average, self.plan)
@@ -223,11 +226,11 @@ class Training:
         numbers = {name: round(float(value), 4) for name, value in values.items() if value is not None}
         line = {"step": self.step, "trained": self.trained, "minutes": round(self.before + self.spent, 2), **numbers}
         print(json.dumps(line), flush=True)
-        with (self.asked.out / "log.jsonl").open("a") as file:
+        with (self.options.out / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def keep(self) -> None:
-        """Everything to go on with, and the averaged weights; either file whole or as it was."""
+        """Save the state to resume from, then the averaged weights, each file atomically."""
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -236,9 +239,9 @@ class Training:
             "trained": self.trained,
             "minutes": self.before + self.spent,
         }
-        torch.save(state, self.asked.out / "state.tmp")
-        os.replace(self.asked.out / "state.tmp", self.asked.out / "state.pt")
-        save_checkpoint(self.average, self.asked.out / "last.safetensors", {"recipe": self.recipe.name}, half=True)
+        torch.save(state, self.options.out / "state.tmp")
+        os.replace(self.options.out / "state.tmp", self.options.out / "state.pt")
+        save_checkpoint(self.average, self.options.out / "last.safetensors", {"recipe": self.recipe.name}, half=True)
 
 
 def at_size(recipe: str, crop: int) -> Recipe:
@@ -249,10 +252,10 @@ def at_size(recipe: str, crop: int) -> Recipe:
     )
 
 
-def start(recipe: Recipe, asked: argparse.Namespace) -> Any:
-    torch.manual_seed(asked.seed)
-    if asked.start:
-        model, _ = read_checkpoint(Path(asked.start))
+def start(recipe: Recipe, options: argparse.Namespace) -> Any:
+    torch.manual_seed(options.seed)
+    if options.start:
+        model, _ = read_checkpoint(Path(options.start))
         return model.requires_grad_(True).to(memory_format=torch.channels_last)
     model = catalog.resolve("model", recipe.model.name)(**recipe.model.options)
     model.initialise(catalog.resolve("backbone", str(recipe.model.backbone))(), recipe.model.coverage)
@@ -260,7 +263,7 @@ def start(recipe: Recipe, asked: argparse.Namespace) -> Any:
 
 
 def loss_of(out: dict[str, Tensor], truth: Tensor) -> Tensor:
-    """Per sample; pixels within two of the object's edge count once more."""
+    """Loss per sample, with extra weight on pixels within two of the object's boundary."""
     logits, known = out["logits"], truth.clamp(min=0)
     total = 0.5 * bce(logits, truth, over="valid") + 0.5 * normalized_focal(logits, truth) + dice(logits, truth)
     edge = (F.max_pool2d(known, 5, 1, 2) + F.max_pool2d(-known, 5, 1, 2)) * (truth >= 0)
@@ -272,7 +275,7 @@ def loss_of(out: dict[str, Tensor], truth: Tensor) -> Tensor:
 
 
 class Scenes:
-    """Samples of the recipe's photographs; every file is decoded once and stays in memory."""
+    """Samples from the recipe's photographs. Every file is decoded once and kept in memory."""
 
     def __init__(self, recipe: Recipe, cache: Path) -> None:
         keep: Callable[..., Any] = lru_cache(None)
@@ -318,7 +321,7 @@ class Scenes:
 def twins(
     image: np.ndarray, truths: np.ndarray, recipe: Recipe, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One of the objects once or twice more: a negative click has to tell it from its copies."""
+    """Paste one or two copies of an object, which negative clicks must exclude."""
     number = int(rng.integers(len(truths)))
     area = float((truths[number] == 1).mean())
     if not 0.004 < area < 0.35:
@@ -351,8 +354,8 @@ def prompt_for(targets: np.ndarray, labelled: np.ndarray, recipe: Recipe, rng: n
 
 
 def faulty(inside: np.ndarray, targets: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """float32 (H, W), a mask as a network gets it wrong: a neighbour taken in, a part left out, a blob too many, an
-    edge that is off; blurred."""
+    """float32 (H, W): a mask with typical errors of a network: a neighbouring object included, a part missing or an
+    extra blob; then a shifted boundary, and blur."""
     mask = inside.copy()
     kind = rng.random()
     others = [target == 1 for target in targets if ((target == 1) & (truth == 0)).sum() > 50]

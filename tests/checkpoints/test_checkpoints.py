@@ -1,4 +1,4 @@
-"""Files a user may hold out: the right ones load, every other gives one line that says what it is."""
+"""Files that a user may give: the right ones load, all others are identified in a one-line error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def weights() -> State:
 
 
 def ritm(state: State, size: str = "h18s", **changes: Any) -> dict[str, Any]:
-    """A checkpoint as RITM saves it, its configuration as RITM's code wrote it."""
+    """A checkpoint as RITM saves it, with a configuration written by RITM's code."""
     config = json.loads(json.dumps(STATES[size]["config"]))
     config["params"].update(changes)
     return {"state_dict": state, "config": config}
@@ -41,7 +41,7 @@ def ritm(state: State, size: str = "h18s", **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("size", ["h18s", "h18", "h32", "h18_baseline"])
 def test_public_configurations_are_read(size: str, tmp_path: Path) -> None:
-    """All four sizes through a real file; every weight arrives unchanged."""
+    """All four sizes through a real file; all weights are unchanged."""
     state = deterministic_weights(catalog.resolve("model", size)().state_dict())
     torch.save(ritm(state, size), tmp_path / "coco_lvis.pth")
     model, provenance = read_checkpoint(tmp_path / "coco_lvis.pth")
@@ -78,7 +78,7 @@ def test_half_precision_files_are_read_in_single(weights: State, tmp_path: Path)
 def test_sizes_that_a_file_names_are_compared_before_they_are_built(
     options: dict[str, Any], weights: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint of a few bytes must not take what memory the machine has: nothing is made but shapes."""
+    """A tiny checkpoint must not exhaust memory: models are built on the meta device first."""
     own = {"width": 18, "ocr_width": 48, "small": True, **options}
     text = json.dumps({"format": 1, "kind": "model", "name": "h18s", "options": own})
     save_file(weights, tmp_path / "a.safetensors", {"hrseg": text})
@@ -109,10 +109,10 @@ def test_sizes_that_an_adapter_names_are_compared_too(name: str, options: dict[s
 
 
 def test_a_tensor_larger_than_its_numbers_is_refused(weights: State, tmp_path: Path) -> None:
-    """One number, repeated 10^12 times by its strides, would be written out when it is looked at."""
+    """A single value broadcast 10^12 times by strides would be materialised when read."""
     key = next(iter(weights))
     torch.save(ritm({**weights, key: torch.zeros(1).expand(10**6, 10**6)}), tmp_path / "a.pth")
-    with pytest.raises(HrsegError, match=r"a\.pth: one of its tensors repeats itself"):
+    with pytest.raises(HrsegError, match=r"a\.pth: one of its tensors is a broadcast view"):
         read_checkpoint(tmp_path / "a.pth")
     with zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("b/data.pkl", bytes(10**7))
@@ -148,7 +148,7 @@ WRONG = {
     "truncated": (lambda p, s: truncated(p, ritm(s)), "damaged or truncated PyTorch"),
     "bare weights": (lambda p, s: torch.save(s, p), "without their 'config'"),
     "stages": (lambda p, s: torch.save([ritm(s), ritm(s)], p), "list of 2 stages"),
-    "tensor": (lambda p, s: torch.save(torch.zeros(3), p), "holds a Tensor"),
+    "tensor": (lambda p, s: torch.save(torch.zeros(3), p), "contains a Tensor"),
     "imagenet": (
         lambda p, s: torch.save({k.removeprefix("feature_extractor."): v for k, v in s.items()}, p),
         "ImageNet HRNet backbone",
@@ -222,13 +222,13 @@ WRONG = {
     ),
     "code": (lambda p, s: torch.save({"state_dict": s, "config": Evil(p.parent / "owned")}, p), "more than tensors"),
     "plain pickle with code": (lambda p, s: p.write_bytes(pickle.dumps(Evil(p.parent / "owned"))), "more than tensors"),
-    "plain pickle": (lambda p, s: p.write_bytes(pickle.dumps({"a": 1})[:-1]), "damaged|holds|more than"),
+    "plain pickle": (lambda p, s: p.write_bytes(pickle.dumps({"a": 1})[:-1]), "damaged|contains|more than"),
 }
 
 
 @pytest.mark.parametrize("what", sorted(WRONG))
 def test_a_wrong_file_says_what_it_is(what: str, weights: State, tmp_path: Path) -> None:
-    """One line, the file's name in it, and no code inside the file has run."""
+    """A one-line error that names the file, and no code in the file runs."""
     write, message = WRONG[what]
     path = tmp_path / "model.pth"
     write(path, dict(weights))
@@ -241,7 +241,7 @@ def test_a_wrong_file_says_what_it_is(what: str, weights: State, tmp_path: Path)
 
 @pytest.fixture
 def adapted(weights: State, tmp_path: Path) -> tuple[Path, Path]:
-    """A base and an adapter of it, each in a folder named as run folders of a changed recipe are."""
+    """A base and its adapter, in folders named like runs of a modified recipe."""
     base = tmp_path / "train-tiny+epochs=1" / "best.safetensors"
     adapter = tmp_path / "adapt-head-boxes+epochs=2" / "best.safetensors"
     model = catalog.resolve("model", "h18s")()
@@ -257,14 +257,14 @@ def test_a_plus_in_a_folder_is_not_the_one_before_the_adapter(adapted: tuple[Pat
     assert load_model(f"{base}+{adapter}")[1]["adapter"]["name"] == "head"
     assert load_model(f"{base}+{adapter}+{adapter}")[1]["file"] == base.name
     missing = adapter.with_name("none.safetensors")
-    with pytest.raises(HrsegError, match=r"none.safetensors: no such file; write BASE\+ADAPTER"):
+    with pytest.raises(HrsegError, match=r"none.safetensors: no such file; give BASE\+ADAPTER"):
         load_model(f"h18s+{missing}")
 
 
 def test_a_damaged_adapter_is_called_damaged(adapted: tuple[Path, Path]) -> None:
     base, adapter = adapted
     adapter.write_bytes(adapter.read_bytes()[:-100])
-    with pytest.raises(HrsegError, match=r"boxes\+epochs=2/best.safetensors: is a damaged or truncated safetensors"):
+    with pytest.raises(HrsegError, match=r"boxes\+epochs=2/best.safetensors: damaged or truncated safetensors"):
         load_model(f"{base}+{adapter}")
 
 
@@ -272,7 +272,7 @@ def test_a_damaged_adapter_is_called_damaged(adapted: tuple[Path, Path]) -> None
     ("spec", "message", "kind"),
     [
         ("missing.pth", "no such file", HrsegError),
-        ("h32", "without weights", HrsegError),
+        ("h32", "ships no weights", HrsegError),
         ("grabcutt", "Did you mean 'grabcut'", UnknownName),
     ],
 )

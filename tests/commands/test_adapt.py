@@ -92,10 +92,10 @@ def test_another_base_is_refused(adapt: Command, hrseg: Command, photos: Path, b
     other, adapter = tmp_path / "other.safetensors", tmp_path / "run" / "last.safetensors"
     save_checkpoint(h18s(), other, {})
     for spec, told in [
-        (f"{other}+{adapter}", "was trained on other weights (base.safetensors"),
+        (f"{other}+{adapter}", ": trained on other weights (base.safetensors"),
         (f"{base}+{base}", "is a whole model, not an adapter"),
         (f"{base}+{tmp_path}/none.safetensors", "no such file"),
-        (f"{adapter}", "is an adapter for base.safetensors, which does not come with hrseg; write BASE+ADAPTER"),
+        (f"{adapter}", "an adapter for base.safetensors, which does not ship with hrseg; give BASE+ADAPTER"),
     ]:
         done = hrseg("evaluate", "--model", spec, "--dataset", photos, "--out", tmp_path / "x")
         assert done.code == 1
@@ -118,7 +118,7 @@ def test_lora_folds_into_one_checkpoint_and_conv_does_not(
     assert adapt("--adapter", "conv", "--out", tmp_path / "conv").code == 0
     done = hrseg("adapt", "--from", f"{base}+{tmp_path / 'conv' / 'last.safetensors'}", "--merge", whole)
     assert (done.code, done.err.count("\n")) == (1, 1)
-    assert "stays a part of the network" in done.err
+    assert "cannot be merged into the weights" in done.err
 
 
 def test_a_finished_adaptation_is_not_trained_again(adapt: Command, hrseg: Command, tmp_path: Path) -> None:

@@ -397,7 +397,7 @@ WRONG = [
     (["--model", "grabcut", "--datset", "{folder}"], 2, "--dataset"),
     (["--model", "grabcut"], 2, "--dataset"),
     (["--model", "missing.pth", "--dataset", "{folder}"], 1, "no such file"),
-    (["--model", "h32", "--dataset", "{folder}"], 1, "without weights"),
+    (["--model", "h32", "--dataset", "{folder}"], 1, "ships no weights"),
     (["--model", "grabcut", "--dataset", "{folder}", "--out", "/dev/null/run"], 1, "cannot be written"),
 ]
 
@@ -420,7 +420,7 @@ def test_what_a_user_can_mend_is_one_line(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--device", "cuda", "--runtime", "onnxruntime"], "computes on the CPU"),
+        (["--device", "cuda", "--runtime", "onnxruntime"], "runs on the CPU only"),
         (["--precision", "bf16"], "this processor"),
     ],
 )

@@ -323,7 +323,7 @@ def test_a_kill_between_files_and_record_leaves_no_old_answer(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(predict, "write_mask", killed)
-    asked = predict.Asked(*load_model("grabcut"), load_protocol("photo"), ("png",), 1.0)
+    asked = predict.PredictOptions(*load_model("grabcut"), load_protocol("photo"), ("png",), 1.0)
     job = predict.Job(photos / "a" / "cat.png", "", (Click(90, 170, True),))
     with pytest.raises(KeyboardInterrupt):
         list(predict.predict([job], asked, photos / "out"))
@@ -350,7 +350,7 @@ def test_files_of_before_go_once_the_new_record_is_there(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(predict, "_remove", killed)
-    asked = predict.Asked(*load_model("grabcut"), load_protocol("fast"), ("png",), 1.0)
+    asked = predict.PredictOptions(*load_model("grabcut"), load_protocol("fast"), ("png",), 1.0)
     job = predict.Job(photos / "a" / "cat.png", "", (Click(60, 60, True),))
     with pytest.raises(KeyboardInterrupt):
         list(predict.predict([job], asked, photos / "out"))

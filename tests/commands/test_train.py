@@ -50,7 +50,7 @@ def test_tiny_procedural_is_what_the_demo_can_afford() -> None:
         ("optim=fast", "optim: input should be a valid dictionary"),
         ("losses.0.weight=2", "losses: input should be a valid list"),
         ("losses=[]", "losses: list should have at least 1 item"),
-        ("losses=[{name: nfl, output: base}]", "output 'base', which this network does not have; take one of logits"),
+        ("losses=[{name: nfl, output: base}]", "output 'base', which this network does not have; use one of logits"),
         ("losses=[{name: nfl, options: {gama: 1}}]", "losses: 'nfl': "),
         ("losses=[{name: nfl}, {name: boundary, options: {normalize: x}}]", "losses: 'boundary': "),
         ("losses=[{name: nlf}]", "unknown loss 'nlf'. Did you mean 'nfl'?"),
@@ -64,16 +64,16 @@ def test_tiny_procedural_is_what_the_demo_can_afford() -> None:
         ("data.parts=[{dataset: 'procedural:count=x'}]", "count must be an integer"),
         ("data.parts=[{dataset: 'procedural:count=2,size=64', weight: 0}]", "not all 0"),
         ("model={name: h18s, options: {depth: 3}}", "model.name=h18s: "),
-        ("model={name: hrnet_ocr}", "correct model.options"),
-        ("model={name: grabcut}", "has nothing to train"),
-        ("model={weights: grabcut}", "has nothing to train"),
+        ("model={name: hrnet_ocr}", "fix model.options"),
+        ("model={name: grabcut}", "has no trainable weights"),
+        ("model={weights: grabcut}", "has no trainable weights"),
         ("model={name: h18s, options: {with_aux_output: false}}", "output 'aux', which this network does not have"),
         ("model={weights: nowhere.pth}", "nowhere.pth"),
         ("model={weights: broken.safetensors}", "broken.safetensors"),
         ("model={backbone: broken.safetensors}", "broken.safetensors"),
         ("adapter={name: lora}", "an adapter needs a trained base; set model.weights"),
         ("optim.betas=[2, 3]", "optim.betas.0"),
-        ("precision=fp16", "precision=fp16: only on a GPU"),
+        ("precision=fp16", "precision=fp16: only supported on a GPU"),
         ("precision=fp8", "precision: input should be"),
         ("seed=99999999999999999999", "seed: input should be less"),
         ("validation.datasets=[nowhere]", "unknown dataset 'nowhere'"),
@@ -127,7 +127,7 @@ def test_precision_auto_is_recorded_as_what_it_came_to(hrseg: Callable[..., Any]
     (out / "last.ckpt").write_bytes(b"torn")
     torn = hrseg("train", "--resume", str(out))
     assert torn.code == 1
-    assert "last.ckpt: is damaged; delete it" in torn.err
+    assert "last.ckpt: damaged checkpoint; delete it" in torn.err
     assert json.loads((out / "run.json").read_text())["asked"]["machine"] == asked["machine"]
 
 

@@ -1,4 +1,4 @@
-"""Multiply-adds against the recorded costs of the adapters' designs at 640 x 960."""
+"""Multiply-adds compared with the recorded costs of the adapter designs at 640 x 960."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_recorded_costs(base: ClickHRNet, case: str) -> None:
 
 
 def test_what_adds_no_convolution_costs_what_the_base_costs(base: ClickHRNet) -> None:
-    """Counting leaves the model as it is: on its device, in its mode, without hooks."""
+    """Counting does not change the model's device, mode or hooks."""
     plain = gmac(base, (64, 96))
     base.train()
     lora = attach_lora(base, rank=2)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Which precision a processor computes faster in is measured once, and remembered by processor."""
+"""The faster precision of a processor is measured once and cached per processor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, fp32: float, bf16: float) -> list[int]:
-    """Stands in for the stopwatch; the list grows with every use of it."""
+    """Replaces the measurement; the list counts its calls."""
     used: list[int] = []
 
     def seconds() -> dict[str, float]:
@@ -50,7 +50,7 @@ def test_what_is_not_known_here_is_measured(cache: Path, monkeypatch: pytest.Mon
 
 
 def test_another_processor_is_measured_for_itself(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home folder may be shared by machines."""
+    """Machines may share a home folder."""
     used = measured(monkeypatch, 1.0, 0.4)
     for name in ("one", "other", "one"):
         monkeypatch.setattr(devices, "_processor", lambda name=name: name)

@@ -1,4 +1,4 @@
-"""Exported click steps against PyTorch, and the runtimes that compute them, on weights drawn from formulas."""
+"""Exported click steps and graph runtimes compared with PyTorch, on deterministic weights."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from hrseg_cli.engine.runtimes import GRAPHS, open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Click
-from hrseg_cli.models.parts import click_maps
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.grabcut import GrabCut
 from hrseg_cli.models.hrnet import h18s
+from hrseg_cli.models.parts import click_maps
 from hrseg_cli.recipe import load_protocol
 
 
@@ -38,7 +38,7 @@ def trained() -> InteractiveModel:
 
 
 def adapted(attach: Callable[..., Any], **options: Any) -> InteractiveModel:
-    """With noise in all that starts at zero, or the adapter would do nothing."""
+    """With noise in all zero-initialised weights; otherwise the adapter would have no effect."""
     model: InteractiveModel = attach(trained(), **options)
     random = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -56,7 +56,7 @@ MODELS: dict[str, Callable[[], InteractiveModel]] = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[InteractiveModel, Path]]:
-    """Name of :data:`MODELS` -> the model and its exported file, made once."""
+    """Name of :data:`MODELS` -> the model and its exported file, created once."""
     made: dict[str, tuple[InteractiveModel, Path]] = {}
 
     def of(name: str) -> tuple[InteractiveModel, Path]:
@@ -71,7 +71,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Int
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_runtime_answers_as_pytorch(name: str, files: Any) -> None:
-    """At a size and with a number of clicks that the exporter never saw; the caller's model is left as it was."""
+    """With a size and number of clicks not used in the export; the caller's model is not modified."""
     model, path = files(name)
     header, _ = read_header(path)
     assert [row["batch_height_width_clicks"][1:3] for row in header["checked"]] == [[96, 128], [101, 75], [64, 160]]
@@ -89,7 +89,7 @@ def test_every_runtime_answers_as_pytorch(name: str, files: Any) -> None:
 
 
 def test_the_file_says_how_it_is_called(files: Any) -> None:
-    """Somebody without Python has nothing else."""
+    """Users without Python have only this file."""
     graph = onnx.load(files("base")[1])
     onnx.checker.check_model(graph)
     shapes = {
@@ -125,19 +125,19 @@ def test_clicks_with_labels_are_the_networks_points() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_graph_draws_clicks_to_the_pixel(seed: int) -> None:
-    """Its formulas are others than the network's own, because a graph does not know the number of clicks."""
+    """Click maps in a graph use other formulas, because the number of clicks is dynamic."""
     random = torch.Generator().manual_seed(seed)
     points = torch.rand(2, 8, 3, generator=random) * torch.tensor([60.0, 90.0, 1.0]) - 8
     points[:, 1::3] = points[:, 1::3].round()  # whole coordinates meet the radius exactly
     points[0, :3] = -1
-    disks = click_maps._disk_maps_of_a_graph(points, 47, 71, 5)
+    disks = click_maps._disk_maps_for_export(points, 47, 71, 5)
     assert torch.equal(disks, click_maps.disk_maps(points, 47, 71, 5))
-    distances = click_maps._distance_maps_of_a_graph(points, 47, 71, 5)
+    distances = click_maps._distance_maps_for_export(points, 47, 71, 5)
     torch.testing.assert_close(distances, click_maps.distance_maps(points, 47, 71, 5), atol=1e-6, rtol=0)
 
 
 def test_a_graph_of_other_weights_is_refused(files: Any) -> None:
-    """The check must be able to fail."""
+    """The check can fail."""
     model, path = files("base")
     other = copy.deepcopy(model)
     other.feature_extractor.cls_head.bias.data += 0.01
@@ -147,7 +147,7 @@ def test_a_graph_of_other_weights_is_refused(files: Any) -> None:
 
 @pytest.mark.parametrize("change", [{"enlarge": 10**6}, {"enlarge": 1.5}, {"mirror": "no"}, {"options": None}])
 def test_a_header_that_was_edited_is_refused(change: dict[str, Any], files: Any, tmp_path: Path) -> None:
-    """Crops grow by what it calls ``enlarge``."""
+    """Crops are larger by its factor ``enlarge``."""
     path = files("base")[1]
     header, _ = read_header(path)
     write_graph(onnx.load_model(path), header | change, tmp_path / "a.onnx")
@@ -165,7 +165,7 @@ def test_what_has_no_network_is_not_exported(tmp_path: Path) -> None:
 def test_a_session_is_the_same_on_every_runtime(
     runtime: str, files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint, exported by itself; crops of several sizes, undone and redone."""
+    """A checkpoint, exported automatically; crops of several sizes, with undo and redo."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     checkpoint = tmp_path / "h18s.safetensors"
     save_checkpoint(files("base")[0], checkpoint, {})
@@ -208,7 +208,7 @@ def test_what_is_wrong_is_one_line(files: Any, tmp_path: Path, monkeypatch: pyte
         (str(newer), None, "cpu", "newer hrseg"),
         (str(tmp_path / "absent.onnx"), None, "cpu", "no such file"),
         (str(graph), "torch", "cpu", "is a graph"),
-        (str(graph), "openvino", "cuda", "computes on the CPU"),
+        (str(graph), "openvino", "cuda", "runs on the CPU only"),
     ]:
         with pytest.raises(HrsegError, match=message) as error:
             open_model(spec, runtime, device)

@@ -1,4 +1,4 @@
-"""The answering form against the recorded outputs and against the plain network, for everything that can be loaded."""
+"""Inference forms compared with recorded outputs and with the plain network, for everything that can be loaded."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def picture(height: int, width: int, channels: int = 4) -> torch.Tensor:
 
 
 def assert_same(quick: InteractiveModel, plain: InteractiveModel, x: torch.Tensor, share: float = 2e-5) -> None:
-    """To a share of the spread of the logits: what reordering sums of single precision costs."""
+    """Equal to within a share of the logits' spread: the effect of reordering sums in single precision."""
     with torch.inference_mode():
         want, got = plain(x, POINTS)["logits"], quick(x, POINTS)["logits"]
     assert got.shape == want.shape
@@ -85,7 +85,7 @@ def test_any_size(h18s: ClickHRNet, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("height", [271, 300])
 def test_bands_leave_no_trace(h18s: ClickHRNet, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large image goes through the stem in bands of rows; here a small one does, in bands of 32 quarter rows."""
+    """The stem processes large images in bands of rows; here a small one, in bands of 32 rows at 1/4 resolution."""
     monkeypatch.setattr(inference, "STEM_BAND", 0)
     assert_same(fast(h18s), h18s, picture(height, 40))
 
@@ -123,7 +123,7 @@ def test_a_resampling_adapter_around_the_fast_base(h18s: ClickHRNet, options: di
 
 
 def test_design_c_stays_in_single_precision(h18s: ClickHRNet) -> None:
-    """It reads features from inside its base, past the place where inputs are turned into bf16."""
+    """The adapter reads inner features of its base, after the point where inputs are cast to bf16."""
     torch.manual_seed(0)
     model = Resampled(h18s, design="c", width=4).eval()
     with pytest.raises(HrsegError, match="--precision bf16: design c"):
@@ -132,7 +132,7 @@ def test_design_c_stays_in_single_precision(h18s: ClickHRNet) -> None:
 
 
 def test_without_a_precision_the_processor_decides() -> None:
-    """As annotate asks; the provenance tells, and what has one precision only keeps it."""
+    """As annotate opens models: the provenance names the precision, and a model with only one keeps it."""
     assert open_model("h18s", precision=None)[1].get("precision", "fp32") == best_precision("cpu")
     assert "precision" not in open_model("grabcut", precision=None)[1]
 
@@ -169,7 +169,7 @@ print(peak_memory() / 2**30)
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # on a busy machine
 def test_memory_of_a_first_click_on_six_megapixels(h18s: ClickHRNet, tmp_path: Path) -> None:
-    """The whole image and its mirror image, in a process of its own: at most 1.5 GiB with everything imported."""
+    """The whole image and its mirrored copy, in a new process: at most 1.5 GiB, imports included."""
     save_checkpoint(h18s, tmp_path / "model.safetensors", {})
     command = [sys.executable, "-c", FIRST_CLICK, str(tmp_path / "model.safetensors")]
     assert float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) < 1.5
@@ -178,7 +178,7 @@ def test_memory_of_a_first_click_on_six_megapixels(h18s: ClickHRNet, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_it_is_quicker_than_the_plain_network(h18s: ClickHRNet) -> None:
-    """CPU seconds of one thread, in turns, so that what else the machine does meets both; never absolute times."""
+    """CPU time of one thread, alternating, so that load on the machine affects both; never absolute times."""
     ways = {"plain": h18s, "quick": fast(h18s)}
     x = picture(256, 384)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -218,7 +218,7 @@ def test_bf16_for_accelerators_is_autocast_with_weights_cast_once(h18s: ClickHRN
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bf16")
 def test_bf16_is_near(h18s: ClickHRNet) -> None:
-    """Untrained weights: the logits' spread says how much of it rounding to 8 bits may take, no more."""
+    """With untrained weights, compare rounding errors of 8-bit mantissas only with the spread of the logits."""
     assert_same(fast(h18s, "bf16"), h18s, picture(96, 80), share=0.15)
 
 
@@ -229,7 +229,7 @@ def test_bf16_is_refused_before_a_question(h18s: ClickHRNet, monkeypatch: pytest
 
 
 def test_weights_lie_as_each_size_wants_them(h18s: ClickHRNet) -> None:
-    """An answer at one size does not depend on the sizes before it, and layouts are not kept twice."""
+    """Results do not depend on earlier input sizes, and no weight layout is cached twice."""
     quick, fresh = fast(h18s), fast(h18s)
     assert isinstance(quick, FastClickHRNet)
     sizes = [(416, 416), (320, 320), (256, 171), (96, 80)]

@@ -1,4 +1,4 @@
-"""On a GPU, in single precision: the clicks of one object at a time, in flight, and both again."""
+"""On a GPU in single precision: same clicks one at a time and in flight, and reproducible."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_same_again(in_flight: int, precision: str, refs: list[Ref]) -> None
 
 
 def test_a_gpu_and_a_cpu_click_alike_at_first(refs: list[Ref]) -> None:
-    """Another order of sums: the first answers agree, and the clicks that follow from them; later ones may part."""
+    """Sums in another order: first predictions and the clicks that follow agree; later ones may differ."""
     gpu, cpu = outcomes(plan_of("ritm"), refs[:4], 4), outcomes(plan_of("ritm", device="cpu"), refs[:4], 1)
     for one, other in zip(gpu, cpu, strict=True):
         assert one.trace.clicks[:3] == other.trace.clicks[:3]  # the first precedes any answer

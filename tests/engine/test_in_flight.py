@@ -1,4 +1,4 @@
-"""Many objects in flight: the clicks of one at a time, whoever shares a batch, and batches as full as they can be."""
+"""Many objects in flight: same clicks as one at a time, whichever objects share a batch, and full batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RECORDED = json.loads((GOLDEN / "noc_fixture.json").read_text())
 
 
 def write_objects(home: Path, numbers: list[int], step: int = 4) -> list[Ref]:
-    """Synthetic objects of several sizes as a user's folder, and its listing."""
+    """A folder of synthetic objects of several sizes, and its listing."""
     for part in ("images", "masks"):
         (home / part).mkdir(parents=True)
     for number in numbers:
@@ -60,7 +60,7 @@ def outcomes(plan: Plan, refs: list[Ref], workers: int = 1, in_flight: int = 1) 
 
 
 def assert_same(ours: list[Outcome], alone: list[Outcome]) -> None:
-    """Sums in another order may move the last bits of a network's answer: no click here, no score by 1e-5."""
+    """Another order of summation may change the last bits: clicks must be equal, scores to within 1e-5."""
     for one, other in zip(ours, alone, strict=True):
         assert one.trace.clicks == other.trace.clicks
         for name, values in other.trace.scores.items():
@@ -73,7 +73,7 @@ def assert_same(ours: list[Outcome], alone: list[Outcome]) -> None:
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("mode", ["cvpr_zoom400_flip@0.90"])
 def test_recorded_sequences_click_for_click(mode: str, groups: int) -> None:
-    """RITM's own clicks, five objects at a time, together or in two groups that take turns, as on a GPU."""
+    """RITM's recorded clicks with five objects in flight, in one group or in two that take turns, as on a GPU."""
     plan = Plan("fake", load_protocol("ritm"), {"iou": 0.9}, max_clicks=20)
     model = FakeNetwork()
     samples = [Sample(str(one["case"]), "synthetic", *case(one["case"])) for one in RECORDED[mode]["samples"]]
@@ -96,8 +96,8 @@ PROTOCOLS = {
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_the_number_in_flight_does_not_matter(name: str, refs: list[Ref], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One, two and more at once than there are objects, with the masks that are kept, on a trained network; also in two
-    groups that take turns, as on a GPU."""
+    """One, two, and more in flight than there are objects, with stored masks, on a trained network; also in two groups
+    that take turns, as on a GPU."""
     plan = Plan("h18s", load_protocol(*PROTOCOLS[name]), {"iou": 0.95, "biou": 0.95}, 3, keep_masks=(1, 2))
     alone = outcomes(plan, refs)
     assert_same(outcomes(plan, refs, workers=2, in_flight=2), alone)
@@ -107,7 +107,7 @@ def test_the_number_in_flight_does_not_matter(name: str, refs: list[Ref], monkey
 
 
 def test_groups_take_turns() -> None:
-    """Never more under way than asked for, whoever is in which group, and everyone lands."""
+    """Never more in flight than requested, whatever the groups, and every task finishes."""
     for in_flight, most in ((1, 1), (3, 2), (9, 5)):
         model = Counting()
         begun = courses(model, [(40, 40)] * 7, "plain", [])
@@ -136,7 +136,7 @@ def test_replayed_clicks_and_a_datasets_own_protocol(refs: list[Ref]) -> None:
 
 
 class Counting(InteractiveModel):
-    """Answers nothing and remembers the shapes it saw."""
+    """Predicts empty masks and records input shapes."""
 
     mirror = False
 
@@ -199,7 +199,7 @@ def test_no_more_are_under_way_than_asked_for(refs: list[Ref]) -> None:
 
 
 def test_an_error_lets_those_in_the_air_land() -> None:
-    """A broken file, and a course that fails: what was under way is not lost, nothing further is begun."""
+    """After a damaged file or a failing task, running tasks finish and no new one is started."""
     model = Counting()
 
     def broken_file() -> Iterator[object]:
@@ -245,15 +245,15 @@ def test_reproducible_is_single_precision_and_puts_things_back() -> None:
 
 
 def test_a_batch_of_a_trained_network_answers_as_one_by_one() -> None:
-    """The form that accelerators get, on a CPU: its answers to four looks at once and alone."""
+    """The inference form for accelerators, run on a CPU: four queries give equal results batched and alone."""
     from hrseg_cli.checkpoints.resolve import load_model
     from hrseg_cli.engine import views
 
     model = load_model("h18s")[0].for_inference(keep_layers=True)
     generator = torch.Generator().manual_seed(0)
     looks = [
-        views.Look(
-            views.Shown(torch.rand(1, 3, 64, 96, generator=generator)),
+        views.Query(
+            views.View(torch.rand(1, 3, 64, 96, generator=generator)),
             torch.rand(1, 1, 64, 96, generator=generator),
             [Click(9 * i + j, 20.5 + j, bool(j % 2)) for j in range(1 + i)],
             True,
@@ -261,7 +261,7 @@ def test_a_batch_of_a_trained_network_answers_as_one_by_one() -> None:
         for i in range(4)
     ]
     with torch.inference_mode():
-        together = views.ask(model, looks)
-        alone = torch.cat([views.ask(model, [look]) for look in looks])
+        together = views.infer(model, looks)
+        alone = torch.cat([views.infer(model, [look]) for look in looks])
     torch.testing.assert_close(together, alone, atol=2e-4, rtol=1e-4)
     assert open_fast("h18s")[0] is not model

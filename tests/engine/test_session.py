@@ -1,4 +1,4 @@
-"""The click loop against RITM's recorded sequences, and what a session promises beyond them."""
+"""The click loop compared with RITM's recorded click sequences, and further guarantees of a session."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_recorded_crops(mode: str) -> None:
 
 
 class Blob(FakeNetwork):
-    """Answers one disk on a large input and nothing on a small one: the object vanishes when it is zoomed in."""
+    """Predicts a disk on a large input and nothing on a small one: the object vanishes after zoom-in."""
 
     def forward(self, image: torch.Tensor, points: torch.Tensor) -> dict[str, torch.Tensor]:
         height, width = image.shape[-2:]
@@ -90,7 +90,7 @@ class Blob(FakeNetwork):
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_stale_crop_is_ritms_and_only_ritms(keep: bool) -> None:
-    """RITM squeezes a whole-image answer into the crop of an object that vanished; others answer where they look."""
+    """RITM pastes a whole-image prediction into the crop of an object that vanished; other protocols do not."""
     recorded = UNIT["zoom_stale_roi_bug"]
     protocol = load_protocol("ritm", ["flip=false", f"keep_stale_roi={str(keep).lower()}"])
     model = Blob()
@@ -135,10 +135,10 @@ def test_step_does_not_touch_its_inputs() -> None:
     session = Session(FakeNetwork(), image, load_protocol("ritm"))
     session.click(Click(120, 160, True))
     before = session.state.probability.clone()
-    pixels = session._pictures.image.clone()
-    step(session.model, session._pictures.image, session.state, Click(60, 150, True), session.protocol)
+    pixels = session._cache.image.clone()
+    step(session.model, session._cache.image, session.state, Click(60, 150, True), session.protocol)
     assert torch.equal(session.state.probability, before)
-    assert torch.equal(session._pictures.image, pixels)
+    assert torch.equal(session._cache.image, pixels)
 
 
 def test_a_given_mask_is_where_the_session_starts() -> None:
@@ -148,12 +148,12 @@ def test_a_given_mask_is_where_the_session_starts() -> None:
     given = Session(FakeNetwork(), image, protocol, initial=(truth == 1).astype(np.float32))
     assert (given.mask == (truth == 1)).all()
     assert (given.click(Click(60, 152, True)) != empty.click(Click(60, 152, True))).any()
-    with pytest.raises(HrsegError, match="start from"):
+    with pytest.raises(HrsegError, match="initial mask"):
         Session(FakeNetwork(), image, protocol, initial=np.zeros((3, 3)))
 
 
 def test_network_clicks_limit_what_the_network_sees() -> None:
-    """RITM's --clicks-limit: the first N clicks reach the network, all of them steer the crop."""
+    """RITM's --clicks-limit: the network receives the first N clicks, but all clicks define the crop."""
     image, _ = case(2)
     few, all_ = (
         Session(FakeNetwork(), image, load_protocol("plain", changes)) for changes in (["network_clicks=1"], [])
@@ -173,7 +173,7 @@ def test_a_click_outside_the_image_is_refused(row: float, col: float) -> None:
 
 
 def test_both_metrics_must_be_content() -> None:
-    """A loop that stopped on IoU would leave NoC on Boundary IoU unknown."""
+    """Stopping on IoU alone would leave NoC on Boundary IoU undefined."""
     image, truth = case(0)
     sample = Sample("0", "synthetic", image, truth)
     alone, _ = simulate(sample, FakeNetwork(), Plan("fake", load_protocol("plain"), {"iou": 0.8}, 20))
@@ -185,7 +185,7 @@ def test_both_metrics_must_be_content() -> None:
 
 
 def test_perfect_mask_without_the_quirk_ends_the_loop() -> None:
-    """With nothing left to correct, ritm clicks (0, 0) as RITM does; click_when_perfect=false ends there."""
+    """On a perfect mask, ritm clicks (0, 0) like RITM; with click_when_perfect=false the loop ends."""
     truth = np.zeros((64, 64), np.int8)
     truth[10:20, 10:20] = 1
 
@@ -213,12 +213,12 @@ def test_painting_by_hand_is_a_step_like_a_click() -> None:
     session.begin(~where)
     assert np.array_equal(session.mask, ~where)
     assert not session.undo()
-    with pytest.raises(HrsegError, match="to start from"):
+    with pytest.raises(HrsegError, match="initial mask"):
         session.begin(where[1:])
 
 
 def test_a_box_decides_where_a_click_is_looked_at() -> None:
-    """Instead of the whole image; outside of the crop nothing is found."""
+    """The given box is cropped instead of using the whole image; nothing is predicted outside the crop."""
     image, _ = case(0)
     session = Session(FakeNetwork(), image, load_protocol("photo", ["zoom.min_crop=8"]))
     session.click(Click(20, 20, True), Box(10, 30, 10, 30))
@@ -228,7 +228,7 @@ def test_a_box_decides_where_a_click_is_looked_at() -> None:
 
 
 def test_clicks_beyond_a_padded_crop_are_not_drawn_into_its_padding() -> None:
-    """The padding repeats the crop's edge: there is nothing of the image at a click that lies outside."""
+    """Padding repeats the crop's border, so a click outside the crop must not be drawn there."""
     image, _ = case(0)
     asked = []
     for change in ([], ["zoom.pad=64"]):
@@ -236,7 +236,7 @@ def test_clicks_beyond_a_padded_crop_are_not_drawn_into_its_padding() -> None:
         session.click(Click(20, 20, True), Box(10, 30, 10, 30))
         box = session.state.box
         assert box is not None
-        course = session.looks(Click(20, box.right + 3, False))
+        course = session.queries(Click(20, box.right + 3, False))
         look = next(course)
         asked.append([(round(c.row), round(c.col)) for c in look.clicks])
         assert all(c.row < look.previous.shape[2] and c.col < look.previous.shape[3] for c in look.clicks) == bool(
@@ -246,7 +246,7 @@ def test_clicks_beyond_a_padded_crop_are_not_drawn_into_its_padding() -> None:
 
 
 class Counting(InteractiveModel):
-    """Half of an answer comes from an encoder, whose passes are counted."""
+    """A model with an encoder that records its inputs."""
 
     name = "counting"
     has_encoder = True
@@ -265,8 +265,8 @@ class Counting(InteractiveModel):
 
 @pytest.mark.parametrize("name", ["fast", "ritm"])
 def test_a_picture_is_encoded_once_while_it_stays(name: str) -> None:
-    """As many passes of the encoder as there are different pictures (and mirror images of them), not clicks; another
-    object of the image starts from the encoded whole."""
+    """One encoder pass per distinct view and mirrored view, not per click. The next object on the image reuses the
+    encoded whole image."""
     image, _ = case(0)
     model = Counting()
     session = Session(model, image, load_protocol(name))
@@ -280,7 +280,7 @@ def test_a_picture_is_encoded_once_while_it_stays(name: str) -> None:
 
 
 def test_what_is_kept_of_a_picture_changes_no_answer() -> None:
-    """Each click by itself, with nothing kept from the one before, gives the same probabilities to the bit."""
+    """Without cached features, each click gives bit-identical probabilities."""
     image, _ = case(0)
     protocol = load_protocol("ritm")
     session = Session(Counting(), image, protocol)

@@ -1,4 +1,4 @@
-"""Decoding ahead of the network: the same objects in the same order, and errors at their turn."""
+"""Decoding ahead of the network: same objects in the same order, errors raised in order."""
 
 from __future__ import annotations
 

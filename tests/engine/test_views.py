@@ -1,4 +1,4 @@
-"""Geometry of zoom-in against RITM's recorded cases; tiles and flips against doing without."""
+"""Zoom-in geometry compared with RITM's recorded cases; tiles and flips compared with plain inference."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_crop_sizes() -> None:
 def test_a_crop_is_a_bilinear_copy_of_its_box(
     shape: tuple[int, int], size: tuple[int, int], ends: tuple[float, float, float, float]
 ) -> None:
-    """As PyTorch enlarges and shrinks, of bytes as of numbers, whatever the box and the layout in memory."""
+    """Same as PyTorch's interpolation, up and down, uint8 and float, for any box and memory layout."""
     (top, bottom), (left, right) = (
         sorted(int(end * (side - 1)) for end in pair) for side, pair in zip(shape, (ends[:2], ends[2:]), strict=True)
     )
@@ -56,7 +56,7 @@ def test_a_crop_is_a_bilinear_copy_of_its_box(
 
 
 def test_pasting_is_enlarging_into_zeros() -> None:
-    """To the bit, for a part of the image, all of it, and one pixel."""
+    """Bit-identical, for a part of the image, the whole image and a single pixel."""
     part = torch.rand(1, 1, 13, 29)
     for box in (Box(3, 40, 10, 99), Box(0, 59, 0, 119), Box(59, 59, 0, 0)):
         wanted = torch.zeros(1, 1, 60, 120)
@@ -80,7 +80,7 @@ def test_points_of_many_share_their_slots() -> None:
 
 @pytest.mark.parametrize("draw", [disk_maps, distance_maps])
 def test_further_slots_draw_nothing(draw: Callable[..., torch.Tensor]) -> None:
-    """In a batch every object has the slots of the one with the most clicks."""
+    """In a batch, all objects get as many slots as the one with the most clicks."""
     few = [Click(5, 6, True), Click(20, 30.5, False), Click(-3, 12, True)]
     many = [Click(2.25 * i, 3 * i, i % 3 > 0) for i in range(20)]
     both = draw(views.points_tensor(few, many), 50, 70, 5)
@@ -89,7 +89,7 @@ def test_further_slots_draw_nothing(draw: Callable[..., torch.Tensor]) -> None:
 
 
 def answer(model: InteractiveModel, x: torch.Tensor, clicks: list[Click], protocol: Protocol) -> torch.Tensor:
-    return views.follow(model, views.looks(views.Shown(x[:, :3]), x[:, 3:], clicks, protocol))
+    return views.drive(model, views.crop_queries(views.View(x[:, :3]), x[:, 3:], clicks, protocol))
 
 
 def test_padding_repeats_the_last_row_and_column() -> None:
@@ -99,7 +99,7 @@ def test_padding_repeats_the_last_row_and_column() -> None:
 
 
 class LocalNetwork(InteractiveModel):
-    """Sees a click's own column and the pixel itself: what any tile that holds both can answer alone."""
+    """Its output depends on the pixel and on click columns only, so any tile that contains both predicts the same."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class LocalNetwork(InteractiveModel):
     overlap=st.integers(0, 30),
 )
 def test_tiles_of_a_local_network_equal_one_pass(height: int, width: int, size: int, overlap: int) -> None:
-    """Blending weights must sum to one everywhere and every pixel must be covered."""
+    """Blending weights sum to one everywhere, and every pixel is covered."""
     x = torch.rand(1, 4, height, width)
     whole = answer(LocalNetwork(), x, [], Protocol(name="one"))
     tiled = answer(LocalNetwork(), x, [], Protocol(name="tiles", tiles=Tiles(size=size, overlap=overlap)))
@@ -124,7 +124,7 @@ def test_tiles_of_a_local_network_equal_one_pass(height: int, width: int, size: 
 
 
 def test_a_tile_sees_only_its_own_clicks() -> None:
-    """A click left of a tile has a negative column there; with a negative row it would even read as padding."""
+    """A click left of a tile has a negative column there; with a negative row too, it would count as padding."""
     seen: list[list[list[float]]] = []
 
     class Spy(LocalNetwork):

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 from reference import FakeNetwork, case
 
-from hrseg_cli.engine.remote import Remote, picture
+from hrseg_cli.engine.remote import Remote, decode_image
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
@@ -234,7 +234,7 @@ def test_one_more_point_costs_one_more_answer(png: bytes) -> None:
 
     def read() -> np.ndarray:
         reads.append(1)
-        return picture(png)
+        return decode_image(png)
 
     first = remote.mask("k", read, [a, b])
     assert network.asked == 2
@@ -251,7 +251,7 @@ def test_one_more_point_costs_one_more_answer(png: bytes) -> None:
 def test_an_image_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch, png: bytes) -> None:
     monkeypatch.setattr("hrseg_cli.engine.remote.MAX_PIXELS", HEIGHT * WIDTH - 1)
     with pytest.raises(HrsegError, match=r"the image: 320x240 exceeds the limit of .* make it smaller"):
-        picture(png)
+        decode_image(png)
 
 
 # CVAT

@@ -1,4 +1,4 @@
-"""Click maps against RITM's, and what windowing must not change."""
+"""Click maps compared with RITM's, and windowed drawing compared with full maps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ coordinate = st.floats(-12, 60, allow_nan=False).map(lambda v: round(v, 3))
 
 @given(st.lists(st.tuples(coordinate, coordinate), min_size=2, max_size=8), st.sampled_from([1.0, 3.0, 5.0]))
 def test_windows_equal_the_whole_plane(clicks: list[tuple[float, float]], radius: float) -> None:
-    """Each click only touches its window; comparing every pixel with every click gives the same."""
+    """Drawing only a window around each click gives the same as comparing every pixel with every click."""
     clicks = clicks[: len(clicks) // 2 * 2]
     points = torch.tensor([[(r, c, i) for i, (r, c) in enumerate(clicks)]], dtype=torch.float64)
     maps = disk_maps(points, 40, 44, radius)
@@ -49,7 +49,7 @@ def test_windows_equal_the_whole_plane(clicks: list[tuple[float, float]], radius
 
 
 def test_memory_does_not_grow_with_clicks() -> None:
-    """A map per click at 512x512 would be 1 MiB each; 400 clicks must not show in the peak."""
+    """A map per click would take 1 MiB each at 512x512; 400 clicks must not raise peak memory."""
     peaks = []
     for count in (2, 400):
         points = torch.rand(1, count, 3, dtype=torch.float64) * 500

@@ -40,7 +40,7 @@ def public_state(variant: str, seed: int = 0) -> dict[str, Tensor]:
 
 
 def unfolded(state: dict[str, Tensor], image: Tensor) -> list[Tensor]:
-    """The features as the paper has them, convolution and normalisation apart, straight from the public tensors."""
+    """Features as in the paper, with separate convolution and normalisation, from the public tensors."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         mean, variance = state[f"{name}.running_mean"], state[f"{name}.running_var"]
@@ -78,7 +78,7 @@ STRIDE_ONE_FROM = (80, 88, 192, 208)
 
 @pytest.mark.parametrize("variant", ["lite0", "lite1", "lite2"])
 def test_public_weights_load_strictly_and_fold_exactly(variant: str) -> None:
-    """Every public tensor but the classifier's finds its place, and folding changes no feature by more than 1e-4."""
+    """Every public tensor except the classifier's is used, and folding changes no feature by more than 1e-4."""
     state = public_state(variant)
     network = EfficientNetLite(variant).eval()
     network.load_imagenet(state)
@@ -91,7 +91,7 @@ def test_public_weights_load_strictly_and_fold_exactly(variant: str) -> None:
 
 
 def test_weights_of_another_variant_or_with_a_gap_are_refused_by_name() -> None:
-    with pytest.raises(HrsegError, match=r"lite0: _blocks\.\d+\._\w+\.weight is \(144, 1, 3, 3\)"):
+    with pytest.raises(HrsegError, match=r"lite0: _blocks\.\d+\._\w+\.weight has shape \(144, 1, 3, 3\)"):
         EfficientNetLite("lite0").load_imagenet(public_state("lite2"))
     gap = public_state("lite0")
     del gap["_blocks.3._bn1.running_var"]
@@ -150,7 +150,7 @@ def test_any_size_and_one_pass_equals_encode_then_decode(size: tuple[int, int]) 
 
 
 def test_every_part_of_a_prompt_reaches_the_answer() -> None:
-    """Clicks of either sign, the previous mask and a box each change the logits; the encoder sees none of them."""
+    """Clicks of either sign, the previous mask and a box each change the logits; the encoder receives none of them."""
     model = small()
     features = model.encode(torch.rand(1, 3, 64, 64))
     nothing, blank = clicks((-1, -1, True)), torch.zeros(1, 1, 64, 64)

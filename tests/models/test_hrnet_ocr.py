@@ -1,4 +1,4 @@
-"""The network against the outputs of RITM's own code, on weights and inputs that both draw from formulas."""
+"""The network compared with outputs of RITM's own code, on deterministic weights and inputs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def assert_recorded(output: dict[str, torch.Tensor], prefix: str, atol: float = 
 
 @pytest.mark.parametrize("size", ["h18s", "h18", "h32", "h18_baseline"])
 def test_state_dict_is_the_public_one(size: str) -> None:
-    """Keys, order, shapes and dtypes: what makes the published checkpoints load."""
+    """Keys, order, shapes and dtypes, so that the published checkpoints load."""
     model = catalog.resolve("model", size)()
     ours = [[key, list(value.shape), str(value.dtype)[6:]] for key, value in model.state_dict().items()]
     assert ours == STATES[size]["keys"]
@@ -71,7 +71,7 @@ def test_every_variant_gives_the_recorded_outputs(variant: str) -> None:
 
 @torch.inference_mode()
 def test_dead_attention_weights_do_not_matter() -> None:
-    """They are kept for the checkpoints and skipped; if they ever ran, noise in them would show."""
+    """They exist for the checkpoints only; if they were used, noise in them would change the output."""
     model = build(catalog.resolve("model", "h18s")())
     x, points = inputs("B"), torch.from_numpy(RECORDED["h18s_B_points"])
     before = model(x, points)["logits"]

@@ -46,7 +46,7 @@ def test_recipes_find_their_known_data(name: str, root: Path, tmp_path: Path) ->
 
 
 def test_stuff_comes_as_often_as_asked(root: Path, tmp_path: Path) -> None:
-    """Without it the same image has fewer objects; with probability 1 it is always there."""
+    """Without compositing the same image has fewer objects; with probability 1 an object is always pasted."""
     seen = {}
     for share in (0, 1):
         part = f"data.parts=[{{dataset: 'coco_lvis:split=train,stuff=1', stuff: {share}}}]"
@@ -80,7 +80,7 @@ def test_smaller_copies_are_made_once(root: Path, tmp_path: Path) -> None:
 
 
 def test_smaller_copies_of_sets_of_one_name_stay_apart(tmp_path: Path) -> None:
-    """A/val and B/val with the same stems, and one stem in parts of a composed set, are other pictures."""
+    """Equal stems in A/val and B/val, or in parts of a composed dataset, are different images."""
     for place, value in (("a", 60), ("b", 200)):
         for part, pixel in (("images", value), ("masks", 255)):
             folder = tmp_path / place / "val" / part
@@ -96,7 +96,7 @@ def test_smaller_copies_of_sets_of_one_name_stay_apart(tmp_path: Path) -> None:
 
 
 def test_of_a_crowded_image_a_few_objects_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most max_objects, drawn anew for each sample and the same for the same key; of a donor one."""
+    """At most max_objects, drawn per sample and equal for equal keys; one from a donor."""
     for kind in ("images", "masks"):
         (tmp_path / "crowd" / kind).mkdir(parents=True)
     ids = np.kron(np.arange(12, dtype=np.uint8).reshape(3, 4) + 1, np.ones((16, 16), np.uint8))

@@ -1,4 +1,4 @@
-"""Training: the reference's steps, the same weights whatever interrupts it, and failures that lose nothing."""
+"""Training: the reference's steps, equal weights after any interruption, and failures without losses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NETWORK = np.load(GOLDEN / "network.npz")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve small pictures of a bright rectangle."""
+    """Twelve small images of a bright rectangle."""
     folder = tmp_path_factory.mktemp("data") / "boxes"
     rng = np.random.default_rng(0)
     for kind in ("images", "masks"):
@@ -78,7 +78,7 @@ def recipe_on(photos: Path, **changes: Any) -> Recipe:
 
 
 def run(recipe: Recipe, folder: Path, workers: int = 0, loggers: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Train as the command does, in this process."""
+    """Train like the command, in this process."""
     folder.mkdir(exist_ok=True)
     model, provenance = fit.start_model(recipe)
     feed = Feed(training_images(recipe.data, None, folder), recipe)
@@ -103,8 +103,8 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_steps_move_what_the_reference_moves() -> None:
-    """Learning-rate groups and batch statistics, also of the dead branch. The recorded target is lost, so losses are
-    not compared here; they have their own records."""
+    """Learning-rate groups and batch statistics, including those of the unused branch. The recorded target is lost, so
+    losses are not compared here; they have records of their own."""
     recorded = json.loads((GOLDEN / "train_step.json").read_text())
     model = h18s()
     model.load_state_dict(deterministic_weights(model.state_dict()))
@@ -154,7 +154,7 @@ def test_schedules(optim: Optim, expected: list[float]) -> None:
 
 
 def test_one_sample_a_batch_trains(photos: Path, tmp_path: Path) -> None:
-    """Normalisation over one value a channel is what the reference crashes on."""
+    """The reference crashes when a BatchNorm sees a single value per channel."""
     run(recipe_on(photos, batch=1, epochs=1), tmp_path / "run")
     assert (tmp_path / "run" / fit.LAST_WEIGHTS).exists()
 
@@ -206,17 +206,17 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
 def test_stopped_in_the_middle_it_goes_on_to_the_same_weights(
     photos: Path, tmp_path: Path, whole: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of an epoch and at its last batch: bit for bit the uninterrupted weights, the same judgements."""
-    handed = fit.Keeper.on_train_batch_end
+    """Interrupted within an epoch and at its last batch: bit-identical weights and equal validation results."""
+    handed = fit.Checkpointing.on_train_batch_end
     batches = 0
 
-    def stop_at_times(self: fit.Keeper, *arguments: Any) -> None:
+    def stop_at_times(self: fit.Checkpointing, *arguments: Any) -> None:
         nonlocal batches
         batches += 1
-        self.asked = batches in (1, 4, 6)
+        self.stop_requested = batches in (1, 4, 6)
         handed(self, *arguments)
 
-    monkeypatch.setattr(fit.Keeper, "on_train_batch_end", stop_at_times)
+    monkeypatch.setattr(fit.Checkpointing, "on_train_batch_end", stop_at_times)
     interrupted = 0
     while True:
         try:
@@ -249,13 +249,13 @@ def test_an_adapter_learns_and_goes_on_to_the_same_tensors(
     means = [float(row["train/loss_epoch"]) for row in rows if row["train/loss_epoch"]]
     assert means[-1] < 0.9 * means[0]
 
-    handed, batches = fit.Keeper.on_train_batch_end, iter(range(100))
+    handed, batches = fit.Checkpointing.on_train_batch_end, iter(range(100))
 
-    def stop_once(self: fit.Keeper, *arguments: Any) -> None:
-        self.asked = next(batches) == 5  # in the middle of the second epoch
+    def stop_once(self: fit.Checkpointing, *arguments: Any) -> None:
+        self.stop_requested = next(batches) == 5  # in the middle of the second epoch
         handed(self, *arguments)
 
-    monkeypatch.setattr(fit.Keeper, "on_train_batch_end", stop_once)
+    monkeypatch.setattr(fit.Checkpointing, "on_train_batch_end", stop_once)
     with pytest.raises(Interrupted):
         run(recipe, tmp_path / "parts")
     run(recipe, tmp_path / "parts")
@@ -265,7 +265,7 @@ def test_an_adapter_learns_and_goes_on_to_the_same_tensors(
 
 
 def test_a_finished_epoch_is_not_trained_again(photos: Path, tmp_path: Path, whole: Path) -> None:
-    """Stopped between two epochs, then gone on with."""
+    """Stopped between two epochs, then resumed."""
     run(recipe_on(photos, epochs=1, optim={"schedule": "constant"}), tmp_path / "a")
     run(recipe_on(photos, epochs=2, optim={"schedule": "constant"}), tmp_path / "a")
     run(recipe_on(photos, epochs=2, optim={"schedule": "constant"}), tmp_path / "b")
@@ -297,7 +297,7 @@ def test_averaged_weights_are_saved_and_resumed(photos: Path, tmp_path: Path, wh
 
 
 def test_averages_lie_where_the_model_will_be() -> None:
-    """Lightning asks for them before it moves the model: with a GPU they would stay on the CPU."""
+    """Lightning creates them before it moves the model: with a GPU they would stay on the CPU."""
     module = step.ClickTraining(h18s(), load_recipe("tiny_procedural"))
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
     averaging = judge.Averaging()
@@ -321,7 +321,7 @@ def test_the_trainer_gets_the_device_that_was_named(machine: fit.Machine, device
 
 
 def test_one_gpu_for_many_processes_is_refused() -> None:
-    with pytest.raises(HrsegError, match=r"--device cuda:1: one GPU for 2 processes; write --device cuda"):
+    with pytest.raises(HrsegError, match=r"--device cuda:1: one GPU for 2 processes; use --device cuda"):
         fit.devices_of(fit.Machine("cuda:1", processes=2))
 
 
@@ -338,7 +338,7 @@ def test_ctrl_c_and_sigterm_save_and_stop(photos: Path, tmp_path: Path) -> None:
 
 
 def test_without_progress_it_stops(photos: Path, tmp_path: Path) -> None:
-    """A rate of nothing: the first judgement stays the best."""
+    """With a learning rate of 0 the first validation stays the best."""
     recipe = recipe_on(photos, epochs=50, optim={"lr": 1e-30}, validation={"patience": 2, "max_clicks": 1})
     ended = run(recipe, tmp_path / "run")["epochs"]
     assert ended < 50
@@ -352,7 +352,7 @@ def test_without_progress_it_stops(photos: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_keeps_its_batch(photos: Path, tmp_path: Path) -> None:
     recipe = recipe_on(photos, optim={"lr": 1e30, "warmup": 0}, epochs=9)
-    with pytest.raises(HrsegError, match=r"the loss became \S+ at step \d+; its batch is kept in .*bad_batch_0.pt"):
+    with pytest.raises(HrsegError, match=r"the loss became \S+ at step \d+ \(batch saved to .*bad_batch_0.pt"):
         run(recipe, tmp_path / "run")
     batch = torch.load(tmp_path / "run" / "bad_batch_0.pt", weights_only=True)
     assert batch["image"].shape == (2, 3, 32, 48)
@@ -376,7 +376,7 @@ def test_imagenet_weights_must_cover_the_backbone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lora", "bn", "conv"])
 def test_an_adapted_model_is_trained_on_as_a_plain_one(photos: Path, tmp_path: Path, name: str) -> None:
-    """Its checkpoints could not be read: they held the adapter's tensors under the base's name."""
+    """Its checkpoints could not be read: they would hold the adapter's tensors under the base's name."""
     base, adapter, whole = (tmp_path / f"{one}.safetensors" for one in ("base", "adapter", "whole"))
     start = h18s()
     start.load_state_dict(deterministic_weights(start.state_dict()))
@@ -388,7 +388,7 @@ def test_an_adapted_model_is_trained_on_as_a_plain_one(photos: Path, tmp_path: P
     save_adapter(model, adapter, name, {}, provenance["base_weights"], provenance)
     recipe = recipe_on(photos, model={"weights": f"{base}+{adapter}"})
     if name == "conv":
-        with pytest.raises(HrsegError, match=r"model.weights=.*stays a part of the network"):
+        with pytest.raises(HrsegError, match=r"model.weights=.*cannot be merged into the weights"):
             fit.start_model(recipe)
         return
     plain, started = fit.start_model(recipe)
@@ -412,7 +412,7 @@ def test_an_epoch_smaller_than_a_batch_is_refused(photos: Path, tmp_path: Path) 
 
 
 def command(arguments: list[str], folder: Path, timeout: int = 200) -> subprocess.CompletedProcess[str]:
-    """The installed command: further processes are started by its own path."""
+    """The installed command: further processes are started from its path."""
     hrseg = Path(sys.executable).with_name("hrseg")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -421,7 +421,7 @@ def command(arguments: list[str], folder: Path, timeout: int = 200) -> subproces
 
 
 def test_a_signal_to_the_whole_job_saves_and_stops(photos: Path, tmp_path: Path) -> None:
-    """Ctrl-C in a terminal and a scheduler's SIGTERM reach the data workers too."""
+    """Ctrl-C in a terminal and SIGTERM from a scheduler reach the data workers too."""
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_on(photos, epochs=10000).model_dump(mode="json")))
     hrseg = str(Path(sys.executable).with_name("hrseg"))
     arguments = [hrseg, "train", "--recipe", "r.yaml", "--out", "run", "--logger", "csv"]
@@ -437,7 +437,7 @@ def test_a_signal_to_the_whole_job_saves_and_stops(photos: Path, tmp_path: Path)
 
 
 def test_two_processes_train_and_resume(photos: Path, tmp_path: Path) -> None:
-    """Over gloo, killed outright and gone on with: the weights of the uninterrupted run."""
+    """Over gloo, killed and resumed: the weights of an uninterrupted run."""
     recipe = recipe_on(photos, optim={"schedule": "constant"}, epochs=3, validation={"every": 3, "objects": 4})
     terms = recipe.model_dump(mode="json")
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(terms))
@@ -500,7 +500,7 @@ def test_no_number_in_one_process_ends_all_with_one_line(photos: Path, tmp_path:
     assert done.returncode == 1, done.stderr
     lines = [line for line in done.stderr.splitlines() if line]
     assert len(lines) == 1, done.stderr
-    assert f"its batch is kept in run/bad_batch_{rank}.pt" in lines[0]
+    assert f"batch saved to run/bad_batch_{rank}.pt" in lines[0]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["got"]["status"] == "failed"
 
 
@@ -513,7 +513,7 @@ def wait_for(path: Path) -> None:
 
 
 def test_the_boundary_loss_gets_distances_from_the_loader(photos: Path, tmp_path: Path) -> None:
-    """NFL + 0.1 boundary loss, its weight growing; the log tells the terms apart."""
+    """NFL + 0.1 boundary loss with growing weight; the terms are logged separately."""
     terms = [{"name": "nfl"}, {"name": "boundary", "weight": 0.1, "options": {"normalize": "diagonal"}}]
     recipe = recipe_on(photos, losses=terms, loss_schedule={"kind": "increase"})
     feed = Feed(training_images(recipe.data, None, tmp_path), recipe)

@@ -1,6 +1,6 @@
-"""Click networks on EfficientNet-Lite: an encoder pretrained on ImageNet, a light decoder that answers clicks.
+"""Click networks on EfficientNet-Lite: an encoder pretrained on ImageNet and a light decoder that takes the clicks.
 
-Names of the catalog import the builders below; torch comes with them.
+The catalog's names resolve to the builders below.
 """
 
 from __future__ import annotations
@@ -11,5 +11,5 @@ from hrseg_cli.models.clicknet.network import ClickNet
 
 
 def clicknet_m(**options: Any) -> ClickNet:
-    """EfficientNet-Lite2 with a wide decoder: 5.8 M parameters, made for few clicks."""
+    """EfficientNet-Lite2 with a wide decoder: 5.8 M parameters, optimised for few clicks."""
     return ClickNet(**{"variant": "lite2", **options})

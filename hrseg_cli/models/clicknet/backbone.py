@@ -1,7 +1,7 @@
-"""EfficientNet-Lite, with its batch normalisation folded into the convolutions when ImageNet's weights are loaded.
+"""EfficientNet-Lite. Batch normalisation is folded into the convolutions when ImageNet weights are loaded.
 
-Tan and Le, "EfficientNet" (ICML 2019); the Lite variants (Google, 2020) use ReLU6 and no squeeze-and-excitation, keep
-the stem at 32 channels, and never repeat their first and last stages.
+Tan and Le, "EfficientNet" (ICML 2019). The Lite variants (Google, 2020) use ReLU6, have no squeeze-and-excitation, keep
+the stem at 32 channels and do not scale the depth of their first and last stages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hrseg_cli.errors import HrsegError
 
-# variant -> factor on channels, factor on repeats
+# variant -> width factor, depth factor
 VARIANTS = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
 # repeats, kernel size, stride, expansion, channels of each stage
 STAGES = (
@@ -28,13 +28,13 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-LEVEL_ENDS = (0, 1, 2, 4, 6)  # stages after which the stride doubles, or the network ends: strides 2, 4, 8, 16, 32
-FROZEN_LEVELS = 2  # up to stride 4: edges and colours, which ImageNet has learned for good
+LEVEL_ENDS = (0, 1, 2, 4, 6)  # last stage at each stride: 2, 4, 8, 16, 32
+FROZEN_LEVELS = 2  # up to stride 4: generic edges and colours, which need no fine-tuning
 BN_EPS = 1e-3
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution, computed as one matrix product over channels-last pixels."""
+    """A 1x1 convolution, computed as a matrix product over channels-last pixels."""
 
     def __init__(self, channels: int, out: int, bias: bool = True) -> None:
         super().__init__(channels, out, 1, bias=bias)
@@ -44,7 +44,7 @@ class Pointwise(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """Expand by a 1x1 convolution, filter each channel, project back; residual where shapes allow."""
+    """1x1 expansion, depthwise convolution, 1x1 projection; with a residual if input and output shapes agree."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -61,15 +61,16 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """Features of a photograph at strides 2, 4, 8, 16 and 32.
+    """Image features at strides 2, 4, 8, 16 and 32.
 
-    forward: (B, 3, H, W) RGB in [0, 1], H and W multiples of 32 -> five tensors (B, channels[i], H / 2^(i+1), ...).
+    forward: (B, 3, H, W) RGB in [0, 1], H and W multiples of 32 -> five tensors (B, channels[i], H / 2^(i+1),
+    W / 2^(i+1)). Raises HrsegError for an unknown variant.
     """
 
     def __init__(self, variant: str = "lite0") -> None:
         super().__init__()
         if variant not in VARIANTS:
-            raise HrsegError(f"no EfficientNet-Lite is called {variant!r}; take one of {', '.join(VARIANTS)}")
+            raise HrsegError(f"unknown EfficientNet-Lite variant {variant!r}; use one of {', '.join(VARIANTS)}")
         width, depth = VARIANTS[variant]
         self.variant = variant
         self.stem = nn.Conv2d(3, 32, 3, 2, 1)
@@ -104,21 +105,22 @@ class EfficientNetLite(nn.Module):
         return features
 
     def level(self, number: int, x: Tensor) -> Tensor:
-        """Features of level ``number`` (stride 2, 4, ...) from those of the one before; of the stem's for level 0."""
+        """Features of level ``number`` (0: stride 2, 1: stride 4, ...) from those of the previous level, or of the stem
+        for level 0."""
         for block in self.blocks[self.ends[number - 1] if number else 0 : self.ends[number]]:
             x = block(x)
         return x
 
     def frozen(self) -> Sequence[nn.Module]:
-        """The parts that stay ImageNet's in training."""
+        """The modules that keep their ImageNet weights in training."""
         return [self.stem, *self.blocks[: self.ends[FROZEN_LEVELS - 1]]]
 
     @torch.no_grad()
     def load_imagenet(self, state: Mapping[str, Tensor]) -> None:
-        """Take ImageNet's weights from a state dict in the public layout, folding the batch normalisation.
+        """Load ImageNet weights from a public state dict, folding batch normalisation into the convolutions.
 
-        state: of `efficientnet-lite-pytorch`, head included. Raises HrsegError for missing, unexpected or misshapen
-        tensors.
+        state: in the layout of `efficientnet-lite-pytorch`, head included. Raises HrsegError for missing, unexpected or
+        misshapen tensors.
         """
         left = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
@@ -129,11 +131,13 @@ class EfficientNetLite(nn.Module):
                     left.pop(f"{norm}.{part}") for part in ("weight", "bias", "running_mean", "running_var")
                 )
             except KeyError as error:
-                raise HrsegError(f"weights of EfficientNet-{self.variant}: {error.args[0]} is missing") from None
+                raise HrsegError(
+                    f"weights of EfficientNet-{self.variant}: {error.args[0]} is missing; give weights of this variant"
+                ) from None
             if weight.shape != conv.weight.shape:
                 raise HrsegError(
-                    f"weights of EfficientNet-{self.variant}: {name}.weight is {tuple(weight.shape)}, "
-                    f"not {tuple(conv.weight.shape)}"
+                    f"weights of EfficientNet-{self.variant}: {name}.weight has shape {tuple(weight.shape)}, "
+                    f"not {tuple(conv.weight.shape)}; give weights of this variant"
                 )
             assert conv.bias is not None
             factor = gain / (variance + BN_EPS).sqrt()
@@ -149,16 +153,18 @@ class EfficientNetLite(nn.Module):
             fold(block.project, f"{name}._project_conv", f"{name}._bn2")
         unexpected = [name for name in left if not name.startswith(("_conv_head.", "_bn1.", "_fc."))]
         if unexpected:
-            raise HrsegError(f"weights of EfficientNet-{self.variant}: {unexpected[0]} has no place in this variant")
+            raise HrsegError(
+                f"weights of EfficientNet-{self.variant}: unexpected {unexpected[0]}; give weights of this variant"
+            )
 
 
 def normalised(image: Tensor) -> Tensor:
-    """An image in [0, 1] as these networks take it: (x - 127) / 128 of bytes."""
+    """An image in [0, 1], normalised as these networks expect: (x - 127) / 128 for x in [0, 255]."""
     return (image - 127 / 255) * (255 / 128)
 
 
 def scaled_channels(wanted: int, factor: float) -> int:
-    """``wanted * factor`` channels, rounded to a multiple of 8, never down by more than a tenth."""
+    """``wanted * factor`` channels, rounded to a multiple of 8, but not down by more than 10 %."""
     exact = wanted * factor
     rounded = max(8, int(exact + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * exact else rounded

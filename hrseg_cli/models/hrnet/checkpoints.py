@@ -1,7 +1,7 @@
-"""RITM's public checkpoints, read as ours.
+"""Reads RITM's public checkpoints.
 
-Such a file is ``{"state_dict": ..., "config": {"class": dotted name, "params": {name: entry}}}`` with entries of the
-form ``{"type", "value", "specified"}``.
+Such a file is ``{"state_dict": ..., "config": {"class": dotted name, "params": {name: entry}}}``, where an entry is
+``{"type", "value", "specified"}``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hrseg_cli.errors import HrsegError
 
 HRNET_CLASS = "isegm.model.is_hrnet_model.HRNetModel"
 
-# Families that share the format; read nowhere here yet, named so that the refusal can say what the file is.
+# Other families that use this format. hrseg does not read them, but can name them in its error message.
 OTHER_CLASSES = {
     "is_deeplab_model": "a DeepLabV3+ click model",
     "is_plainvit_model": "a SimpleClick (plain ViT) model",
@@ -21,7 +21,7 @@ OTHER_CLASSES = {
     "is_cdnet_model": "a CDNet model",
 }
 
-# What the reference assumes for a parameter that the file does not mention.
+# RITM's defaults for parameters missing from the file.
 DEFAULTS: dict[str, Any] = {
     "width": 48,
     "ocr_width": 256,
@@ -37,14 +37,14 @@ DEFAULTS: dict[str, Any] = {
     "norm_mean_std": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
-# Say how it was trained, or ask for the click maps of its demo, which round clicks to pixels; evaluation does not.
+# Parameters of training, or of the demo's click maps, which round clicks to pixels. They do not affect evaluation.
 WITHOUT_EFFECT = {"backbone_lr_mult", "norm_layer", "cpu_dist_maps"}
 
 
 def read(content: dict[Any, Any]) -> tuple[str, dict[str, Any], Any] | None:
-    """Catalog name, options and state dict of a model in RITM's layout; None for a file that is not in it.
+    """Catalog name, options and state dict of a model in RITM's layout; None for other files.
 
-    Raises HrsegError, the rest of a line that starts with the file's name, for one that is nearly so.
+    Raises HrsegError for a file close to this layout that cannot be used. The caller prepends the file's name.
     """
     if "state_dict" in content and "config" in content:
         return "hrnet_ocr", options(content["config"]), content["state_dict"]
@@ -53,35 +53,37 @@ def read(content: dict[Any, Any]) -> tuple[str, dict[str, Any], Any] | None:
     joined = " ".join(keys)
     if any(key.startswith("feature_extractor.") for key in keys) and "lora_" not in joined:
         raise HrsegError(
-            "holds click-network weights without their 'config'; save {'state_dict': ..., 'config': ...} as RITM does"
+            "click network weights without their 'config'; save {'state_dict': ..., 'config': ...} as RITM does"
         )
     if "incre_modules" in joined or ("stage4." in joined and "conv1.weight" in joined):
-        raise HrsegError("is an ImageNet HRNet backbone, not a click model; it can start a training, not answer clicks")
+        raise HrsegError(
+            "an ImageNet HRNet backbone, not a click model; use it to initialise a training (model.backbone)"
+        )
     return None
 
 
 def options(config: Any) -> dict[str, Any]:
     """Keyword arguments of :class:`~hrseg_cli.models.hrnet.network.ClickHRNet` for a RITM ``config``.
 
-    Raises HrsegError with the rest of a line that starts with the file's name.
+    Raises HrsegError; the caller prepends the file's name.
     """
     try:
         name, params = str(config["class"]), dict(config["params"])
         values = {key: (entry["value"], bool(entry.get("specified", True))) for key, entry in params.items()}
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise HrsegError("its 'config' is not RITM's; give the file as its authors published it") from None
+        raise HrsegError("its 'config' is not RITM's; use the file as its authors published it") from None
     if name != HRNET_CLASS:
         known = next((text for part, text in OTHER_CLASSES.items() if part in name), f"a model of class {name}")
-        raise HrsegError(f"is {known}; hrseg reads RITM's HRNet models (h18s, h18, h32)")
+        raise HrsegError(f"{known}, which hrseg cannot read; give one of RITM's HRNet models (h18s, h18, h32)")
     chosen = dict(DEFAULTS)
     for key, (value, specified) in values.items():
         if key in chosen:
             chosen[key] = value
         elif key == "clicks_groups":
             if value is not None:
-                raise HrsegError("uses click groups, which hrseg does not support; choose a model without them")
+                raise HrsegError("uses click groups, which hrseg does not support; use a model without them")
         elif specified and key not in WITHOUT_EFFECT:
             raise HrsegError(
-                f"asks for the unknown option '{key}'; it comes from a fork of RITM that hrseg cannot read"
+                f"its config sets the unknown option '{key}', probably of a fork of RITM; use RITM's own checkpoint"
             )
     return chosen

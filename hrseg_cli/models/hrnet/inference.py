@@ -1,15 +1,15 @@
-"""The click network for answering only: the function of :mod:`hrseg_cli.models.hrnet.network`, with less to compute.
+"""Inference form of the click network: computes the same function as :mod:`hrseg_cli.models.hrnet.network`, faster.
 
-What is left out or computed elsewhere (all exact but for rounding):
+The optimisations are exact up to rounding:
 
-- BatchNorm is part of the convolution before it; ReLU and sums of residuals happen while a convolution writes.
-- The head's convolutions read the four branches at their own sizes. A bilinear enlargement and a sum over channels
-  commute, so a coarse branch is multiplied by the weights of every tap first, and the products are enlarged, shifted
-  and summed by small matrices. That is a third of the multiplications of the largest convolution of the network.
-- The object's context is one vector: it reaches the last convolution as a part of its bias.
-- The stem and the head work on bands of rows, so that the memory of large images does not hold their many channels.
+- BatchNorm is folded into the preceding convolution; ReLU and residual sums are fused into the convolutions.
+- The head's convolutions read the four branches at their own resolutions. Bilinear upsampling and a sum over channels
+  commute. So a coarse branch is first multiplied by the weights of each kernel tap, and the products are upsampled,
+  shifted and summed by small matrices. This takes a third of the multiplications of the network's largest convolution.
+- The object context is a single vector, so it is added to the bias of the last convolution.
+- The stem and the head process bands of rows, which limits the memory of their many channels on large images.
 
-Shapes: H, W the input; all maps are (1, C, rows, cols), channels last.
+Shapes: H, W are those of the input; all maps are (1, C, rows, cols), channels last.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.hrnet.network import ClickHRNet, resize
 from hrseg_cli.models.parts.folding import folded, in_bf16
 
-STEM_BAND = 2**16  # pixels at a quarter of the input's size that the stem handles at once, at 256 channels
-HEAD_BAND = 34  # rows at a quarter of the size: few enough that the matrices that enlarge stay small
-HEAD_COLUMNS = 48  # likewise
-SHAPES = 256  # of inputs whose layout a convolution remembers
+STEM_BAND = 2**16  # pixels of a band of the stem, at 1/4 resolution with 256 channels
+HEAD_BAND = 34  # rows of a band of the head, at 1/4 resolution: keeps the upsampling matrices small
+HEAD_COLUMNS = 48  # columns, for the same reason
+SHAPES = 256  # number of input shapes for which a convolution caches its weights
 
 
 def for_inference(model: ClickHRNet, precision: str, keep_layers: bool) -> InteractiveModel:
-    """See :meth:`InteractiveModel.for_inference`. On accelerators, and where an adapter reads its layers, the network
-    stays what it was, folded and channels last."""
+    """See :meth:`InteractiveModel.for_inference`. On accelerators, and for adapters that read inner layers, the network
+    is only folded and set to channels last."""
     if not keep_layers and model._mean.device.type == "cpu" and is_possible():
         return FastClickHRNet(model, torch.bfloat16 if precision == "bf16" else torch.float32)
     plain: ClickHRNet = folded(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -42,7 +42,7 @@ def for_inference(model: ClickHRNet, precision: str, keep_layers: bool) -> Inter
 
 
 def is_possible() -> bool:
-    """Whether this PyTorch has oneDNN's convolutions with prepared weights and something done to their result."""
+    """Whether this PyTorch has oneDNN's convolutions with prepacked weights and fused post-operations."""
     operators = (
         "_convolution_pointwise",
         "_convolution_pointwise_",
@@ -54,14 +54,14 @@ def is_possible() -> bool:
 
 
 class Conv:
-    """A convolution whose weights lie as oneDNN wants them, and that can add its result to something.
+    """A convolution with weights prepacked for oneDNN, optionally summed into another tensor.
 
-    How they should lie depends on the input's size. oneDNN turns weights laid out for another size at every call, which
-    can take ten times as long as the convolution, so each layout in use is kept: two or three, whatever the sizes.
+    The best layout of the weights depends on the input size. oneDNN repacks weights in the wrong layout at every call,
+    which can take ten times as long as the convolution. So each layout is cached; two or three serve all sizes.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, columns: slice = slice(None)) -> None:
-        """``columns``: only these input channels."""
+        """columns: use only these input channels."""
         self.weight = conv.weight[:, columns].to(dtype)
         self.bias = None if conv.bias is None else conv.bias.to(dtype)
         assert not isinstance(conv.padding, str)
@@ -70,7 +70,7 @@ class Conv:
         self.layouts: dict[bytes, Tensor] = {}
 
     def __call__(self, x: Tensor, relu: bool = False, onto: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """The convolution of ``x``, summed into ``onto`` where there is one, then ReLU. bias: in place of its own."""
+        """Convolve ``x``, add the result to ``onto`` in place if given, then apply ReLU. bias: replaces the layer's."""
         shape = (self.padding, self.stride, [1, 1], 1)  # then dilation and groups
         packed = self.packed.get(x.shape)
         if packed is None:
@@ -91,23 +91,23 @@ class Conv:
 
 
 def _layout(packed: Tensor) -> bytes:
-    """What tells one layout of the same weights from another: oneDNN's description, behind dimensions and type, which
-    some undefined bytes follow."""
+    """A key for the memory layout of packed weights: oneDNN's descriptor, without dimensions and type, since those are
+    followed by undefined bytes."""
     described: bytes = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
     return described[112:]
 
 
 class FastClickHRNet(InteractiveModel):
-    """A :class:`ClickHRNet` that answers faster on a CPU and with less memory, and cannot be trained or saved.
+    """A :class:`ClickHRNet` for inference on a CPU: faster, with less memory. It cannot be trained or saved.
 
-    It gives logits only. dtype: of the network inside; logits are float32. Raises HrsegError for bfloat16 on a
-    processor that does not compute in it.
+    Returns logits only, in float32. dtype: of the inner computation. Raises HrsegError for bfloat16 on a processor
+    without support for it.
     """
 
     def __init__(self, model: ClickHRNet, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            raise HrsegError("--precision bf16: this processor cannot compute in bf16; leave the option out")
+            raise HrsegError("--precision bf16: this processor does not support bf16; omit the option")
         self.name, self.config, self.dtype = model.name, model.config, dtype
         self.with_prev_mask, self.binary_prev_mask = model.with_prev_mask, model.binary_prev_mask
         self.use_disks, self.norm_radius = model.use_disks, model.norm_radius
@@ -129,20 +129,20 @@ class FastClickHRNet(InteractiveModel):
         self.stem, self.stages = Stem(plain.feature_extractor, dtype), Stages(plain.feature_extractor, dtype)
         self.head = Head(plain.feature_extractor, dtype)
 
-    # Clicks are drawn as the plain network draws them, from attributes of the same names.
+    # Draws clicks with the plain network's method, which reads attributes of the same names.
     click_features: Any = ClickHRNet.click_features
 
     @torch.inference_mode()
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
-        # One after the other is as quick as a batch on a CPU, and takes less memory.
+        # On a CPU, single images are as fast as a batch and need less memory.
         return {"logits": torch.cat([self._one(image[i : i + 1], points[i : i + 1]) for i in range(len(image))])}
 
     def _one(self, image: Tensor, points: Tensor) -> Tensor:
         maps = self.click_features(image, points)
         height, width = image.shape[-2:]
         rows, cols = -(-height // 4), -(-width // 4)
-        # A band starts at a row that all strides have, and sees so many more rows that the zeros beyond its ends do
-        # not reach what is kept of it.
+        # A band starts at a multiple of all strides and is computed with a halo of rows, so that zero padding at its
+        # ends does not affect the rows that are kept.
         halo, band = self.stem.halo, max(32, STEM_BAND // cols // 8 * 8)
         if rows <= band + halo:
             band = rows
@@ -150,8 +150,8 @@ class FastClickHRNet(InteractiveModel):
         for top in range(0, rows, band):
             bottom = min(top + band, rows)
             low, high = max(0, top - halo), min(bottom + halo, rows)
-            seen = slice(4 * low, 4 * high)
-            pair = self.stem(*self._joined(image[:, :3, seen], maps[:, :, seen]), self.clicks)
+            with_halo = slice(4 * low, 4 * high)
+            pair = self.stem(*self._joined(image[:, :3, with_halo], maps[:, :, with_halo]), self.clicks)
             fine.append(pair[0][:, :, top - low : bottom - low])
             coarse.append(pair[1][:, :, (top - low) // 2 : (bottom - low + 1) // 2])
         del maps, pair
@@ -160,7 +160,7 @@ class FastClickHRNet(InteractiveModel):
         return resize(self.head(self.stages(branches)), (height, width))
 
     def _joined(self, rgb: Tensor, maps: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the stem reads, and what its clicks' convolution reads, if it has one."""
+        """Input of the stem, and input of its click convolution if it has one."""
         rgb = (rgb - self._mean) / self._std
         if self.mix_last is not None:
             maps = torch.cat([rgb, maps], 1)
@@ -187,7 +187,7 @@ class Stem:
             for block in net.layer1
         ]
         self.fine, self.coarse = Conv(net.transition1[0][0], dtype), Conv(net.transition1[1][0][0], dtype)
-        self.halo = (len(self.layer1) + 3) // 2 * 2  # rows at H/4 that a border reaches, even
+        self.halo = (len(self.layer1) + 3) // 2 * 2  # rows at H/4 affected by a border, rounded up to even
 
     def __call__(self, rgb: Tensor, maps: Tensor | None, clicks: Conv | None) -> tuple[Tensor, Tensor]:
         x = self.conv1(rgb, relu=True)
@@ -278,7 +278,7 @@ class Head:
             if self.has_ocr:
                 found = self.spread.coarse(branches, band, finest.new_empty(len(aux[band]), cols, self.spread.outputs))
                 self.spread.fine(finest[:, :, band], relu=True, onto=_as_maps(found))
-                aux[band] = found @ self.find[0][:, 0]  # its bias does not reach a softmax
+                aux[band] = found @ self.find[0][:, 0]  # without the bias, which does not change a softmax
         self.pixels.fine(finest, relu=True, onto=_as_maps(features))
         logits = torch.empty(rows, cols)
         if self.has_ocr:
@@ -297,20 +297,20 @@ class Head:
 
 
 class JoinedConv:
-    """A k x k convolution of all branches, enlarged to the finest one's size and joined, from their own sizes.
+    """A k x k convolution of all branches upsampled to the finest one and concatenated, computed without upsampling.
 
-    ``fine`` is the finest branch's part of it, with the bias; ``coarse`` that of the others.
+    ``fine``: the finest branch's contribution, with the bias. ``coarse``: the contribution of the others.
     """
 
     def __init__(self, conv: nn.Conv2d, widths: list[int], dtype: torch.dtype) -> None:
         self.outputs, self.taps = conv.out_channels, conv.kernel_size[0]
         self.fine = Conv(conv, dtype, slice(0, widths[0]))
         parts = torch.split(conv.weight.to(dtype), widths, 1)[1:]
-        # Per branch and tap row (inputs, tap columns x outputs)
+        # Per branch and row of taps: (inputs, tap columns x outputs)
         self.weights = [part.permute(2, 1, 3, 0).flatten(2).contiguous() for part in parts]
 
     def coarse(self, branches: list[Tensor], band: slice, out: Tensor) -> Tensor:
-        """Into ``out`` (rows of the band, W, outputs): what the coarser branches add to those rows."""
+        """Write the coarser branches' contribution to a band of rows into ``out`` (rows, W, outputs)."""
         rows, cols = branches[0].shape[-2:]
         matrices, products = [], []
         for x, weights in zip(branches[1:], self.weights, strict=True):
@@ -331,9 +331,9 @@ class JoinedConv:
 
 
 @lru_cache(maxsize=64)
-def _enlarging(size: int, to: int, taps: int) -> Tensor:
-    """(taps, to, size) float32: bilinear enlargement with aligned corners, then a step of tap - taps // 2 pixels, zeros
-    from beyond the ends. The numbers are those that :func:`resize` uses."""
+def _upsampling(size: int, to: int, taps: int) -> Tensor:
+    """(taps, to, size) float32: bilinear upsampling with aligned corners, with :func:`resize`'s weights, followed by a
+    shift of tap - taps // 2 pixels with zero padding."""
     matrix = resize(torch.eye(size)[None, :, :, None], (to, 1))[0, :, :, 0].T
     reach = taps // 2
     padded = F.pad(matrix, (0, 0, reach, reach))
@@ -342,18 +342,20 @@ def _enlarging(size: int, to: int, taps: int) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _row_matrix(size: int, to: int, taps: int, top: int, bottom: int, dtype: torch.dtype) -> tuple[Tensor, int, int]:
-    """For rows top to bottom of the enlarged map: (rows, taps x (high - low)) and which rows of the small one."""
-    band = _enlarging(size, to, taps)[:, top:bottom]
+    """For rows top to bottom of the upsampled map: the matrix (rows, taps x (high - low)), and low and high, the range
+    of rows of the small map that it reads."""
+    band = _upsampling(size, to, taps)[:, top:bottom]
     low, high = _reach(band)
     return band[..., low:high].permute(1, 0, 2).flatten(1).to(dtype), low, high
 
 
 @lru_cache(maxsize=512)
 def _column_matrices(size: int, to: int, taps: int, dtype: torch.dtype) -> list[tuple[Tensor, int, int, int, int]]:
-    """Blocks of columns left to right: (columns, (high - low) / taps x taps), and low and high among columns x taps."""
+    """For each block of columns left to right of the upsampled map: the matrix (columns, high - low), left, right, and
+    low and high, the range of the small map's columns x taps that it reads."""
     made = []
     for left in range(0, to, HEAD_COLUMNS):
-        block = _enlarging(size, to, taps)[:, left : left + HEAD_COLUMNS]
+        block = _upsampling(size, to, taps)[:, left : left + HEAD_COLUMNS]
         low, high = _reach(block)
         matrix = block[..., low:high].permute(1, 2, 0).flatten(1).to(dtype)
         made.append((matrix, left, left + block.shape[1], low * taps, high * taps))
@@ -361,7 +363,7 @@ def _column_matrices(size: int, to: int, taps: int, dtype: torch.dtype) -> list[
 
 
 def _reach(matrix: Tensor) -> tuple[int, int]:
-    """First and one past the last index of the last axis that holds anything."""
+    """The range of indices along the last axis that hold nonzero values: first, and last + 1."""
     used = matrix.flatten(0, 1).any(0).nonzero()[:, 0]
     return int(used[0]), int(used[-1]) + 1
 
@@ -371,16 +373,16 @@ def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _as_maps(x: Tensor) -> Tensor:
-    """(rows, cols, C) as (1, C, rows, cols), channels last; the same memory."""
+    """(rows, cols, C) viewed as (1, C, rows, cols), channels last."""
     return x.permute(2, 0, 1)[None]
 
 
 def _linear(conv: nn.Conv2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A 1 x 1 convolution as a matrix (inputs, outputs) and a bias in single precision."""
+    """A 1 x 1 convolution as a matrix (inputs, outputs) and a float32 bias."""
     assert conv.bias is not None
     return conv.weight[:, :, 0, 0].T.to(dtype), conv.bias.float()
 
 
 def _slope(activation: nn.Module) -> float:
-    """Of LeakyReLU below zero; ReLU's is 0."""
+    """The negative slope of a LeakyReLU; 0 for ReLU."""
     return float(getattr(activation, "negative_slope", 0))

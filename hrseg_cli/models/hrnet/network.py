@@ -1,9 +1,9 @@
-"""RITM's click network: HRNetV2 with an object-contextual head, clicks and previous mask fused in the stem.
+"""RITM's click network: HRNetV2 with an object-contextual (OCR) head; clicks and previous mask are fused in the stem.
 
 Sofiiuk et al. 2021, "Reviving Iterative Training with Mask Guidance for Interactive Segmentation" (fusion: 3.1);
 Wang et al. 2019, "Deep High-Resolution Representation Learning"; Yuan et al. 2020, "Object-Contextual
 Representations".
-Module names follow the public checkpoints, so their state dicts load as they are.
+Module names follow the public checkpoints, so that their state dicts load unchanged.
 Shapes: B batch, H and W input size, w width of the finest branch, C = 15 w channels of the four branches together.
 """
 
@@ -24,18 +24,18 @@ IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def resize(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Bilinear, corners aligned: the resampling of the whole network."""
+    """Bilinear resampling with aligned corners, used throughout the network."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 class ClickHRNet(InteractiveModel):
-    """The whole click network.
+    """The complete click network. The options are RITM's.
 
-    width, ocr_width, small: size of HRNet and its head (ocr_width 0: a plain head).
-    with_aux_output: also return the auxiliary logits. use_leaky_relu: in the fusion only.
-    use_disks: disks of ``norm_radius`` pixels; otherwise distances squashed at that scale.
-    use_rgb_conv: mix clicks into the image by 1x1 convolutions instead of into the stem's features.
-    conv_extend: one strided convolution for the click maps. binary_prev_mask: threshold the previous mask at .5.
+    width, ocr_width, small: size of HRNet and of its head (ocr_width 0: a plain head without OCR).
+    with_aux_output: also return the auxiliary logits. use_leaky_relu: in the fusion layers only.
+    use_disks: draw clicks as disks of ``norm_radius`` pixels; otherwise as distance maps, tanh(2 d / norm_radius).
+    use_rgb_conv: fuse click maps into the image by 1x1 convolutions instead of into the stem's features.
+    conv_extend: a single strided convolution for the click maps. binary_prev_mask: threshold the previous mask at 0.5.
     """
 
     name = "hrnet_ocr"
@@ -43,7 +43,7 @@ class ClickHRNet(InteractiveModel):
     unused = ("f_pixel", "f_object")
     image_layer = "feature_extractor.conv1"
     pooled_norms = ("object_context_block",)
-    # A twentieth of the work in h18s. The scopes before conv1 depend on who calls it.
+    # About 5 % of the computation in h18s. The scope before conv1 depends on the exported module.
     single_precision = (
         *("maps_transform", "rgb_conv", "/(model|base|feature_extractor)/conv1/"),
         *("cls_head", r"aux_head\.3"),
@@ -75,15 +75,15 @@ class ClickHRNet(InteractiveModel):
         self.config = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         super().__init__()
         if with_aux_output and ocr_width == 0:
-            raise ValueError("with_aux_output needs the OCR head: set ocr_width above 0")
-        if not 0 < norm_radius <= (largest := 100 if use_disks else 10_000):  # disks take its square in memory
+            raise ValueError("with_aux_output needs the OCR head; set ocr_width above 0")
+        if not 0 < norm_radius <= (largest := 100 if use_disks else 10_000):  # a disk's memory grows with its square
             raise ValueError(f"norm_radius must be above 0 and at most {largest}")
         self.with_prev_mask = with_prev_mask
         self.with_aux_output = with_aux_output
         self.binary_prev_mask = binary_prev_mask
         self.use_disks = use_disks
         self.norm_radius = norm_radius
-        # The public checkpoints do not hold these two, so neither does the state dict.
+        # Not persistent: the public checkpoints do not contain these two buffers.
         self._mean: Tensor
         self._std: Tensor
         self.register_buffer("_mean", torch.tensor(norm_mean_std[0]).view(1, 3, 1, 1), persistent=False)
@@ -120,8 +120,8 @@ class ClickHRNet(InteractiveModel):
         return out
 
     def tapped(self, image: Tensor, points: Tensor, inject: Tensor | None = None) -> dict[str, Tensor]:
-        """See :meth:`InteractiveModel.tapped`. "stem": the first convolution's features of the image, at half the
-        size. "fine": what the classifier reads, at a quarter."""
+        """See :meth:`InteractiveModel.tapped`. "stem": the first convolution's image features, at half resolution.
+        "fine": the classifier's input, at quarter resolution."""
         size, net = image.shape[-2:], self.feature_extractor
         rgb = (image[:, :3] - self._mean) / self._std
         maps = self.maps_transform(self.click_features(image, points))
@@ -129,7 +129,7 @@ class ClickHRNet(InteractiveModel):
         aux = net.aux_head(features)
         fine = net.ocr_distri_head(net.conv3x3_ocr(features), aux)
         out = {"logits": resize(net.cls_head(fine), size), "fine": fine}
-        # The first layer runs twice, half a percent of the whole.
+        # Computed a second time; costs half a percent of a forward pass.
         out["stem"] = F.relu(net.bn1(net.conv1(rgb)))
         if self.with_aux_output:
             out["aux"] = resize(aux, size)
@@ -144,7 +144,7 @@ class ClickHRNet(InteractiveModel):
         return groups
 
     def _for_inference(self, precision: str, keep_layers: bool) -> InteractiveModel:
-        from hrseg_cli.models.hrnet import inference  # which is built on this module
+        from hrseg_cli.models.hrnet import inference  # not at the top: it imports this module
 
         return inference.for_inference(self, precision, keep_layers)
 
@@ -156,13 +156,14 @@ class ClickHRNet(InteractiveModel):
                     nn.init.zeros_(module.bias)
         if backbone is None:
             for module in self.modules():
-                if isinstance(module, Scale):  # starts small to spare ImageNet's features, of which there are none
+                if isinstance(module, Scale):  # a small scale protects pretrained features, and there are none
                     nn.init.ones_(module.scale)
             return 0.0
         return self._load_backbone(backbone, coverage)
 
     def _load_backbone(self, backbone: Mapping[str, Tensor], coverage: float) -> float:
-        """Take an HRNet's weights where keys and shapes agree; the share by numbers, heads and click maps left out."""
+        """Load an HRNet's weights where names and shapes match. Returns the share of parameters covered, not counting
+        heads and click maps."""
         found = {key.replace("model.", ""): value for key, value in backbone.items()}
         heads = ("conv3x3_ocr", "ocr_distri_head", "cls_head", "aux_head")
         wanted = {
@@ -180,9 +181,9 @@ class ClickHRNet(InteractiveModel):
             lost = next(key for key in wanted if key not in fitting)
             have = tuple(found[lost].shape) if isinstance(found.get(lost), Tensor) else "nothing"
             raise HrsegError(
-                f"covers {share:.0%} of the network's backbone, model.coverage asks for {coverage:.0%} "
-                f"({lost} is {tuple(wanted[lost].shape)} here, {have} there); "
-                "give the weights of this width, or lower it"
+                f"covers {share:.0%} of the network's backbone, less than model.coverage={coverage:.0%} "
+                f"({lost} is {tuple(wanted[lost].shape)} in the network, {have} in the file); "
+                "give weights of this width, or lower model.coverage"
             )
         self.feature_extractor.load_state_dict(fitting, strict=False)
         return share
@@ -192,7 +193,7 @@ class ClickHRNet(InteractiveModel):
         return draw(points, height, width, self.norm_radius)
 
     def click_features(self, image: Tensor, points: Tensor) -> Tensor:
-        """(B, 3, H, W): previous mask, positive and negative click maps (2 channels without previous mask)."""
+        """(B, 3, H, W): previous mask, positive clicks, negative clicks. Without previous mask, the last two."""
         maps = self.click_maps(points, *image.shape[-2:]).to(image.dtype)
         if not self.with_prev_mask:
             return maps
@@ -203,7 +204,7 @@ class ClickHRNet(InteractiveModel):
 
 
 class Scale(nn.Module):
-    """Multiplies by the absolute value of one learned number."""
+    """Multiplies by the absolute value of a learned scalar."""
 
     def __init__(self, start: float) -> None:
         super().__init__()
@@ -214,7 +215,7 @@ class Scale(nn.Module):
 
 
 class HRNetOCR(nn.Module):
-    """(B, 3, H, W) image and (B, 64, H/2, W/2) extra stem features -> main and auxiliary logits, (B, 1, H/4, W/4)."""
+    """Image (B, 3, H, W) and extra stem features (B, 64, H/2, W/2) -> main and auxiliary logits (B, 1, H/4, W/4)."""
 
     def __init__(self, width: int, ocr_width: int, small: bool) -> None:
         super().__init__()
@@ -256,15 +257,15 @@ class HRNetOCR(nn.Module):
             )
 
     def forward(self, x: Tensor, extra: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Main and auxiliary logits (no auxiliary ones without OCR)."""
+        """Main and auxiliary logits; the latter are None without OCR."""
         features = self.backbone(x, extra)
         if not self.has_ocr:
             return self.cls_head(features), None
-        aux = self.aux_head(features)  # needed at inference too: it says where the object's context is gathered
+        aux = self.aux_head(features)  # needed at inference too: it weights the pixels of the object context
         return self.cls_head(self.ocr_distri_head(self.conv3x3_ocr(features), aux)), aux
 
     def backbone(self, x: Tensor, extra: Tensor | None) -> Tensor:
-        """(B, C, H/4, W/4): all four branches at the finest branch's size."""
+        """(B, C, H/4, W/4): all four branches at the resolution of the finest."""
         x = F.relu_(self.bn1(self.conv1(x)))
         if extra is not None:
             x = x + extra
@@ -287,7 +288,7 @@ def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 def new_branch(widths: list[int]) -> nn.ModuleList:
-    """The coarser branch that a stage adds; the gaps keep the public checkpoints' numbering."""
+    """The coarser branch that a stage adds. Empty entries keep the numbering of the public checkpoints."""
     added = nn.Sequential(conv_bn_relu(widths[-2], widths[-1], stride=2))
     gaps: list[nn.Module] = [None] * (len(widths) - 1)  # type: ignore[list-item]  # torch allows None
     return nn.ModuleList([*gaps, added])
@@ -298,7 +299,7 @@ def stage(modules: int, widths: list[int], blocks: int) -> nn.Sequential:
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with a residual; four times as many channels out as inside."""
+    """1x1, 3x3 and 1x1 convolutions with a residual; the output has four times the inner channels."""
 
     def __init__(self, inputs: int, inside: int) -> None:
         super().__init__()
@@ -333,7 +334,7 @@ class BasicBlock(nn.Module):
 
 
 class Exchange(nn.Module):
-    """One HRNet module: every branch on its own, then each branch receives all others at its own size."""
+    """One HRNet module: blocks on each branch, then each branch adds all others, resampled to its resolution."""
 
     def __init__(self, widths: list[int], blocks: int) -> None:
         super().__init__()
@@ -360,7 +361,7 @@ class Exchange(nn.Module):
 
 
 def bridge(widths: list[int], source: int, target: int) -> nn.Module | None:
-    """From one branch to another: 1x1 towards finer ones (resized later), strided 3x3 steps towards coarser ones."""
+    """From one branch to another: a 1x1 convolution to a finer one (upsampled later), strided 3x3 ones to a coarser."""
     if source == target:
         return None
     if source > target:
@@ -371,11 +372,12 @@ def bridge(widths: list[int], source: int, target: int) -> nn.Module | None:
 
 
 class ObjectContext(nn.Module):
-    """OCR with one object class: the object's mean feature, weighted by the auxiliary map, joins every pixel.
+    """OCR with a single object class: concatenates the mean object feature, weighted by the auxiliary map, to each
+    pixel.
 
-    With one class the attention over classes is 1 everywhere, so its queries and keys (``f_pixel``, ``f_object``) never
-    reach the output. Their weights are kept for the checkpoints' sake; training only follows the cheaper one's
-    statistics, as the reference does.
+    With one class the attention over classes is 1 everywhere, so its queries and keys (``f_pixel``, ``f_object``) do
+    not affect the output. Their weights exist for compatibility with checkpoints. In training only ``f_object``, the
+    cheaper one, runs, to update its BatchNorm statistics as in the reference.
     """
 
     def __init__(self, channels: int, key: int) -> None:
@@ -399,7 +401,7 @@ class ObjectContext(nn.Module):
         if self.training:
             with torch.no_grad():
                 self.object_context_block["f_object"](gathered)
-            # Batch statistics count every pixel, as in the reference.
+            # Expanded so that batch statistics count every pixel, as in the reference.
             context = context.expand(-1, -1, *features.shape[-2:])
         context = self.object_context_block["f_up"](context).expand_as(features)
         out: Tensor = self.conv_bn_dropout(torch.cat([context, features], 1))

@@ -1,8 +1,9 @@
-"""Clicks as two image-sized maps, positive and negative, for a network to read.
+"""Click maps: clicks drawn as two image-sized input channels, positive and negative.
 
 points: (B, 2N, 3), rows are (row, col, order) in pixels of the map; the first N slots are positive, the last N
-negative. A slot whose row and col are both negative is padding; fractional coordinates are used as they are.
-Sofiiuk et al. 2021, section 3.2 (disks of radius 5 against distance maps). Memory does not grow with the clicks.
+negative. A slot with negative row and col is padding. Fractional coordinates are not rounded.
+Sofiiuk et al. 2021, section 3.2 (disks of radius 5 compared with distance maps). Memory does not grow with the number
+of clicks.
 """
 
 from __future__ import annotations
@@ -14,29 +15,29 @@ from torch import Tensor
 
 
 def valid_slots(points: Tensor) -> Tensor:
-    """Bool (B, 2N): slots that hold a click. With one negative coordinate it is a click outside, not padding."""
+    """Bool (B, 2N): slots that hold a click. A slot with only one negative coordinate is a click outside the map."""
     return points[..., :2].amax(dim=-1) >= 0
 
 
 def disk_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:
-    """(B, 2, H, W) float32, 1 within ``radius`` pixels of a click (boundary included), else 0.
+    """(B, 2, H, W) float32: 1 within ``radius`` pixels of a click (boundary included), otherwise 0.
 
-    Only the window around each click is touched: every click proposes its (2r + 2)^2 nearest pixels.
+    Only a window of (2 ceil(r) + 3)^2 pixels around each click is computed.
     """
     if torch.onnx.is_in_onnx_export():
-        return _disk_maps_of_a_graph(points, height, width, radius)
+        return _disk_maps_for_export(points, height, width, radius)
     batch, slots, _ = points.shape
     centre = points[..., :2].double()
     reach = math.ceil(radius) + 1
     offsets = torch.arange(-reach, reach + 1, device=points.device)
     near = torch.floor(centre).long().unsqueeze(-1) + offsets  # (B, 2N, 2, K): candidate rows and columns
-    # Differences are taken in double and squared in single precision: the reference decides borderline pixels so.
+    # Subtract in double, square in single precision: this decides borderline pixels as the reference does.
     squared = (near.double() - centre.unsqueeze(-1)).float().square()
     inside = squared[:, :, 0, :, None] + squared[:, :, 1, None, :] <= radius * radius
     rows, cols = near[:, :, 0, :, None], near[:, :, 1, None, :]
     inside &= (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
     inside &= valid_slots(points)[..., None, None]
-    # One spare cell at the end takes every pixel that is not hit, so that shapes stay static.
+    # All pixels outside the disks write to one spare cell at the end, so that shapes stay static.
     plane = torch.arange(batch, device=points.device)[:, None] * 2
     plane = plane + (torch.arange(slots, device=points.device) >= slots // 2)
     index = (plane[..., None, None] * height + rows) * width + cols
@@ -48,9 +49,9 @@ def disk_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:
 
 
 def distance_maps(points: Tensor, height: int, width: int, norm_radius: float) -> Tensor:
-    """(B, 2, H, W) float32: tanh(2 d / norm_radius), d the distance in pixels to the nearest click; 1 without."""
+    """(B, 2, H, W) float32: tanh(2 d / norm_radius), d the distance in pixels to the nearest click; 1 if none."""
     if torch.onnx.is_in_onnx_export():
-        return _distance_maps_of_a_graph(points, height, width, norm_radius)
+        return _distance_maps_for_export(points, height, width, norm_radius)
     batch, slots, _ = points.shape
     rows = torch.arange(height, dtype=torch.float64, device=points.device)
     cols = torch.arange(width, dtype=torch.float64, device=points.device)
@@ -66,12 +67,12 @@ def distance_maps(points: Tensor, height: int, width: int, norm_radius: float) -
     return nearest.sqrt_().mul_(2).tanh_()
 
 
-# The same maps for an exported graph: no indices that depend on values, no loop over a number of clicks that is not
-# known yet. Every runtime has these operators.
+# The same maps for ONNX export: without value-dependent indices and without a loop over the number of clicks, which is
+# dynamic. All runtimes support these operators.
 
 
-def _disk_maps_of_a_graph(points: Tensor, height: int, width: int, radius: float) -> Tensor:
-    """As :func:`disk_maps`: a disk is a stack of (2r + 2) pieces of rows, and a matrix product lays all of them."""
+def _disk_maps_for_export(points: Tensor, height: int, width: int, radius: float) -> Tensor:
+    """:func:`disk_maps` for export: a disk is a stack of row segments; one matrix product draws those of all clicks."""
     centre = points[..., :2]
     reach = math.ceil(radius) + 1
     near = torch.floor(centre[..., 0, None]) + torch.arange(-reach, reach + 1, device=points.device)  # (B, 2N, K) rows
@@ -84,8 +85,8 @@ def _disk_maps_of_a_graph(points: Tensor, height: int, width: int, radius: float
     return (covered > 0).float()
 
 
-def _distance_maps_of_a_graph(points: Tensor, height: int, width: int, norm_radius: float) -> Tensor:
-    """As :func:`distance_maps`, with all clicks at once: memory grows with them."""
+def _distance_maps_for_export(points: Tensor, height: int, width: int, norm_radius: float) -> Tensor:
+    """:func:`distance_maps` for export, over all clicks at once: memory grows with their number."""
     rows, cols = torch.arange(height, device=points.device), torch.arange(width, device=points.device)
     down = ((rows - points[..., 0, None]).float() / norm_radius).square()
     across = ((cols - points[..., 1, None]).float() / norm_radius).square()

@@ -1,4 +1,4 @@
-"""Batch normalisation as a part of the convolution before it, for networks that only answer."""
+"""Folding batch normalisation into convolutions, for inference."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def folded(model: Network) -> Network:
-    """A copy whose normalisations (in eval mode) are part of the convolutions before them; an identity stays there.
+    """A copy with each BatchNorm (in eval mode) folded into the preceding convolution and replaced by an identity.
 
-    A normalisation belongs to the convolution that is registered just before it, and may be the first layer of a
-    Sequential there. The products are taken in double precision.
+    A BatchNorm is folded if it, or a Sequential that starts with it, is registered directly after a convolution.
+    Weights are multiplied in double precision.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for parent in list(model.modules()):
@@ -41,7 +41,7 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 
 def in_bf16(model: Network) -> Network:
-    """A folded network that computes its convolutions in bfloat16 and gives float32; its own weights are cast, once."""
+    """Make a folded network compute its convolutions in bfloat16 and return float32. Casts its weights in place."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.to(torch.bfloat16)
