@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrseg_cli.models import cutting
+from hrseg_cli import cutting
 from hrseg_cli.models.base import InteractiveModel
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ BLANK = 2  # A picture whose channels span no more grey levels says nothing.
 class GrabCut(InteractiveModel):
     """Each answer is one graph cut from the previous mask, with the clicked disks held fixed.
 
-    Where the picture is blank or the cut takes too long (:mod:`hrseg_cli.models.cutting`), the answer is what it would
+    Where the picture is blank or the cut takes too long (:mod:`hrseg_cli.cutting`), the answer is what it would
     have started from: around each positive click, as far as the next negative one.
 
     max_side: larger inputs are cut at this longer side (pixels) and the mask is resized back.
