@@ -21,7 +21,7 @@ def coarsened(truth: np.ndarray, rng: np.random.Generator, iou: float = 0.8, ref
     truth: bool or uint8 (H, W), non-zero is object. Returns bool (H, W). A truth without object is returned as it is.
 
     reference: as the public code does it, where the IoU is measured against the simplified outline, so that the one
-    with the truth comes out a few hundredths lower, and an empty truth gets a few random pixels.
+    with the truth is a few hundredths off, and an empty truth gets a few random pixels.
     """
     mask = _as_bytes(truth)
     if not reference and not mask.any():

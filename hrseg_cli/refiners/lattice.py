@@ -7,6 +7,8 @@ the cost grows with the number of values, not with its square.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from hrseg_cli.errors import HrsegError
@@ -20,33 +22,19 @@ class Lattice:
     """
 
     def __init__(self, positions: np.ndarray) -> None:
-        corners, weights = _simplices(positions)  # (N, D + 1, D), (N, D + 1)
-        dimensions = positions.shape[1]
-        low = corners.min((0, 1)) - dimensions - 1
-        spans = corners.max((0, 1)) + dimensions + 2 - low
-        if np.prod(spans.astype(float)) >= 2**62:
-            raise HrsegError("dense CRF: sigmas are too small for this image; give larger ones")
-        place_values = np.append(1, np.cumprod(spans)[:-1]).astype(np.int64)
-        keys, index = np.unique((corners - low) @ place_values, return_inverse=True)
-        self._corners = index.reshape(weights.shape)
-        self._weights = weights
-        self._neighbours = []
-        # The last coordinate of a corner is minus the sum of the others, and is not written out.
-        for axis in range(dimensions + 1):
-            step = np.full(dimensions, -1)
-            if axis < dimensions:
-                step[axis] = dimensions
-            ways = [_find(keys, keys + sign * int(step @ place_values)) for sign in (1, -1)]
-            self._neighbours.append(ways)
-        self._count = len(keys)
+        keys, self._weights, steps = _simplices(positions)
+        found, index = np.unique(keys, return_inverse=True)
+        self._corners = index.reshape(keys.shape)
+        self._count = len(found)
+        self._neighbours = [[_find(found, found + sign * step) for sign in (1, -1)] for step in steps]
 
     def blur(self, values: np.ndarray) -> np.ndarray:
         """float32 (N,): sums of values (N,) weighted by the Gaussian, up to a constant factor."""
-        spread = np.bincount(self._corners.ravel(), (self._weights * values[:, None]).ravel(), self._count)
+        spread = np.bincount(self._corners.ravel(), (self._weights * values).ravel(), self._count)
         grid = np.append(spread, 0)  # the last is where corners that nobody spread to are found
         for one, other in self._neighbours:
             grid[:-1] = grid[:-1] + 0.5 * (grid[one] + grid[other])
-        return np.einsum("nc,nc->n", self._weights, grid[self._corners]).astype(np.float32)
+        return np.einsum("cn,cn->n", self._weights, grid[self._corners]).astype(np.float32)
 
 
 def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -56,32 +44,44 @@ def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.where(keys[place] == wanted, place, len(keys))
 
 
-def _simplices(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corners (N, D + 1, D), int32, of the simplex around each position, and its barycentric weights (N, D + 1)."""
-    count, dimensions = positions.shape
+def _simplices(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Numbers (D + 1, N) of the corners of the simplex around each position, and its barycentric weights there; by how
+    much the number grows along each of the D + 1 axes of the lattice."""
+    dimensions, count = positions.shape[1], len(positions)
     sides = dimensions + 1
     # Onto the plane through the origin whose coordinates sum to 0; the blur's variance is that of a unit Gaussian.
-    scaled = positions * (np.sqrt(2 / 3) * sides / np.sqrt(np.arange(1, sides) * np.arange(2, sides + 1)))
-    elevated = np.zeros((count, sides), np.float32)
-    elevated[:, :-1] = np.cumsum(scaled[:, ::-1], axis=1)[:, ::-1]
-    elevated[:, 1:] -= scaled * np.arange(1, sides)
-    # The nearest point whose coordinates are all multiples of D + 1, made to sum to 0 too.
-    nearest = np.rint(elevated / sides).astype(np.int32)
-    excess = nearest.sum(1, keepdims=True)
-    order = np.argsort(nearest * sides - elevated, axis=1, kind="stable")  # those rounded down most come first
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(sides)[None].repeat(count, 0), 1)
-    rank += excess
-    nearest += (rank < 0).astype(np.int32) - (rank > dimensions)
-    rank += sides * ((rank < 0).astype(np.int32) - (rank > dimensions))
-    base = nearest * sides
+    elevated = np.zeros((sides, count), np.float32)
+    for i in range(dimensions, 0, -1):
+        scaled = positions[:, i - 1] * (np.sqrt(2 / 3) * sides / np.sqrt(i * (i + 1)))
+        elevated[i] -= i * scaled
+        elevated[:i] += scaled
+    # The nearest point whose coordinates are all multiples of D + 1. Where they do not sum to 0, those rounded most are
+    # rounded the other way.
+    nearest = np.rint(elevated / sides)
+    offsets = elevated / sides - nearest
+    rank = np.broadcast_to(nearest.sum(0), nearest.shape).astype(np.int32)
+    for i in range(sides):
+        for j in range(i + 1, sides):
+            behind = offsets[i] < offsets[j]
+            rank[i] += behind
+            rank[j] += ~behind
+    turned = (rank < 0).astype(np.int32) - (rank > dimensions)
+    nearest, offsets, rank = nearest + turned, offsets - turned, rank + sides * turned
     # Sorted by rank, the differences of neighbouring offsets are the weights.
-    offsets = np.empty_like(elevated)
-    np.put_along_axis(offsets, rank, (elevated - base) / sides, 1)
-    weights = np.empty_like(elevated)
-    weights[:, 0] = 1 - offsets[:, 0] + offsets[:, -1]
-    weights[:, 1:] = (offsets[:, :-1] - offsets[:, 1:])[:, ::-1]
-    # Corner k is k further in all coordinates, less D + 1 in the k of highest rank.
-    shifts = np.arange(sides)[:, None] - sides * (np.arange(sides)[None] > dimensions - np.arange(sides)[:, None])
-    corners = base[:, None, :-1] + shifts[:, rank[:, :-1]].transpose(1, 0, 2)
-    return corners.astype(np.int32), weights
+    falling = np.empty_like(offsets)
+    np.put_along_axis(falling, rank, offsets, 0)
+    weights = np.vstack([1 - falling[:1] + falling[-1:], (falling[:-1] - falling[1:])[::-1]])
+    # A corner's number has its coordinates for digits, the last of them left out: it is minus the sum of the others.
+    spans = [int(row.max() - row.min()) * sides + 4 * sides + 1 for row in nearest[:-1]]
+    values = [math.prod(spans[:i]) for i in range(dimensions)]
+    if math.prod(spans) >= 2**62:
+        raise HrsegError("dense CRF: distance and colour are too small for an image of this size; give larger ones")
+    digits = np.array([*values, 0], np.int64)
+    numbers = np.empty((sides, count), np.int64)
+    numbers[0] = digits[:-1] @ (nearest[:-1].astype(np.int64) * sides)
+    # From corner to corner all coordinates grow by 1, and that of the highest rank left falls by D + 1 before.
+    highest = np.empty_like(rank)
+    np.put_along_axis(highest, rank, np.arange(sides, dtype=np.int32)[:, None], 0)
+    for k in range(1, sides):
+        numbers[k] = numbers[k - 1] + digits.sum() - sides * digits[highest[sides - k]]
+    return numbers, weights, [int(sides * digit - digits.sum()) for digit in digits]

@@ -43,8 +43,8 @@ def refine_objects(
 
     masks: bool (H, W). smallest: an object of fewer pixels is returned as it is, in its place (the public code moves it
     to the end). batch: objects refined together; random draws depend on it.
-    reference: as the public code puts a crop back: beyond its outermost pixels all is 0, which halves the probability
-    along the image's border.
+    reference: as the public code puts a crop back: beyond its outermost pixels all is 0, which takes up to half
+    of the probability along the image's border.
     """
     for start in range(0, len(masks), batch):
         some = masks[start : start + batch]
