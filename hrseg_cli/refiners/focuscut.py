@@ -54,7 +54,7 @@ def radius_of(click: Click, before: np.ndarray, after: np.ndarray) -> tuple[int,
     if not changed[row, col]:
         return max(_to_outline(before, row, col), SMALLEST), True
     part = _part(changed, row, col)
-    is_detail = np.count_nonzero(part) < 0.2 * np.count_nonzero(after)
+    is_detail = int(np.count_nonzero(part)) < 0.2 * int(np.count_nonzero(after))
     return max(_reach(part, row, col), SMALLEST), is_detail
 
 
@@ -157,10 +157,11 @@ def _view(image: np.ndarray, mask: np.ndarray, centre: Click, clicks: Sequence[C
     size = side, side
     picture = cv2.resize(_window(image, top, left, width), size, interpolation=cv2.INTER_LINEAR)
     previous = cv2.resize(_window(mask.astype(np.uint8), top, left, width), size, interpolation=cv2.INTER_NEAREST) > 0
+    placed = [(int(click.row) - top, int(click.col) - left, click.positive) for click in clicks]
     inside = tuple(
-        Click(*(int((at - start + 0.5) * side / width) for at, start in ((c.row, top), (c.col, left))), c.positive)
-        for c in clicks
-        if 0 <= int(c.row) - top < width and 0 <= int(c.col) - left < width
+        Click(int((row + 0.5) * side / width), int((col + 0.5) * side / width), positive)
+        for row, col, positive in placed
+        if 0 <= row < width and 0 <= col < width
     )
     return View(picture, previous, inside)
 

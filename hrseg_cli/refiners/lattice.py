@@ -34,7 +34,8 @@ class Lattice:
         grid = np.append(spread, 0)  # the last is where corners that nobody spread to are found
         for one, other in self._neighbours:
             grid[:-1] = grid[:-1] + 0.5 * (grid[one] + grid[other])
-        return np.einsum("cn,cn->n", self._weights, grid[self._corners]).astype(np.float32)
+        read: np.ndarray = np.einsum("cn,cn->n", self._weights, grid[self._corners])
+        return read.astype(np.float32)
 
 
 def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:

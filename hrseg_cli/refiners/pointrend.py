@@ -147,7 +147,7 @@ def render_mask(ask: Ask, masks: int, side: int = 7, steps: int = 5, count: int 
     while steps and 4 * side**2 <= count:
         side, steps = 2 * side, steps - 1
     first = ask(grid(side, side).expand(masks, -1, -1))
-    rendered = subdivide(first.unflatten(2, (side, side)), ask, steps, count)
+    rendered = subdivide(first.reshape(*first.shape[:2], side, side), ask, steps, count)
     return Rendered(rendered.logits, side**2 + rendered.points)
 
 
@@ -162,7 +162,9 @@ def at_box_points(head: PointHead, features: Tensor, boxes: Tensor, size: tuple[
 
     def ask(points: Tensor) -> Tensor:
         fine = sample(features, in_image(points, boxes, size).flatten(0, 1)[None])[0]
-        return head(fine.unflatten(1, points.shape[:2]).transpose(0, 1), sample(coarse, points))
+        fine = fine.view(len(fine), *points.shape[:2]).transpose(0, 1)
+        logits: Tensor = head(fine, sample(coarse, points))
+        return logits
 
     return ask
 

@@ -90,14 +90,14 @@ def test_a_click_lies_on_the_same_pixel_in_a_view(row: int, col: int, radius: in
     """Every click within the view, and no other, shows the image's pixel under it, also at the image's border."""
     image = np.indices((60, 80)).sum(0)[..., None].repeat(3, 2).astype(np.uint8)
     image[at, along] = 255
-    clicks = [Click(at, along, False), Click(row, col, True)]
+    clicks = [Click(at + 0.9, along + 0.9, False), Click(row, col, True)]
     side = 5 * (2 * radius + 1)  # every pixel becomes 5 x 5, whose middle is the pixel itself
     course = looks(image, np.zeros((60, 80), np.float32), [Focus(clicks[1], radius)], clicks, side=side, scale=1.0)
     if radius <= 5:
         assert next(course, None) is None
         return
     view = next(course)
-    inside = [c for c in clicks if abs(c.row - row) <= radius and abs(c.col - col) <= radius]
+    inside = [c for c in clicks if abs(int(c.row) - row) <= radius and abs(int(c.col) - col) <= radius]
     assert [c.positive for c in view.clicks] == [c.positive for c in inside]
     for there, here in zip(view.clicks, inside, strict=True):
         assert view.image[int(there.row), int(there.col), 0] == image[int(here.row), int(here.col), 0]

@@ -148,7 +148,7 @@ def _box(mask: np.ndarray, margin: int) -> Box:
 def _picture(image: np.ndarray) -> Tensor:
     """(1, 3, h, w) float32, normalised."""
     if image.dtype == np.uint8:
-        image = (image - np.float32(MEAN)) / np.float32(STD)
+        image = (image - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     return torch.from_numpy(image).permute(2, 0, 1)[None]
 
 
@@ -165,7 +165,7 @@ def _shrunk(picture: np.ndarray, side: int, nearest: bool) -> np.ndarray:
     """A picture (H, W, ...) at ``side`` x ``side``: means, or every so many pixels."""
     if nearest:
         rows, cols = (np.arange(side) * length // side for length in picture.shape[:2])
-        return picture[rows[:, None], cols]
+        return np.asarray(picture[rows[:, None], cols])
     return np.asarray(cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA))
 
 

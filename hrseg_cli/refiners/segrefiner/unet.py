@@ -114,8 +114,11 @@ def small() -> Denoiser:
     return Denoiser(width=16, multipliers=(1, 2, 4, 4, 8), blocks=1, attention_strides=(16,))
 
 
-class Steps(nn.Sequential):
+class Steps(nn.ModuleList):
     """Layers in turn; the residual blocks among them are told the step."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(layers)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         for layer in self:
@@ -165,7 +168,8 @@ class Attention(nn.Module):
         parts = self.qkv(self.norm(flat)).view(batch, self.heads, 3, channels // self.heads, height * width)
         query, key, value = parts.transpose(3, 4).unbind(2)
         seen = F.scaled_dot_product_attention(query, key, value).transpose(2, 3).reshape(flat.shape)
-        return x + self.proj_out(seen).view(x.shape)
+        result: Tensor = x + self.proj_out(seen).view(x.shape)
+        return result
 
 
 class Halved(nn.Module):
