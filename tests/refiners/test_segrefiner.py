@@ -25,6 +25,7 @@ from hrseg_cli.refiners.segrefiner.diffusion import (
     texture,
 )
 from hrseg_cli.refiners.segrefiner.inference import refine_large, refine_objects
+from hrseg_cli.refiners.segrefiner.unet import Denoiser
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -135,6 +136,26 @@ def test_a_seed_decides_and_nobody_elses_numbers_are_used() -> None:
     assert not torch.equal(refined(uniform(3)), refined(uniform(4)))
     assert torch.equal(refined(half), refined(half))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_training_learns() -> None:
+    """Mix, network and loss fit together: after a few steps on one picture its coarse mask is refined to the truth."""
+    torch.manual_seed(0)
+    truth = torch.from_numpy(disk(32, 32, 15, 15, 9).astype(np.float32))[None, None]
+    picture = torch.cat([truth * 2 - 1] * 3, 1) + 0.1 * torch.randn(1, 3, 32, 32)
+    coarse = truth.roll(5, 3)
+    network, draw = Denoiser(16, (1, 2), blocks=1, attention_strides=(), heads=2), uniform(0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    for _ in range(25):
+        step = steps_to_train(4, draw)
+        shown = mixed(truth.expand(4, -1, -1, -1), coarse.expand(4, -1, -1, -1), step, draw)
+        logits = network(torch.cat([picture.expand(4, -1, -1, -1), shown], 1), step)
+        optimizer.zero_grad()
+        loss(logits, truth.expand(4, -1, -1, -1)).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        refined = denoise(network.eval(), picture, coarse, range(5, -1, -1), uniform(1)).probability > 0.5
+    assert iou(refined.numpy(), truth.numpy() > 0) > 0.95 > iou(coarse.numpy() > 0, truth.numpy() > 0)
 
 
 # Refining objects

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrseg_cli.refiners.draws import Draw, half
-from hrseg_cli.refiners.segrefiner.diffusion import STEPS, Denoise, denoise
+from hrseg_cli.refiners.segrefiner.diffusion import STEPS, Denoise, Refined, denoise
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 SIDE = 256  # pixels of what the published networks see
@@ -54,8 +54,7 @@ def refine_objects(
         if large:
             coarse = torch.cat([_resized(_plane(mask, box), side) for mask, box in zip(large, boxes, strict=True)])
             pictures = torch.cat([_resized(_picture(image[box]), side) for box in boxes])
-            refined = denoise(network, pictures, (coarse >= 0.5).float(), range(STEPS)[::-1], draw)
-            answers = iter(refined.probability)
+            answers = iter(_asked(network, pictures, (coarse >= 0.5).float(), range(STEPS)[::-1], draw).probability)
         places = iter(boxes)
         for mask in some:
             probability = mask.astype(np.float32)
@@ -98,7 +97,7 @@ def refine_large(
         image, mask = np.pad(image, (*beyond, (0, 0)), mode="edge"), np.pad(mask, beyond)
     coarse = _shrunk(mask.astype(np.float32), side, reference) >= 0.5
     picture = _picture(_shrunk(image, side, reference))
-    seen = denoise(network, picture, _plane(coarse), range(1, STEPS)[::-1], draw)
+    seen = _asked(network, picture, _plane(coarse), range(1, STEPS)[::-1], draw)
     mode = "nearest" if reference else "bilinear"
     probability: np.ndarray = F.interpolate(seen.probability, mask.shape, mode=mode)[0, 0].numpy()
     found = probability >= 0.5
@@ -108,11 +107,20 @@ def refine_large(
         boxes = [np.s_[top : top + side, left : left + side] for top, left in corners[start : start + batch]]
         pictures = torch.cat([_picture(image[box]) for box in boxes])
         masks = torch.cat([_plane(found, box) for box in boxes])
-        for box, answer in zip(boxes, denoise(network, pictures, masks, (0,), draw).probability, strict=True):
+        for box, answer in zip(boxes, _asked(network, pictures, masks, (0,), draw).probability, strict=True):
             total[box] += answer[0].numpy()
             count[box] += 1
     np.divide(total, count, out=probability, where=count > 0)
     return probability[:height, :width]
+
+
+def _asked(network: Denoise, picture: Tensor, coarse: Tensor, steps: Sequence[int], draw: Draw) -> Refined:
+    """:func:`denoise` where the network is, the answer here."""
+    weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    if weight is None or not weight.is_cuda:
+        return denoise(network, picture, coarse, steps, draw)
+    refined = denoise(network, picture.to(weight.device), coarse.to(weight.device), steps, draw)
+    return Refined(refined.probability.cpu(), refined.fine.cpu())
 
 
 def _patches(fine: np.ndarray, found: np.ndarray, side: int, unsure: float, overlap: float) -> np.ndarray:
