@@ -107,14 +107,16 @@ def looks(
     """The course to a probability (H, W): yields :class:`View`, is sent the model's probability, float32 (S, S).
 
     In each turn every focus gets a view; overlapping answers are averaged, replace what was there, and make the mask
-    that the next turn starts from. Views grow smaller around what changes, and end where nothing does.
+    that the next turn starts from. Views grow smaller around what changes, and end where nothing does. None is wider
+    than the image's longer side (the public code sets no limit, which takes gigabytes on large images).
 
     probability: the model's answer for the whole image. side: S. scale: of the first views, as a multiple of their
     radius. ratio: fixed change of the scale from turn to turn, all from the first mask: the paper's fast variant.
     """
     result = probability.copy()
     mask = result > 0.5
-    scales: list[float | None] = [scale] * len(focuses)
+    widest = max(mask.shape) // 2
+    scales: list[float | None] = [min(scale, widest / place.radius) for place in focuses]
     latest: dict[int, tuple[int, np.ndarray]] = {}  # by focus: radius of its last view, and the answer
     for _ in range(turns):
         for number, place in enumerate(focuses):
@@ -124,26 +126,17 @@ def looks(
                 continue
             view = _view(image, mask, place.click, clicks, radius, side)
             answer = yield view
-            width = 2 * radius + 1
-            latest[number] = radius, cv2.resize(answer, (width, width), interpolation=cv2.INTER_LINEAR)
+            latest[number] = radius, answer
             change = next_scale(view.previous, answer > 0.5) if ratio is None else ratio
-            scales[number] = None if change is None else max(now * change, 0.2)
+            scales[number] = None if change is None else min(max(now * change, 0.2), widest / place.radius)
         _average(result, [(focuses[number].click, *one) for number, one in latest.items()])
         if ratio is None:
             mask = result > 0.5
     return result
 
 
-def refine(
-    image: np.ndarray,
-    probability: np.ndarray,
-    focuses: Sequence[Focus],
-    clicks: Sequence[Click],
-    answer: Callable[[View], np.ndarray],
-    **options: float | None,
-) -> np.ndarray:
+def follow(answer: Callable[[View], np.ndarray], course: Generator[View, np.ndarray, np.ndarray]) -> np.ndarray:
     """What comes of :func:`looks` when ``answer`` gives the probability, float32 (S, S), of each view."""
-    course = looks(image, probability, focuses, clicks, **options)  # type: ignore[arg-type]
     try:
         view = next(course)
         while True:
@@ -179,9 +172,10 @@ def _average(result: np.ndarray, answers: Sequence[tuple[Click, int, np.ndarray]
     """Put the mean of overlapping squares around clicks into ``result``."""
     total, count = np.zeros(result.shape, np.float32), np.zeros(result.shape, np.uint16)
     for click, radius, answer in answers:
-        top, left = int(click.row) - radius, int(click.col) - radius
-        place = np.s_[max(0, top) : top + len(answer), max(0, left) : left + len(answer)]
+        top, left, width = int(click.row) - radius, int(click.col) - radius, 2 * radius + 1
+        place = np.s_[max(0, top) : top + width, max(0, left) : left + width]
+        square = cv2.resize(answer, (width, width), interpolation=cv2.INTER_LINEAR)
         inside = total[place]
-        inside += answer[max(0, -top) :, max(0, -left) :][: inside.shape[0], : inside.shape[1]]
+        inside += square[max(0, -top) :, max(0, -left) :][: inside.shape[0], : inside.shape[1]]
         count[place] += 1
     np.divide(total, count, out=result, where=count > 0)

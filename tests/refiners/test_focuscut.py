@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrseg_cli.interaction import Click
-from hrseg_cli.refiners.focuscut import Focus, View, focus, looks, next_scale, radius_of, refine
+from hrseg_cli.refiners.focuscut import Focus, View, focus, follow, looks, next_scale, radius_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -71,7 +71,7 @@ def test_recorded_course(golden: dict[str, np.ndarray]) -> None:
         return probability
 
     before = golden["e2e_result_in"].copy()
-    result = refine(golden["e2e_img"], golden["e2e_result_in"], places, clicks, answer, side=48)
+    result = follow(answer, looks(golden["e2e_img"], golden["e2e_result_in"], places, clicks, side=48))
     np.testing.assert_allclose(changes, golden["e2e_ratios"], atol=1e-12)
     np.testing.assert_allclose(result, golden["e2e_result_out"], atol=1e-6)
     np.testing.assert_array_equal(result > 0.5, golden["e2e_out"])
@@ -122,8 +122,9 @@ def test_overlapping_answers_are_averaged() -> None:
     image, probability = np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), np.float32)
     places = [Focus(Click(20, 20, True), 10), Focus(Click(20, 35, False), 10)]
     answers = iter([0.2, 0.4])
-    result = refine(
-        image, probability, places, [], lambda view: np.full((32, 32), next(answers), np.float32), side=32, scale=1.0
+    result = follow(
+        lambda view: np.full((32, 32), next(answers), np.float32),
+        looks(image, probability, places, [], side=32, scale=1.0),
     )
     np.testing.assert_allclose(result[20, [15, 27, 40, 50]], [0.2, 0.3, 0.4, 0], atol=1e-6)
 
@@ -140,7 +141,7 @@ def test_views_zoom_in_on_what_changes() -> None:
         seen.append(int(np.count_nonzero(view.image[..., 0] < 120)))
         return (view.image[..., 0] / np.float32(255)).astype(np.float32)
 
-    result = refine(image_of(truth), mask.astype(np.float32), places, [], answer, side=96)
+    result = follow(answer, looks(image_of(truth), mask.astype(np.float32), places, [], side=96))
     np.testing.assert_array_equal(result > 0.5, truth)
     assert seen[1] > 50 * seen[0]
 
@@ -154,7 +155,7 @@ def test_no_further_view_where_nothing_changes() -> None:
         shown.append(view)
         return view.previous.astype(np.float32)
 
-    result = refine(image_of(mask > 0), mask, [Focus(Click(50, 50, True), 20)], [], answer, side=71, turns=3)
+    result = follow(answer, looks(image_of(mask > 0), mask, [Focus(Click(50, 50, True), 20)], [], side=71))
     assert len(shown) == 1
     np.testing.assert_array_equal(result, mask)
 
@@ -167,20 +168,35 @@ def test_a_fixed_ratio_starts_every_turn_from_the_first_mask() -> None:
         shown.append(view.previous.any())
         return np.full(view.previous.shape, 0.9, np.float32)
 
-    refine(image, probability, [Focus(Click(40, 40, True), 20)], [], answer, side=32, ratio=0.8)
+    follow(answer, looks(image, probability, [Focus(Click(40, 40, True), 20)], [], side=32, ratio=0.8))
     assert shown == [False, False, False]
     shown.clear()
-    refine(image, probability, [Focus(Click(40, 40, True), 20)], [], answer, side=32)
+    follow(answer, looks(image, probability, [Focus(Click(40, 40, True), 20)], [], side=32))
     assert shown == [False, True, True]
 
 
 def test_a_place_too_small_to_look_at_is_skipped() -> None:
     """The public code ends with an error where its first view would be."""
     image, probability = np.zeros((40, 40, 3), np.uint8), np.full((40, 40), 0.3, np.float32)
-    result = refine(
-        image, probability, [Focus(Click(20, 20, True), 5)], [], lambda view: pytest.fail("shown"), scale=1.0
+    result = follow(
+        lambda view: pytest.fail("shown"), looks(image, probability, [Focus(Click(20, 20, True), 5)], [], scale=1.0)
     )
     np.testing.assert_array_equal(result, probability)
+
+
+def test_no_view_is_wider_than_the_image() -> None:
+    """Far from any outline, with a model that changes its mind about everything, so that views want to grow."""
+    image, probability = np.full((60, 100, 3), 90, np.uint8), np.zeros((60, 100), np.float32)
+    widths = []
+
+    def answer(view: View) -> np.ndarray:
+        rows = np.count_nonzero(view.image[..., 0].any(1))  # that show some of the image's 60
+        widths.append(60 * 200 / rows)
+        return np.where(view.previous, np.float32(0.1), np.float32(0.9))
+
+    follow(answer, looks(image, probability, [Focus(Click(30, 50, True), 80)], [], side=200))
+    assert len(widths) == 3
+    assert max(widths) < 103
 
 
 def test_clicks_without_an_outline_nearby() -> None:
