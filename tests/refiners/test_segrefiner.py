@@ -277,6 +277,21 @@ def test_an_image_smaller_than_a_patch_is_refined_in_all_its_parts(size: tuple[i
     assert iou(answer > 0.5, truth) > 0.97
 
 
+def test_a_small_object_of_a_large_image_is_not_lost() -> None:
+    """The whole image at 64 x 64 pixels may show nothing of it, nor of a wire, which fills no pixel by half: a network
+    that only repeats what it is shown would lose it."""
+    dot = disk(900, 1200, 700, 300, 7)
+    assert iou(refine_large(by_colour, bright(dot), np.roll(dot, 3, 1), side=64) > 0.5, dot) > 0.95
+    wire = np.zeros((900, 1200), bool)
+    wire[:, 600:603] = True
+
+    def repeating(x: Tensor, step: Tensor) -> Tensor:
+        return 6 * x[:, 3:] - 3
+
+    answer = refine_large(repeating, bright(wire), wire, side=64) > 0.5
+    assert answer[:, 601].mean() > 0.9
+
+
 def test_tiny_masks_are_refined_and_empty_ones_stay_empty() -> None:
     """The public code clears masks of up to 128 pixels."""
     truth = disk(100, 100, 50, 50, 6)

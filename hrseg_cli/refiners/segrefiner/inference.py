@@ -43,8 +43,9 @@ def refine_objects(
 
     masks: bool (H, W). smallest: an object of fewer pixels is returned as it is, in its place (the public code moves it
     to the end). batch: objects refined together; random draws depend on it.
-    reference: as the public code puts a crop back: beyond its outermost pixels all is 0, which takes up to half
-    of the probability along the image's border.
+    reference: as the public code does it: it interpolates between few pixels of a large crop instead of taking means,
+    and beyond the outermost pixels of an answer all is 0, which takes up to half of the probability along the image's
+    border.
     """
     for start in range(0, len(masks), batch):
         some = masks[start : start + batch]
@@ -52,8 +53,9 @@ def refine_objects(
         boxes = [_box(mask, margin) for mask in large]
         answers: Iterator[Tensor] = iter(())
         if large:
-            coarse = torch.cat([_resized(_plane(mask, box), side) for mask, box in zip(large, boxes, strict=True)])
-            pictures = torch.cat([_resized(_picture(image[box]), side) for box in boxes])
+            pictures = torch.cat([_resized(_picture(image[box]), side, not reference) for box in boxes])
+            planes = (_plane(mask, box) for mask, box in zip(large, boxes, strict=True))
+            coarse = torch.cat([_resized(plane, side, not reference) for plane in planes])
             answers = iter(_asked(network, pictures, (coarse >= 0.5).float(), range(STEPS)[::-1], draw).probability)
         places = iter(boxes)
         for mask in some:
@@ -81,21 +83,27 @@ def refine_large(
 ) -> np.ndarray:
     """Probability, float32 (H, W), of the refined object of a large image; mask: bool (H, W).
 
-    The whole image is refined at ``side`` x ``side`` pixels in five steps. Then patches of that side at full resolution
-    go through the sixth step, where pixels have not surely turned fine. Overlapping answers are averaged.
+    The object and its surroundings are refined at ``side`` x ``side`` pixels in five steps. Then patches of that side
+    at full resolution go through the sixth step, where pixels have not surely turned fine. Overlapping answers are
+    averaged.
 
     most: patches at most, the least sure first. unsure: share of the highest probability of being fine below which a
     pixel deserves a patch. overlap: intersection over union above which the surer of two patches is dropped.
-    reference: as the public code does it: it picks single pixels instead of taking means and interpolating, and clears
-    masks of up to 128 pixels. What it does to images smaller than ``side``, of which it loses parts, is not repeated.
+    reference: as the public code does it: it always looks at the whole image, picks single pixels instead of taking
+    means and interpolating, and clears masks of up to 128 pixels. What it does to images smaller than ``side``, of
+    which it loses parts, is not repeated.
     """
-    size = height, width = mask.shape
+    result = np.zeros(mask.shape, np.float32)
     if np.count_nonzero(mask) <= (128 if reference else 0):
-        return np.zeros(size, np.float32)
-    if min(size) < side:  # a patch needs so much; the picture goes on to the right and below
+        return result
+    box = np.s_[:, :] if reference else _box(mask, max(20, max(cv2.boundingRect(mask.astype(np.uint8))[2:]) // 4))
+    image, mask = image[box], mask[box]
+    height, width = mask.shape
+    if min(height, width) < side:  # a patch needs so much; the picture goes on to the right and below
         beyond = (0, max(0, side - height)), (0, max(0, side - width))
         image, mask = np.pad(image, (*beyond, (0, 0)), mode="edge"), np.pad(mask, beyond)
-    coarse = _shrunk(mask.astype(np.float32), side, reference) >= 0.5
+    share = _shrunk(mask.astype(np.float32), side, reference)
+    coarse = share >= (0.5 if reference else min(0.5, share.max() / 2))  # thin objects fill no pixel by half
     picture = _picture(_shrunk(image, side, reference))
     seen = _asked(network, picture, _plane(coarse), range(1, STEPS)[::-1], draw)
     mode = "nearest" if reference else "bilinear"
@@ -104,14 +112,15 @@ def refine_large(
     corners = _patches(seen.fine[0, 0].numpy(), found, side, unsure, overlap)[:most]
     total, count = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.uint16)
     for start in range(0, len(corners), batch):
-        boxes = [np.s_[top : top + side, left : left + side] for top, left in corners[start : start + batch]]
-        pictures = torch.cat([_picture(image[box]) for box in boxes])
-        masks = torch.cat([_plane(found, box) for box in boxes])
-        for box, answer in zip(boxes, _asked(network, pictures, masks, (0,), draw).probability, strict=True):
-            total[box] += answer[0].numpy()
-            count[box] += 1
+        patches = [np.s_[top : top + side, left : left + side] for top, left in corners[start : start + batch]]
+        pictures = torch.cat([_picture(image[patch]) for patch in patches])
+        masks = torch.cat([_plane(found, patch) for patch in patches])
+        for patch, answer in zip(patches, _asked(network, pictures, masks, (0,), draw).probability, strict=True):
+            total[patch] += answer[0].numpy()
+            count[patch] += 1
     np.divide(total, count, out=probability, where=count > 0)
-    return probability[:height, :width]
+    result[box] = probability[:height, :width]
+    return result
 
 
 def _asked(network: Denoise, picture: Tensor, coarse: Tensor, steps: Sequence[int], draw: Draw) -> Refined:
@@ -165,8 +174,8 @@ def _plane(mask: np.ndarray, box: Box = np.s_[:, :]) -> Tensor:
     return torch.from_numpy(mask[box].astype(np.float32))[None, None]
 
 
-def _resized(x: Tensor, side: int) -> Tensor:
-    return F.interpolate(x, (side, side), mode="bilinear", align_corners=False)
+def _resized(x: Tensor, side: int, mean: bool) -> Tensor:
+    return F.interpolate(x, (side, side), mode="bilinear", align_corners=False, antialias=mean)
 
 
 def _shrunk(picture: np.ndarray, side: int, nearest: bool) -> np.ndarray:
