@@ -9,3 +9,15 @@ change nothing that is handed in. Who answers in between sets them apart:
   course in :mod:`hrseg_cli.engine.session` is, so that several objects can share a model;
 - a head on the click model's features: PointRend, tensors in and out.
 """
+
+from __future__ import annotations
+
+import numpy as np
+
+from hrseg_cli.errors import HrsegError
+
+
+def check_sizes(image: np.ndarray, mask: np.ndarray) -> None:
+    """Raises HrsegError where a mask (H, W) is not of its image's size: resizing both would hide it."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.shape[:2] != mask.shape:
+        raise HrsegError(f"an image of shape {image.shape} and a mask of shape {mask.shape}: give (H, W, 3) and (H, W)")

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from hrseg_cli import cutting
+from hrseg_cli.refiners import check_sizes
 from hrseg_cli.refiners.lattice import Lattice
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def guided_filter(
     Sources: He et al., "Guided Image Filtering" (ECCV 2010), section 3.5; for steps above 1 He and Sun, "Fast Guided
     Filter" (arXiv 1505.00996).
     """
+    probability = _checked(image, probability)
     height, width = probability.shape
     radius = max(2, round(0.1 * float(probability.sum()) ** 0.5)) if radius is None else radius
     step = min(max(1, radius // 8 if step is None else step), height, width)
@@ -121,6 +123,7 @@ def dense_crf(
     Source: Krähenbühl and Koltun (NeurIPS 2011, arXiv 1210.5644), sections 2 and 3. As in the authors' code, kernels
     are divided by the root of both pixels' sums, and a pixel hears itself too.
     """
+    probability = _checked(image, probability)
     size = height, width = probability.shape
     if height * width > largest:
         share = (largest / (height * width)) ** 0.5
@@ -180,6 +183,7 @@ def graph_cut(
 
     Source: Rother et al., "GrabCut" (SIGGRAPH 2004).
     """
+    probability = _checked(image, probability)
     mask = (probability > 0.5).astype(np.uint8)
     area = int(mask.sum())
     if not 0 < area < mask.size:
@@ -219,3 +223,9 @@ def _around(band: np.ndarray, margin: int) -> tuple[slice, slice]:
     left, top, cols, rows = cv2.boundingRect(band.astype(np.uint8))
     down = slice(max(0, top - margin), top + rows + margin)
     return down, slice(max(0, left - margin), left + cols + margin)
+
+
+def _checked(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """The probability or mask as float32."""
+    check_sizes(image, probability)
+    return np.asarray(probability, np.float32)

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from hrseg_cli.interaction import Click
+from hrseg_cli.refiners import check_sizes
 
 SMALLEST = 5  # pixels; views of no larger radius are not worth a look
 
@@ -113,6 +114,7 @@ def looks(
     probability: the model's answer for the whole image. side: S. scale: of the first views, as a multiple of their
     radius. ratio: fixed change of the scale from turn to turn, all from the first mask: the paper's fast variant.
     """
+    check_sizes(image, probability)
     result = probability.copy()
     mask = result > 0.5
     widest = max(mask.shape) // 2

@@ -50,6 +50,20 @@ def test_a_coarse_mask_gets_better(refiner: Refiner, scene: tuple[np.ndarray, np
 
 
 @pytest.mark.parametrize("refiner", REFINERS)
+def test_a_mask_counts_as_probabilities(refiner: Refiner, scene: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    image, _, coarse = scene
+    for mask in (coarse > 0, coarse.astype(np.uint8), coarse.astype(float)):
+        np.testing.assert_array_equal(refiner(image, mask), refiner(image, coarse))
+
+
+@pytest.mark.parametrize("refiner", REFINERS)
+def test_a_mask_of_another_size_is_refused(refiner: Refiner) -> None:
+    """Also where both would be resized to the same."""
+    with pytest.raises(HrsegError, match=r"\(40, 30\)"):
+        refiner(np.zeros((30, 40, 3), np.uint8), np.zeros((40, 30), np.float32))
+
+
+@pytest.mark.parametrize("refiner", REFINERS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 2)])
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
 def test_masks_of_one_kind_stay_so(refiner: Refiner, size: tuple[int, int], level: float) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
 from hrseg_cli.refiners.focuscut import Focus, View, focus, follow, looks, next_scale, radius_of
 
@@ -182,6 +183,11 @@ def test_a_place_too_small_to_look_at_is_skipped() -> None:
         lambda view: pytest.fail("shown"), looks(image, probability, [Focus(Click(20, 20, True), 5)], [], scale=1.0)
     )
     np.testing.assert_array_equal(result, probability)
+
+
+def test_a_mask_of_another_size_is_refused() -> None:
+    with pytest.raises(HrsegError, match=r"\(40, 30\)"):
+        next(looks(np.zeros((30, 40, 3), np.uint8), np.zeros((40, 30), np.float32), [], []))
 
 
 def test_no_view_is_wider_than_the_image() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hrseg_cli.errors import HrsegError
 from hrseg_cli.refiners.draws import Draw, half, uniform
 from hrseg_cli.refiners.segrefiner.diffusion import (
     FINE_AFTER,
@@ -211,6 +212,24 @@ def test_an_object_at_the_border_is_not_eaten_there() -> None:
         for reference in (False, True)
     )
     assert kept[0, 100] > 0.95 > 0.75 > eaten[0, 100]
+
+
+def test_the_value_of_a_mask_does_not_matter() -> None:
+    truth = disk(90, 120, 40, 50, 30)
+    masks = [np.roll(truth, 3, 1), disk(90, 120, 10, 10, 3)]
+    large = [[mask.astype(np.uint8) * value for mask in masks] for value in (1, 255)]
+    for one, other in zip(*(refine_objects(by_colour, bright(truth), some, side=64) for some in large), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(*(refine_large(by_colour, bright(truth), some[0], side=64) for some in large))
+
+
+def test_a_mask_of_another_size_is_refused() -> None:
+    """Both are shown at the same size, so nothing else would notice."""
+    image, mask = np.zeros((90, 120, 3), np.uint8), np.ones((120, 90), bool)
+    with pytest.raises(HrsegError, match=r"\(120, 90\)"):
+        next(refine_objects(by_colour, image, [mask]))
+    with pytest.raises(HrsegError, match=r"\(120, 90\)"):
+        refine_large(by_colour, image, mask)
 
 
 # Refining large images

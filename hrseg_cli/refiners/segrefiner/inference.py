@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hrseg_cli.refiners import check_sizes
 from hrseg_cli.refiners.draws import Draw, half
 from hrseg_cli.refiners.segrefiner.diffusion import STEPS, Denoise, Refined, denoise
 
@@ -41,12 +42,14 @@ def refine_objects(
     """Probabilities, float32 (H, W), of the refined objects in turn. Each is cropped with a margin around its box,
     shown at ``side`` x ``side`` pixels in all six steps, and put back; 0 outside its crop.
 
-    masks: bool (H, W). smallest: an object of fewer pixels is returned as it is, in its place (the public code moves it
+    masks: bool or uint8 (H, W), non-zero is object. smallest: an object of fewer pixels is returned as it is, in its place (the public code moves it
     to the end). batch: objects refined together; random draws depend on it.
     reference: as the public code does it: it interpolates between few pixels of a large crop instead of taking means,
     and beyond the outermost pixels of an answer all is 0, which takes up to half of the probability along the image's
     border.
     """
+    for mask in masks:
+        check_sizes(image, mask)
     for start in range(0, len(masks), batch):
         some = masks[start : start + batch]
         large = [mask for mask in some if np.count_nonzero(mask) >= max(1, smallest)]
@@ -59,7 +62,7 @@ def refine_objects(
             answers = iter(_asked(network, pictures, (coarse >= 0.5).float(), range(STEPS)[::-1], draw).probability)
         places = iter(boxes)
         for mask in some:
-            probability = mask.astype(np.float32)
+            probability = (mask > 0).astype(np.float32)
             if np.count_nonzero(mask) >= max(1, smallest):
                 box = next(places)
                 probability[:] = 0
@@ -81,7 +84,8 @@ def refine_large(
     batch: int = 8,
     reference: bool = False,
 ) -> np.ndarray:
-    """Probability, float32 (H, W), of the refined object of a large image; mask: bool (H, W).
+    """Probability, float32 (H, W), of the refined object of a large image; mask: bool or uint8 (H, W), non-zero is
+    object.
 
     The object and its surroundings are refined at ``side`` x ``side`` pixels in five steps. Then patches of that side
     at full resolution go through the sixth step, where pixels have not surely turned fine. Overlapping answers are
@@ -93,6 +97,7 @@ def refine_large(
     means and interpolating, and clears masks of up to 128 pixels. What it does to images smaller than ``side``, of
     which it loses parts, is not repeated.
     """
+    check_sizes(image, mask)
     result = np.zeros(mask.shape, np.float32)
     if np.count_nonzero(mask) <= (128 if reference else 0):
         return result
@@ -102,7 +107,7 @@ def refine_large(
     if min(height, width) < side:  # a patch needs so much; the picture goes on to the right and below
         beyond = (0, max(0, side - height)), (0, max(0, side - width))
         image, mask = np.pad(image, (*beyond, (0, 0)), mode="edge"), np.pad(mask, beyond)
-    share = _shrunk(mask.astype(np.float32), side, reference)
+    share = _shrunk((mask > 0).astype(np.float32), side, reference)
     coarse = share >= (0.5 if reference else min(0.5, share.max() / 2))  # thin objects fill no pixel by half
     picture = _picture(_shrunk(image, side, reference))
     seen = _asked(network, picture, _plane(coarse), range(1, STEPS)[::-1], draw)
@@ -171,7 +176,7 @@ def _picture(image: np.ndarray) -> Tensor:
 
 def _plane(mask: np.ndarray, box: Box = np.s_[:, :]) -> Tensor:
     """(1, 1, h, w) float32."""
-    return torch.from_numpy(mask[box].astype(np.float32))[None, None]
+    return torch.from_numpy((mask[box] > 0).astype(np.float32))[None, None]
 
 
 def _resized(x: Tensor, side: int, mean: bool) -> Tensor:
