@@ -42,8 +42,8 @@ def refine_objects(
     """Probabilities, float32 (H, W), of the refined objects in turn. Each is cropped with a margin around its box,
     shown at ``side`` x ``side`` pixels in all six steps, and put back; 0 outside its crop.
 
-    masks: bool or uint8 (H, W), non-zero is object. smallest: an object of fewer pixels is returned as it is, in its place (the public code moves it
-    to the end). batch: objects refined together; random draws depend on it.
+    masks: bool or uint8 (H, W), non-zero is object. smallest: an object of fewer pixels is returned as it is, in its
+    place (the public code moves it to the end). batch: objects refined together; random draws depend on it.
     reference: as the public code does it: it interpolates between few pixels of a large crop instead of taking means,
     and beyond the outermost pixels of an answer all is 0, which takes up to half of the probability along the image's
     border.
