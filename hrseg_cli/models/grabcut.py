@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrseg_cli.models import cutting
+from hrseg_cli import cutting
 from hrseg_cli.models.base import InteractiveModel
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ BLANK = 2  # an image whose channels span at most this many grey levels counts a
 class GrabCut(InteractiveModel):
     """Each click runs GrabCut once, starting from the previous mask, with disks around the clicks held fixed.
 
-    For a blank image, or if the cut takes too long (:mod:`hrseg_cli.models.cutting`), the result is the initial guess:
+    For a blank image, or if the cut takes too long (:mod:`hrseg_cli.cutting`), the result is the initial guess:
     the surroundings of each positive click, up to the next negative one.
 
     max_side: larger inputs are downsampled to this longer side (pixels), and the mask is resized back.

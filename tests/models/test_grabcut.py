@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
+from hrseg_cli import cutting
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.models import cutting
 from hrseg_cli.models.grabcut import GrabCut, pixels_under
 
 SIZE = (312, 416)

@@ -1,0 +1,183 @@
+"""FocusCut: the click model looks again, closely, at places that earlier clicks asked to be corrected.
+
+Source: FocusCut (Lin et al., CVPR 2022), sections 3.2 and 3.3, and its public code. Any click model can be behind it:
+:func:`looks` yields what it is to see and is sent its probabilities.
+
+Masks are bool (H, W), probabilities float32 (H, W) in [0, 1], images uint8 (H, W, 3), RGB. Distances count steps to the
+eight neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from hrseg_cli.interaction import Click
+from hrseg_cli.refiners import check_sizes
+
+SMALLEST = 5  # pixels; views of no larger radius are not worth a look
+
+
+class Focus(NamedTuple):
+    """A place to look at after every click from now on; ``radius`` in pixels."""
+
+    click: Click
+    radius: int
+
+
+class View(NamedTuple):
+    """What a click model is shown: an enlarged square of the image, (S, S, 3), 0 beyond its border, with the mask so
+    far, bool (S, S), and those clicks that lie in it, in its pixels."""
+
+    image: np.ndarray
+    previous: np.ndarray
+    clicks: tuple[Click, ...]
+
+
+def focus(click: Click, before: np.ndarray, after: np.ndarray) -> Focus | None:
+    """Where to look closely because of a click that turned the mask ``before`` into ``after``; None where it changed
+    too much to be about a detail."""
+    radius, is_detail = radius_of(click, before, after)
+    return Focus(click, radius) if is_detail else None
+
+
+def radius_of(click: Click, before: np.ndarray, after: np.ndarray) -> tuple[int, bool]:
+    """How far around a click its correction reaches, and whether that is a detail.
+
+    A click that changed nothing below it is about the structure that it lies in, as far as the nearest outline in
+    ``before``. Otherwise it is about the part that changed, a detail where that is less than a fifth of the object.
+    """
+    row, col = int(click.row), int(click.col)
+    changed = before != after
+    if not changed[row, col]:
+        return max(_to_outline(before, row, col), SMALLEST), True
+    part = _part(changed, row, col)
+    is_detail = int(np.count_nonzero(part)) < 0.2 * int(np.count_nonzero(after))
+    return max(_reach(part, row, col), SMALLEST), is_detail
+
+
+def _to_outline(mask: np.ndarray, row: int, col: int) -> int:
+    """Steps from a pixel to the nearest of the other kind; 0 where there is none. The image's border is no outline."""
+    same = (mask == mask[row, col]).astype(np.uint8)
+    if same.all():
+        return 0
+    return int(cv2.distanceTransform(same, cv2.DIST_C, 3)[row, col])
+
+
+def _part(mask: np.ndarray, row: int, col: int) -> np.ndarray:
+    """The part of a mask, connected over four neighbours, that holds a pixel."""
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    return np.asarray(labels == labels[row, col])
+
+
+def _reach(mask: np.ndarray, row: int, col: int) -> int:
+    """Steps from a pixel to the farthest of a mask."""
+    rows, cols = np.nonzero(mask)
+    return int(max(np.abs(rows - row).max(), np.abs(cols - col).max()))
+
+
+def next_scale(before: np.ndarray, after: np.ndarray, tolerance: float = 2.0) -> float | None:
+    """How much smaller (or larger, up to 1.1) the next view of a place has to be to show what changed in this one; None
+    where nothing did, so that no further view is needed.
+
+    before, after: masks of a view, bool (S, S). tolerance: a change counts where it is at least so thick, in pixels of
+    a view of 384.
+    """
+    side = len(before)
+    distance = cv2.distanceTransform((before != after).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    thick = distance >= tolerance * side / 384
+    if not thick.any():
+        return None
+    return 1.1 * _reach(thick, side // 2, side // 2) / (side // 2)
+
+
+def looks(
+    image: np.ndarray,
+    probability: np.ndarray,
+    focuses: Sequence[Focus],
+    clicks: Sequence[Click],
+    *,
+    side: int = 384,
+    turns: int = 3,
+    scale: float = 1.75,
+    ratio: float | None = None,
+) -> Generator[View, np.ndarray, np.ndarray]:
+    """The course to a probability (H, W): yields :class:`View`, is sent the model's probability, float32 (S, S).
+
+    In each turn every focus gets a view; overlapping answers are averaged, replace what was there, and make the mask
+    that the next turn starts from. Views grow smaller around what changes, and end where nothing does. None is wider
+    than the image's longer side (the public code sets no limit, which takes gigabytes on large images).
+
+    probability: the model's answer for the whole image. side: S. scale: of the first views, as a multiple of their
+    radius. ratio: fixed change of the scale from turn to turn, all from the first mask: the paper's fast variant.
+    """
+    check_sizes(image, probability)
+    result = probability.copy()
+    mask = result > 0.5
+    widest = max(mask.shape) // 2
+    scales: list[float | None] = [min(scale, widest / place.radius) for place in focuses]
+    latest: dict[int, tuple[int, np.ndarray]] = {}  # by focus: radius of its last view, and the answer
+    for _ in range(turns):
+        for number, place in enumerate(focuses):
+            now = scales[number]
+            radius = int(place.radius * now) if now is not None else 0
+            if now is None or radius <= SMALLEST:
+                continue
+            view = _view(image, mask, place.click, clicks, radius, side)
+            answer = yield view
+            latest[number] = radius, answer
+            change = next_scale(view.previous, answer > 0.5) if ratio is None else ratio
+            scales[number] = None if change is None else min(max(now * change, 0.2), widest / place.radius)
+        _average(result, [(focuses[number].click, *one) for number, one in latest.items()])
+        if ratio is None:
+            mask = result > 0.5
+    return result
+
+
+def follow(answer: Callable[[View], np.ndarray], course: Generator[View, np.ndarray, np.ndarray]) -> np.ndarray:
+    """What comes of :func:`looks` when ``answer`` gives the probability, float32 (S, S), of each view."""
+    try:
+        view = next(course)
+        while True:
+            view = course.send(answer(view))
+    except StopIteration as end:
+        return np.asarray(end.value)
+
+
+def _view(image: np.ndarray, mask: np.ndarray, centre: Click, clicks: Sequence[Click], radius: int, side: int) -> View:
+    top, left, width = int(centre.row) - radius, int(centre.col) - radius, 2 * radius + 1
+    size = side, side
+    picture = cv2.resize(_window(image, top, left, width), size, interpolation=cv2.INTER_LINEAR)
+    previous = cv2.resize(_window(mask.astype(np.uint8), top, left, width), size, interpolation=cv2.INTER_NEAREST) > 0
+    placed = [(int(click.row) - top, int(click.col) - left, click.positive) for click in clicks]
+    inside = tuple(
+        Click(int((row + 0.5) * side / width), int((col + 0.5) * side / width), positive)
+        for row, col, positive in placed
+        if 0 <= row < width and 0 <= col < width
+    )
+    return View(picture, previous, inside)
+
+
+def _window(x: np.ndarray, top: int, left: int, width: int) -> np.ndarray:
+    """A square of an array (H, W, ...), 0 beyond its border."""
+    square = np.zeros((width, width, *x.shape[2:]), x.dtype)
+    rows, cols = (slice(max(0, start), start + width) for start in (top, left))
+    part = x[rows, cols]
+    square[rows.start - top :, cols.start - left :][: part.shape[0], : part.shape[1]] = part
+    return square
+
+
+def _average(result: np.ndarray, answers: Sequence[tuple[Click, int, np.ndarray]]) -> None:
+    """Put the mean of overlapping squares around clicks into ``result``."""
+    total, count = np.zeros(result.shape, np.float32), np.zeros(result.shape, np.uint16)
+    for click, radius, answer in answers:
+        top, left, width = int(click.row) - radius, int(click.col) - radius, 2 * radius + 1
+        place = np.s_[max(0, top) : top + width, max(0, left) : left + width]
+        square = cv2.resize(answer, (width, width), interpolation=cv2.INTER_LINEAR)
+        inside = total[place]
+        inside += square[max(0, -top) :, max(0, -left) :][: inside.shape[0], : inside.shape[1]]
+        count[place] += 1
+    np.divide(total, count, out=result, where=count > 0)
