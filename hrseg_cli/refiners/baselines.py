@@ -189,8 +189,8 @@ def graph_cut(
     if not 0 < area < mask.size:
         return probability.copy()
     width = max(3, round(0.05 * area**0.5)) if width is None else width
-    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
-    band = cv2.dilate(mask, brush) > cv2.erode(mask, brush)
+    inwards, outwards = (cv2.distanceTransform(x, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for x in (mask, 1 - mask))
+    band = np.maximum(inwards, outwards) <= width
     band |= (probability > unsure) & (probability < 1 - unsure)
     labels = np.where(band, np.where(mask, cv2.GC_PR_FGD, cv2.GC_PR_BGD), np.where(mask, cv2.GC_FGD, cv2.GC_BGD))
     place = _around(band, 3 * width)
