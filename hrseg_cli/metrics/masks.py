@@ -4,7 +4,8 @@ Masks are (H, W), axis order (row, col). A prediction is bool (or uint8, non-zer
 1 object, 0 background, -1 ignored. Ignored pixels count nowhere. Every score is a float64 in [0, 1], 1 is perfect.
 
 A function scores one mask. The classes of the same names score many masks against one truth: they do the truth's
-share of the work once.
+share of the work once. A metric of the catalog is called with a truth, and what that gives with each mask. It may have
+a ``label`` for tables, and ``takes_band`` where ``ratio`` or ``width`` (see :func:`boundary_iou`) are its options.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def mba(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 class IoU:
-    """:func:`iou` against one truth."""
+    """Intersection over union of the object; :func:`iou` against one truth."""
+
+    label = "IoU"
 
     def __init__(self, truth: np.ndarray) -> None:
         self._object, self._valid = _split(truth)
@@ -62,11 +65,16 @@ class IoU:
 
 
 class BoundaryIoU:
-    """:func:`boundary_iou` against one truth. ``width``: the band's width in pixels.
+    """Boundary IoU: intersection over union of the bands along the outlines; :func:`boundary_iou` against one truth.
+
+    ``width``: the band's width in pixels.
 
     From click to click a mask changes in places. The band of the mask before is kept and taken anew only where it can
     have changed, up to ``width`` pixels around what did: the score is the same to the last bit.
     """
+
+    label = "bIoU"
+    takes_band = True
 
     def __init__(self, truth: np.ndarray, ratio: float = 0.02, width: int | None = None) -> None:
         mask, self._valid = _split(truth)
@@ -103,7 +111,9 @@ class BoundaryIoU:
 
 
 class MeanBoundaryAccuracy:
-    """:func:`mba` against one truth."""
+    """Mean boundary accuracy: share of correct pixels around the outline; :func:`mba` against one truth."""
+
+    label = "mBA"
 
     def __init__(self, truth: np.ndarray) -> None:
         mask, self._valid = _split(truth)

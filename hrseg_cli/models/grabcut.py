@@ -26,7 +26,7 @@ BLANK = 2  # A picture whose channels span no more grey levels says nothing.
 
 
 class GrabCut(InteractiveModel):
-    """Each answer is one graph cut from the previous mask, with the clicked disks held fixed.
+    """OpenCV's graph cut, which needs no weights: each answer is a cut from the previous mask, the clicked disks fixed.
 
     Where the picture is blank or the cut takes too long (:mod:`hrseg_cli.models.cutting`), the answer is what it would
     have started from: around each positive click, as far as the next negative one.

@@ -50,7 +50,7 @@ def resize(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
 
 
 class ClickHRNet(InteractiveModel):
-    """The whole click network.
+    """RITM's click network, an HRNet with an OCR head, of any size (h18s, h18 and h32 are sizes of it).
 
     width, ocr_width, small: size of HRNet and its head (ocr_width 0: a plain head).
     with_aux_output: also return the auxiliary logits. use_leaky_relu: in the fusion only.

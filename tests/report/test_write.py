@@ -91,7 +91,7 @@ def test_nothing_is_best_where_numbers_do_not_compare() -> None:
     for text in (markdown(table), latex(table)):
         assert "**" not in text
         assert "textbf" not in text
-        assert "do not compare: most clicks differ." in text
+        assert "are not comparable: most clicks differ." in text
 
 
 def test_datasets_are_named_where_there_are_several() -> None:
