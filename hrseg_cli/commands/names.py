@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import math
 import re
@@ -139,7 +140,10 @@ def about(target: str) -> str:
     module, _, name = target.partition(":")
     file = PACKAGE.parent.joinpath(*module.split("."))
     file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
-    if not file.is_file():  # of another package
+    if not file.is_file():  # of another package, which may import what it likes
+        spec = importlib.util.find_spec(module)
+        file = Path(spec.origin if spec and spec.origin else "")
+    if file.suffix != ".py":
         return ""
     body = ast.parse(file.read_text(encoding="utf-8")).body
     for node, following in zip(body, [*body[1:], None], strict=True):

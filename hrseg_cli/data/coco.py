@@ -34,7 +34,9 @@ class _File(NamedTuple):
 
 
 def list_coco(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, crowd: str = "void") -> list[Ref]:
-    """One object per annotation with a mask. ``folder`` is the JSON file.
+    """A JSON file in the format of COCO, as CVAT and Label Studio write it: one object per annotation with a mask.
+
+    ``folder`` is the JSON file.
 
     Images lie next to it, in images/, or likewise next to its folder (CVAT: annotations/instances_default.json).
     ``instances`` and ``binarize`` change nothing.

@@ -135,7 +135,7 @@ def test_what_is_not_finished_is_left_out_and_named(folder: Path) -> None:
     text = tables.markdown(tables.read(folder, PAPER))
     assert cells(text, "+ conv")[4::2] == ["–"] * 4
     assert "Not finished, so left out: t4_conv/0." in text
-    with pytest.raises(HrsegError, match="no finished evaluation of tables 'adapters' there; make them with recipes/paper/tables.sh"):
+    with pytest.raises(HrsegError, match="no finished evaluation of tables 'adapters' there; make them with recipes/"):
         tables.read(folder / "nowhere", PAPER)
 
 
@@ -151,7 +151,9 @@ def test_other_settings_are_told(folder: Path) -> None:
     record = json.loads(path.read_text())
     record["asked"]["settings"]["protocol"]["flip"] = True
     path.write_text(json.dumps(record))
-    assert "The numbers on high resolution are not comparable: protocols differ in flip" in tables.latex(tables.read(folder, PAPER))
+    assert "The numbers on high resolution are not comparable: protocols differ in flip" in tables.latex(
+        tables.read(folder, PAPER)
+    )
 
 
 def test_rows_of_other_datasets_are_told(folder: Path) -> None:
@@ -161,7 +163,8 @@ def test_rows_of_other_datasets_are_told(folder: Path) -> None:
         path.write_text(path.read_text().replace('"pets"', '"cars"'))
     text = tables.markdown(tables.read(folder, PAPER))
     assert (
-        "The numbers on high resolution are not comparable: datasets differ: pets (base/0), cars (t3_lora/0, t3_lora/1)."
+        "The numbers on high resolution are not comparable: "
+        "datasets differ: pets (base/0), cars (t3_lora/0, t3_lora/1)."
     ) in text
 
 
