@@ -72,7 +72,8 @@ def adapt(
         if adapter is None and recipe is None:
             raise HrsegError("give --adapter ADAPTER (such as lora), or a --recipe that names one")
         start = recipe or train.recipe_for(str(adapter))
-        changes = [f"model.weights={json.dumps(base)}", *train.dataset_changes(start, dataset)]
+        changes = [f"model.weights={json.dumps(base)}"]
+        changes += train.dataset_changes(start, dataset, [*changes, *set_])
         changes += [*train.adapter_change(recipe, adapter, [*changes, *set_]), *set_]
         chosen = load_recipe(start, changes)
         chosen = train.renamed(chosen, ["adapt", chosen.adapter.name], dataset, set_)

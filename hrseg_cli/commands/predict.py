@@ -212,8 +212,8 @@ def _masks_in(folder: Path, jobs: list[Job]) -> list[Path]:
             )
         if (owner := owners.get(mask, job.key)) != job.key:
             raise HrsegError(
-                f"--init-mask {folder}: {mask.name} is the mask of {_told(*owner)} according to {RECORDS}, which has none "
-                f"of {_told(*job.key)}; give that one its own mask file"
+                f"--init-mask {folder}: {mask.name} is the mask of {_told(*owner)} according to {RECORDS}, and none is "
+                f"that of {_told(*job.key)}; give it its own mask file"
             )
         if (other := masks.setdefault(mask, job)) is not job:
             raise HrsegError(

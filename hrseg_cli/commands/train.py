@@ -159,7 +159,7 @@ def train(
         chosen, folder = resumed(resume, bool(set_ or out or dataset), asked), resume
     else:
         base = recipe or recipe_for(str(adapter))
-        data = dataset_changes(base, dataset)
+        data = dataset_changes(base, dataset, set_)
         chosen = load_recipe(base, [*data, *adapter_change(recipe, adapter, [*data, *set_]), *set_])
         if dataset:
             chosen = renamed(
@@ -179,19 +179,20 @@ def recipe_for(adapter: str) -> str:
     return own if own in recipe_names() else "adapt_lora"
 
 
-def dataset_changes(recipe: str, datasets: list[str]) -> list[str]:
+def dataset_changes(recipe: str, datasets: list[str], changes: list[str]) -> list[str]:
     """The change that makes a recipe train on these datasets and no others; says on stderr what is replaced.
 
     The rest of ``data`` (crop, held-out share) stays, and so do the datasets that the recipe validates on.
+    changes: all others of the recipe.
     """
     from hrseg_cli.recipe import load_recipe
 
     if not datasets:
         return []
-    own = load_recipe(recipe)
+    own = load_recipe(recipe, changes)
     replaced = ", ".join(part.dataset for part in own.data.parts)
     judged = f"; validation still on {', '.join(own.validation.datasets)}" if own.validation.datasets else ""
-    options.note(f"training on {', '.join(datasets)}, not on {replaced} of recipe {own.name}{judged}")
+    options.note(f"training on {', '.join(datasets)}, not on {replaced} of recipe {recipe}{judged}")
     return [f"data.parts={json.dumps([{'dataset': name} for name in datasets])}"]
 
 

@@ -55,7 +55,7 @@ def test_copies_count_the_objects_that_are_in_them(hrseg: Command, tmp_path: Pat
         done = hrseg("prepare-data", tmp_path / "set", "--cache-longest", 64)
         assert done.code == 0, done.err
         assert json.loads(done.out.splitlines()[-1])["objects"] == 1
-        assert "1 of 2 objects have no pixel left at 64 pixels, left out" in done.err
+        assert "skipped 1 of 2 objects, which have no pixel left at 64 pixels" in done.err
 
 
 def test_a_folder_is_checked_and_indexed(hrseg: Command, tmp_path: Path) -> None:
