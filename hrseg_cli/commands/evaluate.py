@@ -69,7 +69,7 @@ def evaluate(
     in_flight: options.InFlight = 0,
     shard: shards.Option = None,
 ) -> None:
-    """Simulate clicks on every object of a dataset and count how many a model needs (NoC).
+    """Simulate clicks on every object of a dataset and count how many a model needs (NoC, number of clicks).
 
     Writes a run folder (traces, one CSV per dataset, noc.csv) and prints one JSON row per dataset and metric. Rerun the
     same command to resume an interrupted run; 'hrseg report' makes tables and plots of run folders.

@@ -5,6 +5,7 @@ An option names its heading by Typer's ``rich_help_panel``; so does a command fo
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -36,7 +37,7 @@ class Command(TyperCommand):
         for parameter in self.get_params(ctx):
             if (record := parameter.get_help_record(ctx)) is None:
                 continue
-            name, text = record
+            name, text = record[0], re.sub(r"\[default: \((.*?)\)(?=[];])", r"[default: \1", record[1])
             heading = getattr(parameter, "rich_help_panel", None) or "Options"
             if parameter.param_type_name == "argument":
                 heading, name = "Arguments", name.partition(" <")[0]  # Typer adds the Python type

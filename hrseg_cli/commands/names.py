@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import json
 import math
 import re
@@ -137,6 +135,9 @@ def about(target: str) -> str:
 
     A plain assignment may have a docstring too: a string on the next line. Empty where there is none.
     """
+    import ast
+    import importlib.util
+
     module, _, name = target.partition(":")
     file = PACKAGE.parent.joinpath(*module.split("."))
     file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
@@ -183,7 +184,7 @@ def comment(file: Path) -> str:
 
 def _sentence(text: str) -> str:
     paragraph = " ".join(text.partition("\n\n")[0].split())
-    found = re.match(r"(.*?)(?<!al)\.(?: (?=[A-Z])|$)", paragraph)  # "et al. 2021" goes on
+    found = re.match(r"(.*?)(?<!al)\.(?: (?=[A-Z])|$)", paragraph)  # not after "et al."
     return (found[1] if found else paragraph).replace("``", "'")
 
 

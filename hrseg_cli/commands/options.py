@@ -57,7 +57,7 @@ Metrics = Annotated[
         "--metric",
         metavar="METRIC",
         rich_help_panel=headings.METRICS,
-        help=f"Metric to measure: {METRICS}. Repeatable.",
+        help=f"Metric to measure: {METRICS} ('hrseg list metrics'). Repeatable.",
     ),
 ]
 ProtocolName = Annotated[
@@ -67,7 +67,7 @@ ProtocolName = Annotated[
         metavar="PROTOCOL",
         rich_help_panel=headings.PROTOCOL,
         show_default="the dataset's own, or ritm",
-        help=f"How a click becomes a mask: {PROTOCOLS}, or a YAML file.",
+        help=f"How a click becomes a mask: {PROTOCOLS}, or a YAML file ('hrseg list protocols').",
     ),
 ]
 FastProtocol = Annotated[
@@ -76,7 +76,7 @@ FastProtocol = Annotated[
         "--protocol",
         metavar="PROTOCOL",
         rich_help_panel=headings.PROTOCOL,
-        help=f"How a click becomes a mask: {PROTOCOLS}, or a YAML file. fast and photo are made for people.",
+        help=f"How a click becomes a mask: {PROTOCOLS}, or a YAML file ('hrseg list protocols').",
     ),
 ]
 Changes = Annotated[

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable
 
@@ -48,6 +46,9 @@ def _latex(rows: Rows) -> str:
 
 
 def _csv(rows: Rows) -> str:
+    import csv
+    import io
+
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(_lines(rows))
     return text.getvalue()

@@ -72,7 +72,11 @@ AdapterName = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        "--device", metavar="DEVICE", rich_help_panel=headings.MACHINE, show_default="cpu", help="cpu, cuda or cuda:N."
+        "--device",
+        metavar="DEVICE",
+        rich_help_panel=headings.MACHINE,
+        show_default="cpu",
+        help="Device: cpu, cuda or cuda:N.",
     ),
 ]
 Processes = Annotated[

@@ -30,6 +30,7 @@ def test_every_option_has_a_heading_a_metavar_and_a_text(hrseg: Command, name: s
     text = help_of(hrseg, name)
     assert not re.search(r"<[a-z]", text), "the Python type of a value says nothing to a user"
     assert "{" not in text
+    assert "default: (" not in text
     command = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
     for parameter in command.params:
         if parameter.name not in ("help", "install_completion"):
