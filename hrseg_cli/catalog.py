@@ -28,16 +28,16 @@ CHECKPOINTS = {  # readers of public layouts, tried in this order
     "ritm": "hrseg_cli.models.hrnet.checkpoints:read",
 }
 
-LAYOUTS = {
-    "folder": "hrseg_cli.data.folders:list_folder",
-    "pairs": "hrseg_cli.data.folders:list_pairs",
+LAYOUTS = {  # in the order in which an unknown folder is compared with them
     "grabcut": "hrseg_cli.data.folders:list_grabcut",
-    "berkeley": "hrseg_cli.data.folders:list_berkeley",
     "davis": "hrseg_cli.data.folders:list_davis",
-    "davis585": "hrseg_cli.data.folders:list_davis585",
+    "folder": "hrseg_cli.data.folders:list_folder",
+    "berkeley": "hrseg_cli.data.folders:list_berkeley",
     "sbd": "hrseg_cli.data.listed:list_sbd",
     "pascalvoc": "hrseg_cli.data.listed:list_pascalvoc",
     "coco_lvis": "hrseg_cli.data.listed:list_coco_lvis",
+    "davis585": "hrseg_cli.data.folders:list_davis585",
+    "pairs": "hrseg_cli.data.folders:list_pairs",
     "coco": "hrseg_cli.data.coco:list_coco",
     "procedural": "hrseg_cli.data.listed:list_procedural",
 }

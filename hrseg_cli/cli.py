@@ -1,19 +1,22 @@
-"""The console command: one line a command, and what an error looks like."""
+"""The console command: one line per command, and how errors are reported."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
 
 from hrseg_cli import __version__
-from hrseg_cli.commands.adapt import adapt
+from hrseg_cli.commands import headings
+from hrseg_cli.commands.adapt import adapt, merge
 from hrseg_cli.commands.annotate import annotate
 from hrseg_cli.commands.benchmark import benchmark
 from hrseg_cli.commands.evaluate import evaluate
 from hrseg_cli.commands.export import export
+from hrseg_cli.commands.names import list_names
 from hrseg_cli.commands.predict import predict
 from hrseg_cli.commands.prepare_data import prepare_data
 from hrseg_cli.commands.report import report
@@ -23,7 +26,8 @@ from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
 
 app = typer.Typer(
     name="hrseg",
-    help="High-resolution interactive image segmentation, counted in clicks.",
+    help="High-resolution interactive image segmentation: clicks in, masks out, quality counted in clicks.",
+    cls=headings.Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich takes longer to import than all the rest
@@ -40,55 +44,63 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere on the line.")
+    ] = False,
 ) -> None:
-    """Options before the command; both act elsewhere."""
+    """The options before the command; :func:`main` and a callback act on them."""
 
 
-app.command("prepare-data", short_help="Draw, check and index datasets.")(prepare_data)
-app.command("simulate-clicks", short_help="Click on objects; traces as JSON lines.")(simulate_clicks)
-app.command("adapt", short_help="Adapt a trained model to your pictures.")(adapt)
-app.command("train", short_help="Train a click model by a recipe.")(train)
-app.command("predict", short_help="Masks of your own images.")(predict)
-app.command("annotate", short_help="Click on your own images in the browser.")(annotate)
-app.command("evaluate", short_help="Count the clicks a model needs (NoC).")(evaluate)
-app.command("export", short_help="The click step as an ONNX file.")(export)
-app.command("benchmark", short_help="Where a click's time goes here.")(benchmark)
-app.command("report", short_help="Tables, curves and pictures of runs.")(report)
+def _command(heading: str, name: str, function: Callable[..., None], short_help: str) -> None:
+    app.command(name, cls=headings.Command, rich_help_panel=heading, short_help=short_help)(function)
+
+
+_command("Segment your images", "annotate", annotate, "Segment images by clicking in the browser.")
+_command("Segment your images", "predict", predict, "Write masks from given clicks.")
+_command("Evaluate", "evaluate", evaluate, "Count the clicks a model needs (NoC).")
+_command("Evaluate", "simulate-clicks", simulate_clicks, "Write simulated clicks as JSON lines.")
+_command("Evaluate", "report", report, "Make tables, curves and pictures of runs.")
+_command("Evaluate", "benchmark", benchmark, "Measure time and memory per click.")
+_command("Train", "train", train, "Train a model from a recipe.")
+_command("Train", "adapt", adapt, "Train a small adapter on your images.")
+_command("Train", "merge", merge, "Fold an adapter into its model.")
+_command("Data and models", "list", list_names, "List models, datasets, protocols, recipes and more.")
+_command("Data and models", "prepare-data", prepare_data, "Download, check, index or draw datasets.")
+_command("Data and models", "export", export, "Export a model to ONNX.")
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 something to mend, 2 wrong usage, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 an error the user can fix, 2 wrong usage, 130 interrupted."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         app(arguments)
     except Interrupted as stop:
-        _complain(str(stop) or "interrupted; what was finished is kept, the same command goes on from there")
+        _complain(str(stop) or "interrupted; finished work is kept, rerun the same command to resume")
         sys.exit(130)
     except HrsegError as error:
         if debug:
             raise
         _complain(str(error))
         sys.exit(2 if isinstance(error, UnknownName) else 1)
-    except OSError as error:  # a full disk, a lost share: not a defect, and nowhere else is it known what was done
+    except OSError as error:  # a full disk, a lost network share: not a defect of hrseg
         if debug:
             raise
-        _complain(f"{error.filename or 'a file'}: {error.strerror}; mend that, the same command goes on from there")
+        _complain(f"{error.filename or 'a file'}: {error.strerror}; fix this, then rerun the same command to resume")
         sys.exit(1)
     except Exception as error:
         if debug:
             raise
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is too slow to import for a name
             _complain(
-                "the GPU's memory is full; give a smaller --set zoom.target=N or tiles.size=N, fewer --in-flight or "
-                "--workers, a smaller batch in training, or --device cpu"
+                "the GPU is out of memory; lower --in-flight, --workers, --set zoom.target=N or --set tiles.size=N (in "
+                "training --set batch=N), or use --device cpu"
             )
             sys.exit(1)
-        _complain(f"a defect of hrseg: {type(error).__name__}: {error}; --debug shows where, please report it")
+        _complain(f"a defect of hrseg: {type(error).__name__}: {error}; please report it with the output of --debug")
         sys.exit(1)
     finally:
         for number, handler in before.items():
@@ -96,7 +108,7 @@ def main() -> None:
 
 
 def _interrupt(*_: object) -> NoReturn:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the tidying up short
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the clean-up short
     raise Interrupted
 
 

@@ -70,6 +70,10 @@ def freeze_for(model: InteractiveModel, part: str) -> InteractiveModel:
 
 
 full = partial(freeze_for, part="full")
+"""Control: train every weight."""
 head = partial(freeze_for, part="head")
+"""Control: train the classifiers only."""
 bn = partial(freeze_for, part="bn")
+"""Control: train scale and shift of the normalisations only, and re-estimate their statistics."""
 bitfit = partial(freeze_for, part="bitfit")
+"""Control: train the biases only (BitFit)."""

@@ -59,7 +59,7 @@ def attach_lora(
     layers: tuple[str, ...] | list[str] = (),
     adabn: bool = False,
 ) -> nn.Module:
-    """Freeze ``model`` and add LoRA to its convolutions, in place; its answers stay what they were.
+    """LoRA: a low-rank addition to the weight of every convolution of the frozen model, in place, zero at first.
 
     kind: ``conv`` is a k x k convolution to ``rank`` channels and a 1 x 1 back, as PEFT has it: r (in k^2 + out)
         parameters, and the change of the weight as an (out, in k^2) matrix has rank r. ``loralib`` is the original

@@ -26,7 +26,7 @@ WIDTHS = {"a": 0, "b_lite": 24, "b": 8, "c": 8}
 
 
 class Resampled(InteractiveModel):
-    """A frozen base that is asked at half the size, with what is trained around it.
+    """Down- and upsampling convolutions around the frozen model, which sees half the size: twice its resolution.
 
     forward(image, points) -> {"logits": the adapter's answer, "base": the base's own, "aux": the base's, if any}
         image and points: as the base takes them, (B, 4, H, W) and (B, 2N, 3), any H and W; all answers (B, 1, H, W).

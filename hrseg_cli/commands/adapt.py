@@ -1,4 +1,4 @@
-"""hrseg adapt: fit a trained model to one's pictures, by training little of it."""
+"""hrseg adapt: train an adapter of a model. hrseg merge: fold an adapter into its model."""
 
 from __future__ import annotations
 
@@ -8,80 +8,102 @@ from typing import Annotated
 
 import typer
 
-from hrseg_cli.commands import options, train
+from hrseg_cli.commands import headings, options, train
 from hrseg_cli.errors import HrsegError
 
 
 def adapt(
     base: Annotated[
-        str, typer.Option("--from", metavar="MODEL", help="The model to start from, as --model takes it.")
+        str,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            rich_help_panel=headings.MODEL,
+            help="Model to adapt: a name with weights such as h18s, a checkpoint, or BASE+ADAPTER.",
+        ),
     ] = "h18s",
+    dataset: train.Datasets = [],  # noqa: B006 - Typer copies it
+    root: options.Root = None,
     adapter: train.AdapterName = None,
-    dataset: Annotated[
-        list[str], typer.Option("--dataset", "-d", metavar="DATASET", help="What to train on. Repeatable.")
-    ] = [],  # noqa: B006 - Typer copies it
     recipe: train.RecipeName = None,
     set_: train.Changes = [],  # noqa: B006
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            rich_help_panel=headings.OUTPUT,
+            show_default="runs/adapt-ADAPTER-DATASETS",
+            help="Run folder to write.",
+        ),
+    ] = None,
+    resume: train.Resume = None,
     merge: Annotated[
         Path | None,
         typer.Option(
-            "--merge", metavar="FILE", help="Only write BASE+ADAPTER of --from as one stand-alone checkpoint."
+            "--merge", metavar="FILE", rich_help_panel=headings.OUTPUT, help="Same as 'hrseg merge MODEL FILE'."
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder [runs/adapt-ADAPTER-DATASETS].")
-    ] = None,
-    resume: train.Resume = None,
+    logger: train.Loggers = [],  # noqa: B006
     device: train.Device = None,
     processes: train.Processes = None,
     nodes: train.Nodes = None,
     workers: train.Workers = None,
-    logger: train.Loggers = [],  # noqa: B006
-    root: options.Root = None,
 ) -> None:
-    """Adapt a model to pictures: train an adapter on the frozen model and keep only what it changes.
+    """Adapt a trained model to your images: train a small adapter and leave the model itself unchanged.
 
-    The adapter's file is small and names its base by hash; use both as --model BASE+ADAPTER.
+    Writes a run folder like 'hrseg train'. The adapter's file, best.safetensors, is small and belongs to its base
+    model: use both as --model BASE+ADAPTER, or fold them into one checkpoint with 'hrseg merge'.
     """
     asked = dict(zip(train.MACHINE, (device, processes, nodes, workers, logger, root), strict=True))
     if merge:
         others = {"adapter": adapter, "dataset": dataset, "recipe": recipe, "set": set_, "out": out, "resume": resume}
         given = [f"--{name}" for name, value in {**others, **asked}.items() if value not in (None, [])]
         if given:
-            raise HrsegError(f"--merge {merge}: only folds --from into one file; leave {', '.join(given)} off")
-        write_merged(base, merge)
+            raise HrsegError(f"--merge {merge}: only merges the model of --from; remove {', '.join(given)}")
+        write_merged(base, merge, "--from", "--merge")
         return
     if resume:
-        recipe_, folder = train.resumed(resume, bool(set_ or out or dataset or adapter or recipe), asked), resume
+        chosen, folder = train.resumed(resume, bool(set_ or out or dataset or adapter or recipe), asked), resume
     else:
         from hrseg_cli.recipe import load_recipe
 
         if adapter is None and recipe is None:
-            raise HrsegError("give --adapter ADAPTER (lora or conv, for example), or a --recipe that names one")
+            raise HrsegError("give --adapter ADAPTER (such as lora), or a --recipe that names one")
+        start = recipe or train.recipe_for(str(adapter))
         changes = [f"model.weights={json.dumps(base)}"]
-        if dataset:
-            changes.append(f"data.parts={json.dumps([{'dataset': name} for name in dataset])}")
+        changes += train.dataset_changes(start, dataset, [*changes, *set_])
         changes += [*train.adapter_change(recipe, adapter, [*changes, *set_]), *set_]
-        recipe_ = load_recipe(recipe or train.recipe_for(str(adapter)), changes)
-        names = [Path(name.partition("=")[0].partition(":")[0]).name for name in dataset]
-        name = "+".join(["-".join(["adapt", recipe_.adapter.name, *names]), *set_])
-        recipe_ = recipe_.model_copy(update={"name": name})
-        folder = out or options.run_folder(recipe_.name)
-    if recipe_.adapter.name == "none":
-        raise HrsegError(f"recipe {recipe_.name}: trains no adapter; add --adapter, or use 'hrseg train'")
-    train.run_training(recipe_, folder, "adapt", asked)
+        chosen = load_recipe(start, changes)
+        chosen = train.renamed(chosen, ["adapt", chosen.adapter.name], dataset, set_)
+        folder = out or options.run_folder(chosen.name)
+    if chosen.adapter.name == "none":
+        raise HrsegError(f"recipe {chosen.name}: trains no adapter; add --adapter, or use 'hrseg train'")
+    train.run_training(chosen, folder, "adapt", asked)
 
 
-def write_merged(spec: str, path: Path) -> None:
-    """One checkpoint that answers as BASE+ADAPTER does."""
+def merge(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model and adapter, BASE+ADAPTER.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Checkpoint to write (.safetensors).")],
+) -> None:
+    """Fold an adapter into its base model and write one stand-alone checkpoint that gives the same answers.
+
+    Works for lora and the controls; adapters that add layers (conv) stay separate files.
+    """
+    write_merged(model, out, "MODEL", "OUT")
+
+
+def write_merged(spec: str, path: Path, spec_option: str, path_option: str) -> None:
+    """Write one checkpoint that gives the same answers as BASE+ADAPTER. The last two name the arguments in errors."""
     from hrseg_cli.checkpoints.adapters import merged
     from hrseg_cli.checkpoints.formats import save_checkpoint
     from hrseg_cli.checkpoints.resolve import load_model
     from hrseg_cli.writing import only_one
 
-    with only_one(path, f"--merge {path}"):
+    with only_one(path, f"{path_option} {path}"):
         model, provenance = load_model(spec)
         if "adapter" not in provenance:
-            raise HrsegError(f"--from {spec}: has no adapter to fold; give BASE+ADAPTER")
+            raise HrsegError(f"{spec_option} {spec}: has no adapter to merge; give BASE+ADAPTER")
         save_checkpoint(merged(model), path, {"merged_from": provenance})
     typer.echo(json.dumps({"written": str(path)}))

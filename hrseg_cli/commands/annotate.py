@@ -1,4 +1,4 @@
-"""hrseg annotate: a page to click on, for a folder of one's own images."""
+"""hrseg annotate: segment a folder of images by clicking in the browser."""
 
 from __future__ import annotations
 
@@ -7,39 +7,52 @@ from typing import Annotated
 
 import typer
 
-from hrseg_cli.commands import options
+from hrseg_cli.commands import headings, options
 from hrseg_cli.errors import Interrupted
 
 
 def annotate(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A folder of images, or one that holds images/ and perhaps masks/.")
+        Path, typer.Argument(metavar="FOLDER", help="Folder of images, or a dataset with images/ and masks/.")
     ],
-    model: options.Model = "h18s",
-    protocol: Annotated[
-        str, typer.Option("--protocol", metavar="PROTOCOL", help="fast, photo, another protocol, or a YAML file.")
-    ] = "fast",
-    set_: options.Changes = [],  # noqa: B006 - Typer copies it
     range_: options.Range = None,
+    model: options.Model = "h18s",
+    protocol: options.FastProtocol = "fast",
+    set_: options.Changes = [],  # noqa: B006 - Typer copies it
     device: options.Device = "cpu",
     precision: Annotated[
         str | None,
         typer.Option(
             "--precision",
             metavar="PRECISION",
-            help="Network precision, fp32 or bf16 [the faster one on this machine].",
+            rich_help_panel=headings.MACHINE,
+            show_default="the faster one on this machine",
+            help="Network precision: fp32 or bf16.",
         ),
     ] = None,
     runtime: options.Runtime = None,
     port: Annotated[
-        int, typer.Option("--port", metavar="N", min=0, max=65535, help="Where the page is served; 0: any free one.")
+        int,
+        typer.Option(
+            "--port",
+            metavar="N",
+            min=0,
+            max=65535,
+            rich_help_panel=headings.MACHINE,
+            help="Port of the page; 0 takes any free one.",
+        ),
     ] = 8017,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    browser: Annotated[
+        bool,
+        typer.Option(
+            "--browser/--no-browser", rich_help_panel=headings.MACHINE, help="Open the page in the default browser."
+        ),
+    ] = True,
 ) -> None:
     """Segment your own images by clicking on them in the browser.
 
-    The page's address is printed; it works on this machine only. Every click is saved: masks as a dataset that
-    evaluate and train read, clicks as traces, everything as COCO. Ctrl-C ends it.
+    Prints the address of the page, which only this machine can open. Every click is saved: masks as a dataset for
+    evaluate and train, clicks as traces, and both as COCO. Press Ctrl-C to stop.
     """
     from hrseg_cli.data.pixels import parse_span
     from hrseg_cli.recipe import load_protocol
@@ -55,13 +68,13 @@ def annotate(
     from hrseg_cli.engine.runtimes import open_model
     from hrseg_cli.writing import only_one_in
 
-    images_of(folder)  # complains before anything is written there
-    with only_one_in(folder / NOTES, str(folder)):  # before the folder is read: what is read is what is there
-        # The faster precision by itself: a person who waits gains more than the last bits of the answers are worth.
+    images_of(folder)  # fails before anything is written there
+    with only_one_in(folder / NOTES, str(folder)):  # locked before it is read, so that nothing changes in between
+        # The faster precision by default: a waiting person gains more than the last bits of an answer are worth.
         loaded, provenance = open_model(model, runtime, device, precision)
         opened = Folder(folder, chosen.threshold)
         try:
             with reproducible():
                 serve(Desk(opened, loaded, provenance, chosen, name=model, span=span), port, browser, options.note)
         except Interrupted:
-            options.note(f"stopped; everything is saved in {folder}")
+            options.note(f"stopped; all work is saved in {folder}")

@@ -1,4 +1,4 @@
-"""hrseg benchmark: where a click's time goes on this machine."""
+"""hrseg benchmark: time and memory per click on this machine."""
 
 from __future__ import annotations
 
@@ -9,43 +9,85 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hrseg_cli.commands import options
+from hrseg_cli.commands import headings, options
 from hrseg_cli.errors import HrsegError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-# What tells rows apart; a new axis of the product goes here too.
+# What distinguishes rows; a new axis of the product goes here too.
 COLUMNS = ("model", "protocol", "size", "device", "runtime", "precision")
 
 
 def benchmark(
-    model: Annotated[list[str], typer.Option("--model", "-m", metavar="MODEL", help="As evaluate's; repeatable.")] = [  # noqa: B006
-        "h18s"
-    ],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model", "-m", metavar="MODEL", rich_help_panel=headings.MODEL, help="Model, as for evaluate. Repeatable."
+        ),
+    ] = ["h18s"],  # noqa: B006 - Typer copies it
     size: Annotated[
-        list[str], typer.Option("--size", metavar="HEIGHTxWIDTH", help="Of the images, in pixels; repeatable.")
-    ] = ["1024x1024"],  # noqa: B006 - Typer copies it
+        list[str],
+        typer.Option(
+            "--size",
+            metavar="HEIGHTxWIDTH",
+            rich_help_panel=headings.DATA,
+            help="Size of the images in pixels. Repeatable.",
+        ),
+    ] = ["1024x1024"],  # noqa: B006
+    objects: Annotated[
+        int,
+        typer.Option("--objects", metavar="N", min=1, rich_help_panel=headings.DATA, help="Number of objects to time."),
+    ] = 3,
+    clicks: Annotated[
+        int,
+        typer.Option("--clicks", metavar="N", min=1, rich_help_panel=headings.DATA, help="Clicks on each object."),
+    ] = 4,
     protocol: Annotated[
-        list[str], typer.Option("--protocol", metavar="PROTOCOL", help="As evaluate's; repeatable.")
+        list[str],
+        typer.Option(
+            "--protocol",
+            metavar="PROTOCOL",
+            rich_help_panel=headings.PROTOCOL,
+            help=f"How a click becomes a mask: {options.PROTOCOLS}, or a YAML file. Repeatable.",
+        ),
     ] = ["ritm"],  # noqa: B006
     metric: options.Metrics = ["iou", "biou"],  # noqa: B006
-    objects: Annotated[int, typer.Option("--objects", metavar="N", min=1, help="Drawn objects that count.")] = 3,
-    clicks: Annotated[int, typer.Option("--clicks", metavar="N", min=1, help="On each object.")] = 4,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="evaluate's workers have one.")] = 1,
     device: options.Device = "cpu",
+    threads: Annotated[
+        int,
+        typer.Option(
+            "--threads",
+            metavar="N",
+            min=1,
+            rich_help_panel=headings.MACHINE,
+            help="CPU threads; each worker of evaluate has one.",
+        ),
+    ] = 1,
     precision: Annotated[
         list[str],
-        typer.Option("--precision", metavar="PRECISION", help="fp32, or bf16, which is torch's; repeatable."),
+        typer.Option(
+            "--precision",
+            metavar="PRECISION",
+            rich_help_panel=headings.MACHINE,
+            help="Network precision: fp32, or bf16 (with torch only). Repeatable.",
+        ),
     ] = ["fp32"],  # noqa: B006
     runtime: Annotated[
-        list[str], typer.Option("--runtime", metavar="RUNTIME", help="As evaluate's [torch]; repeatable.")
+        list[str],
+        typer.Option(
+            "--runtime",
+            metavar="RUNTIME",
+            rich_help_panel=headings.MACHINE,
+            show_default="torch, or onnxruntime for an .onnx file",
+            help="Inference library: torch, onnxruntime, openvino or openvino-bf16. Repeatable.",
+        ),
     ] = [],  # noqa: B006
 ) -> None:
-    """Seconds per click split by part, and peak memory, for every model, protocol, size, runtime and precision.
+    """Measure time and memory per click, for every combination of the repeatable options.
 
-    One JSON row each on stdout, a table on stderr. Medians, after an object that warms up. Only rows of one call on
-    an idle machine compare.
+    Draws images and times each step of a click: medians, after a warm-up object. Prints one JSON row per combination on
+    stdout and a table on stderr. Compare only rows of one call, on an idle machine.
     """
     sizes = [_size_of(text) for text in size]
     protocols = [options.protocol_of(name, [], None) for name in protocol]
@@ -58,7 +100,7 @@ def benchmark(
     ways = [
         (by, bits)
         for by, bits in product(dict.fromkeys(runtime) or [None], dict.fromkeys(precision))
-        if bits == "fp32" or by in (None, "torch") or "fp32" not in precision  # bf16 is torch's; others have one row
+        if bits == "fp32" or by in (None, "torch") or "fp32" not in precision  # only torch has bf16
     ]
     cases = list(product(dict.fromkeys(model), protocols, sizes, ways))
     with options.progress() as bar:
@@ -78,7 +120,7 @@ def _size_of(text: str) -> tuple[int, int]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    """Milliseconds; a line for the first click of a case and one for those after it."""
+    """Milliseconds; one line for the first click of a case and one for later clicks."""
     from rich.table import Table
 
     parts = list(rows[0]["first"])

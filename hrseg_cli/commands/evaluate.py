@@ -1,4 +1,4 @@
-"""hrseg evaluate: how many clicks a model needs."""
+"""hrseg evaluate: count the clicks a model needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hrseg_cli import __version__
-from hrseg_cli.commands import options, shards
+from hrseg_cli.commands import headings, options, shards
 
 if TYPE_CHECKING:
     from hrseg_cli.data.samples import Ref
@@ -26,36 +26,53 @@ KEPT_CLICKS = (1, 3, 5, 10)
 
 def evaluate(
     dataset: options.Datasets,
-    model: options.Model = "h18s",
-    metric: options.Metrics = ["iou"],  # noqa: B006 - Typer copies it
-    protocol: options.ProtocolName = None,
-    set_: options.Changes = [],  # noqa: B006
-    until: options.Until = [],  # noqa: B006
-    max_clicks: options.MaxClicks = None,
+    root: options.Root = None,
     limit: options.Limit = None,
-    workers: options.Workers = 0,
-    in_flight: options.InFlight = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FOLDER", help="Run folder [runs/evaluate-MODEL-DATASETS-PROTOCOL]."),
-    ] = None,
-    keep_masks: Annotated[
-        bool, typer.Option("--keep-masks", help="Also keep the masks after 1, 3, 5, 10 and the last click.")
-    ] = False,
-    band: options.Band = "0.02",
     binarize: options.Binarize = None,
     instances: options.Instances = False,
-    root: options.Root = None,
+    model: options.Model = "h18s",
+    protocol: options.ProtocolName = None,
+    set_: options.Changes = [],  # noqa: B006 - Typer copies it
+    max_clicks: options.MaxClicks = None,
+    metric: options.Metrics = ["iou"],  # noqa: B006
+    until: options.Until = [],  # noqa: B006
+    band: options.Band = "0.02",
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", metavar="N", rich_help_panel=headings.METRICS, help="Random seed of the bootstrap intervals."
+        ),
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            rich_help_panel=headings.OUTPUT,
+            show_default="runs/evaluate-MODEL-DATASETS-PROTOCOL",
+            help="Run folder to write.",
+        ),
+    ] = None,
+    keep_masks: Annotated[
+        bool,
+        typer.Option(
+            "--keep-masks",
+            rich_help_panel=headings.OUTPUT,
+            help="Also save the masks after 1, 3, 5, 10 and the last click.",
+        ),
+    ] = False,
     device: options.Device = "cpu",
     precision: options.Precision = "fp32",
     runtime: options.Runtime = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the bootstrap intervals.")] = 0,
+    workers: options.Workers = 0,
+    in_flight: options.InFlight = 0,
     shard: shards.Option = None,
 ) -> None:
-    """Simulate clicks on every object and count how many it takes (NoC), by IoU or Boundary IoU.
+    """Simulate clicks on every object of a dataset and count how many a model needs (NoC, number of clicks).
 
-    Writes a run folder (traces, a CSV per dataset, noc.csv) and prints one JSON row per dataset and metric. The same
-    command goes on where an interrupted one stopped.
+    Writes a run folder (traces, one CSV per dataset, noc.csv) and prints one JSON row per dataset and metric. Rerun the
+    same command to resume an interrupted run; 'hrseg report' makes tables and plots of run folders.
     """
     chosen = options.protocol_of(protocol, set_, binarize)
     targets = options.until_of(until, list(dict.fromkeys(metric)))
@@ -105,7 +122,7 @@ def evaluate(
         "device": device,
         "seed": seed,
     }
-    del loaded  # whoever clicks opens it again, and a GPU need not hold it twice
+    del loaded  # opened again to click, and a GPU need not hold it twice
     folder = out or _default_folder(model, names, chosen.name)
     if part:
         settings["shard"], folder, refs = str(part), part.folder(folder), part.share(refs)
@@ -120,10 +137,10 @@ def evaluate(
 
 
 def _files_of(refs: list[Ref]) -> dict[str, str]:
-    """``dataset/id`` -> sizes and times of the object's files, or how it is drawn. Paths do not count."""
+    """``dataset/id`` -> sizes and times of the object's files, or how it is drawn. Paths are ignored."""
     from hrseg_cli.data.samples import file_state, size_and_time
 
-    stat = cache(size_and_time)  # many objects may share a file
+    stat = cache(size_and_time)  # objects may share a file
     return {f"{ref.dataset}/{ref.id}": file_state(ref, stat) for ref in refs}
 
 
@@ -134,7 +151,7 @@ def _default_folder(model: str, datasets: list[str], protocol: str) -> Path:
 
 
 def _simulate(plan: Plan, refs: list[Ref], run: Run, workers: int, in_flight: int) -> list[Trace]:
-    """All traces in dataset order; those that the run folder already holds are not made again."""
+    """All traces in dataset order; traces already in the run folder are reused."""
     from hrseg_cli.engine.simulate import run as run_plan
 
     done = run.finished_traces(_files_of(refs), bool(plan.keep_masks))
@@ -168,9 +185,9 @@ def _write_results(
     seed: int,
     shard: dict[str, str],
 ) -> dict[str, Any]:
-    """CSVs into the folder, one JSON row per (dataset, metric) to stdout; the summary for ``run.json``.
+    """Write the CSVs, print one JSON row per (dataset, metric), return the summary for ``run.json``.
 
-    A composed dataset gets rows of its own after those of its parts, over all their objects.
+    A composed dataset has rows of its own, over the objects of all its parts, after those of the parts.
     """
     import csv
     import io

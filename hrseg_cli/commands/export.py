@@ -1,4 +1,4 @@
-"""hrseg export: the click step for other programs."""
+"""hrseg export: a model as an ONNX file for other programs."""
 
 from __future__ import annotations
 
@@ -8,36 +8,56 @@ from typing import Annotated
 
 import typer
 
-from hrseg_cli.commands import options
+from hrseg_cli.commands import headings, options
 from hrseg_cli.errors import HrsegError
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, a model's name, or BASE+ADAPTER.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.onnx", help="The file to write.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Model: a name with weights, a checkpoint, or BASE+ADAPTER.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE.onnx", rich_help_panel=headings.OUTPUT, help="ONNX file to write."),
+    ],
     int8: Annotated[
-        bool, typer.Option("--int8", help="Weights and activations in 8 bits, calibrated on --calibrate.")
+        bool,
+        typer.Option(
+            "--int8",
+            rich_help_panel=headings.OUTPUT,
+            help="Quantise weights and activations to 8 bits; needs --calibrate.",
+        ),
     ] = False,
     calibrate: Annotated[
         list[str],
         typer.Option(
-            "--calibrate", metavar="DATASET", help="Objects to click on, as --dataset takes them. Repeatable."
+            "--calibrate",
+            metavar="DATASET",
+            rich_help_panel=headings.DATA,
+            help="Dataset for the calibration of --int8, written like evaluate's --dataset. Repeatable.",
         ),
     ] = [],  # noqa: B006 - Typer copies it
     calibrate_count: Annotated[
-        int, typer.Option("--calibrate-count", metavar="N", min=2, help="How many objects, spread over the dataset.")
+        int,
+        typer.Option(
+            "--calibrate-count",
+            metavar="N",
+            min=2,
+            rich_help_panel=headings.DATA,
+            help="Number of calibration objects, spread over the dataset.",
+        ),
     ] = 24,
     root: options.Root = None,
 ) -> None:
-    """Write the whole click step (image, previous mask, clicks -> probability) as one ONNX file of any input size.
+    """Export a model as one ONNX file: image, previous mask and clicks in, probability out, for any image size.
 
-    It is checked against PyTorch at three sizes before it is written; the JSON row tells the differences. With --int8
-    the row tells how much the answers to some of the clicks changed; 'hrseg evaluate --model FILE.onnx' counts them.
+    The file is checked against PyTorch at three sizes before it is written; the JSON row reports the differences. With
+    --int8 it also reports how much some answers changed; 'hrseg evaluate --model FILE.onnx' counts clicks.
     """
     if out.suffix != ".onnx":
-        raise HrsegError(f"--out {out}: name a file that ends in .onnx")
+        raise HrsegError(f"--out {out}: give a file name that ends in .onnx")
     if int8 != bool(calibrate):
-        raise HrsegError("--int8 and --calibrate DATASET: give both, or none")
+        raise HrsegError("--int8 needs --calibrate DATASET, and --calibrate needs --int8; give both or none")
 
     from hrseg_cli.checkpoints.resolve import load_model
     from hrseg_cli.engine import export as engine

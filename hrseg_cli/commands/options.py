@@ -1,4 +1,4 @@
-"""Options that several commands share, and what their texts mean."""
+"""Options that several commands share, and how their texts are read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast, get_args
 
 import typer
 
 from hrseg_cli import catalog
+from hrseg_cli.commands import headings
 from hrseg_cli.commands.shards import share_of_cores
 from hrseg_cli.errors import HrsegError, UnknownName
 
@@ -22,13 +23,20 @@ if TYPE_CHECKING:  # pydantic and rich take longer to import than the help to pr
     from hrseg_cli.data.samples import Ref
     from hrseg_cli.recipe import BinarizeRule, Protocol
 
+METRICS = ", ".join(catalog.METRICS)
+ADAPTERS = ", ".join(catalog.ADAPTERS)
+RULES = "auto, nonzero, gt128, void128, void255, grabcut"
+PROTOCOLS = "ritm, ritm-davis, fixed, plain, photo, fast"
+
 Model = Annotated[
     str,
     typer.Option(
         "--model",
         "-m",
         metavar="MODEL",
-        help="A checkpoint (.pth of RITM, .safetensors of hrseg), BASE+ADAPTER, or a name: h18s, grabcut.",
+        rich_help_panel=headings.MODEL,
+        help="Network to use: a name with weights (h18s, grabcut), a checkpoint (.safetensors, or RITM's .pth), an "
+        ".onnx file of 'hrseg export', or BASE+ADAPTER.",
     ),
 ]
 Datasets = Annotated[
@@ -37,35 +45,76 @@ Datasets = Annotated[
         "--dataset",
         "-d",
         metavar="DATASET",
-        help="A folder, NAME=FOLDER (a layout's name forces that layout), a name under the data root, or 'procedural'. "
-        "FOLDER:range=LOW..HIGH gives black and white of images with more than 8 bits. Repeatable.",
+        rich_help_panel=headings.DATA,
+        help="Dataset: a folder (such as one with images/ and masks/), a known name ('hrseg list datasets'), "
+        "NAME=FOLDER to choose its name or layout, or 'procedural' for drawn images. Append :range=LOW..HIGH for "
+        "images with more than 8 bits. Repeatable.",
     ),
 ]
-Metrics = Annotated[list[str], typer.Option("--metric", metavar="METRIC", help="iou, biou or mba; repeatable.")]
+Metrics = Annotated[
+    list[str],
+    typer.Option(
+        "--metric",
+        metavar="METRIC",
+        rich_help_panel=headings.METRICS,
+        help=f"Metric to measure: {METRICS} ('hrseg list metrics'). Repeatable.",
+    ),
+]
 ProtocolName = Annotated[
     str | None,
     typer.Option(
         "--protocol",
         metavar="PROTOCOL",
-        help="ritm, ritm-davis, fixed, plain, or a YAML file [the known dataset's, else ritm].",
+        rich_help_panel=headings.PROTOCOL,
+        show_default="the dataset's own, or ritm",
+        help=f"How a click becomes a mask: {PROTOCOLS}, or a YAML file ('hrseg list protocols').",
+    ),
+]
+FastProtocol = Annotated[
+    str,
+    typer.Option(
+        "--protocol",
+        metavar="PROTOCOL",
+        rich_help_panel=headings.PROTOCOL,
+        help=f"How a click becomes a mask: {PROTOCOLS}, or a YAML file ('hrseg list protocols').",
     ),
 ]
 Changes = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change the protocol, e.g. zoom.target=600. Repeatable.")
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        rich_help_panel=headings.PROTOCOL,
+        help="Change a value of the protocol, e.g. zoom.target=600. Repeatable.",
+    ),
 ]
 Until = Annotated[
     list[str],
     typer.Option(
         "--until",
         metavar="VALUE",
-        help="Stop an object when every metric has reached this: 0.90, or METRIC=VALUE, repeatable. Above 1: never.",
+        rich_help_panel=headings.METRICS,
+        show_default="0.90",
+        help="Stop once every metric reaches VALUE; above 1 disables stopping. METRIC=VALUE sets one metric. "
+        "Repeatable.",
     ),
 ]
 MaxClicks = Annotated[
-    int | None, typer.Option("--max-clicks", metavar="N", min=1, help="Clicks per object [protocol's].")
+    int | None,
+    typer.Option(
+        "--max-clicks",
+        metavar="N",
+        min=1,
+        rich_help_panel=headings.PROTOCOL,
+        show_default="the protocol's",
+        help="Maximum number of clicks per object.",
+    ),
 ]
 Limit = Annotated[
-    int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N objects of each dataset.")
+    int | None,
+    typer.Option(
+        "--limit", metavar="N", min=1, rich_help_panel=headings.DATA, help="Use the first N objects of each dataset."
+    ),
 ]
 Workers = Annotated[
     int,
@@ -73,8 +122,9 @@ Workers = Annotated[
         "--workers",
         metavar="N",
         min=0,
-        help="Processes, one thread each; 0: one per core. With --in-flight: threads for clicks, scores and decoding; "
-        "0: up to 4. Results do not depend on it.",
+        rich_help_panel=headings.MACHINE,
+        help="Worker processes with one thread each; 0 starts one per core. With --in-flight: threads, at most 4 for "
+        "0. Results do not depend on it.",
     ),
 ]
 InFlight = Annotated[
@@ -83,32 +133,59 @@ InFlight = Annotated[
         "--in-flight",
         metavar="N",
         min=0,
-        help="Objects at once on one model, their looks in batches; 0: 1 on a CPU, 32 on a GPU. Numbers depend on "
-        "it by rounding only.",
+        rich_help_panel=headings.MACHINE,
+        help="Objects processed together in batches; 0 means 1 on a CPU and 32 on a GPU. Results differ by rounding "
+        "only.",
     ),
 ]
 Root = Annotated[
-    Path | None, typer.Option("--root", metavar="FOLDER", help="Where named datasets lie [$HRSEG_DATA or ./data].")
-]
-Instances = Annotated[bool, typer.Option("--instances", help="Masks hold one object per grey value or palette index.")]
-Binarize = Annotated[
-    str | None,
+    Path | None,
     typer.Option(
-        "--binarize",
-        metavar="RULE",
-        help="How grey values become truth: auto, nonzero, gt128, void128, void255, grabcut [protocol's].",
+        "--root",
+        metavar="FOLDER",
+        rich_help_panel=headings.DATA,
+        show_default="$HRSEG_DATA, or ./data",
+        help="Data root: the folder that holds the named datasets.",
     ),
 ]
+Instances = Annotated[
+    bool,
+    typer.Option(
+        "--instances",
+        rich_help_panel=headings.DATA,
+        help="Masks hold several objects, one per grey value or palette index.",
+    ),
+]
+
+
+def _binarize(default: str) -> Any:
+    return typer.Option(
+        "--binarize",
+        metavar="RULE",
+        rich_help_panel=headings.DATA,
+        show_default=default,
+        help=f"Which grey values of a mask are object, and which are ignored: {RULES}.",
+    )
+
+
+Binarize = Annotated[str | None, _binarize("the protocol's")]
+BinarizeAuto = Annotated[str | None, _binarize("auto")]
 Range = Annotated[
     str | None,
     typer.Option(
-        "--range", metavar="LOW..HIGH", help="Black and white of images with more than 8 bits, such as 0..4095."
+        "--range",
+        metavar="LOW..HIGH",
+        rich_help_panel=headings.DATA,
+        help="Values shown as black and white in images with more than 8 bits, such as 0..4095.",
     ),
 ]
 Precision = Annotated[
     str,
     typer.Option(
-        "--precision", metavar="PRECISION", help="Of the network: fp32, or bf16: quicker, numbers differ a little."
+        "--precision",
+        metavar="PRECISION",
+        rich_help_panel=headings.MACHINE,
+        help="Network precision: fp32, or bf16 (faster where the processor supports it; results differ slightly).",
     ),
 ]
 Runtime = Annotated[
@@ -116,18 +193,28 @@ Runtime = Annotated[
     typer.Option(
         "--runtime",
         metavar="RUNTIME",
-        help="torch, onnxruntime, openvino or openvino-bf16; an .onnx file of 'hrseg export' works as --model too.",
+        rich_help_panel=headings.MACHINE,
+        show_default="torch, or onnxruntime for an .onnx file",
+        help="Inference library: torch, onnxruntime, openvino or openvino-bf16.",
     ),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu or cuda[:N].")]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="DEVICE", rich_help_panel=headings.MACHINE, help="Device: cpu, cuda or cuda:N."),
+]
 Band = Annotated[
     str,
-    typer.Option("--band", metavar="WIDTH", help="Width of Boundary IoU's band: 0.02 of the diagonal, or e.g. 5px."),
+    typer.Option(
+        "--band",
+        metavar="WIDTH",
+        rich_help_panel=headings.METRICS,
+        help="Width of Boundary IoU's band: a share of the image diagonal, or pixels such as 5px.",
+    ),
 ]
 
 
 def protocol_of(name: str | None, changes: list[str], binarize: str | None) -> Protocol:
-    """The protocol (ritm where none is named) with all that was changed on the command line, in its name too."""
+    """The protocol, ritm by default, with the changes of the command line; its name carries them."""
     from hrseg_cli.recipe import load_protocol
 
     binarize_of(binarize)
@@ -137,9 +224,9 @@ def protocol_of(name: str | None, changes: list[str], binarize: str | None) -> P
 def own_protocols(
     name: str | None, main: Protocol, datasets: Iterable[str], changes: list[str]
 ) -> tuple[Protocol, dict[str, Protocol]]:
-    """The protocol of most datasets, and dataset -> protocol of those whose manifest wants another.
+    """The main protocol, and dataset -> protocol for datasets whose manifest asks for another one.
 
-    Only where the user names none: RITM looks at DAVIS, and only at DAVIS, through larger crops.
+    Only without --protocol. RITM evaluates DAVIS, and only DAVIS, with larger crops.
     """
     from hrseg_cli.data.manifest import load_manifest, manifest_names
     from hrseg_cli.recipe import load_protocol
@@ -165,9 +252,9 @@ def binarize_of(text: str | None) -> BinarizeRule:
 
 
 def until_of(texts: list[str], metrics: list[str]) -> dict[str, float]:
-    """Asked metric -> target. Raises HrsegError or UnknownName."""
+    """Metric -> the score at which clicking stops, 0.90 by default. Raises HrsegError or UnknownName."""
     if not metrics:
-        raise HrsegError("--metric: ask for at least one of iou, biou, mba")
+        raise HrsegError(f"--metric: name at least one of {METRICS}")
     for metric in metrics:
         if metric not in catalog.METRICS:
             raise UnknownName("metric", metric, catalog.METRICS)
@@ -175,7 +262,7 @@ def until_of(texts: list[str], metrics: list[str]) -> dict[str, float]:
     for text in texts:
         name, equals, value = text.rpartition("=")
         if equals and name not in targets:
-            raise HrsegError(f"--until {text}: '{name}' is not asked for; add --metric {name}")
+            raise HrsegError(f"--until {text}: '{name}' is not measured; add --metric {name}")
         try:
             number = float(value)
         except ValueError:
@@ -187,7 +274,7 @@ def until_of(texts: list[str], metrics: list[str]) -> dict[str, float]:
 
 
 def band_of(text: str) -> dict[str, float]:
-    """Keyword arguments of Boundary IoU: ``ratio`` of the diagonal or ``width`` in pixels."""
+    """Keyword arguments of the metrics that take a band: ``ratio`` of the diagonal, or ``width`` in pixels."""
     if pixels := re.fullmatch(r"([1-9]\d*)px", text):
         return {"width": int(pixels.group(1))}
     try:
@@ -200,13 +287,13 @@ def band_of(text: str) -> dict[str, float]:
 
 
 def in_flight_of(number: int, device: str) -> int:
-    """0 means 1 on a CPU, where a batch is no quicker than its parts, and 32 on an accelerator."""
+    """0 means 1 on a CPU, where batches save no time, and 32 on an accelerator."""
     return number or (1 if device == "cpu" else 32)
 
 
 def workers_of(number: int, device: str, in_flight: int = 1) -> int:
-    """0 means one per core this process may use, four at most around objects in flight, and one on an accelerator that
-    answers one object at a time."""
+    """0 means one per available core, at most four with several objects in flight, and one on an accelerator that
+    processes one object at a time."""
     if number:
         return number
     if not hasattr(os, "sched_getaffinity"):
@@ -219,7 +306,7 @@ def workers_of(number: int, device: str, in_flight: int = 1) -> int:
 
 
 def run_folder(name: str) -> Path:
-    """``runs/NAME``, with characters that every file system takes, cut where it grows too long for one."""
+    """``runs/NAME``, with characters that every file system accepts, shortened where the name is too long."""
     from hashlib import sha256
 
     plain = "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in name)
@@ -227,7 +314,7 @@ def run_folder(name: str) -> Path:
 
 
 def device_of(text: str) -> str:
-    """Checked here so that a missing accelerator is one line. Imports torch for anything but ``cpu``."""
+    """The device, if this machine has it. Imports torch for anything but ``cpu``. Raises HrsegError."""
     if text == "cpu":
         return text
     import torch
@@ -235,28 +322,28 @@ def device_of(text: str) -> str:
     try:
         device = torch.device(text)
     except RuntimeError:
-        raise HrsegError(f"--device {text}: write cpu or cuda") from None
+        raise HrsegError(f"--device {text}: write cpu, cuda or cuda:N") from None
     if device.type != "cuda":
-        raise HrsegError(f"--device {text}: write cpu or cuda")
+        raise HrsegError(f"--device {text}: write cpu, cuda or cuda:N")
     if not torch.cuda.is_available():
         raise HrsegError(f"--device {text}: this PyTorch sees no GPU; use --device cpu")
     if (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise HrsegError(f"--device {text}: there are {count} GPUs, numbered from 0; take another number")
+        raise HrsegError(f"--device {text}: this machine has {count} GPUs, numbered from 0; choose one of them")
     return text
 
 
 def note(line: str) -> None:
-    """A line for whoever watches, on stderr."""
+    """Print a line on stderr."""
     typer.echo(line, err=True)
 
 
 def data_root(root: Path | None) -> Path:
-    """Where named datasets lie."""
+    """The folder that holds the named datasets."""
     return root or Path(os.environ.get("HRSEG_DATA") or "data")
 
 
 class Opened(NamedTuple):
-    """Typed datasets. composed: name -> names of its parts. incomplete: dataset -> "objects there of all"."""
+    """The requested datasets. composed: name -> names of its parts. incomplete: dataset -> "found of published"."""
 
     refs: list[Ref]
     composed: dict[str, list[str]]
@@ -266,9 +353,9 @@ class Opened(NamedTuple):
 def open_datasets(
     specs: list[str], root: Path | None, instances: bool, binarize: BinarizeRule, limit: int | None
 ) -> Opened:
-    """The objects of all typed datasets.
+    """The objects of all requested datasets.
 
-    Says on stderr when a known dataset is not whole. Raises HrsegError where two datasets would get the same name.
+    Warns on stderr about an incomplete known dataset. Raises HrsegError where two datasets would have the same name.
     """
     from hrseg_cli.data.known import DEFAULT_SPLIT, find_known, list_parts, pieces_of
     from hrseg_cli.data.samples import open_dataset, open_listing, split_options
@@ -285,14 +372,17 @@ def open_datasets(
                 published = piece.split.count_objects
                 if limit is None and published and not piece.split.about and len(part) != published:
                     opened.incomplete[part[0].dataset] = f"{len(part)} of {published}"
-                    typer.echo(f"{piece.place}: {len(part)} objects are there of {published}; not its number", err=True)
+                    typer.echo(
+                        f"{piece.place}: only {len(part)} of {published} objects found; its number is not comparable",
+                        err=True,
+                    )
         else:
             parts = [open_dataset(spec, root=root, instances=instances, binarize=binarize, limit=limit)]
         names = [part[0].dataset for part in parts]
         if "noc" in names:
-            raise HrsegError(f"--dataset {spec}: 'noc' is the name of the table; write another NAME=FOLDER")
+            raise HrsegError(f"--dataset {spec}: the name 'noc' is reserved for the table noc.csv; write OTHER=FOLDER")
         if twice := seen.intersection(names):
-            raise HrsegError(f"--dataset {spec}: '{twice.pop()}' is there twice; tell folders apart with NAME=FOLDER")
+            raise HrsegError(f"--dataset {spec}: the name '{twice.pop()}' is used twice; rename one with NAME=FOLDER")
         seen.update(names)
         if len(names) > 1:
             opened.composed[Path(text).stem] = names
@@ -301,12 +391,12 @@ def open_datasets(
         try:
             ref.id.encode()
         except UnicodeEncodeError:
-            raise HrsegError(f"{ref.id!r} of {ref.dataset}: the file's name is not UTF-8; rename it") from None
+            raise HrsegError(f"{ref.id!r} of {ref.dataset}: the file name is not UTF-8; rename the file") from None
     return opened
 
 
 def progress(of_bytes: bool = False) -> Progress:
-    """A progress bar with the time left, on stderr; gone when finished."""
+    """A progress bar on stderr with the remaining time; removed when finished."""
     from rich import progress as rich
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""hrseg prepare-data: datasets drawn, fetched, counted and checked."""
+"""hrseg prepare-data: download, check, index or draw datasets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hrseg_cli.commands import options
+from hrseg_cli.commands import headings, options
+from hrseg_cli.commands.names import datasets
+from hrseg_cli.commands.rows import written
 from hrseg_cli.errors import HrsegError
 
 if TYPE_CHECKING:
@@ -27,33 +29,74 @@ def prepare_data(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DATASET]", help="A known dataset, a manifest (.yaml), a folder, a COCO .json, or 'procedural'."
+            metavar="DATASET",
+            help="Known dataset ('hrseg list datasets'), manifest (.yaml), folder, COCO .json, or 'procedural'.",
         ),
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Print the known datasets and what of them is there.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Same as 'hrseg list datasets'.")] = False,
+    root: options.Root = None,
+    binarize: options.BinarizeAuto = None,
+    instances: options.Instances = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            rich_help_panel=headings.DATA,
+            help="Decode every file of a known dataset again, even if its index is up to date.",
+        ),
+    ] = False,
     split: Annotated[
-        list[str], typer.Option("--split", metavar="SPLIT", help="Only this split of a known dataset. Repeatable.")
+        list[str],
+        typer.Option(
+            "--split",
+            metavar="SPLIT",
+            rich_help_panel=headings.DOWNLOAD,
+            show_default="all",
+            help="Split of a known dataset to prepare, such as val. Repeatable.",
+        ),
     ] = [],  # noqa: B006 - Typer copies it
     from_: Annotated[
         Path | None,
-        typer.Option("--from", metavar="PATH", help="Take the archives from this file or folder, download nothing."),
-    ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Decode every file again, though an index says that all was well.")
-    ] = False,
-    cache_longest: Annotated[
-        int | None,
-        typer.Option("--cache-longest", metavar="PIXELS", min=64, help="Also write copies with sides up to this."),
+        typer.Option(
+            "--from",
+            metavar="PATH",
+            rich_help_panel=headings.DOWNLOAD,
+            help="Use archives from this file or folder instead of downloading them.",
+        ),
     ] = None,
     count: Annotated[
-        int | None, typer.Option("--count", metavar="N", min=1, help="procedural: how many objects [20].")
+        int | None,
+        typer.Option(
+            "--count",
+            metavar="N",
+            min=1,
+            rich_help_panel=headings.DRAWING,
+            show_default="20",
+            help="Number of objects to draw.",
+        ),
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option("--size", metavar="PIXELS", min=64, max=4096, help="procedural: longer side in pixels [1024]."),
+        typer.Option(
+            "--size",
+            metavar="PIXELS",
+            min=64,
+            max=4096,
+            rich_help_panel=headings.DRAWING,
+            show_default="1024",
+            help="Longer side of the drawn images.",
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", min=0, help="procedural: same seed, same pictures [0].")
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            min=0,
+            rich_help_panel=headings.DRAWING,
+            show_default="0",
+            help="Random seed; the same seed gives the same images.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -61,18 +104,26 @@ def prepare_data(
             "--out",
             "-o",
             metavar="PATH",
-            help="procedural: the folder. A folder: the index file. Known datasets: a folder for indexes.",
+            rich_help_panel=headings.OUTPUT,
+            help="Folder for drawn images or for the indexes of a known dataset; index file of a folder.",
         ),
     ] = None,
-    binarize: options.Binarize = None,
-    instances: options.Instances = False,
-    root: options.Root = None,
+    cache_longest: Annotated[
+        int | None,
+        typer.Option(
+            "--cache-longest",
+            metavar="PIXELS",
+            min=64,
+            rich_help_panel=headings.OUTPUT,
+            help="Also write smaller copies whose longer side is at most this.",
+        ),
+    ] = None,
 ) -> None:
-    """Fetch a known dataset, or draw the procedural set, or check a folder; then count, decode and index everything.
+    """Download a known dataset, check a folder of your own, or draw a synthetic dataset.
 
-    A known dataset lands below the data root: archives are fetched (an interrupted download goes on), verified,
-    unpacked, counted and indexed. A folder: every image and mask is decoded, sizes and pairs are compared, and
-    index.jsonl is written with one line per object. One JSON row per part goes to stdout, problems to stderr.
+    Known datasets with public links are downloaded (resumably) below the data root, verified, unpacked, counted and
+    indexed. In your own folder, every image and mask is decoded and compared, and index.jsonl is written. Prints one
+    JSON row per part on stdout, problems on stderr.
     """
     from hrseg_cli.data.known import find_known
 
@@ -84,7 +135,9 @@ def prepare_data(
     if list_:
         _list(place)
     elif what is None:
-        raise typer.BadParameter("name a dataset, a folder or 'procedural'; --list prints the known datasets")
+        raise typer.BadParameter(
+            "give a dataset, a folder or 'procedural'; 'hrseg list datasets' shows the known datasets"
+        )
     elif what == "procedural":
         _refuse(what, for_known | for_folders | everywhere_else)
         _draw(out or place / what, count or 20, size or 1024, seed or 0)
@@ -99,25 +152,12 @@ def prepare_data(
 def _refuse(what: str, given: dict[str, Any]) -> None:
     for name, value in given.items():
         if value not in (None, False, []):
-            raise HrsegError(f"{name} does not go with {what}; leave it out (--help says what it is for)")
+            raise HrsegError(f"{name} does not apply to {what}; remove it (see --help)")
 
 
 def _list(root: Path) -> None:
-    from hrseg_cli.data.manifest import overview
-    from hrseg_cli.data.unpack import size_text
-
-    rows = [("dataset", "objects", "archives", "there", "licence")]
-    for one in overview(root):
-        counts = ", ".join(
-            f"{name} {'~' if name in one['about'] else ''}{number or '?'}" for name, number in one["splits"].items()
-        )
-        size = "unknown" if one["bytes"] is None else size_text(one["bytes"])
-        rows.append((one["name"], counts, size + (", by hand" if one["manual"] else ""), one["state"], one["licence"]))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        cells = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
-        typer.echo("  ".join([*cells, row[4]]).rstrip())
-    typer.echo(f"'there' is below {root}; 'by hand': hrseg says where a person gets it.", err=True)
+    typer.echo(written(datasets(root)), nl=False)
+    options.note(f"'present' is below {root}; 'by hand' means that 'hrseg prepare-data NAME' says where to get it")
 
 
 def _draw(folder: Path, count: int, size: int, seed: int) -> None:
@@ -138,7 +178,7 @@ def _prepare(
     longest: int | None,
     out: Path | None,
 ) -> None:
-    """A known dataset: fetch and unpack what is missing, then count and index every piece that is there."""
+    """A known dataset: download and unpack what is missing, then count and index every piece present."""
     from hrseg_cli.data.index import is_fresh
     from hrseg_cli.data.known import list_piece, pieces_of
     from hrseg_cli.data.paths import below
@@ -173,17 +213,17 @@ def _prepare(
     if failure:
         raise failure
     if problems:
-        raise HrsegError(f"{manifest.name}: {problems} problems, named above; what is good is indexed")
+        raise HrsegError(f"{manifest.name}: {problems} problems, listed above; everything else is indexed")
 
 
 def _fetch(pieces: list[Piece], root: Path, from_: Path | None) -> None:
-    """Fetch and unpack the archives of the pieces that are not whole. What has no link is asked for first."""
+    """Download and unpack the archives of incomplete pieces. Archives without a link are asked for first."""
     from hrseg_cli.data.fetch import archive_path, fetch
     from hrseg_cli.data.manifest import find_split
     from hrseg_cli.data.unpack import is_unpacked, unpack
 
     def needed(file: ArchiveFile) -> bool:
-        """For a piece of which nothing is there, or which is not whole and never was unpacked."""
+        """Whether a piece is absent, or incomplete and was never unpacked."""
         states = [
             find_split(piece.split, root).state
             for piece in pieces
@@ -195,23 +235,25 @@ def _fetch(pieces: list[Piece], root: Path, from_: Path | None) -> None:
     files = [file for file in archives if needed(file)]
     if from_ and from_.is_file() and len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise HrsegError(f"--from {from_}: these archives are needed: {names}; give the folder that holds them")
+        raise HrsegError(f"--from {from_}: several archives are needed ({names}); give the folder that holds them")
     for file in files:
         if not file.urls and from_ is None and not archive_path(file, root).is_file():
-            raise HrsegError(f"{file.name} has no public link: {file.how}; then add --from FOLDER with it")
-    # What lies at hand first: one large archive may hold all that a smaller one is for.
+            raise HrsegError(f"{file.name} has no public link: {file.how}; then add --from FOLDER")
+    # Local archives first: one large archive may contain everything that a smaller one is for.
     files.sort(key=lambda file: from_ is not None and from_.is_dir() and not (from_ / file.name).is_file())
     for file in filter(needed, files):
-        with _bytes(f"fetching {file.name}") as progress:
+        with _bytes(f"downloading {file.name}") as progress:
             got = fetch(file, root, progress=progress, from_path=from_)
         if got.pinned:
-            typer.echo(f"{file.name}: no sum is published; pinned as SHA-256 {got.sha256}", err=True)
+            typer.echo(
+                f"{file.name}: no checksum is published; recorded SHA-256 {got.sha256} for later downloads", err=True
+            )
         with _bytes(f"unpacking {file.name}") as progress:
             unpack(got.path, root / file.into, kind=file.unpack, inside=file.inside, name=file.name, progress=progress)
 
 
 def _count(listing: Listing, piece: Piece) -> int:
-    """Print what the index holds against what the manifest says; 1 where they disagree."""
+    """Print the counts of the index next to those of the manifest; 1 if they disagree."""
     from hrseg_cli.data.index import Index
     from hrseg_cli.data.manifest import ABOUT
 
@@ -230,8 +272,8 @@ def _count(listing: Listing, piece: Piece) -> int:
     if not wrong_objects and images >= (1 - share) * (split.count_images or 0):
         return 0
     typer.echo(
-        f"hrseg: {listing.folder}: {objects} good objects in {images} images, {piece.place} has "
-        f"{split.count_objects or 'some'} in {split.count_images or 'some'}; complete the folder, or remove it and "
+        f"hrseg: {listing.folder}: {objects} valid objects in {images} images, {piece.place} has "
+        f"{split.count_objects or 'some'} in {split.count_images or 'some'}; complete the folder, or delete it and "
         "prepare it again",
         err=True,
     )
@@ -249,9 +291,9 @@ def _check(
     found = _index(listing, spec, out, instances, binarize)
     if not found.objects and not found.problems:
         fix = (
-            "no mask holds an id besides 0 and void; leave --instances off"
+            "no mask has an id other than 0 and the ignored value; remove --instances"
             if found.empty
-            else "put images and masks in"
+            else "add images and masks"
         )
         raise HrsegError(f"{spec}: no objects; {fix}")
     if longest:
@@ -261,11 +303,11 @@ def _check(
         inside = Path(split_options(spec)[0]).is_file()
         _shrink(listing, below(folder if inside else folder.parent, name, spec), longest, out)
     if found.problems:
-        raise HrsegError(f"{spec}: {len(found.problems)} problems, named above; what is good is indexed")
+        raise HrsegError(f"{spec}: {len(found.problems)} problems, listed above; everything else is indexed")
 
 
 def _index(listing: Listing, name: str, out: Path | None = None, *rule: Any) -> Summary:
-    """Decode everything of a listing and write its index; each problem is told."""
+    """Decode all files of a listing and write its index; prints every problem."""
     from hrseg_cli.data.index import build_index
 
     instances, binarize = rule or (False, "auto")
@@ -281,7 +323,7 @@ def _index(listing: Listing, name: str, out: Path | None = None, *rule: Any) -> 
     for problem in found.problems:
         typer.echo(f"hrseg: {problem}", err=True)
     if found.empty:
-        options.note(f"{name}: {found.empty} masks hold no object")
+        options.note(f"{name}: {found.empty} masks have no object")
     _row(
         dataset=name,
         index=str(found.path),
@@ -294,7 +336,7 @@ def _index(listing: Listing, name: str, out: Path | None = None, *rule: Any) -> 
 
 
 def _shrink(listing: Listing, folder: Path, longest: int, index: Path | None = None) -> None:
-    """Smaller copies of what the index holds: the good objects."""
+    """Smaller copies of the indexed, hence valid, objects."""
     import csv
 
     from hrseg_cli.data.index import Index
@@ -308,7 +350,7 @@ def _shrink(listing: Listing, folder: Path, longest: int, index: Path | None = N
     with (folder / PAIRS).open(encoding="utf-8", newline="") as table:
         kept = sum(1 for _ in csv.DictReader(table))
     if lost := len(refs) - kept:
-        options.note(f"{folder}: {lost} of {len(refs)} objects have no pixel left at {longest} pixels, left out")
+        options.note(f"{folder}: skipped {lost} of {len(refs)} objects, which have no pixel left at {longest} pixels")
     _row(dataset=listing.name, cache=str(folder), longest=longest, objects=kept)
 
 

@@ -1,4 +1,4 @@
-"""``hrseg report``: run folders -> a table, curves, a page of pictures."""
+"""hrseg report: tables, curves and pages of pictures from run folders."""
 
 from __future__ import annotations
 
@@ -8,38 +8,115 @@ from typing import Annotated
 
 import typer
 
+from hrseg_cli import catalog
+from hrseg_cli.commands import headings, options
+
 
 def report(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN", help="Run folders; LABEL=FOLDER gives one another name.")
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="Run folders of 'hrseg evaluate'; write LABEL=FOLDER to rename one."),
     ] = None,
-    format_: Annotated[str, typer.Option("--format", help="md, tex, csv or json.")] = "md",
-    metric: Annotated[list[str] | None, typer.Option(help="Only this metric. May be repeated.")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="METRIC",
+            rich_help_panel=headings.METRICS,
+            show_default="those of the runs",
+            help=f"Metric to report: {options.METRICS}. Repeatable.",
+        ),
+    ] = None,
     measure: Annotated[
-        list[str] | None, typer.Option(help="NoC@90, NoF@90, >=20@90, mean@5, AUC or SPC. May be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--measure",
+            metavar="MEASURE",
+            rich_help_panel=headings.METRICS,
+            show_default="NoC@80, NoC@85, NoC@90, NoF@90",
+            help="Column: NoC@90 (clicks to reach 0.90), NoF@90 (share of failures), >=20@90 (RITM's failures), mean@5 "
+            "(score after 5 clicks), AUC, or SPC (seconds per click). Other numbers work too. Repeatable.",
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw score by click, e.g. to a .png.")] = None,
-    pictures: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw masks click by click; needs runs with --keep-masks.")
+    partial: Annotated[
+        bool, typer.Option("--partial", rich_help_panel=headings.DATA, help="Accept unfinished runs.")
+    ] = False,
+    tables: Annotated[
+        str | None,
+        typer.Option(
+            "--tables",
+            metavar="PLAN",
+            rich_help_panel=headings.DATA,
+            help="Lay out the runs of one folder (ROW/SEED/SET) as the tables of a plan: a YAML file, or 'adapters'.",
+        ),
     ] = None,
-    objects: Annotated[int, typer.Option(min=1, help="Objects on the page of pictures.")] = 6,
-    check: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Compare with this file; exit 1 with a diff if it differs.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there, not to stdout.")] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Take runs that are not finished too.")] = False,
     paper: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="In place of RUN: the adapters' tables from what 'make tables' left there."
+            "--paper",
+            metavar="FOLDER",
+            rich_help_panel=headings.DATA,
+            help="Same as --tables adapters FOLDER, with the folder of 'make tables'.",
         ),
     ] = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            rich_help_panel=headings.OUTPUT,
+            help=f"Format of the table: {', '.join(catalog.FORMATS)}.",
+        ),
+    ] = "md",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            rich_help_panel=headings.OUTPUT,
+            show_default="stdout",
+            help="File for the table.",
+        ),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check",
+            metavar="FILE",
+            rich_help_panel=headings.OUTPUT,
+            help="Compare the table with this file; print a diff and exit with 1 if they differ.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            rich_help_panel=headings.OUTPUT,
+            help="Plot the mean score after each click (.png, .pdf, .svg or .jpg).",
+        ),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            "--pictures",
+            metavar="FILE",
+            rich_help_panel=headings.OUTPUT,
+            help="Draw masks click by click; needs runs with --keep-masks.",
+        ),
+    ] = None,
+    objects: Annotated[
+        int,
+        typer.Option(
+            "--objects", metavar="N", min=1, rich_help_panel=headings.OUTPUT, help="Number of objects in --pictures."
+        ),
+    ] = 6,
 ) -> None:
-    """Tables and pictures from run folders.
+    """Make tables, curves and pictures from run folders of 'hrseg evaluate'.
 
-    Every number is recomputed from the clicks that were stored, with a 95 % bootstrap interval over objects.
+    All numbers are recomputed from the stored traces, with 95 % bootstrap intervals over objects.
     """
-    from hrseg_cli import catalog
     from hrseg_cli.report import plots, table
 
     write = catalog.resolve("format", format_)
@@ -47,14 +124,17 @@ def report(
         catalog.resolve("metric", name)
     table.check_measures(measure or ())
     if check is not None and out is not None:
-        raise typer.BadParameter("--check compares and --out writes; give one of them")
-    if paper is not None:
-        if runs or metric or measure or plot or pictures or partial:
-            raise typer.BadParameter("--paper goes with --format, --out and --check only")
-        _deliver(_paper(paper, format_), check, out)
+        raise typer.BadParameter("--check compares and --out writes; give only one of them")
+    if paper is not None or tables is not None:
+        folders = [*(runs or ()), *([str(paper)] if paper else [])]
+        if len(folders) != 1 or metric or measure or plot or pictures or partial:
+            raise typer.BadParameter(
+                "--tables and --paper take one folder and no option but --format, --out and --check"
+            )
+        _deliver(_laid_out(tables or "adapters", Path(folders[0]), format_), check, out)
         return
     if not runs:
-        raise typer.BadParameter("name run folders, or --paper FOLDER")
+        raise typer.BadParameter("give run folders, or one folder with --tables PLAN")
     for option, path in (("--plot", plot), ("--pictures", pictures)):
         if path is not None:
             plots.check_suffix(path, option)
@@ -63,7 +143,7 @@ def report(
     metrics = table.measured(evaluations, metric or ())
     built = table.build(evaluations, metrics, measure or ())
     if built.differences:
-        _complain(f"warning: the numbers do not compare: {'; '.join(built.differences)}")
+        _complain(f"warning: the numbers are not comparable: {'; '.join(built.differences)}")
     if plot is not None:
         _write("--plot", plot, plots.drawn(plots.curves(evaluations, metrics), plot))
     if pictures is not None:
@@ -73,12 +153,13 @@ def report(
     _deliver(write(built), check, out)
 
 
-def _paper(folder: Path, format_: str) -> str:
-    from hrseg_cli.report import paper
+def _laid_out(plan: str, folder: Path, format_: str) -> str:
+    from hrseg_cli.recipe import load_tables
+    from hrseg_cli.report import tables
 
     if format_ not in ("md", "tex"):
-        raise typer.BadParameter(f"--format {format_}: --paper writes md or tex")
-    return (paper.markdown if format_ == "md" else paper.latex)(paper.read(folder))
+        raise typer.BadParameter(f"--format {format_}: --tables and --paper write md or tex")
+    return (tables.markdown if format_ == "md" else tables.latex)(tables.read(folder, load_tables(plan)))
 
 
 def _deliver(text: str, check: Path | None, out: Path | None) -> None:
@@ -108,7 +189,7 @@ def _check(text: str, path: Path) -> None:
     if stored == text:
         return
     lines = difflib.unified_diff(stored.splitlines(), text.splitlines(), str(path), "these runs", lineterm="")
-    _complain("\n".join(lines) or f"{path}: differs in line ends only")
+    _complain("\n".join(lines) or f"{path}: differs in line endings only")
     raise typer.Exit(1)
 
 
@@ -119,4 +200,4 @@ def _write(option: str, path: Path, data: str | bytes) -> None:
     try:
         write_atomically(path, data)
     except OSError as error:
-        raise HrsegError(f"{option} {path}: cannot write there ({error.strerror}); name another file") from None
+        raise HrsegError(f"{option} {path}: cannot be written ({error.strerror}); choose another file") from None

@@ -1,7 +1,7 @@
-"""Many machines: which share of the objects this process takes, and where it leaves it.
+"""Work split over machines: which share of the objects this process takes, and where it writes its results.
 
-A share is every N-th object: known without talk between machines, equal in number to one object, and for a dataset of
-sequences equal in kind. ``--shard I/N`` says it; torchrun and srun say it in the environment.
+A share is every N-th object. Machines need not talk to each other; sizes differ by at most one object, and in a dataset
+of sequences every share has a bit of each. ``--shard I/N`` sets it; torchrun and srun set it in the environment.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, NamedTuple, TypeVar
 
 import typer
 
+from hrseg_cli.commands import headings
 from hrseg_cli.errors import HrsegError
 
 T = TypeVar("T")
@@ -23,7 +24,9 @@ Option = Annotated[
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="Only the I-th of N equal shares of the objects, 1/N to N/N [under torchrun or srun: one a process].",
+        rich_help_panel=headings.MACHINE,
+        help="Process only the I-th of N equal shares of the objects, to spread work over machines. Automatic under "
+        "torchrun and srun.",
     ),
 ]
 
@@ -41,21 +44,21 @@ class Shard(NamedTuple):
         return list(objects[self.number - 1 :: self.of])
 
     def folder(self, out: Path) -> Path:
-        """Its run folder below the evaluation's."""
+        """The shard's run folder, inside that of the evaluation."""
         return out / f"shard-{self.number}-of-{self.of}"
 
     def file(self, out: Path) -> Path:
-        """Its file beside the one that was named: ``clicks.jsonl`` -> ``clicks.shard-1-of-4.jsonl``."""
+        """The shard's file: ``clicks.jsonl`` -> ``clicks.shard-1-of-4.jsonl``."""
         return out.with_name(f"{out.stem}.shard-{self.number}-of-{self.of}{out.suffix}")
 
 
-# (this process's number from 0, how many) in the environment, by whom. Not SLURM_NTASKS: a batch script that starts
-# one process without srun has it too, and would do a share only.
+# launcher -> environment variables of this process's number (from 0) and the number of processes. Not SLURM_NTASKS: a
+# batch script that starts one process without srun has it too, and would process a share only.
 _LAUNCHERS = {"torchrun": ("RANK", "WORLD_SIZE"), "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")}
 
 
 def shard_of(text: str | None) -> Shard | None:
-    """The share that was asked for, else the launcher's; None for all objects. Raises HrsegError for a wrong text."""
+    """The requested share, else the launcher's; None for all objects. Raises HrsegError."""
     if text is not None:
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
@@ -65,19 +68,19 @@ def shard_of(text: str | None) -> Shard | None:
         if os.environ.get(number, "").isdigit() and os.environ.get(of, "").isdigit():
             shard = Shard(int(os.environ[number]) + 1, int(os.environ[of]))
             if shard.of > 1:
-                typer.echo(f"shard {shard}, from {launcher}'s {number} and {of}", err=True)
+                typer.echo(f"processing shard {shard}, set by {launcher} ({number}, {of})", err=True)
                 return shard
     return None
 
 
 def share_of_cores(workers: int) -> int:
-    """Of the processes that one machine has cores for, those of one of torchrun's ranks. srun binds cores itself."""
+    """How many of ``workers`` processes one of torchrun's ranks may start. srun binds cores itself."""
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, workers // int(ranks)) if ranks.isdigit() and int(ranks) else workers
 
 
 def own_device(device: str) -> str:
-    """``cuda`` becomes the rank's own GPU where one process sees several."""
+    """``cuda`` becomes the GPU of this rank where a process sees several."""
     if device != "cuda":
         return device
     import torch

@@ -1,4 +1,4 @@
-"""hrseg simulate-clicks: traces without a table, for pipelines."""
+"""hrseg simulate-clicks: simulated clicks as JSON lines, for pipelines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hrseg_cli.commands import options, shards
+from hrseg_cli.commands import headings, options, shards
 from hrseg_cli.errors import HrsegError, Interrupted
 
 if TYPE_CHECKING:
@@ -18,39 +18,48 @@ if TYPE_CHECKING:
 
 def simulate_clicks(
     dataset: options.Datasets,
-    model: options.Model = "h18s",
-    metric: options.Metrics = ["iou"],  # noqa: B006 - Typer copies it
-    protocol: options.ProtocolName = None,
-    set_: options.Changes = [],  # noqa: B006
-    until: options.Until = [],  # noqa: B006
-    max_clicks: options.MaxClicks = None,
+    root: options.Root = None,
     limit: options.Limit = None,
-    workers: options.Workers = 0,
-    in_flight: options.InFlight = 0,
+    binarize: options.Binarize = None,
+    instances: options.Instances = False,
+    model: options.Model = "h18s",
     replay: Annotated[
         Path | None,
         typer.Option(
             "--replay",
             metavar="FILE",
-            help="Repeat the clicks of this traces file or run folder instead of simulating new ones.",
+            rich_help_panel=headings.CLICKS,
+            help="Repeat the clicks of a traces file or run folder instead of simulating clicks.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the traces here instead of stdout.")
-    ] = None,
+    protocol: options.ProtocolName = None,
+    set_: options.Changes = [],  # noqa: B006 - Typer copies it
+    max_clicks: options.MaxClicks = None,
+    metric: options.Metrics = ["iou"],  # noqa: B006
+    until: options.Until = [],  # noqa: B006
     band: options.Band = "0.02",
-    binarize: options.Binarize = None,
-    instances: options.Instances = False,
-    root: options.Root = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            rich_help_panel=headings.OUTPUT,
+            show_default="stdout",
+            help="Traces file to write (.jsonl). With --shard, the shard is added to its name.",
+        ),
+    ] = None,
     device: options.Device = "cpu",
     precision: options.Precision = "fp32",
-    shard: shards.Option = None,
     runtime: options.Runtime = None,
+    workers: options.Workers = 0,
+    in_flight: options.InFlight = 0,
+    shard: shards.Option = None,
 ) -> None:
-    """Click on every object and write one JSON line per object: clicks, scores after each, seconds.
+    """Simulate clicks on every object and write one JSON line per object: clicks, scores and seconds.
 
-    With --replay the clicks come from an earlier run, so that two models answer the same clicks; objects without a
-    trace in that file are left out, and counted on stderr. With --shard the file's name gets the shard's.
+    With --replay, two models receive the same clicks; objects without a trace are skipped and counted on stderr.
+    Nothing is kept when interrupted: use 'hrseg evaluate' for long runs.
     """
     chosen = options.protocol_of(protocol, set_, binarize)
     targets = options.until_of(until, list(dict.fromkeys(metric)))
@@ -71,12 +80,14 @@ def simulate_clicks(
         every = {f"{ref.dataset}/{ref.id}" for ref in refs}
         refs = [ref for ref in refs if f"{ref.dataset}/{ref.id}" in given]
         if not refs:
-            raise HrsegError(f"--replay {replay}: holds no trace of these datasets; give it the names it was made with")
+            raise HrsegError(
+                f"--replay {replay}: no trace of these datasets; use the dataset names of that run (NAME=FOLDER)"
+            )
         if left := len(every - given.keys()):
-            options.note(f"--replay {replay}: {left} of {len(every)} objects have no trace there and are left out")
+            options.note(f"--replay {replay}: skipping {left} of {len(every)} objects, which have no trace")
         if strangers := given.keys() - every:
             options.note(
-                f"--replay {replay}: {len(strangers)} of its traces are of no object here, such as {min(strangers)}"
+                f"--replay {replay}: ignoring {len(strangers)} traces of other objects, such as {min(strangers)}"
             )
     if part:
         refs = part.share(refs)
@@ -93,7 +104,7 @@ def simulate_clicks(
         band=width,
         replay=given,
     )
-    # Says what is wrong with it once, and exports it once, before there are workers.
+    # Before workers start: a broken model is reported once, and exported once.
     open_model(model, runtime, plan.device, precision)
     at_once = options.in_flight_of(in_flight, device)
     workers = options.workers_of(workers, device, at_once)
@@ -109,18 +120,18 @@ def simulate_clicks(
             if out is not None:
                 write_atomically(out, "".join(lines[index] for index in sorted(lines)))
     except Interrupted:
-        raise Interrupted("interrupted; simulate-clicks keeps nothing, 'hrseg evaluate' goes on where it was") from None
+        raise Interrupted("interrupted; nothing was kept, use 'hrseg evaluate' for runs that can be resumed") from None
 
 
 def _check_writable(out: Path) -> None:
-    """Before hours of clicks rather than after them."""
+    """Fail before hours of clicks rather than after them."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=out.parent).close()
     except OSError as error:
-        raise HrsegError(f"--out {out}: cannot be written ({error.strerror}); name another file") from None
+        raise HrsegError(f"--out {out}: cannot be written ({error.strerror}); choose another file") from None
     if out.is_dir():
-        raise HrsegError(f"--out {out}: is a folder; name a file in it")
+        raise HrsegError(f"--out {out}: is a folder; give a file in it")
 
 
 def _read_clicks(path: Path) -> dict[str, tuple[Click, ...]]:
@@ -133,6 +144,6 @@ def _read_clicks(path: Path) -> dict[str, tuple[Click, ...]]:
     for trace in read_traces(path):
         key = f"{trace.dataset}/{trace.id}"
         if key in found:
-            raise HrsegError(f"--replay {path}: {key} is there twice; remove one of the two lines")
+            raise HrsegError(f"--replay {path}: {key} appears twice; remove one of the lines")
         found[key] = trace.clicks
     return found

@@ -1,4 +1,4 @@
-"""hrseg train: from a recipe to weights."""
+"""hrseg train: train a model from a recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hrseg_cli import catalog
-from hrseg_cli.commands import options
+from hrseg_cli.commands import headings, options
 from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
 
 if TYPE_CHECKING:
@@ -21,80 +21,160 @@ if TYPE_CHECKING:
 LOGGERS = ("csv", "tensorboard", "wandb")
 
 RecipeName = Annotated[
-    str | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="A recipe by name, or a YAML file.")
+    str | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="RECIPE",
+        rich_help_panel=headings.TRAINING,
+        help="Recipe: a name ('hrseg list recipes') or a YAML file.",
+    ),
 ]
 Changes = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. optim.lr=1e-4. Repeatable.")
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        rich_help_panel=headings.TRAINING,
+        help="Change a value of the recipe, e.g. optim.lr=1e-4. Repeatable.",
+    ),
+]
+Datasets = Annotated[
+    list[str],
+    typer.Option(
+        "--dataset",
+        "-d",
+        metavar="DATASET",
+        rich_help_panel=headings.DATA,
+        show_default="the recipe's data",
+        help="Dataset to train on instead of all data.parts of the recipe: a folder, a known name ('hrseg list "
+        "datasets') or NAME=FOLDER. Repeatable.",
+    ),
 ]
 Resume = Annotated[
-    Path | None, typer.Option("--resume", metavar="RUN", help="Go on with the training in this run folder.")
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="RUN",
+        rich_help_panel=headings.OUTPUT,
+        help="Resume the training in this run folder, on the machine settings it began with.",
+    ),
 ]
 AdapterName = Annotated[
     str | None,
-    typer.Option("--adapter", metavar="ADAPTER", help="lora, conv, or a control: full, head, bn, bitfit."),
+    typer.Option(
+        "--adapter",
+        metavar="ADAPTER",
+        rich_help_panel=headings.TRAINING,
+        help=f"Train only an adapter on the frozen model: {options.ADAPTERS} ('hrseg list adapters').",
+    ),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", metavar="DEVICE", help="cpu or cuda[:N] [that of --resume, else cpu].")
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        rich_help_panel=headings.MACHINE,
+        show_default="cpu",
+        help="Device: cpu, cuda or cuda:N.",
+    ),
 ]
 Processes = Annotated[
     int | None,
     typer.Option(
-        "--processes", metavar="N", min=1, help="Processes on this machine, one per GPU [--resume's, else 1]."
+        "--processes",
+        metavar="N",
+        min=1,
+        rich_help_panel=headings.MACHINE,
+        show_default="1",
+        help="Training processes on this machine, one per GPU.",
     ),
 ]
 Nodes = Annotated[
     int | None,
-    typer.Option("--nodes", metavar="N", min=1, help="Machines, each running this command [as before, or 1]."),
+    typer.Option(
+        "--nodes",
+        metavar="N",
+        min=1,
+        rich_help_panel=headings.MACHINE,
+        show_default="1",
+        help="Number of machines, each running this command.",
+    ),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(
-        "--workers", metavar="N", min=0, help="Processes that prepare samples, for each process [as before, or 1]."
+        "--workers",
+        metavar="N",
+        min=0,
+        rich_help_panel=headings.MACHINE,
+        show_default="1",
+        help="Data-loading processes per training process.",
     ),
 ]
 Loggers = Annotated[
     list[str],
     typer.Option(
-        "--logger", metavar="NAME", help="csv, tensorboard or wandb; repeatable [as before, or csv and tensorboard]."
+        "--logger",
+        metavar="NAME",
+        rich_help_panel=headings.OUTPUT,
+        show_default="csv, tensorboard",
+        help=f"Training logs: {', '.join(LOGGERS)}. Repeatable.",
     ),
 ]
 MACHINE = {"device": "cpu", "processes": 1, "nodes": 1, "workers": 1, "logger": ["csv", "tensorboard"], "root": None}
 
 
 def train(
+    dataset: Datasets = [],  # noqa: B006 - Typer copies it
+    root: options.Root = None,
     recipe: RecipeName = None,
     adapter: AdapterName = None,
-    set_: Changes = [],  # noqa: B006 - Typer copies it
+    set_: Changes = [],  # noqa: B006
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder [runs/train-RECIPE].")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            rich_help_panel=headings.OUTPUT,
+            show_default="runs/train-RECIPE",
+            help="Run folder to write.",
+        ),
     ] = None,
     resume: Resume = None,
+    logger: Loggers = [],  # noqa: B006
     device: Device = None,
     processes: Processes = None,
     nodes: Nodes = None,
     workers: Workers = None,
-    logger: Loggers = [],  # noqa: B006
-    root: options.Root = None,
 ) -> None:
-    """Train a click model by a recipe; the same command goes on where an interrupted one stopped.
+    """Train a click model, or an adapter of one, from a recipe.
 
-    Writes a run folder: best and last weights, a checkpoint to go on from, what was judged, and the logs.
+    Writes a run folder: best and last weights, a checkpoint to resume from, validation results and logs. Rerun the same
+    command, or use --resume, to resume an interrupted training.
     """
     from hrseg_cli.recipe import load_recipe
 
     if (recipe is None and adapter is None) == (resume is None):
-        raise HrsegError("give either --recipe RECIPE (or --adapter ADAPTER) or --resume RUN")
+        raise HrsegError("give --recipe RECIPE or --adapter ADAPTER to start a training, or --resume RUN alone")
     asked = dict(zip(MACHINE, (device, processes, nodes, workers, logger, root), strict=True))
     if resume:
-        chosen, folder = resumed(resume, bool(set_ or out), asked), resume
+        chosen, folder = resumed(resume, bool(set_ or out or dataset), asked), resume
     else:
-        chosen = load_recipe(recipe or recipe_for(str(adapter)), [*adapter_change(recipe, adapter, set_), *set_])
+        base = recipe or recipe_for(str(adapter))
+        data = dataset_changes(base, dataset, set_)
+        chosen = load_recipe(base, [*data, *adapter_change(recipe, adapter, [*data, *set_]), *set_])
+        if dataset:
+            chosen = renamed(
+                chosen, [load_recipe(base).name if adapter is None else chosen.adapter.name], dataset, set_
+            )
         folder = out or options.run_folder(f"train-{chosen.name}")
     run_training(chosen, folder, "train", asked)
 
 
 def recipe_for(adapter: str) -> str:
-    """The recipe that an adapter is trained by where none is named: its own, or that of the comparison."""
+    """The default recipe of an adapter: its own, or ``adapt_lora`` for the controls."""
     from hrseg_cli.recipe import recipe_names
 
     if adapter not in catalog.ADAPTERS:
@@ -103,8 +183,31 @@ def recipe_for(adapter: str) -> str:
     return own if own in recipe_names() else "adapt_lora"
 
 
+def dataset_changes(recipe: str, datasets: list[str], changes: list[str]) -> list[str]:
+    """The change that makes a recipe train on these datasets and no others; says on stderr what is replaced.
+
+    The rest of ``data`` (crop, held-out share) stays, and so do the datasets that the recipe validates on.
+    changes: all others of the recipe.
+    """
+    from hrseg_cli.recipe import load_recipe
+
+    if not datasets:
+        return []
+    own = load_recipe(recipe, changes)
+    replaced = ", ".join(part.dataset for part in own.data.parts)
+    judged = f"; validation still on {', '.join(own.validation.datasets)}" if own.validation.datasets else ""
+    options.note(f"training on {', '.join(datasets)}, not on {replaced} of recipe {recipe}{judged}")
+    return [f"data.parts={json.dumps([{'dataset': name} for name in datasets])}"]
+
+
+def renamed(recipe: Recipe, first: list[str], datasets: list[str], changes: list[str]) -> Recipe:
+    """The recipe under a name of its adapter or origin, its datasets and its changes, rather than of whole paths."""
+    names = [Path(name.partition("=")[0].partition(":")[0]).name for name in datasets]
+    return recipe.model_copy(update={"name": "+".join(["-".join([*first, *names]), *changes])})
+
+
 def adapter_change(recipe: str | None, adapter: str | None, changes: list[str]) -> list[str]:
-    """What makes a recipe one for this adapter, when it is not so already. changes: all others of the recipe."""
+    """The change that sets this adapter, if the recipe has another one. changes: all other changes of the recipe."""
     from hrseg_cli.recipe import load_recipe
 
     if adapter is None:
@@ -116,24 +219,24 @@ def adapter_change(recipe: str | None, adapter: str | None, changes: list[str]) 
 
 
 def resumed(run: Path, more: bool, asked: dict[str, Any]) -> Recipe:
-    """The recipe of a run folder; what it ran on fills the gaps of ``asked``. Raises HrsegError."""
+    """The recipe of a run folder; the machine it ran on fills the gaps of ``asked``. Raises HrsegError."""
     from hrseg_cli.recipe import recipe_of
     from hrseg_cli.runs import read_run
 
     if more:
-        raise HrsegError("--resume: goes on with the recipe of that run; leave the options that change it off")
+        raise HrsegError("--resume: uses the recipe of that run; remove the options that change it")
     record = read_run(run)["asked"]
     settings = record["settings"]
     if "recipe" not in settings:
-        raise HrsegError(f"--resume {run}: is no training; give a run folder of 'hrseg train' or 'hrseg adapt'")
+        raise HrsegError(f"--resume {run}: not a training run; give a run folder of 'hrseg train' or 'hrseg adapt'")
     asked |= {key: value for key, value in record.get("machine", {}).items() if asked.get(key) in (None, [])}
     return recipe_of(settings["recipe"], f"--resume {run}: run.json")
 
 
 def _is_first() -> bool:
-    """Whether this process is the first of those that train together: the only one that writes.
+    """Whether this process is the first of those that train together, the only one that writes.
 
-    The others were started by it, by torchrun, by srun, or by hand on further machines.
+    The others were started by it, by torchrun, by srun, or by hand on other machines.
     """
     ranks = ["RANK"] if "RANK" in os.environ else ["LOCAL_RANK", "NODE_RANK", "GROUP_RANK"]
     if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:  # see shards
@@ -142,9 +245,9 @@ def _is_first() -> bool:
 
 
 def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, Any]) -> None:
-    """Train in ``folder``, from the beginning or from where it stopped; prints one JSON line.
+    """Start or resume the training in ``folder``; prints one JSON line.
 
-    asked: the options of :data:`MACHINE` as they were given, None or an empty list where they were not.
+    asked: the options of :data:`MACHINE` as given; None or an empty list where not given.
     """
     asked = {key: MACHINE[key] if value in (None, []) else value for key, value in asked.items()}
     for name in asked["logger"]:
@@ -166,7 +269,9 @@ def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, An
     feed = Feed(training_images(recipe.data, place, folder.parent / "copies"), recipe)
     judged = judged_objects(recipe, place)
     if not judged:
-        raise HrsegError("nothing to judge by: no object is held out; raise data.held_out or set validation.datasets")
+        raise HrsegError(
+            "no objects to validate on; set data.held_out (such as --set data.held_out=0.1) or validation.datasets"
+        )
     machine = fit.Machine(
         asked["device"],
         asked["processes"],
@@ -183,7 +288,7 @@ def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, An
         "started_from": {key: provenance[key] for key in ("started_from", "base_weights") if key in provenance},
     }
     if machine.processes * machine.nodes > 1 and not _is_first():
-        # Which says itself why all stop; a code other than 0 would have it killed before it can.
+        # The first process reports why all stop; an exit code other than 0 here would kill it before it can.
         with suppress(Interrupted):
             fit.fit(model, recipe, feed, judged, folder, machine, provenance)
         return

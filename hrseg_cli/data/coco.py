@@ -34,7 +34,9 @@ class _File(NamedTuple):
 
 
 def list_coco(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, crowd: str = "void") -> list[Ref]:
-    """One object per annotation with a mask. ``folder`` is the JSON file.
+    """A JSON file in the format of COCO, as CVAT and Label Studio write it: one object per annotation with a mask.
+
+    ``folder`` is the JSON file.
 
     Images are searched for next to it, in images/, and in the same places relative to its parent folder (CVAT:
     annotations/instances_default.json). ``instances`` and ``binarize`` have no effect.

@@ -14,38 +14,44 @@ from pathlib import Path
 from hrseg_cli.data.manifest import match_files
 from hrseg_cli.data.paths import inner
 from hrseg_cli.data.pixels import SUFFIXES
-from hrseg_cli.data.refs import MARKS, PAIRS, Ref, Rule
+from hrseg_cli.data.refs import PAIRS, Ref, Rule, layout
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.recipe import BinarizeRule
 
 log = logging.getLogger(__name__)
 
 
+@layout(("images/", "masks/"), (PAIRS,))
 def list_folder(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
-    """``pairs.csv`` if it exists, otherwise images/ and masks/."""
+    """images/ and masks/ matched by stem, several masks as STEM_0, STEM_1; or a pairs.csv (image,mask[,kind])."""
     if (folder / PAIRS).is_file():
         return _list_table(folder, name, instances, binarize)
-    return _list_matched(folder, name, "folder", "instance" if instances else binarize)
+    return _list_matched(folder, name, ("images", "masks"), "instance" if instances else binarize)
 
 
+@layout(("data_GT/", "boundary_GT/"))
 def list_grabcut(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
     """GrabCut as RITM packs it: data_GT/, boundary_GT/, label rule "grabcut"."""
-    return _list_matched(folder, name, "grabcut", _rule(instances, binarize, "grabcut"))
+    return _list_matched(folder, name, ("data_GT", "boundary_GT"), _rule(instances, binarize, "grabcut"))
 
 
+@layout(("images/", "masks/"), guess=False)  # looks like "folder"
 def list_berkeley(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
     """Berkeley as RITM packs it: images/, masks/, label rule "grabcut"."""
-    return _list_matched(folder, name, "berkeley", _rule(instances, binarize, "grabcut"))
+    return _list_matched(folder, name, ("images", "masks"), _rule(instances, binarize, "grabcut"))
 
 
+@layout(("img/", "gt/"))
 def list_davis(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
     """The 345 DAVIS frames (and COCO_MVal) as RITM packs them: img/, gt/, label rule "nonzero"."""
-    return _list_matched(folder, name, "davis", _rule(instances, binarize, "nonzero"))
+    return _list_matched(folder, name, ("img", "gt"), _rule(instances, binarize, "nonzero"))
 
 
+@layout(("*/object*_*.png",))
 def list_davis585(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, init: str = "none") -> list[Ref]:
-    """DAVIS-585 (FocalClick, section 4): a folder per sequence with 00009.jpg, object1_00009.png and the initial masks
-    init_stm_object1_00009.png and init_sp_object1_00009.png. Label rule "gt128".
+    """DAVIS-585 (FocalClick, section 4): a folder per sequence with images, object masks and initial masks.
+
+    00009.jpg, object1_00009.png, init_stm_object1_00009.png and init_sp_object1_00009.png. Label rule "gt128".
 
     init: "stm" (from video segmentation), "sp" (from super-pixels) or "none".
     """
@@ -73,8 +79,9 @@ def list_davis585(folder: Path, name: str, *, instances: bool, binarize: Binariz
 def list_pairs(
     folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, images: str, masks: str
 ) -> list[Ref]:
-    """Two patterns below ``folder``: an image and a mask whose stars match the same text are a pair. Files without a
-    partner are skipped with a warning. "im" is short for "im/*.*".
+    """Two patterns, :images=im/*.jpg,masks=gt/*.png: what the stars stand for makes a pair.
+
+    What has no partner is left out with a warning. "im" is short for "im/*.*".
 
     HQSeg-44K: ``images="im/*.jpg", masks="gt/*.png"``, or ``images="*.jpg", masks="*.png"`` for both in one folder.
     BIG: ``*_im.jpg`` and ``*_gt.png``.
@@ -96,9 +103,9 @@ def _rule(instances: bool, asked: BinarizeRule, own: BinarizeRule) -> Rule:
     return own if asked == "auto" else asked
 
 
-def _list_matched(folder: Path, name: str, layout: str, rule: Rule) -> list[Ref]:
+def _list_matched(folder: Path, name: str, parts: tuple[str, str], rule: Rule) -> list[Ref]:
     """Masks of one folder matched to the images of another: STEM first, then STEM_<digits>."""
-    images_in, masks_in = (folder / part for part in MARKS[layout])
+    images_in, masks_in = (folder / part for part in parts)
     images, not_images = by_stem(images_in)
     masks, not_masks = by_stem(masks_in)
     found: dict[str, list[tuple[str, Path, Rule]]] = defaultdict(list)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hrseg_cli.data.manifest import Manifest, Split, load_manifest, manifest_names, resolve_parts
-from hrseg_cli.data.samples import Listing, list_split
+from hrseg_cli.data.samples import Listing, layout_options, list_split
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule
 
@@ -74,10 +74,9 @@ def list_piece(
             "for a local folder"
         )
     rule: BinarizeRule = "auto" if split.binarize == "instance" else split.binarize
-    if split.listing or split.layout == "coco_lvis":
-        options = {"split": piece.place.rpartition("/")[2], **options}
-    if split.layout == "pairs":
-        options = {"images": split.images, "masks": split.masks, **options}
+    told = {"split": piece.place.rpartition("/")[2], "images": split.images, "masks": split.masks}
+    known = layout_options(split.layout)
+    options = {**{key: value for key, value in told.items() if key in known}, **options}
     return list_split(
         folder,
         name or piece.manifest.name,

@@ -8,11 +8,12 @@ from typing import Any
 
 from hrseg_cli.data.folders import by_stem
 from hrseg_cli.data.packed import load_pickle
-from hrseg_cli.data.refs import Ref, Rule
+from hrseg_cli.data.refs import Ref, Rule, layout
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule
 
 
+@layout(("img/", "inst/"))
 def list_sbd(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, split: str = "val") -> list[Ref]:
     """SBD: img/, inst/*.mat (GTinst.Segmentation) and <split>.txt. One object per id > 0; no pixels are ignored.
 
@@ -23,6 +24,7 @@ def list_sbd(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule
     return _list_named(folder, name, folder, split, ("img", "inst"), (".mat",), rule)
 
 
+@layout(("JPEGImages/", "SegmentationObject/"))
 def list_pascalvoc(
     folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, split: str = "val"
 ) -> list[Ref]:
@@ -64,6 +66,7 @@ def _list_named(
     return list(refs.values())
 
 
+@layout(("*/hannotation.pickle",))
 def list_coco_lvis(
     folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, split: str = "val", stuff: str = "0"
 ) -> list[Ref]:
@@ -113,7 +116,7 @@ def list_procedural(
     size: str = "1024",
     seed: str = "0",
 ) -> list[Ref]:
-    """The procedural set, which has no folder. One object per image, so ``instances`` has no effect."""
+    """Drawn on demand, without a folder (:count=20,size=1024,seed=0). One object an image; ``instances`` is ignored."""
     from hrseg_cli.data import procedural
 
     for key, value, usual in (("count", count, 20), ("size", size, 1024), ("seed", seed, 0)):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from hrseg_cli.data.pixels import Span
 from hrseg_cli.recipe import BinarizeRule
@@ -12,16 +13,6 @@ from hrseg_cli.recipe import BinarizeRule
 Rule = BinarizeRule | Literal["instance", "solid", "layers", "coco", "coco_crowd"]
 
 PAIRS = "pairs.csv"
-MARKS = {  # files and folders that identify a layout
-    "folder": ("images", "masks"),
-    "grabcut": ("data_GT", "boundary_GT"),
-    "davis": ("img", "gt"),
-    "berkeley": ("images", "masks"),
-    "sbd": ("img", "inst"),
-    "pascalvoc": ("JPEGImages", "SegmentationObject"),
-    "coco_lvis": ("*/hannotation.pickle",),
-    "davis585": ("*/object*_*.png",),
-}
 
 
 @dataclass(frozen=True)
@@ -69,3 +60,45 @@ class Listing(NamedTuple):
     folder: Path
     masks: list[Ref]
     index_file: Path
+
+
+Lister = TypeVar("Lister", bound=Callable[..., list[Ref]])
+
+
+class Marks(NamedTuple):
+    """What tells a folder of one layout from others.
+
+    any_of: one of these groups is there as a whole. ``images/`` is a folder, ``pairs.csv`` a file, ``*/x_*.png`` any
+        file of that pattern. guess: folders that fit are read by this layout without its name being typed.
+    """
+
+    any_of: tuple[tuple[str, ...], ...]
+    guess: bool
+
+    def fit(self, folder: Path) -> bool:
+        return any(all(_is_there(folder, mark) for mark in group) for group in self.any_of)
+
+    def __str__(self) -> str:
+        return ", or ".join(" and ".join(group) for group in self.any_of)
+
+
+def _is_there(folder: Path, mark: str) -> bool:
+    if "*" in mark:
+        return any(folder.glob(f"[!.]{mark}"))
+    return (folder / mark).is_dir() if mark.endswith("/") else (folder / mark).is_file()
+
+
+def layout(*any_of: tuple[str, ...], guess: bool = True) -> Callable[[Lister], Lister]:
+    """Makes a function a layout that folders are recognised by; see :class:`Marks`.
+
+    The function takes ``(folder, name, *, instances, binarize)`` and options of its own, which are texts and follow a
+    colon in ``--dataset FOLDER:option=value``; a manifest passes ``split``, ``images`` and ``masks`` to those that
+    have them. It lists references and opens no mask.
+    """
+
+    def mark(function: Lister) -> Lister:
+        noted: Any = function
+        noted.marks = Marks(any_of, guess)
+        return function
+
+    return mark

@@ -1,17 +1,8 @@
 """Open datasets: first a list of lightweight references; pixels are loaded only per object.
 
-    folder      images/ + masks/ matched by stem, several masks as STEM_0, STEM_1; or a pairs.csv (image,mask[,kind])
-    grabcut     data_GT/ + boundary_GT/          berkeley   images/ + masks/          davis   img/ + gt/
-    davis585    one folder per sequence; object masks and initial masks               (:init=stm or sp)
-    sbd         img/ + inst/*.mat + val.txt, train.txt                                (:split=train)
-    pascalvoc   JPEGImages/ + SegmentationObject/ + ImageSets/Segmentation/*.txt      (:split=train)
-    coco_lvis   {train,val}/ with images/, masks/*.pickle, hannotation.pickle         (:split=train,stuff=1)
-    pairs       two patterns, paired by the text the star matches                     (:images=im/*.jpg,masks=gt/*.png)
-    coco        a JSON file in COCO format, as CVAT and Label Studio write it         (:crowd=object)
-    procedural  drawn on demand, nothing on disk                                      (:count=20,size=1024,seed=0)
-
-The option ``range=0..4095`` of any folder gives the values of black and white in images of more than 8 bits. A rule of
-:mod:`hrseg_cli.data.labels` turns grey values into ground truth. Rules for files with several objects:
+How files are arranged is a layout of :data:`hrseg_cli.catalog.LAYOUTS`; 'hrseg list layouts' prints them.
+``range=0..4095`` behind any folder says what black and white are in its images of more than 8 bits. Grey values become
+truth by one of the rules of :mod:`hrseg_cli.data.labels`. Where a file holds several objects:
 
     instance   each id > 0 is one object, the highest value of the bit depth is void; ids are palette indices if there
                is a palette, or if all colours are VOC's
@@ -43,10 +34,10 @@ from hrseg_cli import catalog
 from hrseg_cli.data.labels import check_size, label_indices, read_object, seen, truth_of_mask
 from hrseg_cli.data.manifest import manifest_names
 from hrseg_cli.data.pixels import MaskPixels, parse_span, read_mask
-from hrseg_cli.data.pixels import read_image as read_image  # imported from here by report/
-from hrseg_cli.data.refs import MARKS as MARKS  # re-exported
-from hrseg_cli.data.refs import PAIRS as PAIRS
+from hrseg_cli.data.pixels import read_image as read_image  # report/ knows it from here
+from hrseg_cli.data.refs import PAIRS as PAIRS  # these are known from here too
 from hrseg_cli.data.refs import Listing as Listing
+from hrseg_cli.data.refs import Marks as Marks
 from hrseg_cli.data.refs import Ref as Ref
 from hrseg_cli.data.refs import Rule as Rule
 from hrseg_cli.errors import HrsegError, UnknownName
@@ -158,8 +149,7 @@ def _list(place: _Place, instances: bool, binarize: BinarizeRule) -> Listing:
     options = {key: value for key, value in given.items() if key != "range" or layout == "procedural"}
     span = parse_span(given["range"]) if options.keys() < given.keys() else None
     read = catalog.resolve("layout", layout)
-    usual = {"folder", "name", "instances", "binarize"}
-    known = {key: value for key, value in inspect.signature(read).parameters.items() if key not in usual}
+    known = layout_options(layout)
     for key in options:
         if not known:
             raise HrsegError(f"{folder}: layout '{layout}' has no option '{key}'; remove it")
@@ -174,9 +164,16 @@ def _list(place: _Place, instances: bool, binarize: BinarizeRule) -> Listing:
         masks = [replace(ref, span=span) for ref in masks]
     values = [value if key == "split" else f"{key}-{value}" for key, value in given.items()]
     index = "-".join(["index", *(re.sub(r"\W+", "-", value).strip("-") for value in values)]) + ".jsonl"
-    if layout == "coco":
+    if folder.is_file():
         return Listing(name, folder.parent, masks, folder.with_suffix(f".{index}"))
     return Listing(name, folder, masks, folder / index)
+
+
+def layout_options(layout: str) -> dict[str, inspect.Parameter]:
+    """What may follow after the colon in ``FOLDER:option=value``, by name."""
+    usual = {"folder", "name", "instances", "binarize"}
+    parameters = inspect.signature(catalog.resolve("layout", layout)).parameters
+    return {key: value for key, value in parameters.items() if key not in usual}
 
 
 @contextmanager
@@ -247,9 +244,11 @@ def _locate(spec: str, root: Path | None) -> _Place:
         return _Place(own_name, folder, "pairs", options)
     # A layout name also selects the layout if the folder matches it: data/berkeley is read as Berkeley.
     layout = (name or place).lower()
-    if name and layout in MARKS and not _fits(folder, layout):
-        raise HrsegError(f"{folder}: layout '{layout}' needs {_wanted(layout)} there; give another folder or NAME")
-    return _Place(own_name, folder, layout if _fits(folder, layout) else _detect(folder), options)
+    marks = _marks(layout) if layout in catalog.LAYOUTS else None
+    fits = marks is not None and marks.fit(folder)
+    if name and marks and not fits:
+        raise HrsegError(f"{folder}: layout '{layout}' wants {marks} there; give another folder or NAME")
+    return _Place(own_name, folder, layout if fits else _detect(folder), options)
 
 
 def split_options(spec: str) -> tuple[str, dict[str, str]]:
@@ -293,25 +292,18 @@ def _find(text: str, root: Path | None) -> Path:
     raise UnknownName("dataset", text, {"procedural", *manifest_names(), *below}, hint)
 
 
-def _fits(folder: Path, layout: str) -> bool:
-    if layout == "folder" and (folder / PAIRS).is_file():
-        return True
-    return layout in MARKS and all(
-        any(folder.glob(f"[!.]{mark}")) if "*" in mark else (folder / mark).is_dir() for mark in MARKS[layout]
-    )
-
-
-def _wanted(layout: str) -> str:
-    marks = " and ".join(mark if "*" in mark else f"{mark}/" for mark in MARKS[layout])
-    return marks + (f", or {PAIRS}" if layout == "folder" else "")
+def _marks(layout: str) -> Marks | None:
+    """What a folder of this layout is recognised by; None for a layout that must be typed."""
+    marks: Marks | None = getattr(catalog.resolve("layout", layout), "marks", None)
+    return marks
 
 
 def _detect(folder: Path) -> str:
-    layouts = [layout for layout in MARKS if layout != "berkeley"]  # which has the same folders as "folder"
-    for layout in ("grabcut", "davis", *layouts):
-        if _fits(folder, layout):
+    found = {layout: marks for layout in catalog.LAYOUTS if (marks := _marks(layout)) and marks.guess}
+    for layout, marks in found.items():
+        if marks.fit(folder):
             return layout
-    raise HrsegError(f"{folder}: not a dataset; it needs {'; or '.join(map(_wanted, layouts))}")
+    raise HrsegError(f"{folder}: not a dataset; looked for {'; '.join(map(str, found.values()))}")
 
 
 # ---- ground truth ----------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Plan:
     """All that decides the traces of an object; travels to worker processes.
 
     until: asked metric -> value that satisfies it (above 1: never); an object ends when all are satisfied.
-    protocols: of datasets that have one of their own. band: options of Boundary IoU.
+    protocols: of datasets that have one of their own. band: options of the metrics that take one.
     keep_masks: clicks after which the mask is kept, besides the last.
     replay: ``dataset/id`` -> clicks to be repeated instead of simulated ones.
     """
@@ -138,7 +138,8 @@ def clicking(
 
 
 def _metric(name: str, truth: np.ndarray, band: dict[str, Any]) -> Metric:
-    made: Metric = catalog.resolve("metric", name)(truth, **(band if name == "biou" else {}))
+    metric = catalog.resolve("metric", name)
+    made: Metric = metric(truth, **(band if getattr(metric, "takes_band", False) else {}))
     return made
 
 

@@ -3,8 +3,9 @@
 Masks are (H, W), axis order (row, col). A prediction is bool (or uint8, non-zero is object); the ground truth is int8:
 1 object, 0 background, -1 ignored. Ignored pixels never count. Every score is a float64 in [0, 1]; 1 is perfect.
 
-A function scores one mask. The class of the same name scores many masks against one ground truth, and processes the
-ground truth only once.
+A function scores one mask. The classes of the same names score many masks against one truth: they do the truth's
+share of the work once. A metric of the catalog is called with a truth, and what that gives with each mask. It may have
+a ``label`` for tables, and ``takes_band`` where ``ratio`` or ``width`` (see :func:`boundary_iou`) are its options.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def mba(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 class IoU:
-    """:func:`iou` against one ground truth."""
+    """Intersection over union of the object; :func:`iou` against one truth."""
+
+    label = "IoU"
 
     def __init__(self, truth: np.ndarray) -> None:
         self._object, self._valid = _split(truth)
@@ -62,11 +65,16 @@ class IoU:
 
 
 class BoundaryIoU:
-    """:func:`boundary_iou` against one ground truth. ``width``: band width in pixels.
+    """Boundary IoU: intersection over union of the bands along the outlines; :func:`boundary_iou` against one truth.
+
+    ``width``: the band's width in pixels.
 
     From click to click only parts of a mask change. The band of the previous mask is kept, and recomputed only within
     ``width`` pixels of the changes. The score is bit-identical.
     """
+
+    label = "bIoU"
+    takes_band = True
 
     def __init__(self, truth: np.ndarray, ratio: float = 0.02, width: int | None = None) -> None:
         mask, self._valid = _split(truth)
@@ -103,7 +111,9 @@ class BoundaryIoU:
 
 
 class MeanBoundaryAccuracy:
-    """:func:`mba` against one ground truth."""
+    """Mean boundary accuracy: share of correct pixels around the outline; :func:`mba` against one truth."""
+
+    label = "mBA"
 
     def __init__(self, truth: np.ndarray) -> None:
         mask, self._valid = _split(truth)

@@ -26,7 +26,7 @@ BLANK = 2  # an image whose channels span at most this many grey levels counts a
 
 
 class GrabCut(InteractiveModel):
-    """Each click runs GrabCut once, starting from the previous mask, with disks around the clicks held fixed.
+    """OpenCV's graph cut, which needs no weights: each answer is a cut from the previous mask, the clicked disks fixed.
 
     For a blank image, or if the cut takes too long (:mod:`hrseg_cli.cutting`), the result is the initial guess:
     the surroundings of each positive click, up to the next negative one.

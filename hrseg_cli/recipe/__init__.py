@@ -7,6 +7,10 @@ from hrseg_cli.recipe.protocol import ZoomIn as ZoomIn
 from hrseg_cli.recipe.protocol import load_protocol as load_protocol
 from hrseg_cli.recipe.protocol import protocol_names as protocol_names
 from hrseg_cli.recipe.reading import data_folder as data_folder
+from hrseg_cli.recipe.tables import TablePlan as TablePlan
+from hrseg_cli.recipe.tables import TablesPlan as TablesPlan
+from hrseg_cli.recipe.tables import load_tables as load_tables
+from hrseg_cli.recipe.tables import tables_names as tables_names
 from hrseg_cli.recipe.training import Adapter as Adapter
 from hrseg_cli.recipe.training import Augmentation as Augmentation
 from hrseg_cli.recipe.training import Clicks as Clicks

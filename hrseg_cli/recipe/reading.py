@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hrseg_cli.errors import HrsegError, UnknownName, nearest
 
-FOLDERS = {"protocol": "protocols", "recipe": "."}  # below recipes/
-EXAMPLES = {"protocol": "zoom.target=600", "recipe": "optim.lr=1e-4"}
+FOLDERS = {"protocol": "protocols", "tables": "paper/tables", "recipe": "."}  # below recipes/
+EXAMPLES = {"protocol": "zoom.target=600", "recipe": "optim.lr=1e-4", "tables": "level=0.85"}
 
 
 class Settings(BaseModel):
@@ -47,7 +47,8 @@ def checked(model: type[Kind], settings: Any, what: str) -> Kind:
 def names(kind: str) -> list[str]:
     """Names of the settings of one kind shipped with hrseg; those in subfolders are named like ``paper/t3_lora``."""
     found = [path.relative_to(_folder(kind)) for path in _folder(kind).rglob("*.yaml")]
-    return sorted(path.with_suffix("").as_posix() for path in found if path.parts[0] not in FOLDERS.values())
+    others = [Path(other) for other in FOLDERS.values() if other != "." and kind == "recipe"]
+    return sorted(path.with_suffix("").as_posix() for path in found if not any(map(path.is_relative_to, others)))
 
 
 def data_folder(name: str) -> Path:

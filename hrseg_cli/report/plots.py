@@ -18,7 +18,7 @@ import numpy as np
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Trace
 from hrseg_cli.metrics.noc import auc, mean_at, noc, reached
-from hrseg_cli.report.table import METRIC_LABELS, Evaluation, datasets, summary
+from hrseg_cli.report.table import Evaluation, datasets, label_of, summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +111,7 @@ def _draw_lines(axes: Axes, runs: Sequence[Evaluation], dataset: str, metric: st
         ends.append(LineEnd(rows[-1].value, run.label, colour))
         counts.append(str(rows[0].n))
     count = f"n = {' / '.join(dict.fromkeys(counts))}" if counts else "not measured"
-    title = f"{_shortened(dataset, 28)} · {METRIC_LABELS.get(metric, metric)}  ({count})"
+    title = f"{_shortened(dataset, 28)} · {label_of(metric)}  ({count})"
     axes.set_title(title, loc="left", fontsize=8.5, parse_math=False)
     return ends
 
@@ -252,7 +252,7 @@ def _panels(
     for k in clicks:
         shown = min(k, len(trace.clicks))
         mask = _decode(record, record["masks"].get(str(shown)))
-        scores = (f"{METRIC_LABELS.get(m, m)} {mean_at(trace.scores[m], k):.3f}" for m in metrics if m in trace.scores)
+        scores = (f"{label_of(m)} {mean_at(trace.scores[m], k):.3f}" for m in metrics if m in trace.scores)
         ended = (f"done at {shown}",) if shown < k else ()
         pixels = overlay(image, mask, void, MASK)
         row.append(Panel(pixels, trace.size, trace.clicks[:shown], ("   ".join(scores), *ended)))
@@ -410,7 +410,7 @@ def _resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _noc_name(metric: str) -> str:
-    return f"{METRIC_LABELS.get(metric, metric)} NoC@{100 * LEVEL:g}"
+    return f"{label_of(metric)} NoC@{100 * LEVEL:g}"
 
 
 def _shortened(text: str, length: int) -> str:

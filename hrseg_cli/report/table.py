@@ -17,14 +17,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hrseg_cli.catalog import METRICS
+from hrseg_cli import catalog
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Trace
 from hrseg_cli.metrics.noc import Row, summarise
 from hrseg_cli.runs import read_run, read_traces
 
 DEFAULT_MEASURES = ("NoC@80", "NoC@85", "NoC@90", "NoF@90")
-METRIC_LABELS = {"iou": "IoU", "biou": "bIoU", "mba": "mBA"}
 
 _MEASURE = re.compile(r"(?:NoC|NoF|>=\d+)@(?P<percent>\d+(?:\.\d+)?)|mean@(?P<click>\d+)|AUC|SPC")
 _SHARD = re.compile(r"shard-\d+-of-\d+")
@@ -300,10 +299,20 @@ def measured(runs: Sequence[Evaluation], asked: Sequence[str] = ()) -> list[str]
         if name not in present:
             raise HrsegError(f"--metric {name}: none of the runs measured it; rerun evaluate with --metric {name}")
     wanted = present & {name for run in runs for name in run.settings["metrics"]}
-    found = list(dict.fromkeys(asked)) or [name for name in METRICS if name in (wanted or present)]
+    found = list(dict.fromkeys(asked)) or [name for name in catalog.METRICS if name in (wanted or present)]
     if not found:
         raise HrsegError(f"{runs[0].folder}: its traces contain no scores; give a folder written by 'hrseg evaluate'")
     return found
+
+
+def label_of(metric: str) -> str:
+    """What a metric is called in tables: its ``label``, else its name."""
+    return str(_own(metric, "label", metric))
+
+
+def _own(metric: str, attribute: str, default: object) -> object:
+    """An attribute of a metric; the default for one without it, and for one that an old run knows and we do not."""
+    return getattr(catalog.resolve("metric", metric), attribute, default) if metric in catalog.METRICS else default
 
 
 def datasets(runs: Iterable[Evaluation]) -> list[str]:
@@ -385,9 +394,9 @@ def _entries(
 
 
 def differences(runs: Sequence[Evaluation], metrics: Iterable[str], measures: Iterable[str]) -> list[str]:
-    """The reasons why these metrics and measures are not comparable between runs; empty if they are.
+    """Why these metrics and measures of these runs are not comparable, one reason each; empty where they are.
 
-    Possible reasons: protocol, maximum clicks, objects, Boundary IoU band, and, for averages, the stopping target.
+    Reasons: protocol, most clicks, objects, the band of metrics that take one, and, for averages, where clicking ended.
     """
     found = []
     protocols = [{**run.settings["protocol"], **run.settings.get("protocols", {})} for run in runs]
@@ -402,8 +411,9 @@ def differences(runs: Sequence[Evaluation], metrics: Iterable[str], measures: It
     if len({run.max_clicks for run in runs}) > 1:
         found.append(f"maximum clicks differ: {by_value({run.label: str(run.max_clicks) for run in runs})}")
     bands = {run.label: json.dumps(run.settings.get("band")) for run in runs}
-    if "biou" in metrics and len(set(bands.values())) > 1:
-        found.append(f"bands of Boundary IoU differ: {by_value(bands)}")
+    banded = [label_of(name) for name in metrics if _own(name, "takes_band", False)]
+    if banded and len(set(bands.values())) > 1:
+        found.append(f"bands of {' and '.join(banded)} differ: {by_value(bands)}")
     for name in datasets(runs):
         # The area distinguishes objects of the same name whose ground truth was read or drawn differently.
         objects = {r.label: frozenset((t.id, t.area) for t in r.traces if t.dataset == name) for r in runs}
@@ -463,7 +473,7 @@ def _until_text(run: Evaluation) -> str:
     until = run.settings["until"]
     if not until or max(until.values()) > 1:  # no score exceeds 1: every object got all its clicks
         return "the last click"
-    return " and ".join(f"{METRIC_LABELS.get(name, name)} {value:g}" for name, value in until.items())
+    return " and ".join(f"{label_of(name)} {value:g}" for name, value in until.items())
 
 
 def by_value(values: Mapping[str, str]) -> str:

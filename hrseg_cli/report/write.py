@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
-from hrseg_cli.report.table import METRIC_LABELS, Entry, Table
+from hrseg_cli.report.table import Entry, Table, label_of
 
 ABSENT = "–"
 
@@ -40,10 +40,7 @@ def markdown(table: Table) -> str:
     """A Markdown table, padded so that it is readable as plain text."""
     columns, lines = _grid(table)
     several = len({column.dataset for column in columns}) > 1
-    head = [
-        " ".join([*([c.dataset] if several else []), METRIC_LABELS.get(c.metric, c.metric), _with_unit(c.measure)])
-        for c in columns
-    ]
+    head = [" ".join([*([c.dataset] if several else []), label_of(c.metric), _with_unit(c.measure)]) for c in columns]
     texts = [["run", *head]]
     for label, cells in zip(table.runs, lines, strict=True):
         texts.append([label, *(" ".join(filter(None, [_strong(cell), cell.interval])) for cell in cells)])
@@ -70,7 +67,7 @@ def latex(table: Table) -> str:
     columns, lines = _grid(table)
     out = ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", "\\toprule"]
     datasets = [column.dataset for column in columns]
-    metrics = [(column.dataset, METRIC_LABELS.get(column.metric, column.metric)) for column in columns]
+    metrics = [(column.dataset, label_of(column.metric)) for column in columns]
     for keys in (datasets, metrics):
         cells, rules, start = [""], [], 2
         for key, group in itertools.groupby(keys):

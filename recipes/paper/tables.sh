@@ -101,6 +101,6 @@ done
 
 case $PARTS in *judge*) ;; *) exit 0 ;; esac
 for format in md tex; do
-    hrseg report --paper "$OUT" --format "$format" --out "$OUT/tables.$format"
+    hrseg report --tables adapters "$OUT" --format "$format" --out "$OUT/tables.$format"
 done
 echo "tables.sh: $OUT/tables.md and .tex" >&2

@@ -460,7 +460,7 @@ def test_it_starts_on_loopback_and_ends_on_ctrl_c(place: Path) -> None:
         assert f"in use by process {job.pid} (" in second.stderr
         job.send_signal(signal.SIGINT)
         out, err = job.communicate(timeout=60)
-        assert (job.returncode, out, err) == (0, "", f"stopped; everything is saved in {place}\n")
+        assert (job.returncode, out, err) == (0, "", f"stopped; all work is saved in {place}\n")
     finally:
         job.kill()
         job.communicate()

@@ -110,6 +110,10 @@ def test_lora_folds_into_one_checkpoint_and_conv_does_not(
     spec, whole = f"{base}+{tmp_path / 'lora' / 'last.safetensors'}", tmp_path / "whole.safetensors"
     done = hrseg("adapt", "--from", spec, "--merge", whole)
     assert done.code == 0, done.err
+    other = tmp_path / "other.safetensors"
+    done = hrseg("merge", spec, other)
+    assert (done.code, json.loads(done.out)) == (0, {"written": str(other)}), done.err
+    assert other.read_bytes() == whole.read_bytes()
     image, points = torch.rand(1, 4, 64, 64), torch.full((1, 4, 3), -1.0)
     points[0, 0] = torch.tensor([30.0, 30.0, 0.0])
     answers = [load_model(name)[0](image, points)["logits"] for name in (spec, str(whole), str(base))]
@@ -118,7 +122,28 @@ def test_lora_folds_into_one_checkpoint_and_conv_does_not(
     assert adapt("--adapter", "conv", "--out", tmp_path / "conv").code == 0
     done = hrseg("adapt", "--from", f"{base}+{tmp_path / 'conv' / 'last.safetensors'}", "--merge", whole)
     assert (done.code, done.err.count("\n")) == (1, 1)
-    assert "cannot be merged into the weights" in done.err
+    assert "stays a part of the network" in done.err
+    assert hrseg("merge", f"{base}+{tmp_path / 'conv' / 'last.safetensors'}", other).code == 1
+    assert other.read_bytes() == whole.read_bytes()
+    done = hrseg("merge", base, other)
+    assert (done.code, done.err) == (1, f"hrseg: MODEL {base}: has no adapter to merge; give BASE+ADAPTER\n")
+
+
+def test_train_takes_a_dataset_with_an_adapter(
+    adapt: Command, hrseg: Command, photos: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same training as adapt's, to the byte, and what is replaced is said."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--adapter", "lora", "--dataset", photos, *FEW, "--set", f"model.weights={base}"]
+    done = hrseg("train", *words)
+    assert done.code == 0, done.err
+    assert f"training on {photos}, not on hqseg44k:split=train of recipe adapt_lora\n" in done.err
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("train-lora-boxes+")
+    assert adapt("--adapter", "lora", "--out", tmp_path / "same").code == 0
+    mine, adapted = (load_file(folder / "last.safetensors") for folder in (run, tmp_path / "same"))
+    assert mine.keys() == adapted.keys()
+    assert all(torch.equal(mine[key], adapted[key]) for key in mine)
 
 
 def test_a_finished_adaptation_is_not_trained_again(adapt: Command, hrseg: Command, tmp_path: Path) -> None:
@@ -136,8 +161,12 @@ def test_a_finished_adaptation_is_not_trained_again(adapt: Command, hrseg: Comma
         (["--adapter", "lore"], 2, "Did you mean 'lora'?"),
         (["--adapter", "lora", "--from", "none.pth"], 1, "none.pth: no such file"),
         (["--recipe", "tiny_procedural"], 1, "trains no adapter"),
-        (["--merge", "x", "--from", "grabcut"], 1, "has no adapter to fold"),
-        (["--merge", "x", "--workers", "0", "--adapter", "lora"], 1, "into one file; leave --adapter, --workers off"),
+        (["--merge", "x", "--from", "grabcut"], 1, "has no adapter to merge"),
+        (
+            ["--merge", "x", "--workers", "0", "--adapter", "lora"],
+            1,
+            "only merges the model of --from; remove --adapter, --workers",
+        ),
         (["--adapter", "lora", "--set", "adapter.options.rang=2"], 1, "adapter 'lora'"),
     ],
 )

@@ -162,7 +162,7 @@ def test_an_interrupted_run_goes_on_to_the_same_traces(folder: Path, tmp_path: P
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "hrseg: interrupted; what was finished is kept, the same command goes on from there\n"
+    assert err == "hrseg: interrupted; finished work is kept, rerun the same command to resume\n"
     assert json.loads((broken / "run.json").read_text())["got"]["status"] == "interrupted"
     part = broken / "traces.part.jsonl"
     assert part.read_text().count("\n") >= 1
@@ -183,7 +183,7 @@ def test_in_flight_ends_interrupted_and_not_with_the_same_traces(folder: Path, t
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "hrseg: interrupted; what was finished is kept, the same command goes on from there\n"
+    assert err == "hrseg: interrupted; finished work is kept, rerun the same command to resume\n"
     done = hrseg("evaluate", *words, "--in-flight", 4, "-o", broken)
     assert done.code == 0, done.err
     assert traces(broken / "traces.jsonl") == traces(alone / "traces.jsonl")
@@ -287,9 +287,9 @@ def test_a_replay_counts_what_has_no_partner(hrseg: Command, folder: Path, tmp_p
     stored.write_text(one + three.replace('"case_', '"no_case_'))
     done = hrseg(*words, "--replay", stored)
     assert len(done.out.splitlines()) == 1
-    assert "2 of 3 objects have no trace there and are left out" in done.err
-    assert "1 of its traces are of no object here, such as mine/no_case_" in done.err
-    for lines, told in ((one + two[:-30], "line 2: incomplete"), (one + two + one, "is there twice")):
+    assert "skipping 2 of 3 objects, which have no trace" in done.err
+    assert "ignoring 1 traces of other objects, such as mine/no_case_" in done.err
+    for lines, told in ((one + two[:-30], "line 2: cut off in the middle"), (one + two + one, "appears twice")):
         stored.write_text(lines)
         done = hrseg(*words, "--replay", stored)
         assert (done.code, done.out) == (1, "")
@@ -387,13 +387,13 @@ WRONG = [
     (["--model", "grabcut", "--dataset", "{folder}", "--until", "inf"], 1, "0.90"),
     (["--model", "grabcut", "--dataset", "{folder}", "--set", "zoom.target=0"], 1, "zoom.target"),
     (["--model", "grabcut", "--dataset", "{folder}", "--set", "tiles.overlap=900"], 1, "at most half"),
-    (["--model", "grabcut", "--dataset", "noc={folder}"], 1, "name of the table"),
+    (["--model", "grabcut", "--dataset", "noc={folder}"], 1, "reserved for the table"),
     (["--model", "{folder}", "--dataset", "{folder}"], 1, "is a folder"),
     (["--model", "grabcut", "--dataset", "{folder}", "--band", "wide"], 1, "5px"),
     (["--model", "grabcut", "--dataset", "{folder}", "--binarize", "gt12"], 2, "gt128"),
-    (["--model", "grabcut", "--dataset", "{folder}", "--device", "gpu"], 1, "cpu or cuda"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--device", "gpu"], 1, "write cpu, cuda"),
     (["--model", "grabcut", "--dataset", "{folder}", "--max-clicks", "0"], 2, "max-clicks"),
-    (["--model", "grabcut", "--dataset", "{folder}", "--dataset", "{folder}"], 1, "there twice"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--dataset", "{folder}"], 1, "used twice"),
     (["--model", "grabcut", "--datset", "{folder}"], 2, "--dataset"),
     (["--model", "grabcut"], 2, "--dataset"),
     (["--model", "missing.pth", "--dataset", "{folder}"], 1, "no such file"),
@@ -442,7 +442,7 @@ def test_a_full_gpu_is_no_defect(hrseg: Command, folder: Path, monkeypatch: pyte
     monkeypatch.setattr("hrseg_cli.engine.runtimes.open_model", full)
     done = hrseg("simulate-clicks", "-m", "grabcut", "-d", folder, "--workers", 1)
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
-    assert done.err.startswith("hrseg: the GPU's memory is full; ")
+    assert done.err.startswith("hrseg: the GPU is out of memory; ")
 
 
 def test_debug_shows_the_traceback(hrseg: Command, folder: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_damaged_mask_is_named_and_missing_from_the_count(known: Known, hrseg:
     assert done.code == 1
     lines = [line for line in done.err.splitlines() if line.startswith("hrseg: ")]
     assert mask.name in lines[0]
-    assert "1 good objects in 1 images, grabcut/val has 2 in 2" in lines[1]
+    assert "1 valid objects in 1 images, grabcut/val has 2 in 2" in lines[1]
     assert "2 problems" in lines[2]
 
 
@@ -76,7 +76,7 @@ def test_hqseg44k_runs_all_parts_and_pools_them(known: Known, hrseg: Command, tm
         ("dis5k", "biou", 2), ("thinobject5k", "biou", 2), ("coift", "biou", 2), ("hrsod", "biou", 2),
         ("hqseg44k", "biou", 8),
     ]  # fmt: skip
-    assert "dis5k/val: 2 objects are there of 470" in done.err  # a tiny copy must not pass for the whole
+    assert "dis5k/val: only 2 of 470 objects found" in done.err  # a tiny copy must not pass for the whole
     settings = json.loads((run / "run.json").read_text())["asked"]["settings"]
     assert settings["incomplete"]["hrsod"] == "2 of 287"
     parts = [row["mean@1"] for row in rows]
@@ -146,8 +146,8 @@ def test_verify_fetches_nothing_and_says_what_is_missing(known: Known, hrseg: Co
     sorted((tmp_path / "grabcut" / "data_GT").iterdir())[0].unlink()
     done = hrseg("prepare-data", known.manifests / "grabcut.yaml", "--root", tmp_path, "--verify")
     assert done.code == 1
-    assert "1 good objects in 1 images, grabcut/val has 2 in 2" in done.err
-    assert "download failed" not in done.err
+    assert "1 valid objects in 1 images, grabcut/val has 2 in 2" in done.err
+    assert "not fetched" not in done.err
 
 
 def test_an_archive_by_hand_is_asked_for_before_anything_is_fetched(hrseg: Command, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_an_archive_at_hand_is_taken_and_unpacked(hrseg: Command, tmp_path: Path
 
     done = hrseg(*words, "--from", tmp_path)
     assert done.code == 0, done.err
-    assert "pinned as SHA-256" in done.err
+    assert "recorded SHA-256" in done.err
     assert json.loads(done.out.splitlines()[-1])["objects"] == tiny_sets.IMAGES
     index = tmp_path / "data" / "grabcut"
     assert next(index.glob("index*.jsonl")).read_text().count("\n") == tiny_sets.IMAGES + 1
@@ -232,9 +232,9 @@ def test_the_list_shows_what_is_there(known: Known, hrseg: Command, tmp_path: Pa
     done = hrseg("prepare-data", "--list", "--root", tmp_path)
     assert done.code == 0, done.err
     lines = {line.split()[0]: line for line in done.out.splitlines()[1:]}
-    assert set(lines) == set(manifest_names())
+    assert set(lines) == {*manifest_names(), "procedural"}
     assert "44320" in lines["hqseg44k"].replace(",", "")
-    assert all("absent" in line for line in lines.values())
+    assert all("  no  " in line for name, line in lines.items() if name != "procedural")
     partial = hrseg("prepare-data", "--list", "--root", known.root).out
     assert "partial" in partial  # two of 50 are there
 
@@ -242,15 +242,15 @@ def test_the_list_shows_what_is_there(known: Known, hrseg: Command, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ([], 2, "--list"),
+        ([], 2, "hrseg list datasets"),
         (["hqseg44"], 2, "Did you mean 'hqseg44k'"),
         (["grabcut", "--split", "train"], 2, "split of grabcut 'train'"),
         (["big", "--from", "{tmp}/nothing"], 1, "--from"),
         (["big"], 1, "BIG.zip"),
-        (["grabcut", "--count", "3"], 1, "--count does not go with grabcut"),
-        (["grabcut", "--instances"], 1, "--instances does not go with grabcut"),
-        (["procedural", "--verify"], 1, "--verify does not go with procedural"),
-        (["{tmp}", "--from", "{tmp}"], 1, "--from does not go with"),
+        (["grabcut", "--count", "3"], 1, "--count does not apply to grabcut"),
+        (["grabcut", "--instances"], 1, "--instances does not apply to grabcut"),
+        (["procedural", "--verify"], 1, "--verify does not apply to procedural"),
+        (["{tmp}", "--from", "{tmp}"], 1, "--from does not apply to"),
         (["missing.yaml"], 1, "no such file"),
     ],
 )

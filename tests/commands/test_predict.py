@@ -170,7 +170,7 @@ def test_each_object_is_corrected_from_its_own_mask(hrseg: Command, photos: Path
     [
         (["b/cat.png"], {"cat": [[60, 60]]}, "cat.png is the mask of {photos}/a/cat.png"),
         (["a/cat.png", "b/cat.png"], {"a/cat": [[60, 60]], "b/cat": [[60, 60]]}, "is the mask of {photos}/a/cat.png"),
-        (["a/dog.png"], {"dog": [[60, 60]]}, "has no dog.png"),
+        (["a/dog.png"], {"dog": [[60, 60]]}, "dog.png is missing"),
         (["a/dog.png"], {"dog": {"left": [[60, 60]]}}, "dog_left.png may be the mask of {photos}/a/dog_left.png"),
     ],
 )
@@ -267,7 +267,7 @@ def test_clicks_of_an_image_that_is_not_given_are_told_and_left(hrseg: Command, 
     done = hrseg("predict", photos / "a" / "cat.png", "-m", "grabcut", "--clicks", clicks, "-o", photos / "out")
     (row,) = rows(done)
     assert row["clicks"] == [[60, 60, 1]]
-    assert "clicks for 2 images that are not among these, such as cat_1.png" in done.err
+    assert "ignoring clicks for 2 other images, such as cat_1.png" in done.err
 
 
 def test_a_photograph_is_clicked_upright(hrseg: Command, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_what_is_there_is_not_done_again(hrseg: Command, photos: Path) -> None:
     assert told == ""
     again, told, after = run()
     assert again == first
-    assert told == "2 of 2 objects were there already\n"
+    assert told == "2 of 2 objects were already done\n"
     assert {name for name in after if after[name] != before[name]} <= {"predict.jsonl"}
     (out / "dog.png").unlink()
     assert "1 of 2" in run()[1]
@@ -414,7 +414,7 @@ def test_an_image_of_12_bits_asks_for_its_range(hrseg: Command, photos: Path) ->
     assert "--range 0..4095" in refused.err
     (row,) = rows(hrseg(*words, "--range", "0..4095"))
     assert iou(mask_of(row["files"][0]), DISKS["left"]) > 0.9
-    assert hrseg(*words, "--range", "0..4095").err == "1 of 1 objects were there already\n"
+    assert hrseg(*words, "--range", "0..4095").err == "1 of 1 objects were already done\n"
     assert hrseg(*words, "--range", "0..65535").err == ""  # asked otherwise
     assert "LOW..HIGH" in hrseg(*words, "--range", "4095").err
 
@@ -434,7 +434,7 @@ def test_a_broken_image_does_not_stop_the_others(hrseg: Command, photos: Path) -
     save_clicks(clicks, bad=[[60, 60]], cat=[[60, 60]], dog=[[60, 60]])
     done = hrseg(*words)
     assert len(rows(done)) == 3
-    assert done.err == "1 of 3 objects were there already\n"
+    assert done.err == "1 of 3 objects were already done\n"
 
 
 def test_24_megapixels_stay_under_2_gigabytes(tmp_path: Path, checkpoint: Path) -> None:
@@ -489,22 +489,22 @@ def test_photo_never_shows_the_whole_image_at_its_own_size() -> None:
 WRONG = [
     ("--click 60,60 --model nowhere.pth", 1, "no such file"),
     ("--click 60,60 --model grabcutt", 2, "Did you mean 'grabcut'"),
-    ("", 1, "nothing is clicked"),
+    ("", 1, "no clicks; give --click"),
     ("--click 60", 1, "--click 60: write row,col"),
     ("--click 60,600", 1, "lies outside the image"),
-    ("--click 60,60 --clicks c.json", 1, "give one of them"),
-    ("--click 60,60 {photos}/b", 1, "--click is for one image, and these are 2"),
+    ("--click 60,60 --clicks c.json", 1, "give only one of them"),
+    ("--click 60,60 {photos}/b", 1, "--click works on one image, not on 2"),
     ("--clicks nowhere.json", 1, "nowhere.json: cannot be read"),
-    ("--clicks {photos}/other.json", 1, "names none of these images"),
+    ("--clicks {photos}/other.json", 1, "no clicks for these images"),
     ("--click 60,60 --format jpg", 2, "unknown format 'jpg'"),
     ("--click 60,60 --tolerance -1", 1, "--tolerance"),
     ("--click 60,60 --protocol foto", 2, "Did you mean 'photo'"),
-    ("--click 60,60 --out {photos}/a", 1, "holds cat.png itself"),
+    ("--click 60,60 --out {photos}/a", 1, "contains the input cat.png"),
     ("--click 60,60 --out {photos}", 1, "not written by 'hrseg predict'"),
     ("--click 60,60 --init-mask nowhere.png", 1, "no such file or folder"),
     ("--click 60,60 --init-mask {photos}/small.png", 1, "small.png: 20x10 pixels, but "),
-    ("--click 60,60 --init-mask {photos}/b", 1, "has no other.png"),
-    ("--click 60,60 --device gpu", 1, "cpu or cuda"),
+    ("--click 60,60 --init-mask {photos}/b", 1, "other.png is missing"),
+    ("--click 60,60 --device gpu", 1, "write cpu, cuda"),
 ]
 
 
@@ -512,7 +512,7 @@ WRONG = [
 def test_what_a_user_can_mend_is_one_line(text: str, code: int, message: str, hrseg: Command, photos: Path) -> None:
     save_clicks(photos / "other.json", other=[[1, 1]])
     Image.new("L", (20, 10)).save(photos / "small.png")
-    image = photos / "a" / ("dog.png" if "holds" not in message else "cat.png")
+    image = photos / "a" / ("dog.png" if "contains" not in message else "cat.png")
     if "other.png" in message:
         image = image.rename(photos / "other.png")
     out = [] if "--out" in text else ["--out", photos / "out"]

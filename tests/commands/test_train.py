@@ -1,4 +1,4 @@
-"""hrseg train on the command line: a run folder, going on, and wrong usage."""
+"""hrseg train on the command line: a run folder, resuming, and wrong usage."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ def test_precision_auto_is_recorded_as_what_it_came_to(hrseg: Callable[..., Any]
         ([], 1, "or --resume RUN"),
         (["--recipe", "h18_paper", "--resume", "x"], 1, "or --resume RUN"),
         (["--recipe", "h18_papr"], 2, "Did you mean 'h18_paper'?"),
-        (["--resume", "nowhere"], 1, "no run.json"),
-        (["--resume", "x", "--set", "a=b"], 1, "leave the options that change it off"),
+        (["--resume", "nowhere"], 1, "no run.json there"),
+        (["--resume", "x", "--set", "a=b"], 1, "remove the options that change it"),
         (["--recipe", "h18_paper", "--logger", "csvv"], 2, "unknown logger 'csvv'. Did you mean 'csv'?"),
         (["--recipe", "h18_paper", "--device", "cuda"], 1, "sees no GPU"),
         (["--recipe", "tiny_procedural", "--set", "model.name=h19"], 2, "unknown model 'h19'"),
@@ -159,6 +159,23 @@ def test_wrong_usage(
     assert told in done.err
     assert len(done.err.strip().splitlines()) == 1
     assert not list(tmp_path.glob("runs/*/last.ckpt"))
+
+
+def test_datasets_replace_those_of_the_recipe_and_nothing_else(hrseg: Callable[..., Any], tmp_path: Path) -> None:
+    parts = next(k for k, word in enumerate(SMALL) if word.startswith("data.parts="))
+    few = [*SMALL[: parts - 1], *SMALL[parts + 1 :]]
+    out = tmp_path / "run"
+    done = hrseg("train", *few, "-d", "procedural:count=2,size=64,seed=7", "--out", out, "--logger", "csv")
+    assert done.code == 0, done.err
+    told = done.err.splitlines()[0]
+    assert told.startswith("training on procedural:count=2,size=64,seed=7, not on procedural:")
+    assert told.endswith(" of recipe tiny_procedural; validation still on procedural:count=1,size=64,seed=8")
+    recipe = json.loads((out / "run.json").read_text())["asked"]["settings"]["recipe"]
+    assert [part["dataset"] for part in recipe["data"]["parts"]] == ["procedural:count=2,size=64,seed=7"]
+    assert recipe["validation"]["datasets"] == ["procedural:count=1,size=64,seed=8"]
+    assert recipe["data"]["crop"] == [32, 32]
+    again = hrseg("train", "--resume", out, "-d", "procedural")
+    assert (again.code, "remove the options that change it" in again.err) == (1, True)
 
 
 @pytest.mark.parametrize(

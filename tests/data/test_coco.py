@@ -288,6 +288,6 @@ def test_readers_and_what_calls_them_do_not_need_each_other() -> None:
         "import sys; import hrseg_cli.data.coco; assert 'hrseg_cli.data.samples' not in sys.modules\n"
         "from hrseg_cli.data import refs, samples\n"
         "assert (samples.Ref, samples.Listing) == (refs.Ref, refs.Listing)\n"
-        "assert (samples.Rule, samples.MARKS, samples.PAIRS) == (refs.Rule, refs.MARKS, refs.PAIRS)\n"
+        "assert (samples.Rule, samples.Marks, samples.PAIRS) == (refs.Rule, refs.Marks, refs.PAIRS)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

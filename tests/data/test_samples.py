@@ -416,8 +416,8 @@ def test_a_misspelt_name_lists_layouts_and_what_is_there(tmp_path: Path) -> None
     ("spec", "complaint"),
     [
         ("{0}/nowhere/there", "no such folder"),
-        ("{0}", r"it needs images/ and masks/, or pairs\.csv; or data_GT/ and boundary_GT/; or img/ and gt/"),
-        ("davis={0}/set", "layout 'davis' needs img/ and gt/"),
+        ("{0}", r"looked for data_GT/ and boundary_GT/; img/ and gt/; images/ and masks/, or pairs\.csv"),
+        ("davis={0}/set", "layout 'davis' wants img/ and gt/"),
         ("{0}/file.txt", "a dataset is a folder"),
         ("={0}/set", "write NAME=FOLDER"),
         ("{0}/set", "no objects"),

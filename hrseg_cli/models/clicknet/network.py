@@ -118,9 +118,12 @@ class ClickAttention(nn.Module):
 
 
 class ClickNet(InteractiveModel):
-    """variant: of EfficientNet-Lite. widths: channels of the decoder at strides 2, 4, 8, 16, 32. guide: channels of the
+    """Click network on EfficientNet-Lite, of any size (clicknet_m is a size of it).
+
+    variant: of EfficientNet-Lite. widths: channels of the decoder at strides 2, 4, 8, 16, 32. guide: channels of the
     maps of clicks at strides 2, 4, 8, 16. blocks: separable blocks at strides 4, 8, 16, 32. mixers: wider blocks at
-    stride 16. radius: of a click's disk, in pixels."""
+    stride 16. radius: of a click's disk, in pixels.
+    """
 
     name = "clicknet"
     has_encoder = True

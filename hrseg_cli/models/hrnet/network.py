@@ -29,7 +29,7 @@ def resize(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
 
 
 class ClickHRNet(InteractiveModel):
-    """The complete click network. The options are RITM's.
+    """RITM's click network, an HRNet with an OCR head, of any size (h18s, h18 and h32 are sizes of it).
 
     width, ocr_width, small: size of HRNet and of its head (ocr_width 0: a plain head without OCR).
     with_aux_output: also return the auxiliary logits. use_leaky_relu: in the fusion layers only.

@@ -14,8 +14,8 @@ import pytest
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Trace
 from hrseg_cli.metrics.noc import summarise
-from hrseg_cli.recipe import recipe_names
-from hrseg_cli.report import paper
+from hrseg_cli.recipe import load_tables, recipe_names
+from hrseg_cli.report import tables
 from hrseg_cli.runs import Run
 
 # As the paper prints them; trailing zeros are left out there, too.
@@ -31,6 +31,7 @@ RITM 5.83 6.17 8.82 16.97
 + conv + HQSeg-44K + skip + boundary loss + Sobel 5.828 5.95 7.68 12.32
 + conv + HQSeg-44K + skip + boundary loss 5.825 5.9 7.65 12.25
 """
+PAPER = load_tables("adapters")
 BASE = {"name": "hrnet_ocr", "file": "base.safetensors", "sha256": "0123456789abcdef"}
 
 
@@ -81,20 +82,20 @@ def cells(text: str, label: str) -> list[str]:
 
 
 def test_the_papers_numbers_to_the_letter(folder: Path) -> None:
-    tables = paper.read(folder)
-    for text, comma in ((paper.markdown(tables), "|"), (paper.latex(tables).replace(" \\\\", ""), "&")):
+    found = tables.read(folder, PAPER)
+    for text, comma in ((tables.markdown(found), "|"), (tables.latex(found).replace(" \\\\", ""), "&")):
         lines = [[cell.strip() for cell in line.strip("| ").split(comma)] for line in text.splitlines()]
         shown = [" ".join([line[0], *line[6::2]]) for line in lines if len(line) == 13 and line[0].strip("-")]
         assert shown == PRINTED.strip().splitlines()
 
 
 def test_every_row_has_its_recipe() -> None:
-    rows = {row.row for table in paper.TABLES.values() for row in table} - {"base", "adapt_conv"}
+    rows = set(PAPER.rows) - {"base", "adapt_conv"}
     assert {f"paper/{row}" for row in rows} == {name for name in recipe_names() if name.startswith("paper/")}
 
 
 def test_numbers_by_hand(folder: Path) -> None:
-    text = paper.markdown(paper.read(folder))
+    text = tables.markdown(tables.read(folder, PAPER))
     base, lora = cells(text, "RITM"), cells(text, "+ LoRA")
     assert base[:4] == ["0", "–", "7.20", "0.50"]
     assert lora[:4] == ["123,456", "320 × 480", "14.40", "0.50"]
@@ -108,22 +109,22 @@ def test_numbers_by_hand(folder: Path) -> None:
 
 def test_differences_from_the_base_are_of_pairs(folder: Path) -> None:
     """Objects differ by far more than rows: every object needs half a click more here, without any doubt."""
-    text = paper.markdown(paper.read(folder))
-    pairs = text[text.index(f"## {paper.PAIRS}") :]
+    text = tables.markdown(tables.read(folder, PAPER))
+    pairs = text[text.index(f"## {tables.PAIRS}") :]
     assert cells(pairs, "+ LoRA") == ["+0.50 [+0.50, +0.50]"] * 4
     # After ten clicks the base has 0.95, 0.625 and 0.625 of the three, mean of both parts; LoRA 0.7875 twice and 0.625.
-    scores = text[text.index(f"## {paper.SCORES}") :]
+    scores = text[text.index(f"## {PAPER.scores.title}") :]
     assert cells(scores, "+ LoRA") == ["+0.00 [-16.25, +16.25]"]
     assert "| RITM" not in pairs
-    assert paper.PAIRS in paper.latex(paper.read(folder))
+    assert tables.PAIRS in tables.latex(tables.read(folder, PAPER))
 
 
 def test_with_one_seed_the_interval_is_that_of_every_other_report(tmp_path: Path) -> None:
     clicks = np.random.default_rng(3).integers(1, 19, 40).tolist()
-    for part in paper.SETS:
+    for part in PAPER.sets:
         evaluation(tmp_path / "base" / "0" / part, clicks)
-    found = paper.read(tmp_path).lines["base"].clicks["high", "biou"]
-    run = paper.read_evaluations([str(tmp_path / "base" / "0" / "high")])[0]
+    found = tables.read(tmp_path, PAPER).rows["base"].clicks["high", "biou"]
+    run = tables.read_evaluations([str(tmp_path / "base" / "0" / "high")])[0]
     row = next(row for row in summarise(run.traces, "biou") if row.measure == "NoC@90")
     assert found[:3] == pytest.approx((row.value, row.low, row.high))
 
@@ -131,18 +132,18 @@ def test_with_one_seed_the_interval_is_that_of_every_other_report(tmp_path: Path
 def test_what_is_not_finished_is_left_out_and_named(folder: Path) -> None:
     evaluation(folder / "t4_conv" / "0" / "regular", [1, 1, 1])
     evaluation(folder / "t4_conv" / "0" / "high", [1, 1, 1], fail=True)
-    text = paper.markdown(paper.read(folder))
+    text = tables.markdown(tables.read(folder, PAPER))
     assert cells(text, "+ conv")[4::2] == ["–"] * 4
     assert "Not finished, omitted: t4_conv/0." in text
-    with pytest.raises(HrsegError, match="no finished evaluation found"):
-        paper.read(folder / "nowhere")
+    with pytest.raises(HrsegError, match="no finished evaluation of tables 'adapters' there; make them with recipes/"):
+        tables.read(folder / "nowhere", PAPER)
 
 
 def test_seeds_on_other_objects_are_refused(folder: Path) -> None:
     path = folder / "t3_lora" / "1" / "high" / "traces.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(HrsegError, match="t3_lora/0, t3_lora/1: objects differ"):
-        paper.read(folder)
+        tables.read(folder, PAPER)
 
 
 def test_other_settings_are_told(folder: Path) -> None:
@@ -150,7 +151,9 @@ def test_other_settings_are_told(folder: Path) -> None:
     record = json.loads(path.read_text())
     record["asked"]["settings"]["protocol"]["flip"] = True
     path.write_text(json.dumps(record))
-    assert "numbers on high resolution are not comparable: protocols differ in flip" in paper.latex(paper.read(folder))
+    assert "numbers on high resolution are not comparable: protocols differ in flip" in tables.latex(
+        tables.read(folder, PAPER)
+    )
 
 
 def test_rows_of_other_datasets_are_told(folder: Path) -> None:
@@ -158,7 +161,7 @@ def test_rows_of_other_datasets_are_told(folder: Path) -> None:
     for seed in "01":
         path = folder / "t3_lora" / seed / "high" / "traces.jsonl"
         path.write_text(path.read_text().replace('"pets"', '"cars"'))
-    text = paper.markdown(paper.read(folder))
+    text = tables.markdown(tables.read(folder, PAPER))
     assert (
         "The numbers on high resolution are not comparable: "
         "datasets differ: pets (base/0), cars (t3_lora/0, t3_lora/1)."
@@ -167,8 +170,8 @@ def test_rows_of_other_datasets_are_told(folder: Path) -> None:
 
 def test_what_made_the_numbers_is_told(folder: Path) -> None:
     """Precision of any row, code that had been changed, and data that is not the paper's."""
-    assert "Trained on" not in paper.markdown(paper.read(folder))
-    for part in paper.SETS:
+    assert "Trained on" not in tables.markdown(tables.read(folder, PAPER))
+    for part in PAPER.sets:
         path = folder / "t3_lora" / "0" / part / "run.json"
         record = json.loads(path.read_text())
         record["asked"]["settings"]["model"]["precision"] = "bf16"
@@ -177,10 +180,52 @@ def test_what_made_the_numbers_is_told(folder: Path) -> None:
         path.write_text(json.dumps(record))
         evaluation(folder / "t4_conv" / "0" / part, [3, 5, 7], {**BASE, "adapter": {"name": "conv"}})
     training(folder / "t4_conv" / "0" / "train", "leaves/leaf:kept=0.1", trained=277)
-    text = paper.markdown(paper.read(folder))
+    text = tables.markdown(tables.read(folder, PAPER))
     assert "base base.safetensors (0123456789ab, fp32), base.safetensors (0123456789ab, bf16); commit" in text
     assert "aaaaaaaaaa+, bbbbbbbbbb" in text
     assert "Trained on hqseg44k (t3_lora), leaf (t4_conv); HQSeg-44K in a label stands for the data of that" in text
+
+
+def test_a_plan_of_ones_own(hrseg: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
+    """One set, one metric, no trainings, no published numbers: nothing of the paper is left in the mechanism."""
+    plan = tmp_path / "mine.yaml"
+    plan.write_text(
+        "name: mine\nsets: {shots: my shots}\nmetrics: [biou]\nlevel: 0.6\nbase: old\n"
+        "tables: [{title: Ours, rows: [{row: old, label: before}, {row: new, label: after}]}]\n"
+    )
+    for row, clicks in (("old", [4, 6]), ("new", [3, 4])):
+        evaluation(tmp_path / "runs" / row / "0" / "shots", clicks)
+    done = hrseg("report", "--tables", plan, tmp_path / "runs")
+    assert done.code == 0, done.err
+    assert [cell.split(" ")[0] for cell in cells(done.out, "after")] == ["0.50", "**4.50**"]
+    assert done.out.splitlines()[2].split("|")[1:-1][-1].strip() == "my shots bIoU"
+    assert "NoC@60 over all objects" in done.out
+    assert not {"paper", "published", "trained", "gmac"} & set(done.out.lower().split())
+    assert "-1.50 [" in done.out
+    with pytest.raises(HrsegError, match=f"make them with {load_tables(str(plan)).made_by}"):
+        tables.read(folder / "nowhere", load_tables(str(plan)))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("metrics: [dice]", "unknown metric 'dice'"),
+        ("sets: {../x: x}", "sets"),
+        ("sets: {train: x}", "'train' is the folder of a row's training"),
+        ("timed: shot", "'shot' is none of the sets"),
+        ("tables: [{title: A, rows: [{row: a, label: a, numbers: ['1', '2']}]}]", "2 numbers for 1 columns"),
+        ("tables: [{title: A, rows: [{row: ../a, label: a}]}]", "tables.0.rows.0.row"),
+        ("colums: 1", "unknown key 'colums'"),
+    ],
+)
+def test_wrong_plans_are_one_line(hrseg: Callable[..., Any], tmp_path: Path, change: str, told: str) -> None:
+    plan = {"name": "name: x", "sets": "sets: {shots: x}", "metrics": "metrics: [iou]"}
+    plan |= {"tables": "tables: [{title: A, rows: [{row: a, label: a}]}]", change.partition(":")[0]: change}
+    (tmp_path / "x.yaml").write_text("\n".join(plan.values()))
+    done = hrseg("report", "--tables", tmp_path / "x.yaml", tmp_path)
+    assert done.code in (1, 2), done.out
+    assert told in done.err
+    assert done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("format_", ["md", "tex"])
@@ -199,10 +244,11 @@ def test_a_committed_copy_is_checked(hrseg: Callable[..., Any], folder: Path, tm
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "name run folders, or --paper FOLDER"),
-        (["--paper", "x", "run"], "--paper goes with"),
-        (["--paper", "x", "--partial"], "--paper goes with"),
-        (["--paper", "x", "--format", "csv"], "--paper writes md or tex"),
+        ([], "give run folders, or one folder with --tables PLAN"),
+        (["--tables", "adapters"], "take one folder"),
+        (["--paper", "x", "run"], "--tables and --paper take one folder"),
+        (["--paper", "x", "--partial"], "--tables and --paper take one folder"),
+        (["--paper", "x", "--format", "csv"], "--tables and --paper write md or tex"),
     ],
 )
 def test_wrong_usage(hrseg: Callable[..., Any], words: list[str], told: str) -> None:

@@ -1,0 +1,201 @@
+"""hrseg list: the names that other commands take. Nothing heavy is imported: no torch, no OpenCV."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hrseg_cli import catalog
+from hrseg_cli.commands import headings, options
+from hrseg_cli.commands.rows import FORMATS, Rows, written
+from hrseg_cli.errors import HrsegError, UnknownName
+
+PACKAGE = Path(__file__).resolve().parent.parent
+WEIGHTS = PACKAGE / "weights"
+
+
+def list_names(
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="KIND", help="models, weights, datasets, protocols, recipes, adapters, losses, metrics or layouts."
+        ),
+    ] = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            rich_help_panel=headings.OUTPUT,
+            help=f"Output format: {', '.join(FORMATS)} (one JSON object per line).",
+        ),
+    ] = "text",
+    root: options.Root = None,
+) -> None:
+    """List the names that other commands accept, one line each. Without KIND: the kinds of names.
+
+    models: networks, for --model and recipes. weights: trained networks that come with hrseg, with their terms.
+    datasets: licence, source, and whether they are present below the data root.
+    """
+    if kind is not None and kind not in KINDS:
+        raise UnknownName("kind", kind, KINDS)
+    if kind is None:
+        rows = [{"kind": name, "about": about} for name, (about, _) in KINDS.items()]
+    else:
+        rows = KINDS[kind][1](options.data_root(root))
+    typer.echo(written(rows, format_), nl=False)
+
+
+def datasets(root: Path) -> Rows:
+    """Known datasets, and what of them lies below ``root``."""
+    from hrseg_cli.data.manifest import load_manifest, overview
+    from hrseg_cli.data.unpack import size_text
+
+    rows = []
+    for one in overview(root):
+        counts = (f"{name} {'~' if name in one['about'] else ''}{n or '?'}" for name, n in one["splits"].items())
+        size = "unknown" if one["bytes"] is None else size_text(one["bytes"])
+        rows.append(
+            {
+                "dataset": one["name"],
+                "objects": ", ".join(counts),
+                "download": size + (", by hand" if one["manual"] else ""),
+                "present": {"ready": "yes", "absent": "no"}.get(one["state"], one["state"]),
+                "licence": one["licence"],
+                "source": load_manifest(one["name"]).sources[0],
+            }
+        )
+    drawn = {"objects": "any number", "download": "none", "present": "yes", "licence": "hrseg's", "source": "drawn"}
+    return [*rows, {"dataset": "procedural", **drawn}]
+
+
+def weights(root: Path) -> Rows:
+    """Trained networks that come with hrseg: from the header of each file, and the card next to it."""
+    import yaml
+
+    rows = []
+    for path in sorted(WEIGHTS.glob("*.safetensors")):
+        header = read_header(path)
+        own = json.loads(header.pop("__metadata__", {}).get("hrseg", "{}"))
+        shapes = [one["shape"] for name, one in header.items() if not _is_statistic(name)]
+        card_file = path.with_suffix(".yaml")
+        card = yaml.safe_load(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {}
+        rows.append(
+            {
+                "weights": path.stem,
+                "model": str(own.get("name", "unknown")),
+                "parameters": f"{sum(map(math.prod, shapes)) / 1e6:.1f} M",
+                "size": f"{path.stat().st_size / 1e6:.1f} MB",
+                "trained on": str(card.get("trained_on", "unknown")),
+                "terms": str(card.get("terms", "unknown")),
+            }
+        )
+    return rows
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Names, types and shapes of a safetensors file, and its ``__metadata__``, without its numbers."""
+    try:
+        with path.open("rb") as file:
+            header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except (OSError, ValueError):
+        raise HrsegError(f"{path}: not a safetensors file; install hrseg again") from None
+    return header
+
+
+def _is_statistic(name: str) -> bool:
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+
+
+def models(root: Path) -> Rows:
+    """Networks, with "included" for those that come with weights."""
+    return [
+        {
+            "model": name,
+            "weights": "included" if (WEIGHTS / f"{name}.safetensors").is_file() else "–",
+            "about": about(target),
+        }
+        for name, target in catalog.MODELS.items()
+    ]
+
+
+def _table(kind: str) -> Callable[[Path], Rows]:
+    """Rows of a table of the catalog."""
+    return lambda root: [{kind: name, "about": about(target)} for name, target in catalog.TABLES[kind].items()]
+
+
+def about(target: str) -> str:
+    """First sentence of the docstring of ``module:object``, read from the source: importing a network takes seconds.
+
+    A plain assignment may have a docstring too: a string on the next line. Empty where there is none.
+    """
+    import ast
+    import importlib.util
+
+    module, _, name = target.partition(":")
+    file = PACKAGE.parent.joinpath(*module.split("."))
+    file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+    if not file.is_file():  # of another package, which may import what it likes
+        spec = importlib.util.find_spec(module)
+        file = Path(spec.origin if spec and spec.origin else "")
+    if file.suffix != ".py":
+        return ""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return _sentence(ast.get_docstring(node) or "")
+        if isinstance(node, ast.ImportFrom) and any(name == (one.asname or one.name) for one in node.names):
+            return about(f"{node.module}:{name}")
+        if isinstance(node, ast.Assign) and any(isinstance(one, ast.Name) and one.id == name for one in node.targets):
+            text = following.value if isinstance(following, ast.Expr) else None
+            return _sentence(str(text.value)) if isinstance(text, ast.Constant) else ""
+    return ""
+
+
+def protocols(root: Path) -> Rows:
+    from hrseg_cli.recipe import data_folder, protocol_names
+
+    folder = data_folder("recipes") / "protocols"
+    return [{"protocol": name, "about": comment(folder / f"{name}.yaml")} for name in protocol_names()]
+
+
+def recipes(root: Path) -> Rows:
+    from hrseg_cli.recipe import data_folder, recipe_names
+
+    folder = data_folder("recipes")
+    return [{"recipe": name, "about": comment(folder / f"{name}.yaml")} for name in recipe_names()]
+
+
+def comment(file: Path) -> str:
+    """First sentence of the comment at the top of a YAML file."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return _sentence(" ".join(lines))
+
+
+def _sentence(text: str) -> str:
+    paragraph = " ".join(text.partition("\n\n")[0].split())
+    found = re.match(r"(.*?)(?<!al)\.(?: (?=[A-Z])|$)", paragraph)  # not after "et al."
+    return (found[1] if found else paragraph).replace("``", "'")
+
+
+KINDS: dict[str, tuple[str, Callable[[Path], Rows]]] = {
+    "models": ("networks, for --model and for recipes", models),
+    "weights": ("trained networks that come with hrseg, and their terms", weights),
+    "datasets": ("known datasets: licence, source, and whether they are present", datasets),
+    "protocols": ("ways to turn clicks into masks, for --protocol", protocols),
+    "recipes": ("settings of trainings, for --recipe", recipes),
+    "adapters": ("small trainable parts of a frozen model, for --adapter", _table("adapter")),
+    "losses": ("training losses, for recipes", _table("loss")),
+    "metrics": ("scores of a mask, for --metric", _table("metric")),
+    "layouts": ("arrangements of a dataset's files, for --dataset LAYOUT=FOLDER", _table("layout")),
+}
