@@ -155,7 +155,7 @@ def _clicks(runs: Sequence[Evaluation], metric: str, level: float) -> MeanClicks
             needed.setdefault((trace.dataset, trace.id), []).append(noc(values, level, run.max_clicks))
     if any(len(each) != len(runs) for each in needed.values()):
         names = ", ".join(run.label for run in runs)
-        raise HrsegError(f"{names}: not the same objects; delete one of them and make it again")
+        raise HrsegError(f"{names}: objects differ; delete one of them and rerun it")
     table = np.array(list(needed.values()), float)
     means = table.mean(1)
     low, high = interval(means, np.ones(len(means)), runs[0].settings["seed"])

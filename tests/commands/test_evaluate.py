@@ -388,7 +388,7 @@ WRONG = [
     (["--model", "grabcut", "--dataset", "{folder}", "--set", "zoom.target=0"], 1, "zoom.target"),
     (["--model", "grabcut", "--dataset", "{folder}", "--set", "tiles.overlap=900"], 1, "at most half"),
     (["--model", "grabcut", "--dataset", "noc={folder}"], 1, "reserved for the table"),
-    (["--model", "{folder}", "--dataset", "{folder}"], 1, "is a folder"),
+    (["--model", "{folder}", "--dataset", "{folder}"], 1, "a folder; give the checkpoint"),
     (["--model", "grabcut", "--dataset", "{folder}", "--band", "wide"], 1, "5px"),
     (["--model", "grabcut", "--dataset", "{folder}", "--binarize", "gt12"], 2, "gt128"),
     (["--model", "grabcut", "--dataset", "{folder}", "--device", "gpu"], 1, "write cpu, cuda"),

@@ -207,7 +207,7 @@ def test_what_is_wrong_is_one_line(files: Any, tmp_path: Path, monkeypatch: pyte
         (str(foreign), None, "cpu", "not written by"),
         (str(newer), None, "cpu", "newer hrseg"),
         (str(tmp_path / "absent.onnx"), None, "cpu", "no such file"),
-        (str(graph), "torch", "cpu", "is a graph"),
+        (str(graph), "torch", "cpu", "cannot run the ONNX file"),
         (str(graph), "openvino", "cuda", "runs on the CPU only"),
     ]:
         with pytest.raises(HrsegError, match=message) as error:
