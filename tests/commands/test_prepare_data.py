@@ -35,11 +35,11 @@ def test_a_folder_without_objects_is_no_success(hrseg: Command, tmp_path: Path) 
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()
     done = hrseg("prepare-data", tmp_path)
-    assert (done.code, "no objects; add images and masks" in done.err) == (1, True)
+    assert (done.code, "no objects; put images and masks in" in done.err) == (1, True)
     for part, value in (("images", 90), ("masks", 0)):
         cv2.imwrite(str(tmp_path / part / "blank.png"), np.full((20, 30), value, np.uint8))
     done = hrseg("prepare-data", tmp_path, "--instances")
-    assert (done.code, "1 masks hold no object" in done.err, "omit --instances" in done.err) == (1, True, True)
+    assert (done.code, "1 masks hold no object" in done.err, "leave --instances off" in done.err) == (1, True, True)
 
 
 def test_copies_count_the_objects_that_are_in_them(hrseg: Command, tmp_path: Path) -> None:
