@@ -1,8 +1,8 @@
-"""Make the README's pictures, docs/pictures/, from runs of the network that comes with hrseg.
+"""Create the pictures in docs/pictures/ from runs of the network shipped with hrseg.
 
-python docs/make_pictures.py    needs Playwright (pip install 'hrseg[dev]') and Chromium; minutes on two cores
+python docs/make_pictures.py    needs Playwright (pip install 'hrseg[dev]') and Chromium; takes minutes on two cores
 
-All photographs on them are drawn by hrseg itself, so that they may be shown anywhere.
+All images in them are drawn by hrseg, so they may be published anywhere.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def hrseg(*words: object) -> None:
 
 
 def screenshot(work: Path) -> None:
-    """The page after the clicks that a simulated person has made on the same pictures."""
+    """The page after the clicks that the simulated annotator made on the same images."""
     photos = work / "photos"
     shutil.copytree(work / "drawn" / "images", photos / "images")
     traces = [json.loads(line) for line in (work / "h18s" / "traces.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -83,7 +83,7 @@ def screenshot(work: Path) -> None:
 
 
 def idle(page: Any) -> None:
-    """Answered, and drawn."""
+    """Wait until the page has shown the answer."""
     page.wait_for_selector("#empty", state="hidden")
     page.wait_for_selector('body[data-busy="0"]')
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
@@ -91,7 +91,7 @@ def idle(page: Any) -> None:
 
 @contextmanager
 def annotate(photos: Path) -> Iterator[str]:
-    """The address of the page, while it is served."""
+    """Serve the page and yield its address."""
     words = [sys.executable, "-m", "hrseg_cli.cli", "annotate", str(photos), "--port", "0", "--no-browser"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ) as job:
         assert job.stderr is not None

@@ -1,7 +1,7 @@
-"""Write docs/commands/NAME.md, a page per command, from the help texts of the command line.
+"""Write docs/commands/NAME.md, a page per command, from the help texts.
 
-python docs/write_commands.py            writes what has changed
-python docs/write_commands.py --check    only says what is not up to date; exit code 1
+python docs/write_commands.py            updates pages that have changed
+python docs/write_commands.py --check    only lists pages that are out of date; exit code 1 if there are any
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def pictures(runs: Sequence[Evaluation], metrics: Sequence[str], count: int, com
     height = HEAD + sum(len(row[0].pixels) + CAPTION for row in rows) + MARGIN + 20
     with rc_context({"font.size": 6.5, "text.color": INK}):
         figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-        heads = ["image", "truth", *(f"{k} click{'s' if k > 1 else ''}" for k in clicks)]
+        heads = ["image", "ground truth", *(f"{k} click{'s' if k > 1 else ''}" for k in clicks)]
         for i, head in enumerate(heads):
             x = MARGIN + i * (CELL + GAP) + CELL / 2
             figure.text(x / width, 1 - (HEAD - 16) / height, head, ha="center", fontsize=8)

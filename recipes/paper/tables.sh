@@ -1,16 +1,16 @@
 #!/bin/sh
-# Tables 3 and 4 of the adapters' paper, measured again: trains and evaluates each row, then writes tables.md and .tex.
+# Reproduces tables 3 and 4 of the adapter paper: trains and evaluates each row, then writes tables.md and tables.tex.
 #   recipes/paper/tables.sh [DATA]   DATA: paper, photos, or the path of a file like recipes/paper/data/photos.env
-# From the environment: ROWS and SEEDS (separated by spaces), OUT, DEVICE, BASE, PARTS ("train judge": both by default),
-# EVALUATE (options of hrseg evaluate that change numbers, such as --precision bf16), TRAIN_ON and EVALUATE_ON (options
-# of the machine, such as --workers 4, that change none).
-# Stopped anywhere, the same command goes on, on another machine too: what is done is not done again, wherever it was
-# done. Several of them may do different ROWS into one OUT at once. OUT/ROW/SEED/ holds the run folders.
+# Environment variables: ROWS and SEEDS (separated by spaces), OUT, DEVICE, BASE, PARTS (default "train judge"), EVALUATE
+# (options of hrseg evaluate that change results, such as --precision bf16), TRAIN_ON and EVALUATE_ON (options of the
+# machine that do not change results, such as --workers 4).
+# Rerun the same command to resume, also on another machine: finished steps are skipped. Several processes may work on
+# different ROWS with the same OUT. OUT/ROW/SEED/ contains the run folders.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 recipes=$(cat "$here"/../*.yaml "$here"/../protocols/*.yaml "$here"/*.yaml | cksum)
-set -f # lists such as [128,192] are no patterns of file names
+set -f # lists such as [128,192] are not file name patterns
 
 data=${1:-paper}
 case $data in
@@ -30,8 +30,8 @@ esac
 t4_conv_hq_skip_boundary control_full control_head control_bn control_bitfit adapt_conv}"
 : "${SEEDS:=0}" "${OUT:=runs/tables/$(basename "$data" .env)}" "${DEVICE:=cpu}" "${PARTS:=train judge}"
 
-# once STAMP FILE MACHINE COMMAND...: runs the command, with the options of this MACHINE, unless the stamp says that this
-# very one was finished on this very file.
+# once STAMP FILE MACHINE COMMAND...: runs the command, with the MACHINE options, unless the stamp says that this command
+# has already finished on this file.
 once() {
     stamp=$1 machine=$3
     key="$recipes $(cksum <"$2")"
@@ -60,7 +60,7 @@ train() {
     once "$folder/train.done" "$base" "$TRAIN_ON" hrseg adapt --from "$BASE" --recipe "$recipe" "$@" --out "$folder/train"
 }
 
-# judge MODEL FILE FOLDER: by IoU and Boundary IoU, into FOLDER/regular and FOLDER/high. FILE: of the model, for stamps.
+# judge MODEL FILE FOLDER: evaluates into FOLDER/regular and FOLDER/high. FILE: the file of the model, for stamps.
 judge() {
     model=$1 weights=$2 folder=$3
     for set in regular high; do

@@ -490,7 +490,7 @@ WRONG = [
     ("--click 60,60 --model nowhere.pth", 1, "no such file"),
     ("--click 60,60 --model grabcutt", 2, "Did you mean 'grabcut'"),
     ("", 1, "no clicks; give --click"),
-    ("--click 60", 1, "--click 60: write row,col"),
+    ("--click 60", 1, "--click 60: write ROW,COL"),
     ("--click 60,600", 1, "lies outside the image"),
     ("--click 60,60 --clicks c.json", 1, "give only one of them"),
     ("--click 60,60 {photos}/b", 1, "--click works on one image, not on 2"),

@@ -253,7 +253,7 @@ def test_what_is_not_settled_is_not_asserted() -> None:
     """SBD's training objects may count those that RITM leaves out; its validation objects are exact."""
     sbd = load_manifest("sbd")
     assert (sbd.splits["train"].about, sbd.splits["val"].about) == (True, False)
-    assert "not settled" in sbd.notes
+    assert "unclear" in sbd.notes
 
 
 def test_an_unknown_set_is_answered_with_the_nearest() -> None:
