@@ -22,10 +22,10 @@ from hrseg_cli.engine.runtimes import GRAPHS, open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Click
-from hrseg_cli.models import click_maps
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.grabcut import GrabCut
 from hrseg_cli.models.hrnet import h18s
+from hrseg_cli.models.parts import click_maps
 from hrseg_cli.recipe import load_protocol
 
 
