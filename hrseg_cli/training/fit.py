@@ -138,10 +138,8 @@ def fit(
     Writes best and last weights, the checkpoint to go on from, judged.csv and the logs. Raises HrsegError for a loss
     that is not a number, Interrupted when asked to stop; then the checkpoint is there. say: gets a line an epoch.
     """
-    fixed = set(model.parameter_groups().get("fixed", ()))
-    for name, parameter in model.named_parameters():
-        if parameter in fixed or any(part in name for part in model.unused):
-            parameter.requires_grad_(False)
+    for parameter in model.untrained():
+        parameter.requires_grad_(False)
     check(model, recipe)
     if machine.device == "cpu" and recipe.precision == "fp16":
         raise HrsegError("precision=fp16: only on a GPU; set precision=auto")

@@ -41,7 +41,7 @@ def test_a_control_can_follow_another(base: ClickHRNet, two_steps: Any) -> None:
 def test_a_part_that_is_not_there_is_refused(base: ClickHRNet) -> None:
     with pytest.raises(UnknownName, match=r"'heads'.*'head'"):
         freeze_for(base, "heads")
-    with pytest.raises(HrsegError, match="no part of that kind"):
+    with pytest.raises(HrsegError, match="has nothing to train"):
         freeze_for(FakeNetwork(), "full")
 
 

@@ -125,6 +125,14 @@ class ClickNet(InteractiveModel):
     name = "clicknet"
     has_encoder = True
     image_layer = "encoder.stem"
+    single_precision = ("/stem/", r"/guide\.0/", "/head/", "/coarse/", "/aux16/")
+    taps: Mapping[str, int] = {}
+    layer_groups: Mapping[str, tuple[str, ...]] = {
+        "encoder": (r"^encoder\.",),
+        "guide": (r"^(guide|enter)\.",),
+        "decoder": (r"^(lateral|down|context|attend|blocks|mixers)\.",),
+        "heads": (r"^(head|coarse|aux16)\b",),
+    }
 
     def __init__(
         self,
@@ -171,6 +179,7 @@ class ClickNet(InteractiveModel):
         self.head = nn.Conv2d(w[0], 4, 3, padding=1)
         self.coarse = Pointwise(w[1], 1)
         self.aux16 = Pointwise(w[3], 1)
+        self.taps = {"stem": self.encoder.stem.out_channels, "fine": w[1]}
         for conv in self.enter:
             nn.init.normal_(cast(Pointwise, conv).weight, std=1e-3)
         nn.init.normal_(self.head.weight, std=1e-2)
@@ -210,6 +219,29 @@ class ClickNet(InteractiveModel):
         previous: (B, 1, H, W), in [0, 1]. points: (B, 2N, 3), see :mod:`hrseg_cli.models.parts.click_maps`.
         boxes: (B, 4), (top, left, bottom, right) in pixels, ends included; a row of negative numbers, or None: no box.
         """
+        outputs = self._decoded(features, previous, points, boxes)
+        del outputs["fine"]
+        return outputs
+
+    def tapped(self, image: Tensor, points: Tensor, inject: Tensor | None = None) -> dict[str, Tensor]:
+        """See :meth:`InteractiveModel.tapped`. "stem": the first convolution's features of the image, at half the
+        size. "fine": the decoder's at a quarter, which the coarse logits are read from."""
+        height, width = image.shape[-2:]
+        photo = normalised(_padded(image[:, :3]))
+        stem = self.encoder.stem_features(photo)
+        given = stem
+        if inject is not None:
+            given = stem + F.pad(inject, (0, stem.shape[-1] - inject.shape[-1], 0, stem.shape[-2] - inject.shape[-2]))
+        outputs = self._decoded((photo, *self.encoder.levels_of(given)), image[:, 3:], points)
+        rows, cols = -(-height // 2), -(-width // 2)
+        outputs["stem"] = stem[..., :rows, :cols]
+        outputs["fine"] = outputs["fine"][..., : -(-rows // 2), : -(-cols // 2)]
+        return outputs
+
+    def _decoded(
+        self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """See :meth:`decode`; "fine" too, of the padded image."""
         image, *maps = features
         height, width = previous.shape[-2:]
         previous = _padded(previous)
@@ -237,7 +269,7 @@ class ClickNet(InteractiveModel):
                 y = self.mixers(y)
                 outputs["aux16"] = self.aux16(y)
             elif k == 1:
-                outputs["aux4"] = self.coarse(y)
+                outputs["fine"], outputs["aux4"] = y, self.coarse(y)
         fine = F.pixel_shuffle(self.head(y), 2)
         logits = fine + F.interpolate(outputs["aux4"], scale_factor=4, mode="bilinear", align_corners=False)
         return {"logits": logits[..., :height, :width], **outputs}
@@ -256,7 +288,9 @@ def box_maps(boxes: Tensor, height: int, width: int) -> Tensor:
 def _padded(x: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     right, bottom = -width % STRIDE, -height % STRIDE
-    return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x
+    if not (right or bottom or torch.onnx.is_in_onnx_export()):  # a graph has to pad other sizes than the exporter's
+        return x
+    return F.pad(x, (0, right, 0, bottom), mode="replicate")
 
 
 def _zeroed(layer: Pointwise) -> Pointwise:
