@@ -27,7 +27,7 @@ from hrseg_cli.checkpoints.formats import read_checkpoint, save_checkpoint
 from hrseg_cli.checkpoints.provenance import weights_hash
 from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.data.samples import open_dataset
-from hrseg_cli.engine.cost import costs, gmac
+from hrseg_cli.engine.cost import gmac
 from hrseg_cli.engine.export import export
 from hrseg_cli.engine.fast import PRECISIONS, fast
 from hrseg_cli.engine.runtimes import open_model
@@ -126,7 +126,13 @@ def refused(what: Callable[[], Any]) -> bool:
 def recipe(model: InteractiveModel, *outputs: str) -> Recipe:
     terms = [{"name": "nfl"}, *({"name": "bce", "output": output} for output in outputs)]
     return recipe_of(
-        {"name": "two steps", "data": {"parts": [{"dataset": "drawn"}], "crop": [32, 48]}, "losses": terms, "batch": 2},
+        {
+            "name": "two steps",
+            "data": {"parts": [{"dataset": "drawn"}], "crop": [32, 48]},
+            "losses": terms,
+            "batch": 2,
+            "clicks": {"rounds": 1},
+        },
         "test",
     )
 
@@ -228,8 +234,8 @@ def test_evaluates(model: InteractiveModel, name: str, tmp_path: Path) -> None:
     """Two drawn objects, as the commands click on them: crops, mirror images, the form for inference."""
     spec = name if model.weightless else str(tmp_path / "model.safetensors")
     save_checkpoint(model, tmp_path / "model.safetensors", {})
-    protocol = load_protocol("photo", ["zoom.target=64", "zoom.min_crop=40"])
-    refs = open_dataset("procedural:count=2,size=96,seed=3")
+    protocol = load_protocol("photo", ["zoom.target=48", "zoom.min_crop=30"])
+    refs = open_dataset("procedural:count=2,size=64,seed=3")
     traces = [outcome.trace for _, outcome in run(Plan(spec, protocol, {"iou": 2.0}, 2), refs, 1)]
     assert [len(trace.clicks) for trace in traces] == [2, 2]
     assert all(0 <= score <= 1 for trace in traces for score in trace.scores["iou"])
@@ -280,7 +286,6 @@ def test_adapters(model: InteractiveModel, adapter: tuple[str, dict[str, Any]], 
     assert moved
     assert moved <= wanted == set(adapter_state(adapted))
     assert {key for key in wanted if "lora_" in key or key.startswith(("correct.", "up.", "down."))} <= moved
-    assert costs(adapted, (64, 64))["trained"] > 0
 
     save_checkpoint(base, tmp_path / "base.safetensors", {})
     save_adapter(adapted, tmp_path / "adapter.safetensors", kind, options, weights_hash(base), {})
@@ -340,7 +345,8 @@ class Products(TorchFunctionMode):
 
 
 def test_costs_are_those_of_its_layers(model: InteractiveModel) -> None:
+    image, points = question(model, 48, 64)
     with torch.inference_mode(), Products() as counted:
-        model(*question(model, 48, 64))
+        model(image, points[:, ::2])  # one slot of either sign, as gmac has
     assert gmac(model, (48, 64)) == pytest.approx(counted.total / 1e9, rel=1e-9)
     assert (counted.total > 0) == (next(model.parameters(), None) is not None)

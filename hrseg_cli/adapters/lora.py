@@ -124,7 +124,9 @@ def attach_lora(
     ]
     if left:
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-        log.warning("LoRA leaves %d layers as they are: %s%s", len(left), ", ".join(left[:3]), more)
+        log.warning(
+            "LoRA cannot adapt %d of the layers, they stay as they are: %s%s", len(left), ", ".join(left[:3]), more
+        )
     freeze(model)
     for module in alive.values():
         if adabn and isinstance(module, BatchNorm):

@@ -22,6 +22,7 @@ import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -113,8 +114,9 @@ def export(model: InteractiveModel, path: Path, provenance: dict[str, Any]) -> d
 def trace(step: ClickStep, names: list[str], sizes: dict[str, dict[int, str]]) -> bytes:
     """The step as an ONNX graph. Raises HrsegError, which names the operator, for what ONNX cannot express."""
     file: Any = io.BytesIO()  # which is taken, and not in the exporter's annotations
+    silent = patch.object(torch._C, "_jit_onnx_log", create=True)  # it prints the graph of what it cannot express
     try:
-        with warnings.catch_warnings(), torch.inference_mode():
+        with silent, warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # the tracer's, of shapes that are not constants; `check` would notice
             # torch.export needs 35 times as long (33 s for h18s) for the same graph and the same answers.
             torch.onnx.export(
@@ -155,8 +157,10 @@ def write_graph(graph: Any, header: dict[str, Any], path: Path) -> None:
 def check(graph: bytes, step: ClickStep) -> list[dict[str, Any]]:
     """Largest differences between ONNX Runtime and PyTorch, at each of :data:`SIZES`. Raises HrsegError above 1e-4."""
     ort = need("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised, too
     try:
-        session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has a dozen classes of its own
         raise HrsegError(f"{step.model.name}: ONNX Runtime cannot load its graph ({_reason(error)})") from None
     rows: list[dict[str, Any]] = []
@@ -170,7 +174,7 @@ def check(graph: bytes, step: ClickStep) -> list[dict[str, Any]]:
         except Exception as error:
             batch, height, width, _ = size
             raise HrsegError(
-                f"{step.model.name}: its graph does not run on {batch} image(s) of {height}x{width} "
+                f"{step.model.name}: its graph does not run on {batch} images of {height}x{width} "
                 f"({_reason(error)}); a size may be a constant in it"
             ) from None
         if any(a.shape != b.shape for a, b in zip(wanted, found, strict=True)):

@@ -51,7 +51,10 @@ def quantize(
         plain, small = Path(folder) / "plain.onnx", Path(folder) / "small.onnx"
         header = export(model, plain, provenance)
         kept = re.compile("|".join(model.single_precision) or "$.")
-        single = [node.name for node in onnx.load(plain).graph.node if kept.search(node.name)]
+        nodes = onnx.load(plain).graph.node
+        single = [node.name for node in nodes if kept.search(node.name)]
+        if not any(node.op_type == "Conv" and node.name not in single for node in nodes):
+            raise HrsegError(f"--int8: '{model.name}' has no inner convolution to compute in 8 bits; leave it out")
         logging.disable(logging.WARNING)  # it asks for a pass that cannot follow sizes that change, and is not needed
         try:
             with warnings.catch_warnings():

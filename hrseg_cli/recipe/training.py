@@ -25,8 +25,8 @@ Nonnegative = Annotated[float, Field(ge=0)]
 class Model(Settings):
     """name: of the catalog. options: of the architecture. weights: a checkpoint to start from.
 
-    backbone: pretrained weights to start from: a name such as ``efficientnet_lite2``, or a file of ImageNet weights for
-        an HRNet; ``coverage``: share of the network's backbone that they must cover.
+    backbone: pretrained weights to start from: a name such as ``efficientnet_lite2``, or a file of ImageNet weights
+        that the model's family reads; ``coverage``: share of the network's backbone that they must cover.
     """
 
     name: str = "h18s"
@@ -205,9 +205,9 @@ class Clicks(Settings):
 class Loss(Settings):
     """One term: a loss of the catalog on one of the network's outputs, times ``weight``.
 
-    output: ``logits``, or another one that the network has: ``aux`` (an HRNet), ``aux4`` and ``aux16`` (a clicknet, at
-        a quarter and a sixteenth of the size, compared with the share of object pixels there), ``base`` (what a network
-        below a resampling adapter answers by itself).
+    output: ``logits``, or another one that the network has, such as ``aux`` (logits of an inner layer), ``aux4`` and
+        ``aux16`` (those at a quarter and a sixteenth of the size, compared with the share of object pixels there), or
+        ``base`` (what a network below a resampling adapter answers by itself).
     options: of the loss; for "boundary" those of its distance map (see ``hrseg_cli.losses.signed_distance``).
     """
 

@@ -197,10 +197,10 @@ def _notes(
 ) -> Iterator[str]:
     yield (
         "NoC@90 over all objects of a set, [95 % bootstrap interval over objects, taken as independent]; bold: the "
-        "fewest clicks measured. Paper: its numbers with HRNet-18, its regular sets and HQSeg-44K."
+        "fewest clicks measured. Paper: its numbers with h18, its regular sets and HQSeg-44K."
     )
     yield (
-        "Trained: parameters. GMAC: multiply-adds of convolutions in one answer at the crop of training; the base's at "
+        "Trained: parameters. GMAC: multiply-adds in one answer at the crop of training; the base's at "
         "the size at which it is asked within. s/click: median wall time on the high-resolution set."
     )
     for part, title in SETS.items():

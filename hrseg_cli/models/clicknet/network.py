@@ -101,13 +101,12 @@ class ClickAttention(nn.Module):
         area = weight.sum(2)
         means = torch.einsum("bcp,bkp->bkc", pixels, weight) / (area + 0.5)[..., None]
         tokens = torch.cat([clicked, means, pixels.mean(2)[:, None]], 1)
-        kinds = torch.tensor([0] * n + [1] * n + [2, 3, 4], device=x.device)
         present = torch.cat([valid_slots(points), area > 0.5, torch.ones_like(area[:, :1], dtype=torch.bool)], 1)
 
         per_head = self.width // self.heads
         query = self.query(x).flatten(2).view(batch, self.heads, per_head, -1)
-        key = (self.key(tokens) + self.kind_key[kinds]).view(batch, -1, self.heads, per_head)
-        value = (self.value(tokens) + self.kind_value[kinds]).view(batch, -1, self.heads, per_head)
+        key = (self.key(tokens) + _of_tokens(self.kind_key, n)).view(batch, -1, self.heads, per_head)
+        value = (self.value(tokens) + _of_tokens(self.kind_value, n)).view(batch, -1, self.heads, per_head)
         score = torch.einsum("bhdp,bthd->bhtp", query, key) / math.sqrt(per_head)
         score = score.masked_fill(~present[:, None, :, None], -1e4).softmax(2)
         found = torch.einsum("bhtp,bthd->bhdp", score, value).reshape(batch, self.width, height, width)
@@ -115,6 +114,12 @@ class ClickAttention(nn.Module):
         shares = torch.cat([to_clicks, score[:, :, 2 * n : 2 * n + 2]], 2).reshape(batch, -1, height, width)
         told: Tensor = self.out(torch.cat([found, shares], 1).contiguous(memory_format=torch.channels_last))
         return x + told
+
+
+def _of_tokens(kinds: Tensor, clicks: int) -> Tensor:
+    """(2 clicks + 3, width) from one row a kind: those of the clicks, of either sign, stand for so many tokens."""
+    positive, negative = (kinds[k : k + 1].expand(clicks, -1) for k in (0, 1))
+    return torch.cat([positive, negative, kinds[2:]])
 
 
 class ClickNet(InteractiveModel):
