@@ -8,6 +8,7 @@ A test module takes these functions in by ``from contract import *`` and gives t
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 from collections.abc import Callable
@@ -69,13 +70,13 @@ SMALL: dict[str, dict[str, Any]] = {
 NEEDED = {"hrnet_ocr": SMALL_HRNET}
 
 # All of the catalog as it is attached without options, and what options make of some.
-ADAPTERS: list[tuple[str, dict[str, Any]]] = [
+ADAPTERS: list[Any] = [
     *((name, {}) for name in catalog.ADAPTERS),
-    ("lora", {"kind": "loralib", "rank": 2, "adabn": True}),
     ("lora", {"layers": ["heads"]}),
-    ("conv", {"design": "a", "skip": True}),
     ("conv", {"design": "b", "width": 4, "first_layer": True}),
     ("conv", {"design": "c", "width": 4}),
+    pytest.param(("lora", {"kind": "loralib", "rank": 2, "adabn": True}), marks=pytest.mark.slow),
+    pytest.param(("conv", {"design": "a", "skip": True}), marks=pytest.mark.slow),
 ]
 
 
@@ -191,7 +192,7 @@ def test_groups_and_names(name: str) -> None:
 def test_a_checkpoint_is_the_whole_model(model: InteractiveModel, tmp_path: Path) -> None:
     save_checkpoint(model, tmp_path / "a.safetensors", {})
     read, _ = read_checkpoint(tmp_path / "a.safetensors")
-    assert (type(read), read.name, read.config) == (type(model), model.name, model.config)
+    assert (type(read), read.name, read.config) == (type(model), model.name, json.loads(json.dumps(model.config)))
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in read.state_dict().items())
     assert torch.equal(answer(read.eval(), 32, 40), answer(model, 32, 40))
 
