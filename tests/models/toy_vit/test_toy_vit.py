@@ -12,6 +12,7 @@ from contract import *  # noqa: F403
 from safetensors.torch import load_file
 
 from hrseg_cli import catalog
+from hrseg_cli.checkpoints.formats import save_checkpoint
 from hrseg_cli.engine import benchmark
 
 Command = Callable[..., Any]
@@ -45,16 +46,12 @@ def done(hrseg: Command) -> Command:
     return run
 
 
-@pytest.fixture
-def weights(done: Command, tmp_path: Path) -> Path:
+def test_commands_that_train_and_ask(
+    done: Command, hrseg: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = ["--set", "model={name: toy_vit, options: {depth: 1}}", "--set", "losses=[{name: nfl}]"]
     done("train", "--recipe", "tiny_procedural", *FEW, *model, "--out", tmp_path / "run")
-    return tmp_path / "run" / "best.safetensors"
-
-
-def test_commands_that_ask(
-    done: Command, hrseg: Command, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    weights = tmp_path / "run" / "best.safetensors"
     clicks = []
     done("export", weights, "--out", tmp_path / "toy.onnx")
     for number, words in enumerate((["-m", weights], ["-m", tmp_path / "toy.onnx"])):
@@ -64,6 +61,9 @@ def test_commands_that_ask(
         clicks.append([json.loads(line)["clicks"] for line in (out / "traces.jsonl").read_text().splitlines()])
     assert clicks[0] == clicks[1]
     assert len(clicks[0][0]) == 2
+    words = ["--int8", "--calibrate", DRAWN, "--calibrate-count", 2, "--out", tmp_path / "small.onnx"]
+    ended = hrseg("export", weights, *words)
+    assert (ended.code, "'toy_vit' has no inner convolution" in ended.err) == (1, True)  # rather than 8 bits in name
     monkeypatch.setattr(benchmark, "measure_apart", benchmark.measure)  # another process would lack the line
     row = done("benchmark", "-m", weights, "--size", "64x64", "--objects", 1, "--clicks", 1, "--precision", "bf16")
     assert row["precision"] == "bf16"
@@ -80,7 +80,9 @@ def test_commands_that_ask(
         pytest.param("bitfit", marks=pytest.mark.slow),
     ],
 )
-def test_adapters_are_trained_and_used(done: Command, hrseg: Command, weights: Path, tmp_path: Path, kind: str) -> None:
+def test_adapters_are_trained_and_used(done: Command, hrseg: Command, tmp_path: Path, kind: str) -> None:
+    weights = tmp_path / "toy.safetensors"
+    save_checkpoint(catalog.resolve("model", "toy_vit")(depth=1), weights, {})
     done("adapt", "--from", weights, "--dataset", DRAWN, "--adapter", kind, *FEW, "--out", tmp_path / kind)
     kept = load_file(tmp_path / kind / "last.safetensors")
     if kind == "lora":
