@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from functools import cache, partial
+from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
 
+BatchNorm = nn.modules.batchnorm._BatchNorm  # of sequences, maps and volumes, and across processes
 PARTS = ("full", "head", "bn", "bitfit")
 NORMS = (BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 MISSING = {
@@ -40,7 +41,8 @@ def _still(kind: type[BatchNorm]) -> type[StillBatchNorm]:
 def hold(norm: BatchNorm, still: bool = True) -> None:
     """Keep the statistics of a normalisation as they are, or let them follow the training again."""
     if still != isinstance(norm, StillBatchNorm):
-        norm.__class__ = _still(type(norm)) if still else type(norm).__bases__[1]
+        kind: Any = type(norm)
+        norm.__class__ = _still(kind) if still else kind.__bases__[1]
     if still:
         norm.eval()
 

@@ -35,7 +35,7 @@ class LoRA(nn.Module):
     """A layer with a low-rank addition to its weight. A layer is turned into one and back by its class, so the names
     of its own tensors stay those of the base. It stays one convolution, or one matrix product."""
 
-    weight: nn.Parameter
+    weight: Tensor
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     lora_scale: float
@@ -199,7 +199,8 @@ def _start(layer: nn.Module, kind: str, rank: int) -> tuple[nn.Parameter, nn.Par
 
 
 def _put(layer: nn.Module, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
-    layer.__class__ = _with_lora(type(layer))
+    kind: Any = type(layer)
+    layer.__class__ = _with_lora(kind)
     assert isinstance(layer, LoRA)
     layer.lora_A, layer.lora_B, layer.lora_scale = a, b, scale
 
