@@ -103,6 +103,8 @@ def attach_lora(
     alive = {name: module for name, module in model.named_modules() if not is_still(module, untrained)}
     found = adaptable(model)
     fitting = {name: layer for name, layer in found.items() if name in alive}
+    if not fitting:
+        raise HrsegError("LoRA: the model has no linear or convolution layer to adapt; choose another adapter")
     asked = {part: layers_called(part, model) for part in layers}
     for part, pattern in asked.items():
         if not any(map(pattern.search, fitting)):
@@ -115,8 +117,6 @@ def attach_lora(
     def is_asked(name: str) -> bool:
         return not asked or any(pattern.search(name) for pattern in asked.values())
 
-    if not fitting:
-        raise HrsegError("LoRA: the model has no linear or convolution layer to adapt; choose another adapter")
     left = [
         name
         for name, module in alive.items()

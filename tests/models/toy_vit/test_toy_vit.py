@@ -80,7 +80,9 @@ def test_commands_that_train_and_ask(
         pytest.param("bitfit", marks=pytest.mark.slow),
     ],
 )
-def test_adapters_are_trained_and_used(done: Command, hrseg: Command, tmp_path: Path, kind: str) -> None:
+def test_adapters_are_trained_and_used(
+    done: Command, hrseg: Command, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     weights = tmp_path / "toy.safetensors"
     save_checkpoint(catalog.resolve("model", "toy_vit")(depth=1), weights, {})
     done("adapt", "--from", weights, "--dataset", DRAWN, "--adapter", kind, *FEW, "--out", tmp_path / kind)
@@ -96,3 +98,5 @@ def test_adapters_are_trained_and_used(done: Command, hrseg: Command, tmp_path: 
     assert ended.code == 0, ended.err
     ended = hrseg("adapt", "--from", both, "--merge", tmp_path / "whole.safetensors")
     assert (ended.code == 0) == (kind != "conv"), ended.err
+    notes = [message for message in caplog.messages if message.startswith("LoRA")]  # once, by the training
+    assert notes == ["LoRA cannot adapt 1 of the layers, they stay as they are: grow"] * (kind == "lora")
