@@ -50,6 +50,7 @@ __all__ = [
     "test_evaluates",
     "test_exports",
     "test_groups_and_names",
+    "test_taps_are_what_adapters_read",
     "test_the_form_for_inference_answers_alike",
     "test_trains",
 ]
@@ -214,6 +215,22 @@ def test_answers_at_any_size(model: InteractiveModel, size: tuple[int, int]) -> 
     assert all(torch.equal(part, other) for part, other in zip(features, kept, strict=True))
     assert all(len(part) == 2 for part in features)
     assert not torch.equal(model(image, nothing)["logits"], logits)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(64, 48), (33, 47)])
+def test_taps_are_what_adapters_read(model: InteractiveModel, size: tuple[int, int]) -> None:
+    image, points = question(model, *size)
+    if not model.taps:
+        return
+    found = model.tapped(image, points)
+    torch.testing.assert_close(found["logits"], model(image, points)["logits"], atol=1e-5, rtol=1e-5)
+    half = tuple(-(-side // 2) for side in size)
+    for tap, place in (("stem", half), ("fine", tuple(-(-side // 2) for side in half))):
+        assert found[tap].shape == (1, model.taps[tap], *place)
+    added = model.tapped(image, points, torch.ones_like(found["stem"]))
+    assert torch.equal(added["stem"], found["stem"])
+    assert not torch.equal(added["logits"], found["logits"])
 
 
 def test_trains(model: InteractiveModel) -> None:

@@ -24,10 +24,13 @@ from hrseg_cli.models.base import InteractiveModel
 log = logging.getLogger(__name__)
 
 KINDS = ("loralib", "conv")
+# Modules that read the weights of their layers without asking them: an addition there would do nothing, or, of the
+# second, which does so only when it is not trained, nothing but in training.
+OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 # Layers with a weight that a product could be added to; which of them can be adapted is what `adaptable` finds.
 WEIGHTED = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    nn.MultiheadAttention,
+    *OPAQUE,
 )
 
 
@@ -140,18 +143,20 @@ def attach_lora(
 
 def adaptable(model: nn.Module) -> dict[str, nn.Module]:
     """The layers, by name, whose weight LoRA can add to: linear layers and convolutions that compute by PyTorch's own
-    ``forward`` (a subclass may change how a convolution is done, in ``_conv_forward``), but not those of
-    ``nn.MultiheadAttention``, which reads their weights without asking them."""
+    ``forward`` (a subclass may change how a convolution is done, in ``_conv_forward``) with a weight that is a
+    parameter, but not those within :data:`OPAQUE` modules."""
     modules = dict(model.named_modules())
     return {
         name: module
         for name, module in modules.items()
-        if type(module).forward in (nn.Conv2d.forward, nn.Linear.forward) and not _within(name, modules)
+        if type(module).forward in (nn.Conv2d.forward, nn.Linear.forward)
+        and isinstance(module._parameters.get("weight"), nn.Parameter)
+        and not _within(name, modules)
     }
 
 
 def _within(name: str, modules: dict[str, nn.Module]) -> bool:
-    return isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
+    return isinstance(modules.get(name.rpartition(".")[0]), OPAQUE)
 
 
 def has_lora(model: nn.Module) -> bool:

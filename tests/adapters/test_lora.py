@@ -270,6 +270,24 @@ def test_attention_is_adapted_but_not_what_pytorch_computes_inside(caplog: pytes
         attach_lora(nn.Sequential(nn.MultiheadAttention(8, 2), nn.LayerNorm(8)))
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_layers_whose_addition_would_be_lost_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """PyTorch's encoder layer reads the weights of its layers itself when it only answers, and a weight that is
+    computed from others cannot be merged into."""
+    torch.manual_seed(0)
+    made = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    model = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), made)
+    attach_lora(model, rank=2)
+    assert [name for name, module in model.named_modules() if isinstance(module, LoRA)] == ["0"]
+    assert caplog.messages == ["LoRA cannot adapt 2 of the layers, they stay as they are: 1, 2"]
+    model.eval()
+    torch.nn.init.normal_(model[0].lora_B)  # type: ignore[arg-type]
+    x = torch.rand(2, 5, 8)
+    with torch.inference_mode():
+        quick = model(x)
+    torch.testing.assert_close(quick, model(x))
+
+
 def test_a_convolution_that_computes_in_its_own_way_keeps_it() -> None:
     """A subclass is adapted through the way it convolves, one with a ``forward`` of its own is left alone."""
 
