@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 import hrseg_cli
 
 PACKAGE = Path(hrseg_cli.__file__).parent
@@ -14,11 +12,11 @@ PACKAGE = Path(hrseg_cli.__file__).parent
 SECRETS = re.compile(r"hrnet|\bocr\b|feature_extractor|cls_head|aux_head|maps_transform|clicknet", re.IGNORECASE)
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in sorted(PACKAGE.rglob("*.py")) if "models" not in path.relative_to(PACKAGE).parts], ids=str
-)
-def test_no_other_module_names_a_family_or_its_layers(path: Path) -> None:
+def test_no_other_module_names_a_family_or_its_layers() -> None:
     """The import contract sees imports only; texts and names of layers would tie a module to a family all the same."""
-    if path.name != "catalog.py":
-        found = [line.strip() for line in path.read_text().splitlines() if SECRETS.search(line)]
-        assert not found
+    paths = [path for path in sorted(PACKAGE.rglob("*.py")) if "models" not in path.relative_to(PACKAGE).parts]
+    assert len(paths) > 50
+    for path in paths:
+        if path.name != "catalog.py":
+            found = [line.strip() for line in path.read_text().splitlines() if SECRETS.search(line)]
+            assert not found, path
