@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from hrseg_cli.adapters.controls import StillBatchNorm
+from hrseg_cli.adapters.controls import BatchNorm, StillBatchNorm
 from hrseg_cli.errors import HrsegError
 
 
@@ -20,7 +20,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     statistics that are re-estimated. They are the model's own, not copies."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d) and not isinstance(module, StillBatchNorm):
+        if isinstance(module, BatchNorm) and not isinstance(module, StillBatchNorm):
             names |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers()}
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 

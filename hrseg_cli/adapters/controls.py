@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-from functools import partial
+import re
+from collections.abc import Collection, Mapping
+from functools import cache, partial
+from typing import Any
 
 from torch import nn
 
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
 
+BatchNorm = nn.modules.batchnorm._BatchNorm  # of sequences, maps and volumes, and across processes
 PARTS = ("full", "head", "bn", "bitfit")
+NORMS = (BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+MISSING = {
+    "full": "nothing to train",
+    "head": "no layers that it calls heads",
+    "bn": "no normalisations with weights",
+    "bitfit": "no biases",
+}
 
 
-class StillBatchNorm(nn.BatchNorm2d):
-    """A BatchNorm2d that uses its stored statistics and never changes them, whatever mode its model is put in.
+class StillBatchNorm(BatchNorm):
+    """A batch normalisation that uses its stored statistics and never changes them, whatever mode its model is put in.
 
-    A model's normalisations are turned into this class and back (:func:`hold`), so no trainer has to know of it.
+    A model's normalisations are turned into a class of this kind and back (:func:`hold`), so no trainer has to know.
     """
 
     def train(self, mode: bool = True) -> StillBatchNorm:
         return super().train(False)
 
 
-def hold(norm: nn.BatchNorm2d, still: bool = True) -> None:
+@cache
+def _still(kind: type[BatchNorm]) -> type[StillBatchNorm]:
+    return type(f"Still{kind.__name__}", (StillBatchNorm, kind), {})
+
+
+def hold(norm: BatchNorm, still: bool = True) -> None:
     """Keep the statistics of a normalisation as they are, or let them follow the training again."""
-    norm.__class__ = StillBatchNorm if still else nn.BatchNorm2d
+    if still != isinstance(norm, StillBatchNorm):
+        kind: Any = type(norm)
+        norm.__class__ = _still(kind) if still else kind.__bases__[1]
     if still:
         norm.eval()
 
@@ -33,40 +51,58 @@ def freeze(model: nn.Module) -> None:
     """No parameter of ``model`` is trained and all statistics stand still."""
     model.requires_grad_(False)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, BatchNorm):
             hold(module)
 
 
-def is_dead(model: nn.Module, name: str) -> bool:
-    """Whether what is called ``name`` never reaches the model's output."""
-    return any(part in name for part in getattr(model, "unused", ()))
+def is_still(module: nn.Module, untrained: Collection[nn.Parameter]) -> bool:
+    """Whether a layer has parameters of its own that no training changes."""
+    return any(parameter in untrained for parameter in module.parameters(recurse=False))
 
 
 def freeze_for(model: InteractiveModel, part: str) -> InteractiveModel:
     """Let training change one part of ``model`` only, in place; the controls that an adapter is measured against.
 
-    part: ``full`` everything; ``head`` the classifiers; ``bn`` scale and shift of the normalisations; ``bitfit`` all
-        biases (Ben Zaken et al. 2022, "BitFit").
-    Statistics are re-estimated where a normalisation's scale is trained too. Dead parameters stay frozen. Raises
-    UnknownName, and HrsegError where the model has no such part.
+    part: ``full`` everything; ``head`` the classifiers; ``bn`` scale and shift of the normalisations of any kind;
+        ``bitfit`` all biases (Ben Zaken et al. 2022, "BitFit").
+    Statistics are re-estimated where a normalisation's scale is trained too. What no training changes
+    (:meth:`InteractiveModel.untrained`) stays frozen. Raises UnknownName, and HrsegError where the model has no such
+    part.
     """
     if part not in PARTS:
         raise UnknownName("part", part, PARTS)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
     chosen: set[nn.Parameter] = set(model.parameters())
     if part == "head":
-        chosen = set(model.parameter_groups().get("heads", ()))
+        chosen = heads(model)
     elif part == "bn":
         chosen = {parameter for norm in norms for parameter in norm.parameters()}
+    elif part == "bitfit":
+        chosen = {parameter for name, parameter in model.named_parameters() if name.endswith("bias")}
+    chosen -= model.untrained()
+    if not chosen:
+        raise HrsegError(f"'{model.name}' has {MISSING[part]}; choose another adapter")
     freeze(model)
-    for name, parameter in model.named_parameters():
-        wanted = name.endswith("bias") if part == "bitfit" else parameter in chosen
-        parameter.requires_grad_(wanted and not is_dead(model, name))
+    for parameter in chosen:
+        parameter.requires_grad_(True)
     for norm in norms:
-        hold(norm, still=not (norm.affine and norm.weight.requires_grad))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise HrsegError(f"'{model.name}' has no part of that kind to train; choose another adapter")
+        if isinstance(norm, BatchNorm):
+            hold(norm, still=not (norm.affine and norm.weight.requires_grad))
     return model
+
+
+def heads(model: InteractiveModel) -> set[nn.Parameter]:
+    """The classifiers: what the model's layers call "heads", or else its parameters."""
+    if "heads" in model.layer_groups:
+        pattern = layers_called("heads", model)
+        return {parameter for name, parameter in model.named_parameters() if pattern.search(name)}
+    return set(model.parameter_groups().get("heads", ()))
+
+
+def layers_called(part: str, model: nn.Module) -> re.Pattern[str]:
+    """What is searched for in names: the patterns of a group of layers that the model names, or the part itself."""
+    groups: Mapping[str, tuple[str, ...]] = getattr(model, "layer_groups", {})
+    return re.compile("|".join(groups.get(part, (re.escape(part),))))
 
 
 full = partial(freeze_for, part="full")

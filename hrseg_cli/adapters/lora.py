@@ -1,30 +1,44 @@
-"""LoRA for convolutions: a frozen weight plus a trained product of two small matrices.
+"""LoRA for linear and convolution layers: a frozen weight plus a trained product of two small matrices.
 
     W' = W + alpha / rank * (B A reshaped to W), B = 0 at the start
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; Aleem et al. 2024, "ConvLoRA and AdaBN based
-Domain Adaptation via Self-Training". Shapes: W (out, in / groups, k, k), r the rank.
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4; Aleem et al. 2024, "ConvLoRA and AdaBN
+based Domain Adaptation via Self-Training". Shapes: W (out, in) or (out, in / groups, k, k), r the rank.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hrseg_cli.adapters.controls import freeze, hold, is_dead
+from hrseg_cli.adapters.controls import BatchNorm, freeze, hold, is_still, layers_called
 from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.models.base import InteractiveModel
+
+log = logging.getLogger(__name__)
 
 KINDS = ("loralib", "conv")
+# Modules that read the weights of their layers without asking them: an addition there would do nothing, or, of the
+# second, which does so only when it is not trained, nothing but in training.
+OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+# Layers with a weight that a product could be added to; which of them can be adapted is what `adaptable` finds.
+WEIGHTED = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *OPAQUE,
+)
 
 
-class LoRAConv2d(nn.Conv2d):
-    """A convolution with a low-rank addition to its weight; a Conv2d is turned into it and back by its class, so the
-    names of its own tensors stay those of the base. It stays one convolution."""
+class LoRA(nn.Module):
+    """A layer with a low-rank addition to its weight. A layer is turned into one and back by its class, so the names
+    of its own tensors stay those of the base. It stays one convolution, or one matrix product."""
 
+    weight: Tensor
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     lora_scale: float
@@ -36,9 +50,16 @@ class LoRAConv2d(nn.Conv2d):
         product = self.lora_B.flatten(1) @ self.lora_A.flatten(1)
         return product.view_as(self.weight) * self.lora_scale
 
+
+class LoRAConv2d(LoRA, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         out: Tensor = self._conv_forward(input, self.weight + self.change(), self.bias)
         return out
+
+
+class LoRALinear(LoRA, nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight + self.change(), self.bias)
 
 
 class Apart(NamedTuple):
@@ -59,15 +80,16 @@ def attach_lora(
     layers: tuple[str, ...] | list[str] = (),
     adabn: bool = False,
 ) -> nn.Module:
-    """LoRA: a low-rank addition to the weight of every convolution of the frozen model, in place, zero at first.
+    """LoRA: a low-rank update, zero at first, to each linear and convolution layer of the frozen model, in place.
 
     kind: ``conv`` is a k x k convolution to ``rank`` channels and a 1 x 1 back, as PEFT has it: r (in k^2 + out)
         parameters, and the change of the weight as an (out, in k^2) matrix has rank r. ``loralib`` is the original
         code's, which ConvLoRA uses: r k^2 (in + out) parameters; its product is only reshaped to the weight, so that
-        matrix may have full rank.
+        matrix may have full rank. Of a linear layer both are the same.
     alpha: the addition is scaled by alpha / rank; None: by 1.
-    layers: which convolutions to adapt: groups that the model names (``layer_groups``), or parts of their own names,
-        such as ``stage4`` in an HRNet; none: all. Dead ones never are.
+    layers: which layers to adapt: groups that the model names (``layer_groups``), or parts of their own names, such as
+        ``stage4`` or ``qkv``; none: all. Those that no training changes (:meth:`InteractiveModel.untrained`) never are.
+        Layers with a weight that cannot be adapted, as within ``nn.MultiheadAttention``, are counted in a log line.
     adabn: re-estimate the statistics of all normalisations while training (AdaBN, Li et al. 2016); their scale and
         shift stay frozen.
     Raises HrsegError for options that do not fit the model, UnknownName for an unknown kind.
@@ -78,25 +100,68 @@ def attach_lora(
         raise HrsegError(f"LoRA rank {rank}: must be at least 1")
     if isinstance(layers, str):  # whose letters are parts of every name
         raise HrsegError(f"LoRA layers: must be a list; write adapter.options.layers=[{layers}]")
-    if any(isinstance(module, LoRAConv2d) for module in model.modules()):
+    if has_lora(model):
         raise HrsegError("LoRA is attached to this model already; merge it first, or start from the base")
-    alive = {name: module for name, module in model.named_modules() if not is_dead(model, name)}
-    convs = {name: module for name, module in alive.items() if type(module) is nn.Conv2d}
-    groups: Mapping[str, tuple[str, ...]] = getattr(model, "layer_groups", {})
-    asked = {part: groups.get(part, (part,)) for part in layers}
-    for part, words in asked.items():
-        if not any(word in name for word in words for name in convs):
-            known = {word for name in convs for word in name.split(".") if not word.isdigit()} | groups.keys()
-            raise HrsegError(f"LoRA layers: no convolution has '{part}' in its name; known: {', '.join(sorted(known))}")
+    untrained = model.untrained() if isinstance(model, InteractiveModel) else set()
+    alive = {name: module for name, module in model.named_modules() if not is_still(module, untrained)}
+    found = adaptable(model)
+    fitting = {name: layer for name, layer in found.items() if name in alive}
+    if not fitting:
+        raise HrsegError("LoRA: the model has no linear or convolution layer to adapt; choose another adapter")
+    asked = {part: layers_called(part, model) for part in layers}
+    for part, pattern in asked.items():
+        if not any(map(pattern.search, fitting)):
+            names = {word for name in fitting for word in name.split(".") if not word.isdigit()}
+            names |= getattr(model, "layer_groups", {}).keys()
+            raise HrsegError(
+                f"LoRA layers: no layer that can be adapted has '{part}' in its name; known: {', '.join(sorted(names))}"
+            )
+
+    def is_asked(name: str) -> bool:
+        return not asked or any(pattern.search(name) for pattern in asked.values())
+
+    left = [
+        name
+        for name, module in alive.items()
+        if isinstance(module, WEIGHTED) and name not in found and is_asked(name) and not _within(name, alive)
+    ]
+    if left:
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        log.warning(
+            "LoRA cannot adapt %d of the layers, they stay as they are: %s%s", len(left), ", ".join(left[:3]), more
+        )
     freeze(model)
     for module in alive.values():
-        if adabn and isinstance(module, nn.BatchNorm2d):
+        if adabn and isinstance(module, BatchNorm):
             hold(module, still=False)
-    for name, conv in convs.items():
-        if not asked or any(word in name for words in asked.values() for word in words):
-            a, b = _start(conv, kind, rank)
-            _put(conv, a, b, 1.0 if alpha is None else alpha / rank)
+    for name, layer in fitting.items():
+        if is_asked(name):
+            a, b = _start(layer, kind, rank)
+            _put(layer, a, b, 1.0 if alpha is None else alpha / rank)
     return model
+
+
+def adaptable(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers, by name, whose weight LoRA can add to: linear layers and convolutions that compute by PyTorch's own
+    ``forward`` (a subclass may change how a convolution is done, in ``_conv_forward``) with a weight that is a
+    parameter, but not those within :data:`OPAQUE` modules."""
+    modules = dict(model.named_modules())
+    return {
+        name: module
+        for name, module in modules.items()
+        if type(module).forward in (nn.Conv2d.forward, nn.Linear.forward)
+        and isinstance(module._parameters.get("weight"), nn.Parameter)
+        and not _within(name, modules)
+    }
+
+
+def _within(name: str, modules: dict[str, nn.Module]) -> bool:
+    return isinstance(modules.get(name.rpartition(".")[0]), OPAQUE)
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether :func:`attach_lora` has added something that is not merged yet."""
+    return any(isinstance(module, LoRA) for module in model.modules())
 
 
 def merge(model: nn.Module) -> dict[str, Apart]:
@@ -105,38 +170,47 @@ def merge(model: nn.Module) -> dict[str, Apart]:
     Gives back what :func:`unmerge` needs; nothing is ever subtracted.
     """
     apart = {}
-    for name, conv in model.named_modules():
-        if isinstance(conv, LoRAConv2d):
-            apart[name] = Apart(conv.weight.data, conv.lora_A, conv.lora_B, conv.lora_scale)
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoRA):
+            apart[name] = Apart(layer.weight.data, layer.lora_A, layer.lora_B, layer.lora_scale)
             with torch.no_grad():
-                conv.weight.data = conv.weight + conv.change()
-            del conv.lora_A, conv.lora_B, conv.lora_scale
-            conv.__class__ = nn.Conv2d  # type: ignore[assignment]  # the class it was made from
+                layer.weight.data = layer.weight + layer.change()
+            del layer.lora_A, layer.lora_B, layer.lora_scale
+            layer.__class__ = type(layer).__bases__[1]  # the class it was made from
     return apart
 
 
 def unmerge(model: nn.Module, apart: dict[str, Apart]) -> None:
     """The reverse of :func:`merge`, to the bit."""
     for name, kept in apart.items():
-        conv = model.get_submodule(name)
-        assert isinstance(conv, nn.Conv2d)
-        conv.weight.data = kept.weight
-        _put(conv, kept.lora_A, kept.lora_B, kept.lora_scale)
+        layer: Any = model.get_submodule(name)
+        layer.weight.data = kept.weight
+        _put(layer, kept.lora_A, kept.lora_B, kept.lora_scale)
 
 
-def _start(conv: nn.Conv2d, kind: str, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
+def _start(layer: nn.Module, kind: str, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
     """A uniform in +-1 / sqrt(fan in), B zero."""
-    outputs, inputs, rows, cols = conv.weight.shape
-    if kind == "conv":
-        a, b = conv.weight.new_empty(rank, inputs, rows, cols), conv.weight.new_zeros(outputs, rank, 1, 1)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    outputs, inputs, *kernel = weight.shape
+    if kind == "conv" or not isinstance(layer, nn.Conv2d):
+        a, b = weight.new_empty(rank, inputs, *kernel), weight.new_zeros(outputs, rank, *(1 for _ in kernel))
     else:  # with groups, the shapes of ConvLoRA: B is that of one group
-        a = conv.weight.new_empty(rank * rows, conv.in_channels * cols)
-        b = conv.weight.new_zeros(outputs // conv.groups * rows, rank * rows)
+        rows, cols = kernel
+        a = weight.new_empty(rank * rows, layer.in_channels * cols)
+        b = weight.new_zeros(outputs // layer.groups * rows, rank * rows)
     nn.init.kaiming_uniform_(a, a=math.sqrt(5))
     return nn.Parameter(a), nn.Parameter(b)
 
 
-def _put(conv: nn.Conv2d, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
-    conv.__class__ = LoRAConv2d
-    assert isinstance(conv, LoRAConv2d)
-    conv.lora_A, conv.lora_B, conv.lora_scale = a, b, scale
+def _put(layer: nn.Module, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
+    kind: Any = type(layer)
+    layer.__class__ = _with_lora(kind)
+    assert isinstance(layer, LoRA)
+    layer.lora_A, layer.lora_B, layer.lora_scale = a, b, scale
+
+
+@cache
+def _with_lora(kind: type[nn.Module]) -> type[LoRA]:
+    own = LoRAConv2d if issubclass(kind, nn.Conv2d) else LoRALinear
+    return own if kind in own.__bases__ else type(f"LoRA{kind.__name__}", (own, kind), {})

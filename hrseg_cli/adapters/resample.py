@@ -69,7 +69,9 @@ class Resampled(InteractiveModel):
         freeze(base)
         if first_layer:
             if not base.image_layer:
-                raise HrsegError(f"first_layer: '{base.name}' names no first layer; leave the option out")
+                raise HrsegError(
+                    f"first_layer: '{base.name}' names no first layer; set adapter.options.first_layer=false"
+                )
             base.get_submodule(base.image_layer).requires_grad_(True)
         self.with_prev_mask, self.mirror, self.unused = base.with_prev_mask, base.mirror, base.unused
         self.single_precision = ("/(down|correct|inject)/", r"/levels\.", *base.single_precision)

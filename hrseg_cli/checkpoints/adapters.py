@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,9 +85,10 @@ def attached(
             f"{adapter.path}: trained on other weights ({adapter.base_name}, {adapter.base[:12]}); give that base"
         )
     try:
-        with torch.device("meta"):  # shapes only: an untrusted file may specify any rank or width
-            load_adapter_state(attach(_shapes_of(model), adapter.name, adapter.options), adapter.tensors)
-        model = attach(model, adapter.name, adapter.options)
+        with _quiet():
+            with torch.device("meta"):  # shapes only: an untrusted file may specify any rank or width
+                load_adapter_state(attach(_shapes_of(model), adapter.name, adapter.options), adapter.tensors)
+            model = attach(model, adapter.name, adapter.options)
         load_adapter_state(model, adapter.tensors)
     except (HrsegError, RuntimeError) as error:
         raise HrsegError(f"{adapter.path}: {error}") from None
@@ -98,6 +102,17 @@ def attached(
             **adapter.provenance,
         },
     }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes of an adapter that is attached: they were for whoever trained it."""
+    notes = logging.getLogger("hrseg_cli.adapters")
+    notes.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        notes.setLevel(logging.NOTSET)
 
 
 def _shapes_of(model: InteractiveModel) -> InteractiveModel:

@@ -14,8 +14,11 @@ from hrseg_cli.models.base import InteractiveModel
 def gmac(model: InteractiveModel, size: tuple[int, int]) -> float:
     """10^9 multiply-adds of convolutions, matrix products and attention for one answer at ``size`` (height, width).
 
-    Nothing is computed, and the model stays as it is. LoRA costs nothing here: its weights can be merged.
+    Nothing is computed, and the model stays as it is. LoRA costs nothing here: its weights can be merged. 0 for a
+    model without a network.
     """
+    if next(model.parameters(), None) is None:
+        return 0.0
     shapes = copy.deepcopy(model).to("meta").eval()
     merge(shapes)
     channels = 4 if model.with_prev_mask else 3

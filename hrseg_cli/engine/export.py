@@ -17,10 +17,12 @@ import hashlib
 import importlib
 import io
 import json
+import re
 import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -88,21 +90,8 @@ def export(model: InteractiveModel, path: Path, provenance: dict[str, Any]) -> d
     sizes: dict[str, dict[int, str]] = {name: {0: "batch", 2: "height", 3: "width"} for name in names}
     sizes["clicks"] = {0: "batch", 1: "clicks"}
     sizes["probability"] = sizes["logits"] = sizes["image"]
-    file: Any = io.BytesIO()  # which is taken, and not in the exporter's annotations
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # the tracer's, of shapes that are not constants; the check below would notice
-        # torch.export needs 35 times as long (33 s for h18s) for the same graph and the same answers.
-        torch.onnx.export(
-            step,
-            inputs(step, *SIZES[0]),
-            file,
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=names,
-            output_names=["probability", "logits"],
-            dynamic_axes=sizes,
-        )
-    graph = onnx.load_model_from_string(file.getvalue())
+    traced = trace(step, names, sizes)
+    graph = onnx.load_model_from_string(traced)
     for output in graph.graph.output:
         output.type.tensor_type.shape.dim[1].dim_value = 1
     header = {
@@ -122,6 +111,40 @@ def export(model: InteractiveModel, path: Path, provenance: dict[str, Any]) -> d
     return header
 
 
+def trace(step: ClickStep, names: list[str], sizes: dict[str, dict[int, str]]) -> bytes:
+    """The step as an ONNX graph. Raises HrsegError, which names the operator, for what ONNX cannot express."""
+    file: Any = io.BytesIO()  # which is taken, and not in the exporter's annotations
+    silent = patch.object(torch._C, "_jit_onnx_log", create=True)  # it prints the graph of what it cannot express
+    try:
+        with silent, warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")  # the tracer's, of shapes that are not constants; `check` would notice
+            # torch.export needs 35 times as long (33 s for h18s) for the same graph and the same answers.
+            torch.onnx.export(
+                step,
+                inputs(step, *SIZES[0]),
+                file,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=["probability", "logits"],
+                dynamic_axes=sizes,
+            )
+    except Exception as error:  # of several classes; most messages go on with the whole graph
+        raise HrsegError(f"{step.model.name}: cannot be exported, {_reason(error)}; use --runtime torch") from None
+    return bytes(file.getvalue())
+
+
+def _reason(error: Exception) -> str:
+    """What the exporter or a runtime did not like, in a few words of one line."""
+    text = str(error)
+    operator = re.search(r"\b(?:aten|prim|quantized|torchvision|mkldnn)::\w+", text)
+    if operator and "not supported" in text:
+        return f"ONNX opset {OPSET} has no form of its operator {operator[0]}"
+    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__).strip()
+    first = re.split(r"\[Caused by|\(node defined", first)[0].strip(" .")[:160]
+    return f"operator {operator[0]}: {first}" if operator and operator[0] not in first else first
+
+
 def write_graph(graph: Any, header: dict[str, Any], path: Path) -> None:
     """An ONNX graph as a file with ``header`` as its metadata."""
     graph.doc_string = ABOUT
@@ -134,14 +157,31 @@ def write_graph(graph: Any, header: dict[str, Any], path: Path) -> None:
 def check(graph: bytes, step: ClickStep) -> list[dict[str, Any]]:
     """Largest differences between ONNX Runtime and PyTorch, at each of :data:`SIZES`. Raises HrsegError above 1e-4."""
     ort = need("onnxruntime")
-    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised, too
+    try:
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has a dozen classes of its own
+        raise HrsegError(f"{step.model.name}: ONNX Runtime cannot load its graph ({_reason(error)})") from None
     rows: list[dict[str, Any]] = []
     for size in SIZES:
         given = inputs(step, *size)
         with torch.inference_mode():
             wanted = step(*given)
         feed = {entry.name: value.numpy() for entry, value in zip(session.get_inputs(), given, strict=True)}
-        found = session.run(None, feed)
+        try:
+            found = session.run(None, feed)
+        except Exception as error:
+            batch, height, width, _ = size
+            raise HrsegError(
+                f"{step.model.name}: its graph does not run on {batch} images of {height}x{width} "
+                f"({_reason(error)}); a size may be a constant in it"
+            ) from None
+        if any(a.shape != b.shape for a, b in zip(wanted, found, strict=True)):
+            raise HrsegError(
+                f"{step.model.name}: its graph answers {tuple(found[1].shape)} where PyTorch answers "
+                f"{tuple(wanted[1].shape)}; a size is a constant in it"
+            )
         apart = [float(np.abs(a.numpy() - b).max()) for a, b in zip(wanted, found, strict=True)]
         rows.append({"batch_height_width_clicks": list(size), "probability": apart[0], "logits": apart[1]})
     worst = max(chain.from_iterable((row["probability"], row["logits"]) for row in rows))

@@ -39,7 +39,7 @@ def fast(model: InteractiveModel, precision: str = "fp32") -> InteractiveModel:
 
 
 def _without_lora(model: InteractiveModel) -> InteractiveModel:
-    if any(isinstance(module, lora.LoRAConv2d) for module in model.modules()):
+    if lora.has_lora(model):
         model = copy.deepcopy(model)
         lora.merge(model)
     return model

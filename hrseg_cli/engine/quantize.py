@@ -44,14 +44,17 @@ def quantize(
     quantization = need("onnxruntime.quantization")
     if count > len(refs):
         raise HrsegError(f"--calibrate-count {count}: there are {len(refs)} objects; name more data, or fewer objects")
-    chosen = [refs[number * len(refs) // count] for number in range(count)]
-    steps = click_steps(model, chosen, protocol or load_protocol("photo", ["flip=false"]))
-    held, calibrated = steps[::HELD], [step for number, step in enumerate(steps) if number % HELD]
     with tempfile.TemporaryDirectory() as folder:
         plain, small = Path(folder) / "plain.onnx", Path(folder) / "small.onnx"
         header = export(model, plain, provenance)
         kept = re.compile("|".join(model.single_precision) or "$.")
-        single = [node.name for node in onnx.load(plain).graph.node if kept.search(node.name)]
+        nodes = onnx.load(plain).graph.node
+        single = [node.name for node in nodes if kept.search(node.name)]
+        if not any(node.op_type == "Conv" and node.name not in single for node in nodes):
+            raise HrsegError(f"--int8: '{model.name}' has no inner convolution to compute in 8 bits; leave it out")
+        chosen = [refs[number * len(refs) // count] for number in range(count)]
+        steps = click_steps(model, chosen, protocol or load_protocol("photo", ["flip=false"]))
+        held, calibrated = steps[::HELD], [step for number, step in enumerate(steps) if number % HELD]
         logging.disable(logging.WARNING)  # it asks for a pass that cannot follow sizes that change, and is not needed
         try:
             with warnings.catch_warnings():

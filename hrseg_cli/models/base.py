@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.parts.click_maps import disk_maps
+from hrseg_cli.models.parts.folding import in_bf16
 
 Features = tuple[Tensor, ...]  # each with the batch as its first axis
 
@@ -19,7 +21,8 @@ class InteractiveModel(nn.Module):
 
     A family overrides ``forward`` alone where clicks enter at the input, as in RITM, and ``encode`` and ``decode``
     where it has an encoder that sees only the image: a session then encodes a crop once, whatever the number of clicks.
-    Any height and width. Nothing of a session is kept between calls: one model serves many sessions.
+    Any height and width. Nothing of a session is kept between calls: one model serves many sessions. A model can be
+    built without memory for its weights, under ``torch.device("meta")``: its shapes are compared with a file's first.
 
     name, config: what rebuilds the model: a name of the catalog and keyword arguments.
     with_prev_mask: whether the previous answer is part of the input.
@@ -31,8 +34,10 @@ class InteractiveModel(nn.Module):
     single_precision: patterns of layers' names, as an exported graph has them, that 8 bits would harm: those that read
         the image and the clicks, and those that decide.
     image_layer: name of the first convolution of the image, "" where there is none.
-    taps: inner features that :meth:`tapped` gives, name -> channels.
-    layer_groups: name of a group of layers -> parts of the names of what is in it; together all that is not unused.
+    taps: inner features that :meth:`tapped` gives, name -> channels. An adapter that decodes needs two: "stem", the
+        first features of the image, at half the size, and "fine", what the answer is read from, at a quarter.
+    layer_groups: name of a group of layers -> patterns of their names; each layer that may be trained is in one group.
+        "heads" are the classifiers.
     precisions: in which it can be asked, see :meth:`for_inference`.
     has_encoder: whether ``encode`` computes something that is worth keeping.
     enlarge: factor on a protocol's zoom-in target, for a model that looks at a smaller copy of its input.
@@ -59,6 +64,11 @@ class InteractiveModel(nn.Module):
         groups."""
         return {"new": list(self.parameters())}
 
+    def untrained(self) -> set[nn.Parameter]:
+        """What neither a training nor an adapter changes: the group "fixed", and what never reaches the output."""
+        unused = {p for name, p in self.named_parameters() if any(part in name for part in self.unused)}
+        return unused | set(self.parameter_groups().get("fixed", ()))
+
     def initialise(self, backbone: Mapping[str, Tensor] | None, coverage: float) -> float:
         """Set all weights for a training that starts from nothing but, perhaps, a pretrained backbone.
 
@@ -81,7 +91,7 @@ class InteractiveModel(nn.Module):
         return self._for_inference(precision, keep_layers)
 
     def _for_inference(self, precision: str, keep_layers: bool) -> InteractiveModel:
-        return self
+        return in_bf16(copy.deepcopy(self).eval()) if precision == "bf16" else self
 
     def encode(self, image: Tensor) -> Features:
         """What depends on the image alone: (B, 3, H, W), RGB in [0, 1]."""

@@ -25,8 +25,8 @@ Nonnegative = Annotated[float, Field(ge=0)]
 class Model(Settings):
     """name: from the catalog. options: of the architecture. weights: a checkpoint to start from.
 
-    backbone: pretrained weights for the backbone: a name such as ``efficientnet_lite2``, or a file of ImageNet weights
-        for an HRNet. coverage: fraction of the backbone that they must cover.
+    backbone: pretrained weights to start from: a name such as ``efficientnet_lite2``, or a file of ImageNet weights in
+        a layout that the model reads. coverage: fraction of the model's backbone that they must cover.
     """
 
     name: str = "h18s"
@@ -208,9 +208,9 @@ class Clicks(Settings):
 class Loss(Settings):
     """One loss term: a loss from the catalog on one of the network's outputs, times ``weight``.
 
-    output: ``logits``, or another output of the network: ``aux`` (HRNet), ``aux4`` and ``aux16`` (clicknet, at 1/4 and
-        1/16 of the size, compared with the fraction of object pixels), ``base`` (output of the base network inside a
-        resampling adapter).
+    output: ``logits``, or another output of the network, such as ``aux`` (logits of an inner layer), ``aux4`` and
+        ``aux16`` (at 1/4 and 1/16 of the size, compared with the fraction of object pixels), or ``base`` (output of
+        the base network inside a resampling adapter).
     options: of the loss; for "boundary" those of its distance map (see ``hrseg_cli.losses.signed_distance``).
     """
 

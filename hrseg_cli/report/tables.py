@@ -175,7 +175,7 @@ def _notes(
         f"fewest clicks measured. {plan.published_note}"
     ).rstrip()
     costs = (
-        "Trained: parameters. GMAC: multiply-adds of convolutions in one answer at the crop of training; the base's at "
+        "Trained: parameters. GMAC: multiply-adds in one answer at the crop of training; the base's at "
         "the size at which it is asked within. "
     )
     yield (

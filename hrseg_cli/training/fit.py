@@ -141,10 +141,8 @@ def fit(
     epoch. Returns the numbers of epochs and steps, the best validation result and the model's costs.
     Raises HrsegError for a loss that is not finite; Interrupted on SIGINT or SIGTERM, after saving a checkpoint.
     """
-    fixed = set(model.parameter_groups().get("fixed", ()))
-    for name, parameter in model.named_parameters():
-        if parameter in fixed or any(part in name for part in model.unused):
-            parameter.requires_grad_(False)
+    for parameter in model.untrained():
+        parameter.requires_grad_(False)
     check_recipe(model, recipe)
     if machine.device == "cpu" and recipe.precision == "fp16":
         raise HrsegError("precision=fp16: only supported on a GPU; set precision=auto")

@@ -1,4 +1,4 @@
-"""LoRA on convolutions against loralib's and PEFT's recorded answers, and on a click network."""
+"""LoRA against loralib's and PEFT's recorded answers, and on a click network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hrseg_cli.adapters import adapter_state, load_adapter_state
 from hrseg_cli.adapters.controls import StillBatchNorm
-from hrseg_cli.adapters.lora import LoRAConv2d, attach_lora, merge, unmerge
+from hrseg_cli.adapters.lora import LoRA, LoRAConv2d, LoRALinear, attach_lora, merge, unmerge
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.hrnet import h18
 from hrseg_cli.models.hrnet.network import ClickHRNet
@@ -212,3 +212,102 @@ def test_options_that_cannot_be_meant_are_refused(base: ClickHRNet) -> None:
     attach_lora(base)
     with pytest.raises(HrsegError, match="already"):
         attach_lora(base)
+
+
+class Fused(nn.Module):
+    """Attention with one linear layer for queries, keys and values, and a perceptron of PyTorch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24, bias=False), nn.Linear(8, 8)
+        self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).chunk(3, -1)
+        y: Tensor = self.out(nn.functional.scaled_dot_product_attention(query, key, value))
+        return y + self.inner(y, y, y, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("kind", ["conv", "loralib"])
+def test_a_linear_layer_gets_the_product_of_two_matrices(kind: Any) -> None:
+    """Hu et al.: W x + alpha / r B A x, B zero at the start; merged it is one matrix of the layer's own class."""
+    linear = nn.Linear(6, 5)
+    model, x = nn.Sequential(linear), torch.rand(3, 7, 6)
+    before = model(x)
+    attach_lora(model, kind=kind, rank=2, alpha=6)
+    assert isinstance(linear, LoRALinear)
+    assert (linear.lora_A.shape, linear.lora_B.shape) == ((2, 6), (5, 2))
+    assert torch.equal(model(x), before)
+    torch.nn.init.normal_(linear.lora_B)
+    want = before + 3 * (x @ linear.lora_A.T @ linear.lora_B.T)
+    torch.testing.assert_close(model(x), want)
+    answer = model(x)
+    apart = merge(model)
+    assert type(linear) is nn.Linear
+    assert torch.equal(model(x), answer)
+    unmerge(model, apart)
+    assert torch.equal(model(x), answer)
+
+
+def test_attention_is_adapted_but_not_what_pytorch_computes_inside(caplog: pytest.LogCaptureFixture) -> None:
+    """nn.MultiheadAttention reads its weights without asking their layers: an addition there would do nothing."""
+    model = attach_lora(Fused(), rank=2)
+    adapted = {name for name, module in model.named_modules() if isinstance(module, LoRA)}
+    assert adapted == {"qkv", "out"}
+    assert caplog.messages == ["LoRA cannot adapt 1 of the layers, they stay as they are: inner"]
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.rand(2, 5, 8)).square().mean().backward()
+        optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if "lora_" in name}
+    assert set(merge(attach_lora(Fused(), layers=["qkv"]))) == {"qkv"}
+    with pytest.raises(HrsegError, match=r"no layer that can be adapted has 'inner' in its name; known: out, qkv"):
+        attach_lora(Fused(), layers=["inner"])
+    with pytest.raises(HrsegError, match="no linear or convolution layer"):
+        attach_lora(nn.Sequential(nn.MultiheadAttention(8, 2), nn.LayerNorm(8)))
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_layers_whose_addition_would_be_lost_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """PyTorch's encoder layer reads the weights of its layers itself when it only answers, and a weight that is
+    computed from others cannot be merged into."""
+    torch.manual_seed(0)
+    made = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    model = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), made)
+    attach_lora(model, rank=2)
+    assert [name for name, module in model.named_modules() if isinstance(module, LoRA)] == ["0"]
+    assert caplog.messages == ["LoRA cannot adapt 2 of the layers, they stay as they are: 1, 2"]
+    model.eval()
+    torch.nn.init.normal_(model[0].lora_B)  # type: ignore[arg-type]
+    x = torch.rand(2, 5, 8)
+    with torch.inference_mode():
+        quick = model(x)
+    torch.testing.assert_close(quick, model(x))
+
+
+def test_a_convolution_that_computes_in_its_own_way_keeps_it() -> None:
+    """A subclass is adapted through the way it convolves, one with a ``forward`` of its own is left alone."""
+
+    class Scaled(nn.Conv2d):
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return 2 * super()._conv_forward(input, weight, bias)
+
+    class Own(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input).abs()
+
+    model, x = nn.Sequential(Scaled(3, 4, 1), Own(4, 2, 1)), torch.rand(1, 3, 5, 5)
+    before = model(x)
+    attach_lora(model, rank=2)
+    assert [isinstance(module, LoRA) for module in model] == [True, False]
+    assert torch.equal(model(x), before)
+    copied = copy.deepcopy(shaken(model))
+    answer = model(x)
+    assert not torch.equal(answer, before)
+    assert torch.equal(copied(x), answer)
+    merge(model)
+    assert [type(module) for module in model] == [Scaled, Own]
+    torch.testing.assert_close(model(x), answer)

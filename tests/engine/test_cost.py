@@ -7,11 +7,13 @@ import json
 import pytest
 import torch
 from reference import GOLDEN
+from torch import Tensor, nn
 
 from hrseg_cli.adapters.controls import bitfit
 from hrseg_cli.adapters.lora import attach_lora
 from hrseg_cli.adapters.resample import Resampled
 from hrseg_cli.engine.cost import costs, gmac
+from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.hrnet import h18
 from hrseg_cli.models.hrnet.network import ClickHRNet
 
@@ -60,3 +62,28 @@ def test_a_control_trains_what_it_says(base: ClickHRNet) -> None:
     alive = {name: p for name, p in base.named_parameters() if not any(part in name for part in base.unused)}
     biases = sum(p.numel() for name, p in alive.items() if name.endswith("bias"))
     assert costs(bitfit(base), (64, 96))["trained"] == biases  # type: ignore[arg-type]
+
+
+class Attending(InteractiveModel):
+    """Attention in three spellings, over (height * width) tokens of 8 channels, after one convolution."""
+
+    name = "attending"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(4, 8, 1)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
+        x = self.embed(image).flatten(2).transpose(1, 2)
+        x = self.inner(x, x, x, need_weights=False)[0]
+        x = nn.functional.scaled_dot_product_attention(x, x, x)
+        return {"logits": self.layer(x).mean(2).view(len(image), 1, *image.shape[-2:])}
+
+
+def test_attention_is_counted_however_it_is_written() -> None:
+    tokens, width = 6 * 7, 8
+    projections, attention, perceptron = 4 * width * width, 2 * tokens * width, 2 * width * 16
+    by_hand = tokens * (4 * width + 2 * (projections + attention) + attention + perceptron)
+    assert gmac(Attending(), (6, 7)) == pytest.approx(by_hand / 1e9, rel=1e-9)

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from reference import case, deterministic_weights
+from torch import Tensor
 
 from hrseg_cli.adapters.lora import attach_lora
 from hrseg_cli.adapters.resample import Resampled
@@ -158,6 +159,48 @@ def test_a_header_that_was_edited_is_refused(change: dict[str, Any], files: Any,
 def test_what_has_no_network_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(HrsegError, match="no network"):
         export(GrabCut(), tmp_path / "x.onnx", {})
+    assert not list(tmp_path.iterdir())
+
+
+class Unsupported(InteractiveModel):
+    """A network whose last step ONNX has no operator for, or none for sizes that change."""
+
+    name = "odd"
+    config: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, odd: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.odd = torch.nn.Conv2d(4, 1, 3, padding=1), odd
+
+    def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.odd(self.layer(image)) + points.sum()}
+
+
+def smoothed(x: Tensor) -> Tensor:
+    return torch.nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        (torch.special.i0e, "cannot be exported, ONNX opset 17 has no form of its operator aten::special_i0e"),
+        (smoothed, "no form of its operator aten::_upsample_bilinear2d_aa"),
+        (lambda x: x[..., : int(x.shape[-1])], r"answers \(1, 1, 64, 128\).*\(1, 1, 64, 160\)"),
+        (lambda x: x.view(x.shape[0], 1, -1, int(x.shape[-1])), r"does not run on 2 images of 101x75 .*Reshape"),
+    ],
+    ids=["operator", "option", "size", "shape"],
+)
+def test_what_onnx_cannot_express_is_one_line(
+    odd: Any, told: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The exporter's own message holds the whole graph, and it prints that too."""
+    with pytest.raises(HrsegError, match=told) as error:
+        export(Unsupported(odd).eval(), tmp_path / "x.onnx", {})
+    line = str(error.value)
+    assert line.startswith("odd: ")
+    assert len(line.splitlines()) == 1
+    assert len(line) < 300
+    assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
 
 

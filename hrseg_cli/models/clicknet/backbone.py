@@ -39,8 +39,8 @@ class Pointwise(nn.Conv2d):
     def __init__(self, channels: int, out: int, bias: bool = True) -> None:
         super().__init__(channels, out, 1, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 class InvertedResidual(nn.Module):
@@ -97,7 +97,14 @@ class EfficientNetLite(nn.Module):
 
     def first_levels(self, x: Tensor) -> list[Tensor]:
         """Features at strides 2 and 4 of a :func:`normalised` image."""
-        x = F.relu6(self.stem(x.contiguous(memory_format=torch.channels_last)), inplace=True)
+        return self.levels_of(self.stem_features(x))
+
+    def stem_features(self, x: Tensor) -> Tensor:
+        """The first convolution's features of a :func:`normalised` image, at stride 2."""
+        return F.relu6(self.stem(x.contiguous(memory_format=torch.channels_last)), inplace=True)
+
+    def levels_of(self, x: Tensor) -> list[Tensor]:
+        """Features at strides 2 and 4 of the stem's."""
         features: list[Tensor] = []
         for number in range(FROZEN_LEVELS):
             x = self.level(number, x)

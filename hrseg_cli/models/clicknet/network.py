@@ -101,13 +101,12 @@ class ClickAttention(nn.Module):
         area = weight.sum(2)
         means = torch.einsum("bcp,bkp->bkc", pixels, weight) / (area + 0.5)[..., None]
         tokens = torch.cat([clicked, means, pixels.mean(2)[:, None]], 1)
-        kinds = torch.tensor([0] * n + [1] * n + [2, 3, 4], device=x.device)
         present = torch.cat([valid_slots(points), area > 0.5, torch.ones_like(area[:, :1], dtype=torch.bool)], 1)
 
         per_head = self.width // self.heads
         query = self.query(x).flatten(2).view(batch, self.heads, per_head, -1)
-        key = (self.key(tokens) + self.kind_key[kinds]).view(batch, -1, self.heads, per_head)
-        value = (self.value(tokens) + self.kind_value[kinds]).view(batch, -1, self.heads, per_head)
+        key = (self.key(tokens) + _of_tokens(self.kind_key, n)).view(batch, -1, self.heads, per_head)
+        value = (self.value(tokens) + _of_tokens(self.kind_value, n)).view(batch, -1, self.heads, per_head)
         score = torch.einsum("bhdp,bthd->bhtp", query, key) / math.sqrt(per_head)
         score = score.masked_fill(~present[:, None, :, None], -1e4).softmax(2)
         found = torch.einsum("bhtp,bthd->bhdp", score, value).reshape(batch, self.width, height, width)
@@ -115,6 +114,12 @@ class ClickAttention(nn.Module):
         shares = torch.cat([to_clicks, score[:, :, 2 * n : 2 * n + 2]], 2).reshape(batch, -1, height, width)
         told: Tensor = self.out(torch.cat([found, shares], 1).contiguous(memory_format=torch.channels_last))
         return x + told
+
+
+def _of_tokens(kinds: Tensor, clicks: int) -> Tensor:
+    """(2 clicks + 3, width) from one row a kind: those of the clicks, of either sign, stand for so many tokens."""
+    positive, negative = (kinds[k : k + 1].expand(clicks, -1) for k in (0, 1))
+    return torch.cat([positive, negative, kinds[2:]])
 
 
 class ClickNet(InteractiveModel):
@@ -128,6 +133,14 @@ class ClickNet(InteractiveModel):
     name = "clicknet"
     has_encoder = True
     image_layer = "encoder.stem"
+    single_precision = ("/stem/", r"/guide\.0/", "/head/", "/coarse/", "/aux16/")
+    taps: Mapping[str, int] = {}
+    layer_groups: Mapping[str, tuple[str, ...]] = {
+        "encoder": (r"^encoder\.",),
+        "guide": (r"^(guide|enter)\.",),
+        "decoder": (r"^(lateral|down|context|attend|blocks|mixers)\.",),
+        "heads": (r"^(head|coarse|aux16)\b",),
+    }
 
     def __init__(
         self,
@@ -174,6 +187,7 @@ class ClickNet(InteractiveModel):
         self.head = nn.Conv2d(w[0], 4, 3, padding=1)
         self.coarse = Pointwise(w[1], 1)
         self.aux16 = Pointwise(w[3], 1)
+        self.taps = {"stem": self.encoder.stem.out_channels, "fine": w[1]}
         for conv in self.enter:
             nn.init.normal_(cast(Pointwise, conv).weight, std=1e-3)
         nn.init.normal_(self.head.weight, std=1e-2)
@@ -213,6 +227,29 @@ class ClickNet(InteractiveModel):
         previous: (B, 1, H, W), in [0, 1]. points: (B, 2N, 3), see :mod:`hrseg_cli.models.parts.click_maps`.
         boxes: (B, 4), (top, left, bottom, right) in pixels, ends included; a row of negative numbers, or None: no box.
         """
+        outputs = self._decoded(features, previous, points, boxes)
+        del outputs["fine"]
+        return outputs
+
+    def tapped(self, image: Tensor, points: Tensor, inject: Tensor | None = None) -> dict[str, Tensor]:
+        """See :meth:`InteractiveModel.tapped`. "stem": the first convolution's features of the image, at half the
+        size. "fine": the decoder's at a quarter, which the coarse logits are read from."""
+        height, width = image.shape[-2:]
+        photo = normalised(_padded(image[:, :3]))
+        stem = self.encoder.stem_features(photo)
+        given = stem
+        if inject is not None:
+            given = stem + F.pad(inject, (0, stem.shape[-1] - inject.shape[-1], 0, stem.shape[-2] - inject.shape[-2]))
+        outputs = self._decoded((photo, *self.encoder.levels_of(given)), image[:, 3:], points)
+        rows, cols = -(-height // 2), -(-width // 2)
+        outputs["stem"] = stem[..., :rows, :cols]
+        outputs["fine"] = outputs["fine"][..., : -(-rows // 2), : -(-cols // 2)]
+        return outputs
+
+    def _decoded(
+        self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """See :meth:`decode`; "fine" too, of the padded image."""
         image, *maps = features
         height, width = previous.shape[-2:]
         previous = _padded(previous)
@@ -240,7 +277,7 @@ class ClickNet(InteractiveModel):
                 y = self.mixers(y)
                 outputs["aux16"] = self.aux16(y)
             elif k == 1:
-                outputs["aux4"] = self.coarse(y)
+                outputs["fine"], outputs["aux4"] = y, self.coarse(y)
         fine = F.pixel_shuffle(self.head(y), 2)
         logits = fine + F.interpolate(outputs["aux4"], scale_factor=4, mode="bilinear", align_corners=False)
         return {"logits": logits[..., :height, :width], **outputs}
@@ -259,7 +296,9 @@ def box_maps(boxes: Tensor, height: int, width: int) -> Tensor:
 def _padded(x: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     right, bottom = -width % STRIDE, -height % STRIDE
-    return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x
+    if not (right or bottom or torch.onnx.is_in_onnx_export()):  # a graph has to pad other sizes than the exporter's
+        return x
+    return F.pad(x, (0, right, 0, bottom), mode="replicate")
 
 
 def _zeroed(layer: Pointwise) -> Pointwise:

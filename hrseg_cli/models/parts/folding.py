@@ -1,10 +1,11 @@
-"""Folding batch normalisation into convolutions, for inference."""
+"""Forms of a network for inference: batch normalisation folded into convolutions, layers in bfloat16."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,15 +42,25 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 
 def in_bf16(model: Network) -> Network:
-    """Make a folded network compute its convolutions in bfloat16 and return float32. Casts its weights in place."""
+    """Make a folded network compute convolutions and matrix products in bfloat16 and return float32.
+
+    Casts its weights in place.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             module.to(torch.bfloat16)
-    forward = model.forward
 
-    def lowered(image: Tensor, points: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(image.device.type, torch.bfloat16):
-            return {name: value.float() for name, value in forward(image, points).items()}
+    def lowered(call: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(image: Tensor | tuple[Tensor, ...], *rest: Tensor) -> Any:
+            first = image if isinstance(image, Tensor) else image[0]
+            with torch.autocast(first.device.type, torch.bfloat16):
+                made = call(image, *rest)
+            if isinstance(made, dict):
+                return {name: value.float() for name, value in made.items()}
+            return made
 
-    model.forward = lowered
+        return answer
+
+    for name in ("encode", "decode") if getattr(model, "has_encoder", False) else ("forward",):
+        setattr(model, name, lowered(getattr(model, name)))
     return model
