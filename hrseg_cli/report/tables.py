@@ -1,4 +1,4 @@
-"""Tables of many runs as a plan lays them out, with published numbers next to the measured ones.
+"""Tables of many runs, laid out by a plan, with published numbers next to the measured ones.
 
 The folder holds ``ROW/SEED/SET`` for the sets of the plan, run folders of evaluations, and ``ROW/SEED/train``.
 """
@@ -21,11 +21,11 @@ from hrseg_cli.report.table import Evaluation, build, by_value, label_of, read_e
 from hrseg_cli.report.write import ABSENT, escape, pipes
 from hrseg_cli.runs import read_run
 
-PAIRS = "Clicks more than the base, object by object"
+PAIRS = "Additional clicks compared with the base, per object"
 
 
 class MeanClicks(NamedTuple):
-    """Mean NoC over objects, each the mean of its seeds, with the 95 % bootstrap interval.
+    """Mean NoC over objects, averaged over seeds, with its 95 % bootstrap interval.
 
     seeds: mean per seed. objects: NoC per object, by (dataset, id).
     """
@@ -39,11 +39,11 @@ class MeanClicks(NamedTuple):
 
 @dataclass(frozen=True)
 class RowResult:
-    """What was measured of one row; None and missing keys where nothing was.
+    """The measurements of one row; None and missing keys for what was not measured.
 
-    clicks: by column of the plan. seconds: of a click on the timed set, the median. trained: parameters.
-    gmac: of one answer at ``crop`` (height, width), that of the training. data: names of the datasets trained on.
-    scores: of each object, by (dataset, id): the score of the plan's ``scores``, mean over seeds.
+    clicks: by column of the plan. seconds: median time of a click on the timed set. trained: number of trained
+    parameters. gmac: of one forward pass at ``crop`` (height, width), the training crop. data: names of the training
+    datasets. scores: per object, by (dataset, id): the score named in the plan, mean over seeds.
     """
 
     clicks: dict[tuple[str, str], MeanClicks]
@@ -57,7 +57,7 @@ class RowResult:
 
 @dataclass(frozen=True)
 class Result:
-    """The plan and what was measured for it. rows: by name. notes: to be read with all tables."""
+    """A plan and its measurements. rows: by name. notes: apply to all tables."""
 
     plan: TablesPlan
     rows: dict[str, RowResult]
@@ -65,7 +65,7 @@ class Result:
 
 
 def read(folder: Path, plan: TablesPlan) -> Result:
-    """What is finished in a folder of runs. Raises HrsegError when nothing is, UnknownName for an unknown metric."""
+    """Read the finished runs in a folder. Raises HrsegError if there are none, UnknownName for an unknown metric."""
     for metric in plan.metrics:
         catalog.resolve("metric", metric)
     runs: dict[str, dict[str, list[Evaluation]]] = {part: {} for part in plan.sets}
@@ -74,7 +74,7 @@ def read(folder: Path, plan: TablesPlan) -> Result:
         seeds = (path for path in (folder / row).glob("*") if path.is_dir() and not path.name.startswith("."))
         for seed in sorted(seeds):
             label = f"{row}/{seed.name}"
-            # A seed counts when all of its sets are done, or the columns would be about different trainings.
+            # A seed counts only if all of its sets are done; otherwise columns would compare different trainings.
             if not all(_is_done(seed / part) for part in plan.sets):
                 unfinished.append(label)
                 continue
@@ -82,7 +82,7 @@ def read(folder: Path, plan: TablesPlan) -> Result:
                 runs[part].setdefault(row, []).extend(read_evaluations([f"{label}={seed / part}"]))
     if not any(runs.values()):
         raise HrsegError(
-            f"{folder}: no finished evaluation of tables '{plan.name}' there; make them with {plan.made_by}"
+            f"{folder}: no finished evaluation of tables '{plan.name}' found; create them with {plan.made_by}"
         )
     first = next(iter(runs.values()))
     trainings = {row: _training(evaluations[0]) for row, evaluations in first.items() if row != plan.base}
@@ -100,7 +100,7 @@ def _is_done(folder: Path) -> bool:
 
 
 def _training(run: Evaluation) -> dict[str, Any]:
-    """What the training of an evaluated model recorded: costs, crop and datasets; nothing where there is no record."""
+    """Costs, crop and datasets from the record of an evaluated model's training; empty without a record."""
     if not (run.folder.parent / "train").is_dir():
         return {}
     record = read_run(run.folder.parent / "train")
@@ -142,7 +142,7 @@ def _timed(plan: TablesPlan) -> str:
 
 
 def _clicks(runs: Sequence[Evaluation], metric: str, level: float) -> MeanClicks | None:
-    """NoC over all objects of a set; None where clicking ended below ``level``.
+    """NoC over all objects of a set; None if clicking stopped below ``level``.
 
     The bootstrap resamples objects, the same as in the other tables of a run (:func:`summarise`).
     """
@@ -175,8 +175,8 @@ def _notes(
         f"fewest clicks measured. {plan.published_note}"
     ).rstrip()
     costs = (
-        "Trained: parameters. GMAC: multiply-adds in one answer at the crop of training; the base's at "
-        "the size at which it is asked within. "
+        "Trained: parameters. GMAC: multiply-adds in one forward pass at the training crop; for the base at its input "
+        "size inside an adapter. "
     )
     yield (
         f"{costs if _has_trainings(rows) else ''}s/click: median wall time on the "
@@ -203,7 +203,7 @@ def _notes(
     ]
     commits = dict.fromkeys(one[:10] + "+" * one.endswith("+") for run in everything for one in run.commits)
     counts = dict.fromkeys(len(row) for name, row in runs[_timed(plan)].items() if name != plan.base)
-    seeds = f"; seeds a row: {', '.join(map(str, counts))}" if counts else ""
+    seeds = f"; seeds per row: {', '.join(map(str, counts))}" if counts else ""
     yield f"Measured: base {', '.join(dict.fromkeys(bases))}; commit {', '.join(commits)}{seeds}."
     spread = [
         (max(found.seeds) - min(found.seeds), row, part, metric)
@@ -227,14 +227,14 @@ def _has_trainings(rows: Mapping[str, RowResult]) -> bool:
 
 
 def markdown(result: Result) -> str:
-    """The tables under headings of their own, and the notes."""
+    """The tables, each under a heading, and the notes."""
     grids = {table.title: _grid(result, table, "**{}**") for table in result.plan.tables}
     out = [f"## {title}\n\n{pipes(lines)}\n" for title, lines in {**grids, **_pairs(result)}.items()]
     return "".join(out) + "\n".join(f"{note}\n" for note in result.notes)
 
 
 def latex(result: Result) -> str:
-    """A ``tabular`` for the booktabs package under each title, and the notes in small type."""
+    """A ``tabular`` with booktabs under each title, and the notes in small type."""
     out = ["% needs \\usepackage{booktabs}"]
     grids = {table.title: _grid(result, table, "\\textbf{{{}}}") for table in result.plan.tables}
     for title, (head, *texts) in {**grids, **_pairs(result)}.items():
@@ -253,7 +253,7 @@ def _typeset(cell: str) -> str:
 
 
 def _grid(result: Result, table: TablePlan, bold: str) -> list[list[str]]:
-    """Head and lines of one table as texts; ``bold`` is a format for the best of a column."""
+    """Header and rows of one table as text; ``bold`` is the format of the best value in a column."""
     plan = result.plan
     head = [""]
     columns = [[row.label for row in table.rows]]
@@ -275,7 +275,7 @@ def _grid(result: Result, table: TablePlan, bold: str) -> list[list[str]]:
 
 
 def _pairs(result: Result) -> dict[str, list[list[str]]]:
-    """Title -> head and lines of differences from the base, object by object; no title without lines.
+    """Title -> header and rows of per-object differences from the base; tables without rows are omitted.
 
     NoC depends on a threshold that few objects cross; the mean score does not.
     """
@@ -299,12 +299,12 @@ Numbers = Mapping[tuple[str, str], float]  # per object, by (dataset, id)
 
 
 def _needed(part: str, metric: str) -> Callable[[RowResult], Numbers]:
-    """Clicks needed, one column of a row."""
+    """Clicks needed per object, for one column of a row."""
     return lambda row: row.clicks[part, metric].objects if (part, metric) in row.clicks else {}
 
 
 def _points(dataset: str) -> Callable[[RowResult], Numbers]:
-    """Score in points, of the objects of one dataset."""
+    """Scores in points for the objects of one dataset."""
     return lambda row: {one: 100 * score for one, score in row.scores.items() if one[0] == dataset}
 
 

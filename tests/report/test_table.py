@@ -321,7 +321,7 @@ def test_command_prints_data_to_stdout_and_complaints_to_stderr(tmp_path: Path) 
     result = invoke(run_folder(tmp_path / "a"), run_folder(tmp_path / "b", max_clicks=3), "--format", "csv")
     assert result.exit_code == 0
     assert result.stdout.startswith("run,model,protocol,commit,dataset,metric,measure,value,low,high,n\n")
-    assert result.stderr == "warning: the numbers do not compare: maximum clicks differ: 4 (a), 3 (b)\n"
+    assert result.stderr == "warning: the numbers are not comparable: maximum clicks differ: 4 (a), 3 (b)\n"
 
 
 def test_check_against_a_written_table(tmp_path: Path) -> None:

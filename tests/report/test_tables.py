@@ -135,7 +135,7 @@ def test_what_is_not_finished_is_left_out_and_named(folder: Path) -> None:
     text = tables.markdown(tables.read(folder, PAPER))
     assert cells(text, "+ conv")[4::2] == ["–"] * 4
     assert "Not finished, omitted: t4_conv/0." in text
-    with pytest.raises(HrsegError, match="no finished evaluation of tables 'adapters' there; make them with recipes/"):
+    with pytest.raises(HrsegError, match="no finished evaluation of tables 'adapters' found; create them"):
         tables.read(folder / "nowhere", PAPER)
 
 
@@ -202,7 +202,7 @@ def test_a_plan_of_ones_own(hrseg: Callable[..., Any], folder: Path, tmp_path: P
     assert "NoC@60 over all objects" in done.out
     assert not {"paper", "published", "trained", "gmac"} & set(done.out.lower().split())
     assert "-1.50 [" in done.out
-    with pytest.raises(HrsegError, match=f"make them with {load_tables(str(plan)).made_by}"):
+    with pytest.raises(HrsegError, match=f"create them with {load_tables(str(plan)).made_by}"):
         tables.read(folder / "nowhere", load_tables(str(plan)))
 
 
