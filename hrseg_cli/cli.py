@@ -14,6 +14,7 @@ from hrseg_cli.commands.annotate import annotate
 from hrseg_cli.commands.benchmark import benchmark
 from hrseg_cli.commands.evaluate import evaluate
 from hrseg_cli.commands.export import export
+from hrseg_cli.commands.options import note
 from hrseg_cli.commands.predict import predict
 from hrseg_cli.commands.prepare_data import prepare_data
 from hrseg_cli.commands.report import report
@@ -101,7 +102,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _complain(line: str) -> None:
-    typer.echo(f"hrseg: {' '.join(line.split())}", err=True)
+    note(f"hrseg: {' '.join(line.split())}")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def merged(model: InteractiveModel) -> InteractiveModel:
     """The same answers without an adapter, in place. Raises HrsegError for one that cannot be folded."""
     if model.name == "resample":
         raise HrsegError(
-            "a resampling adapter stays a part of the network; use it as --model BASE+ADAPTER, or take the base alone"
+            "a resampling adapter stays a part of the network; use it as `model` BASE+ADAPTER, or take the base alone"
         )
     fold(model)
     for module in model.modules():

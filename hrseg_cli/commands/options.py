@@ -6,20 +6,19 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hrseg_cli import catalog
 from hrseg_cli.commands.shards import share_of_cores
+from hrseg_cli.data.paths import data_root as data_root
 from hrseg_cli.errors import HrsegError, UnknownName
 
 if TYPE_CHECKING:  # pydantic and rich take longer to import than the help to print
-    from collections.abc import Iterable
-
     from rich.progress import Progress
 
-    from hrseg_cli.data.samples import Ref
+    from hrseg_cli.data.datasets import Opened
     from hrseg_cli.recipe import BinarizeRule, Protocol
 
 Model = Annotated[
@@ -134,34 +133,10 @@ def protocol_of(name: str | None, changes: list[str], binarize: str | None) -> P
     return load_protocol(name or "ritm", [*changes, *([f"binarize={binarize}"] if binarize else [])])
 
 
-def own_protocols(
-    name: str | None, main: Protocol, datasets: Iterable[str], changes: list[str]
-) -> tuple[Protocol, dict[str, Protocol]]:
-    """The protocol of most datasets, and dataset -> protocol of those whose manifest wants another.
-
-    Only where the user names none: RITM looks at DAVIS, and only at DAVIS, through larger crops.
-    """
-    from hrseg_cli.data.manifest import load_manifest, manifest_names
-    from hrseg_cli.recipe import load_protocol
-
-    if name is not None:
-        return main, {}
-    wishes = {
-        dataset: load_manifest(dataset).protocol if dataset in manifest_names() else "ritm" for dataset in datasets
-    }
-    own = {dataset: load_protocol(wish, changes) for dataset, wish in wishes.items() if wish != "ritm"}
-    if own and len(own) == len(wishes) and len(set(wishes.values())) == 1:
-        return next(iter(own.values())), {}
-    return main, own
-
-
 def binarize_of(text: str | None) -> BinarizeRule:
-    from hrseg_cli.recipe import BinarizeRule
+    from hrseg_cli.recipe import binarize_rule
 
-    rules = get_args(BinarizeRule)
-    if text is not None and text not in rules:
-        raise UnknownName("label rule", text, rules)
-    return cast(BinarizeRule, text or "auto")
+    return binarize_rule(text)
 
 
 def until_of(texts: list[str], metrics: list[str]) -> dict[str, float]:
@@ -184,19 +159,6 @@ def until_of(texts: list[str], metrics: list[str]) -> dict[str, float]:
             raise HrsegError(f"--until {text}: write a number above 0 such as 0.90, or biou=0.85")
         targets.update(dict.fromkeys([name] if equals else metrics, number))
     return targets
-
-
-def band_of(text: str) -> dict[str, float]:
-    """Keyword arguments of Boundary IoU: ``ratio`` of the diagonal or ``width`` in pixels."""
-    if pixels := re.fullmatch(r"([1-9]\d*)px", text):
-        return {"width": int(pixels.group(1))}
-    try:
-        ratio = float(text)
-    except ValueError:
-        ratio = 0.0
-    if not 0 < ratio < 1:
-        raise HrsegError(f"--band {text}: write a share of the diagonal such as 0.02, or pixels such as 5px")
-    return {"ratio": ratio}
 
 
 def in_flight_of(number: int, device: str) -> int:
@@ -230,79 +192,53 @@ def device_of(text: str) -> str:
     """Checked here so that a missing accelerator is one line. Imports torch for anything but ``cpu``."""
     if text == "cpu":
         return text
-    import torch
+    from hrseg_cli.engine.devices import available
 
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        raise HrsegError(f"--device {text}: write cpu or cuda") from None
-    if device.type != "cuda":
-        raise HrsegError(f"--device {text}: write cpu or cuda")
-    if not torch.cuda.is_available():
-        raise HrsegError(f"--device {text}: this PyTorch sees no GPU; use --device cpu")
-    if (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise HrsegError(f"--device {text}: there are {count} GPUs, numbered from 0; take another number")
-    return text
+    return available(text)
 
 
 def note(line: str) -> None:
     """A line for whoever watches, on stderr."""
-    typer.echo(line, err=True)
+    typer.echo(with_flags(line), err=True)
 
 
-def data_root(root: Path | None) -> Path:
-    """Where named datasets lie."""
-    return root or Path(os.environ.get("HRSEG_DATA") or "data")
+FLAGS = {  # parameters whose flags are called otherwise
+    "changes": "--set",
+    "datasets": "--dataset",
+    "formats": "--format",
+    "initial": "--init-mask",
+    "loggers": "--logger",
+    "measures": "--measure",
+    "metrics": "--metric",
+    "span": "--range",
+}
 
 
-class Opened(NamedTuple):
-    """Typed datasets. composed: name -> names of its parts. incomplete: dataset -> "objects there of all"."""
+def with_flags(line: str) -> str:
+    """A message of the library, in which parameters stand in backticks, as one of the command line."""
 
-    refs: list[Ref]
-    composed: dict[str, list[str]]
-    incomplete: dict[str, str]
+    def flag(found: re.Match[str]) -> str:
+        return FLAGS.get(found[1], f"--{found[1].replace('_', '-')}")
+
+    return re.sub("`([a-z][a-z_]*)`", flag, line)
 
 
 def open_datasets(
     specs: list[str], root: Path | None, instances: bool, binarize: BinarizeRule, limit: int | None
 ) -> Opened:
-    """The objects of all typed datasets.
+    """As :func:`hrseg_cli.data.datasets.open_datasets`; warns on stderr about known datasets that are incomplete."""
+    from hrseg_cli.data import datasets
 
-    Says on stderr when a known dataset is not whole. Raises HrsegError where two datasets would get the same name.
-    """
-    from hrseg_cli.data.known import DEFAULT_SPLIT, find_known, list_parts, pieces_of
-    from hrseg_cli.data.samples import open_dataset, open_listing, split_options
-
-    opened = Opened([], {}, {})
-    seen: set[str] = set()
-    for spec in specs:
-        text, layout_options = split_options(spec)
-        if known := find_known(text):
-            split = layout_options.pop("split", DEFAULT_SPLIT)
-            listings = list_parts(text, split=split, root=root, binarize=binarize, **layout_options)
-            parts = [open_listing(listing, limit) for listing in listings]
-            for part, piece in zip(parts, pieces_of(known, split), strict=True):
-                published = piece.split.count_objects
-                if limit is None and published and not piece.split.about and len(part) != published:
-                    opened.incomplete[part[0].dataset] = f"{len(part)} of {published}"
-                    typer.echo(f"{piece.place}: {len(part)} objects are there of {published}; not its number", err=True)
-        else:
-            parts = [open_dataset(spec, root=root, instances=instances, binarize=binarize, limit=limit)]
-        names = [part[0].dataset for part in parts]
-        if "noc" in names:
-            raise HrsegError(f"--dataset {spec}: 'noc' is the name of the table; write another NAME=FOLDER")
-        if twice := seen.intersection(names):
-            raise HrsegError(f"--dataset {spec}: '{twice.pop()}' is there twice; tell folders apart with NAME=FOLDER")
-        seen.update(names)
-        if len(names) > 1:
-            opened.composed[Path(text).stem] = names
-        opened.refs.extend(ref for part in parts for ref in part)
-    for ref in opened.refs:
-        try:
-            ref.id.encode()
-        except UnicodeEncodeError:
-            raise HrsegError(f"{ref.id!r} of {ref.dataset}: the file's name is not UTF-8; rename it") from None
+    opened = datasets.open_datasets(specs, root=root, instances=instances, binarize=binarize, limit=limit)
+    warn_incomplete(opened)
     return opened
+
+
+def warn_incomplete(opened: Opened) -> None:
+    """Say on stderr which known datasets are incomplete."""
+    for name, counts in opened.incomplete.items():
+        there, _, published = counts.partition(" of ")
+        note(f"{opened.places[name]}: {there} objects are there of {published}; not its number")
 
 
 def progress(of_bytes: bool = False) -> Progress:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 from hrseg_cli.data.manifest import Manifest, Split, load_manifest, manifest_names, resolve_parts
+from hrseg_cli.data.paths import data_root
 from hrseg_cli.data.samples import Listing, list_split
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule
@@ -70,7 +70,7 @@ def list_piece(
     if not folder.is_dir():
         own = whole or piece.manifest.name
         raise HrsegError(
-            f"{folder}: not there; 'hrseg prepare-data {own}' gets it, --root says where data lie, ./{own} is a folder "
+            f"{folder}: not there; 'hrseg prepare-data {own}' gets it, `root` says where data lie, ./{own} is a folder "
             "of your own"
         )
     rule: BinarizeRule = "auto" if split.binarize == "instance" else split.binarize
@@ -96,7 +96,7 @@ def list_parts(
     root: the data root (else $HRSEG_DATA, else ./data). Pieces of another split than val carry it in their names.
     Raises UnknownName for a name or split without a manifest, HrsegError for a piece that is not there.
     """
-    root = root or Path(os.environ.get("HRSEG_DATA") or "data")
+    root = data_root(root)
     known = find_known(name) or Known(load_manifest(name), None)
     pieces = pieces_of(known, split)
     plain = split == DEFAULT_SPLIT and len({piece.manifest.name for piece in pieces}) == len(pieces)

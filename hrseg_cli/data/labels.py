@@ -33,7 +33,7 @@ AUTO: tuple[tuple[set[int], BinarizeRule], ...] = (
 STEP = 8  # levels; where values change more quickly no two rows and columns of a soft edge are alike
 CLIFF = 32  # levels; more than a lossy format adds to an area
 
-FOR_DATASETS = "add --instances where each value is an object, or --binarize "
+FOR_DATASETS = "add `instances` where each value is an object, or `binarize` "
 CHOICES = "nonzero (all above 0 is the object), gt128 (all above 128), void128 or void255 (that value is ignored)"
 
 
@@ -90,7 +90,7 @@ def read_object(
     """
     pixels = read_mask(path, at_most)
     check_size(path, pixels, size, owner)
-    fix = f"add --binarize {CHOICES}" if rule else "save it as 0 and 255"
+    fix = f"add `binarize` {CHOICES}" if rule else "save it as 0 and 255"
     truth, used = truth_of_mask(path, pixels, rule or "auto", fix)
     found: np.ndarray = truth == 1
     if pixels.values.any() and not found.any():

@@ -152,8 +152,8 @@ def _to_8_bits(path: Path, values: np.ndarray, span: Span | None) -> np.ndarray:
     white = next((white for white in whites if high <= white), float(high))
     guess = Span(0, white) if low >= 0 else Span(float(low), float(high))
     raise HrsegError(
-        f"{path}: values from {low:.10g} to {high:.10g}, not 8 or 16 bits; say which are black and white with --range, "
-        f"for a dataset behind a colon, such as --range {guess} or DATASET:range={guess}; or save it with 8 bits"
+        f"{path}: values from {low:.10g} to {high:.10g}, not 8 or 16 bits; say which are black and white with `span`, "
+        f"for a dataset behind a colon, such as `span` {guess} or DATASET:range={guess}; or save it with 8 bits"
     )
 
 

@@ -42,6 +42,7 @@ import numpy as np
 from hrseg_cli import catalog
 from hrseg_cli.data.labels import check_size, label_indices, read_object, seen, truth_of_mask
 from hrseg_cli.data.manifest import manifest_names
+from hrseg_cli.data.paths import data_root
 from hrseg_cli.data.pixels import MaskPixels, parse_span, read_mask
 from hrseg_cli.data.pixels import read_image as read_image  # report/ knows it from here
 from hrseg_cli.data.refs import MARKS as MARKS  # these are known from here too
@@ -62,76 +63,14 @@ log = logging.getLogger(__name__)
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
-def open_dataset(
-    spec: str,
-    *,
-    root: Path | None = None,
-    instances: bool = False,
-    binarize: BinarizeRule = "auto",
-    limit: int | None = None,
-) -> list[Ref]:
-    """The objects of a dataset, in an order that is the same on every machine.
-
-    spec: a folder; the name of a folder below ``root`` (else $HRSEG_DATA, else ./data); a JSON file of COCO;
-        ``NAME=FOLDER``, where a layout as NAME also decides the layout; ``procedural``. Options of the layout follow
-        after a colon: ``sbd:split=train``, ``procedural:count=20,size=1024,seed=0``.
-    instances: masks hold ids rather than one object (a ``kind`` in pairs.csv is stronger).
-    binarize: label rule; "auto" leaves the choice to the layout, then to each mask.
-    limit: the first so many objects; masks behind them are not opened.
-
-    Raises UnknownName for a name nobody knows, HrsegError for a folder that cannot be read as a dataset.
-    """
-    text, options = split_options(spec)
-    share: dict[str, str] = {key: options.pop(key) for key in ("held", "kept", "group") if key in options}
-    rest = ",".join(f"{key}={value}" for key, value in options.items())
-    listing = list_masks(f"{text}:{rest}" if rest else text, root=root, instances=instances, binarize=binarize)
-    if not share:
-        return open_listing(listing, limit)
-    return _share(spec, open_listing(listing), share)[:limit]
-
-
-def in_held_out(ref: Ref, share: float, group: str | None = None) -> bool:
-    """Whether an object belongs to the held-out ``share`` of a dataset: a pure function of its image's file name.
-
-    group: a regular expression whose first bracket is hashed in the name's place, so that a video stays on one side;
-        it sees the image's path below the folder of images, without suffix: ``VIDEO/00001``.
-    """
-    name = str(ref.draw) if ref.draw else ref.image.stem
-    found = re.search(group, _path_below_images(ref)) if group else None
-    key = found.group(1) if found else name
-    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogateescape")).digest()[:8]) < share * 2**64
-
-
-def _path_below_images(ref: Ref) -> str:
-    """An id has as many parts as the path of its image below the folder of images; and itself may name a mask."""
-    if ref.draw:
-        return str(ref.draw)
-    return "/".join(ref.image.with_suffix("").parts[-1 - ref.id.partition(":")[0].count("/") :])
-
-
-def _share(spec: str, refs: list[Ref], options: dict[str, str]) -> list[Ref]:
-    """The objects that ``held=0.1`` (in the held-out tenth) or ``kept=0.1`` (the others) leave."""
-    held = "held" in options
-    if held == ("kept" in options):
-        raise HrsegError(f"dataset {spec}: write either held=SHARE or kept=SHARE")
-    group = options.get("group")
-    try:
-        share = float(options["held" if held else "kept"])
-        brackets = re.compile(group or "()").groups
-    except (ValueError, re.error):
-        share, brackets = -1, 0
-    if not 0 < share < 1 or not brackets:
-        raise HrsegError(f"dataset {spec}: write a share such as held=0.1, and a group such as group=(.+)_")
-    chosen = [ref for ref in refs if in_held_out(ref, share, group) == held]
-    if not chosen:
-        raise HrsegError(f"dataset {spec}: no object is in that share; take a larger one")
-    return chosen
-
-
 def list_masks(
     spec: str, *, root: Path | None = None, instances: bool = False, binarize: BinarizeRule = "auto"
 ) -> Listing:
-    """As :func:`open_dataset`, but no mask is opened for its ids."""
+    """The masks of a dataset that hrseg has no manifest of; none is opened for its ids.
+
+    The arguments are those of :func:`hrseg_cli.data.datasets.open_dataset`, which also knows datasets by their names.
+    Raises UnknownName for a name nobody knows, HrsegError for a folder that cannot be read as a dataset.
+    """
     with _readable(spec):
         place = _locate(spec, root)
     return _list(place, instances, binarize)
@@ -188,7 +127,10 @@ def _readable(what: str) -> Iterator[None]:
 
 
 def open_listing(found: Listing, limit: int | None = None) -> list[Ref]:
-    """The objects of what was listed: opens the masks whose ids no fresh index knows. As :func:`open_dataset`."""
+    """The objects of what was listed, the first ``limit`` of them: opens the masks whose ids no fresh index knows.
+
+    Raises HrsegError where there is no object.
+    """
     unread = any(ref.unread for ref in found.masks)
     objects = list(islice(expand(found.masks, _indexed_ids(found) if unread else {}), limit))
     if unread and limit is None:
@@ -196,7 +138,7 @@ def open_listing(found: Listing, limit: int | None = None) -> list[Ref]:
         if objects and empty:
             log.warning("%s: %d masks hold no object, such as %s", found.folder, len(empty), min(empty))
     if not objects and limit != 0:
-        fix = "no mask holds an id besides 0 and void; leave --instances off" if unread else "put images and masks in"
+        fix = "no mask holds an id besides 0 and void; leave `instances` off" if unread else "put images and masks in"
         raise HrsegError(f"dataset {found.folder}: no objects; {fix}")
     return objects
 
@@ -274,7 +216,7 @@ def split_options(spec: str) -> tuple[str, dict[str, str]]:
 def _find(text: str, root: Path | None) -> Path:
     """The folder, or JSON file, that was typed: as it stands, else below the root."""
     path = Path(text).expanduser()
-    root = root or Path(os.environ.get("HRSEG_DATA") or "data")
+    root = data_root(root)
     for place in (path, root / path):
         if os.path.isdir(place) or (place.suffix.lower() == ".json" and os.path.isfile(place)):
             return place
@@ -381,9 +323,9 @@ def _no_object(ref: Ref, pixels: MaskPixels, used: str) -> HrsegError:
     elif ref.instance is not None:
         fix = "its pixels are gone or ignored, so correct the masks of this image"
     elif len(values) > 2 or 1 < values[-1] <= 64:
-        fix = "for ids of objects add --instances, for one object --binarize nonzero"
+        fix = "for ids of objects add `instances`, for one object `binarize` nonzero"
     else:
-        fix = "try --binarize nonzero"
+        fix = "try `binarize` nonzero"
     return HrsegError(f"{ref.mask}: no object pixel by {what}; {seen(pixels)}; {fix}")
 
 
@@ -405,11 +347,11 @@ def _fill(mask: np.ndarray) -> float:
 
 def _ids(path: Path, pixels: MaskPixels) -> np.ndarray:
     if pixels.lossy:
-        raise HrsegError(f"{path}: ids do not survive a lossy format; save them as PNG, or leave --instances off")
+        raise HrsegError(f"{path}: ids do not survive a lossy format; save them as PNG, or leave `instances` off")
     grey = pixels.palette is None and pixels.colours is None
     ids = pixels.values if grey else label_indices(pixels)
     if ids is None:
-        raise HrsegError(f"{path}: colours, not ids; save it as a palette or grey PNG, or leave --instances off")
+        raise HrsegError(f"{path}: colours, not ids; save it as a palette or grey PNG, or leave `instances` off")
     return ids
 
 

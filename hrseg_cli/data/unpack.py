@@ -143,7 +143,7 @@ def require_space(folder: Path, needed: int) -> None:
     if needed + margin > free:
         raise HrsegError(
             f"{folder}: needs {size_text(needed)}, {size_text(free)} are free, {size_text(needed + margin - free)} are "
-            f"missing ({size_text(margin)} are left to others); make room or name another --root"
+            f"missing ({size_text(margin)} are left to others); make room or name another `root`"
         )
 
 

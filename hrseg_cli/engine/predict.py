@@ -98,7 +98,7 @@ def predict(jobs: Sequence[Job], asked: Asked, out: Path) -> Iterator[Outcome]:
     ``predict.jsonl`` in the folder says which files belong to which object, and how they came about. Raises HrsegError
     for a folder of something else, or one that another process writes to; what is wrong with one image is only told.
     """
-    with only_one_in(out, f"--out {out}"):
+    with only_one_in(out, f"`out` {out}"):
         yield from _predict(jobs, asked, out)
 
 
@@ -226,7 +226,7 @@ def _read_all(out: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], list[st
     path = out / RECORDS
     if not path.exists():
         if not is_empty(out):
-            raise HrsegError(f"--out {out}: not empty and not written by 'hrseg predict'; name another folder")
+            raise HrsegError(f"`out` {out}: not empty and not written by 'hrseg predict'; name another folder")
         return {}, []
     records: dict[tuple[str, str], dict[str, Any]] = {}
     replaced: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,21 @@ from hrseg_cli.engine.export import FORMAT, OPSET, clicks_of, export, need, read
 from hrseg_cli.engine.fast import open_fast
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model answers, and what computes it, as :func:`open_model` takes them; travels to worker processes."""
+
+    spec: str
+    runtime: str | None = None
+    device: str = "cpu"
+    precision: str | None = "fp32"
+
+    def open(self) -> tuple[InteractiveModel, dict[str, Any]]:
+        """The model, ready to be asked, and its provenance. Raises HrsegError or UnknownName."""
+        return open_model(self.spec, self.runtime, self.device, self.precision)
+
 
 Feed = dict[str, np.ndarray]
 Answer = Callable[[Feed], np.ndarray]
@@ -40,16 +56,16 @@ def open_model(
     chosen = runtime or ("onnxruntime" if file else "torch")
     if chosen == "torch":
         if file:
-            raise HrsegError(f"--runtime torch: {spec} is a graph; take onnxruntime or openvino, or the checkpoint")
+            raise HrsegError(f"`runtime` torch: {spec} is a graph; take onnxruntime or openvino, or the checkpoint")
         return open_fast(spec, device, precision)
     if precision not in (None, "fp32"):
         raise HrsegError(
-            f"--precision {precision}: is for --runtime torch; take --runtime openvino-bf16, or leave it out"
+            f"`precision` {precision}: is for `runtime` torch; take `runtime` openvino-bf16, or leave it out"
         )
     if chosen not in GRAPHS:
         raise UnknownName("runtime", chosen, ["torch", *GRAPHS])
     if device != "cpu":
-        raise HrsegError(f"--device {device}: --runtime {chosen} computes on the CPU; leave one of them out")
+        raise HrsegError(f"`device` {device}: `runtime` {chosen} computes on the CPU; leave one of them out")
     start, package, arithmetic = GRAPHS[chosen]
     need(package)
     if file is None:
@@ -58,7 +74,7 @@ def open_model(
     else:
         path = file
         if not path.is_file():
-            raise HrsegError(f"--model {spec}: no such file; write it with 'hrseg export MODEL --out {spec}'")
+            raise HrsegError(f"`model` {spec}: no such file; write it with 'hrseg export MODEL --out {spec}'")
         header, digest = read_header(path)
         provenance = {
             "name": header["name"],

@@ -123,7 +123,7 @@ def read(folder: Path) -> Tables:
             for part in SETS:
                 runs[part].setdefault(row, []).extend(read_evaluations([f"{label}={seed / part}"]))
     if not any(runs.values()):
-        raise HrsegError(f"--paper {folder}: no finished evaluation there; fill it with recipes/paper/tables.sh")
+        raise HrsegError(f"`paper` {folder}: no finished evaluation there; fill it with recipes/paper/tables.sh")
     trainings = {row: _training(runs["high"][row][0]) for row in runs["high"] if row != "base"}
     lines = {row: _line({part: runs[part].get(row, []) for part in SETS}, trainings.get(row, {})) for row in rows}
     own = next((done["base_gmac"] for done in trainings.values() if "base_gmac" in done), None)
@@ -184,7 +184,7 @@ def _clicks(runs: Sequence[Evaluation], metric: str) -> Clicks | None:
             needed.setdefault((trace.dataset, trace.id), []).append(noc(values, LEVEL, run.max_clicks))
     if any(len(each) != len(runs) for each in needed.values()):
         names = ", ".join(run.label for run in runs)
-        raise HrsegError(f"--paper: {names}: not the same objects; delete one of them and run tables.sh again")
+        raise HrsegError(f"`paper`: {names}: not the same objects; delete one of them and run tables.sh again")
     table = np.array(list(needed.values()), float)
     means = table.mean(1)
     low, high = interval(means, np.ones(len(means)), runs[0].settings["seed"])

@@ -290,7 +290,7 @@ def devices_of(machine: Machine) -> int | list[int]:
     if not named or machine.device.startswith("cpu"):
         return machine.processes
     if machine.processes > 1:
-        raise HrsegError(f"--device {machine.device}: one GPU for {machine.processes} processes; write --device cuda")
+        raise HrsegError(f"`device` {machine.device}: one GPU for {machine.processes} processes; write `device` cuda")
     return [int(number)]
 
 
