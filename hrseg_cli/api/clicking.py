@@ -104,7 +104,7 @@ class Session:
 
     def __repr__(self) -> str:
         height, width = self.size
-        return f"<hrseg session on {height} x {width} pixels, {len(self.clicks)} clicks>"
+        return f"<hrseg session on {height} x {width} pixels, clicks: {len(self.clicks)}>"
 
     def click(self, row: float, col: float, positive: bool = True) -> np.ndarray:
         """Click, and get the new mask, bool (H, W).

@@ -78,7 +78,8 @@ def adapt(
     model: a name or a file, as for :func:`hrseg_cli.load`. datasets: what to train on, as for
         :func:`hrseg_cli.evaluate`.
     adapter: "lora" or "conv", or a control: "full", "head", "bn", "bitfit". None: the one that ``recipe`` names.
-    recipe: None: the adapter's own. The other arguments are those of :func:`train`.
+    out: the run folder. recipe: the name of a recipe, or a YAML file; None: the adapter's own. changes: to it.
+    root, device, workers, loggers, say: as for :func:`train`.
 
     The adapter's file is small and belongs to its model: ``load(adapt(...).model)`` uses both.
     """

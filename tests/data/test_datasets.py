@@ -90,5 +90,5 @@ def test_names_that_results_cannot_have_are_refused(root: Path) -> None:
         open_datasets(["own", f"own={root / 'other'}"], root=root)
     with pytest.raises(HrsegError, match="'noc' is the name of the table"):
         open_datasets([f"noc={root / 'own'}"], root=root)
-    with pytest.raises(UnknownName, match=r"split 'vaal'.*Did you mean 'val'"):
+    with pytest.raises(UnknownName, match=r"split of sbd .vaal.*Did you mean 'val'"):
         open_dataset("sbd:split=vaal", root=root)

@@ -38,7 +38,7 @@ def test_a_known_dataset_can_judge(root: Path) -> None:
 
 def test_objects_are_spread_over_each_dataset(root: Path) -> None:
     refs = judged_objects(judged_by("hqseg44k", "procedural:count=9,size=64", objects=3), root)
-    assert [ref.dataset for ref in refs] == ["dis5k", "thinobject5k", "hrsod"] + ["procedural"] * 3
+    assert [ref.dataset for ref in refs] == ["dis5k", "thinobject5k", "coift"] + ["procedural"] * 3
     assert [ref.draw[1] for ref in refs[3:] if ref.draw] == [0, 3, 6]
 
 
