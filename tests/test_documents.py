@@ -1,4 +1,4 @@
-"""The commands of the README and the tutorial, the Python of docs/python.md and the notebook, run as they are written."""
+"""The commands of the README and the tutorial, the Python of docs/python.md and the notebook, run as written."""
 
 from __future__ import annotations
 

@@ -63,8 +63,8 @@ def test_tables_are_what_the_report_prints(hrseg_command: Command, tmp_path: Pat
     assert "procedural n = 2" in found.attrs["notes"][0]
     wide = found.pivot(index="run", columns=["dataset", "metric", "measure"], values="value")
     assert wide.shape == (2, 2)
-    with pytest.raises(hrseg.HrsegError, match="`measures` NoC@95"):
-        hrseg.tables(tmp_path / "few", measures="NoC@95")
+    with pytest.raises(hrseg.HrsegError, match="`metrics` biou: none of the runs measured it"):
+        hrseg.tables(tmp_path / "few", metrics="biou")
     with pytest.raises(hrseg.HrsegError, match=r"no run\.json there"):
         hrseg.tables(tmp_path)
 
