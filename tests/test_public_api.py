@@ -87,7 +87,9 @@ def messages() -> Iterator[tuple[Path, str]]:
 
 def test_the_library_names_parameters_and_never_flags() -> None:
     git = {"--porcelain", "--untracked-files=no"}
-    found = [f"{path}: {text}" for path, text in messages() if re.search(r"(^|\W)--[a-z]", text) and text not in git]
+    found = [
+        f"{path}: {text}" for path, text in messages() if re.search(r"(^|\W)--([a-z]|$)", text) and text not in git
+    ]
     assert not found, "write `parameter` instead"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from hrseg_cli.clicks.files import LARGEST
 from hrseg_cli.data.labels import read_object
 from hrseg_cli.data.pixels import Span, parse_span, read_image
 from hrseg_cli.errors import HrsegError
@@ -93,7 +94,7 @@ def as_click(row: Any, col: Any, positive: Any = True, size: tuple[int, int] | N
     for name, value, length in (("row", row, size and size[0]), ("col", col, size and size[1])):
         if isinstance(value, np.generic):
             value = value.item()
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:  # nor is NaN
             raise HrsegError(f"`{name}` {value!r}: give a number of pixels")
         if length is not None and not 0 <= value < length:
             raise HrsegError(f"`{name}` {value}: lies outside the image, whose {name}s go from 0 to {length - 1}")
@@ -123,7 +124,10 @@ def span_of(span: str | tuple[float, float] | None) -> Span | None:
     """Black and white as "0..4095" or (0, 4095)."""
     if span is None:
         return None
-    return parse_span(span if isinstance(span, str) else "..".join(str(float(value)) for value in span))
+    try:
+        return parse_span(span if isinstance(span, str) else "..".join(str(float(value)) for value in span))
+    except (HrsegError, TypeError, ValueError):
+        raise HrsegError(f"`span` {span!r}: give the values of black and white, such as (0, 4095)") from None
 
 
 def changes_of(changes: Mapping[str, Any] | Sequence[str]) -> list[str]:
@@ -131,6 +135,8 @@ def changes_of(changes: Mapping[str, Any] | Sequence[str]) -> list[str]:
     if isinstance(changes, str):
         return [changes]
     if not isinstance(changes, Mapping):
+        if not np.iterable(changes) or not all(isinstance(change, str) for change in changes):
+            raise HrsegError("`changes`: give a mapping such as {'zoom.target': 600}, or a list of KEY=VALUE texts")
         return list(changes)
     return [f"{key}={_yaml(value)}" for key, value in changes.items()]
 
@@ -156,6 +162,13 @@ def listed(name: str, values: Any) -> list[str]:
     if not found:
         raise HrsegError(f"`{name}`: empty; give at least one")
     return found
+
+
+def name_of(parameter: str, name: Any) -> str:
+    """A text or path as a text. Raises HrsegError."""
+    if not isinstance(name, str | os.PathLike):
+        raise HrsegError(f"`{parameter}`: a {type(name).__name__}; give a name, or the path of a file")
+    return str(os.fspath(name))
 
 
 def path_of(path: str | os.PathLike[str] | None) -> Path | None:

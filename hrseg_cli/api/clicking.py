@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hrseg_cli.api.arguments import as_click, as_image, as_initial, changes_of, checked_count
+from hrseg_cli.api.arguments import as_click, as_image, as_initial, changes_of, checked_count, name_of
 from hrseg_cli.engine import session as engine
 from hrseg_cli.engine.devices import available, reproducible
 from hrseg_cli.engine.runtimes import ModelChoice
@@ -41,7 +40,7 @@ def load(
 
     Raises HrsegError for what cannot be loaded, UnknownName for an unknown name.
     """
-    chosen = ModelChoice(_spec(model), runtime, available(device), precision)
+    chosen = ModelChoice(name_of("model", model), runtime, available(str(device)), precision)
     network, provenance = chosen.open()
     return Model(chosen, network, provenance)
 
@@ -66,7 +65,7 @@ class Model:
         self,
         image: str | PathLike[str] | Image | np.ndarray,
         *,
-        protocol: str = "fast",
+        protocol: str | PathLike[str] = "fast",
         changes: Mapping[str, Any] | Sequence[str] = (),
         initial: str | PathLike[str] | Image | np.ndarray | None = None,
         span: str | tuple[float, float] | None = None,
@@ -85,7 +84,7 @@ class Model:
 
         Raises HrsegError for an image or mask of another kind or size, UnknownName for an unknown protocol.
         """
-        steps = load_protocol(os.fspath(protocol), changes_of(changes))
+        steps = load_protocol(name_of("protocol", protocol), changes_of(changes))
         pixels = as_image(image, span)
         start = as_initial(initial, (pixels.shape[0], pixels.shape[1]))
         undo = checked_count("max_undo", max_undo, 0)
@@ -157,10 +156,4 @@ def choice_of(
         if names := [name for name, value in given.items() if value is not None]:
             raise HrsegError(f"`{names[0]}`: the loaded model has its own; give it to load() instead")
         return model._chosen
-    return ModelChoice(_spec(model), runtime, available(device or "cpu"), precision or "fp32")
-
-
-def _spec(model: Any) -> str:
-    if not isinstance(model, str | PathLike):
-        raise HrsegError(f"`model`: a {type(model).__name__}; give a name or the path of a checkpoint")
-    return str(os.fspath(model))
+    return ModelChoice(name_of("model", model), runtime, available(str(device or "cpu")), precision or "fp32")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hrseg_cli import __version__, catalog
-from hrseg_cli.api.arguments import changes_of, checked_count, listed, path_of, target_of
+from hrseg_cli.api.arguments import changes_of, checked_count, listed, name_of, path_of, target_of
 from hrseg_cli.api.clicking import Model, choice_of
 from hrseg_cli.data.datasets import Opened, open_datasets, own_protocols
 from hrseg_cli.data.paths import below
@@ -60,7 +60,7 @@ def evaluate(
     *,
     metrics: str | Sequence[str] = ("iou",),
     until: float | Mapping[str, float] = 0.9,
-    protocol: str | None = None,
+    protocol: str | PathLike[str] | None = None,
     changes: Mapping[str, Any] | Sequence[str] = (),
     max_clicks: int | None = None,
     limit: int | None = None,
@@ -115,7 +115,7 @@ def evaluate(
         choice_of(model, device, precision, runtime),
         listed("datasets", datasets),
         targets=_targets(listed("metrics", metrics), until),
-        protocol=protocol,
+        protocol=None if protocol is None else name_of("protocol", protocol),
         changes=changes_of(changes),
         binarize=binarize,
         max_clicks=max_clicks,
@@ -124,7 +124,7 @@ def evaluate(
         instances=instances,
         root=path_of(root),
         keep_masks=keep_masks,
-        seed=seed,
+        seed=checked_count("seed", seed, 0),
     )
     for name, counts in prepared.opened.incomplete.items():
         log.warning("%s: %s objects found; numbers of the whole dataset may differ", name, counts)

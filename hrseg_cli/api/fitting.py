@@ -112,7 +112,7 @@ def _train(
 ) -> Trained:
     place = path_of(root)
     machine = {
-        "device": available(device),
+        "device": available(str(device)),
         "processes": 1,
         "nodes": 1,
         "workers": checked_count("workers", workers, 0),

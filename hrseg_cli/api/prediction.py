@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hrseg_cli.api.arguments import as_click, as_clicks, as_image, as_initial, changes_of, listed, span_of
+from hrseg_cli.api.arguments import as_click, as_clicks, as_image, as_initial, changes_of, listed, name_of, span_of
 from hrseg_cli.api.clicking import Model, choice_of
 from hrseg_cli.clicks.files import Objects, for_images, read_clicks
 from hrseg_cli.data.masks_out import ENDINGS
@@ -46,7 +46,7 @@ def predict(
     clicks: Any,
     *,
     initial: Any = None,
-    protocol: str = "fast",
+    protocol: str | PathLike[str] = "fast",
     changes: Mapping[str, Any] | Sequence[str] = (),
     span: str | tuple[float, float] | None = None,
     binarize: str | None = None,
@@ -77,12 +77,12 @@ def predict(
 
     Raises HrsegError for what the caller can fix. With ``out``, all other images are done first.
     """
-    steps = load_protocol(os.fspath(protocol), changes_of(changes))
+    steps = load_protocol(name_of("protocol", protocol), changes_of(changes))
     kinds = listed("formats", formats)
     for kind in kinds:
         if kind not in ENDINGS:
             raise UnknownName("format", kind, ENDINGS)
-    if not 0 <= tolerance < math.inf:
+    if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
         raise HrsegError(f"`tolerance` {tolerance}: give pixels, 0 or more")
     rule = binarize_rule(binarize)
     jobs = _jobs(images, clicks, initial)

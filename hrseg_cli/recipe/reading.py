@@ -65,7 +65,7 @@ def _find(kind: str, name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
-            raise HrsegError(f"--{kind} {name}: no such file; give an existing YAML file or one of its known names")
+            raise HrsegError(f"`{kind}` {name}: no such file; give an existing YAML file or one of its known names")
         return path
     path = _folder(kind) / f"{name}.yaml"
     if not path.is_file():

@@ -120,6 +120,7 @@ def test_clicks_undo_and_reset(model: hrseg.Model) -> None:
         (("5", 5), "`row` '5': give a number"),
         ((True, 5), "`row` True: give a number"),
         (((5, 5), 5), "`row` .*: give a number"),
+        ((10**400, 5), "`row` 1000.*: give a number"),
         ((5, 5, "neg"), "`positive` 'neg': give True on the object, False"),
     ],
 )
@@ -170,11 +171,19 @@ def test_settings_that_do_not_exist_are_told(model: hrseg.Model) -> None:
         model.session(photograph(), protocol="phoot")
     with pytest.raises(hrseg.HrsegError, match="zoom"):
         model.session(photograph(), changes={"zoom.tarmac": 3})
+    with pytest.raises(hrseg.HrsegError, match="`protocol`: a NoneType; give a name"):
+        model.session(photograph(), protocol=None)  # type: ignore[arg-type]
+    with pytest.raises(hrseg.HrsegError, match=r"`protocol` own\.yaml: no such file"):
+        model.session(photograph(), protocol=Path("own.yaml"))
+    with pytest.raises(hrseg.HrsegError, match="`changes`: give a mapping"):
+        model.session(photograph(), changes=3)  # type: ignore[arg-type]
+    with pytest.raises(hrseg.HrsegError, match=r"`span` \(5, 1\): give the values"):
+        model.session("a.tif", span=(5, 1))
     with pytest.raises(hrseg.HrsegError, match="`device` tpu"):
         hrseg.load("grabcut", device="tpu")
     with pytest.raises(hrseg.HrsegError, match="`precision` bf16: 'grabcut' computes in fp32"):
         hrseg.load("grabcut", precision="bf16")
-    with pytest.raises(hrseg.HrsegError, match="`model`: a SameColour"):
+    with pytest.raises(hrseg.HrsegError, match="`model`: a SameColour; give a name, or the path"):
         hrseg.load(SameColour())  # type: ignore[arg-type]
 
 

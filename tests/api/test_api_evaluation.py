@@ -88,6 +88,7 @@ def test_a_loaded_model_is_evaluated_as_it_was_loaded(tmp_path: Path) -> None:
         ({"until": -1}, "`until` -1: give a number"),
         ({"max_clicks": 0}, "`max_clicks` 0: give a whole number, 1 or more"),
         ({"workers": True}, "`workers` True"),
+        ({"seed": -1}, "`seed` -1: give a whole number, 0 or more"),
         ({"band": "wide"}, "`band` wide"),
         ({"binarize": "gt12"}, "unknown label rule 'gt12'.*gt128"),
         ({"changes": {"zoom.target": "large"}}, "zoom.target"),
