@@ -139,7 +139,7 @@ def start_hrseg(weights: str, options: argparse.Namespace, precision: str) -> No
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     network = fast(load_model(weights)[0], precision)
-    plan = Plan("", load_protocol("ritm"), {"iou": options.until}, options.max_clicks)
+    plan = Plan(load_protocol("ritm"), {"iou": options.until}, options.max_clicks)
     clicks_on = lambda sample: list(simulate(sample, network, plan)[0].clicks)  # noqa: E731
 
 

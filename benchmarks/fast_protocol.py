@@ -26,7 +26,7 @@ from hrseg_cli.clicks.annotator import next_click
 from hrseg_cli.commands.options import open_datasets
 from hrseg_cli.data import procedural
 from hrseg_cli.data.samples import Ref
-from hrseg_cli.engine.runtimes import open_model
+from hrseg_cli.engine.runtimes import ModelChoice, open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.engine.simulate import Plan, run
 from hrseg_cli.interaction import Click
@@ -139,9 +139,10 @@ def clicks(options: argparse.Namespace, protocols: list[Protocol], refs: list[Re
     base = np.empty(0)
     for protocol in protocols:
         file = options.out / f"{protocol.name.replace('/', '-').replace(' ', '-')}.jsonl"
-        plan = Plan(options.model, protocol, {"iou": TARGET}, MAX_CLICKS, precision=options.precision)
+        plan = Plan(protocol, {"iou": TARGET}, MAX_CLICKS)
+        chosen = ModelChoice(options.model, precision=options.precision)
         started = time.process_time()
-        found = [outcome for _, outcome in sorted(run(plan, refs, options.workers), key=lambda one: one[0])]
+        found = [outcome for _, outcome in sorted(run(plan, chosen, refs, options.workers), key=lambda one: one[0])]
         spent = (time.process_time() - started) / sum(len(outcome.trace.clicks) for outcome in found)
         file.write_text("".join(outcome.trace.to_json() + "\n" for outcome in found))
         scores = [outcome.trace.scores["iou"] for outcome in found]

@@ -49,8 +49,9 @@ sys.path.append(str(Path(__file__).parent))
 import yardstick as ritm
 
 from hrseg_cli.checkpoints.resolve import load_model
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.procedural import draw
-from hrseg_cli.data.samples import load, open_dataset
+from hrseg_cli.data.samples import load
 from hrseg_cli.engine import in_flight, simulate, views
 from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.fast import open_fast
@@ -159,13 +160,13 @@ def measure(options: argparse.Namespace, sets: dict[str, list[Sample]]) -> None:
         models = {precision: open_fast(options.model, options.device, precision)[0] for precision in options.precision}
         until = {"iou": options.until, "biou": options.until}
         cases = [
-            ((name, precision, protocol), Plan("", chosen, until, options.max_clicks, device=options.device))
+            ((name, precision, protocol), Plan(chosen, until, options.max_clicks))
             for protocol, chosen in protocols(options).items()
             for precision in options.precision
             for name in sets
         ]
         for some, model in product(sets.values(), models.values()):  # load kernels before timing
-            together(options, model, some[:2], Plan("", load_protocol("ritm"), until, 2), 2)
+            together(options, model, some[:2], Plan(load_protocol("ritm"), until, 2), 2)
         alone: Alone = {}
         plain: dict[str, float] = {}
         first, *others = options.in_flight

@@ -25,7 +25,7 @@ import torch
 from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.commands.options import open_datasets
 from hrseg_cli.engine.quantize import quantize
-from hrseg_cli.engine.runtimes import open_model
+from hrseg_cli.engine.runtimes import ModelChoice, open_model
 from hrseg_cli.engine.simulate import Plan, run
 from hrseg_cli.interaction import Trace
 from hrseg_cli.metrics.noc import interval, noc
@@ -90,15 +90,8 @@ def main() -> None:
     for name, (spec, runtime, precision) in ways.items():
         kept = options.out / f"{name.replace(' ', '-')}.jsonl"
         if not kept.is_file():
-            plan = Plan(
-                spec,
-                load_protocol(options.protocol),
-                TARGETS,
-                MAX_CLICKS,
-                runtime=runtime,
-                precision=precision,
-            )
-            outcomes = dict(run(plan, refs, options.workers))
+            plan = Plan(load_protocol(options.protocol), TARGETS, MAX_CLICKS)
+            outcomes = dict(run(plan, ModelChoice(spec, runtime, precision=precision), refs, options.workers))
             write_atomically(kept, "".join(outcomes[index].trace.to_json() + "\n" for index in range(len(refs))))
         traces = list(read_traces(kept))
         if [(trace.dataset, trace.id) for trace in traces] != [(ref.dataset, ref.id) for ref in refs]:

@@ -1,3 +1,67 @@
-"""hrseg: high-resolution interactive image segmentation, counted in clicks."""
+"""hrseg: high-resolution interactive image segmentation, counted in clicks.
+
+Nothing heavy is imported before it is used; docs/python.md shows how to use it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hrseg_cli.api.clicking import Model, Session, load
+    from hrseg_cli.api.evaluation import Result, evaluate
+    from hrseg_cli.api.fitting import Trained, adapt, train
+    from hrseg_cli.api.prediction import Prediction, predict
+    from hrseg_cli.api.reports import tables
+    from hrseg_cli.errors import HrsegError, UnknownName
+    from hrseg_cli.interaction import Click, Trace
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "Click": "interaction",
+    "HrsegError": "errors",
+    "Model": "api.clicking",
+    "Prediction": "api.prediction",
+    "Result": "api.evaluation",
+    "Session": "api.clicking",
+    "Trace": "interaction",
+    "Trained": "api.fitting",
+    "UnknownName": "errors",
+    "adapt": "api.fitting",
+    "evaluate": "api.evaluation",
+    "load": "api.clicking",
+    "predict": "api.prediction",
+    "tables": "api.reports",
+    "train": "api.fitting",
+}
+
+__all__ = [
+    "Click",
+    "HrsegError",
+    "Model",
+    "Prediction",
+    "Result",
+    "Session",
+    "Trace",
+    "Trained",
+    "UnknownName",
+    "__version__",
+    "adapt",
+    "evaluate",
+    "load",
+    "predict",
+    "tables",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'hrseg_cli' has no attribute '{name}'")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(f"hrseg_cli.{_PLACES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,6 +17,7 @@ from hrseg_cli.commands.benchmark import benchmark
 from hrseg_cli.commands.evaluate import evaluate
 from hrseg_cli.commands.export import export
 from hrseg_cli.commands.names import list_names
+from hrseg_cli.commands.options import note
 from hrseg_cli.commands.predict import predict
 from hrseg_cli.commands.prepare_data import prepare_data
 from hrseg_cli.commands.report import report
@@ -113,7 +114,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _complain(line: str) -> None:
-    typer.echo(f"hrseg: {' '.join(line.split())}", err=True)
+    note(f"hrseg: {' '.join(line.split())}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@
     └── UnknownName      exit 2: a name that is not in the catalog, with the closest known one
     Interrupted          exit 130: Ctrl-C or SIGTERM
 
+A message names what to change as a parameter, in backticks: "`out` runs/x: not empty". The command line turns it into a
+flag, see :func:`hrseg_cli.commands.options.with_flags`: "--out runs/x: not empty".
+
 Any other exception that reaches the command line is a bug in hrseg; ``--debug`` shows its traceback.
 """
 

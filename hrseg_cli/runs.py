@@ -107,14 +107,14 @@ class Run:
 
     def __enter__(self) -> Run:
         with ExitStack() as held:
-            held.enter_context(only_one_in(self.folder, f"--out {self.folder}"))
+            held.enter_context(only_one_in(self.folder, f"`out` {self.folder}"))
             self._resume()
             self._started = time.monotonic()
             try:
                 self._save()
             except OSError as error:
                 raise HrsegError(
-                    f"--out {self.folder}: cannot be written ({error.strerror}); use another folder"
+                    f"`out` {self.folder}: cannot be written ({error.strerror}); use another folder"
                 ) from None
             self._held = held.pop_all()
         return self
@@ -142,17 +142,17 @@ class Run:
         path = self.folder / "run.json"
         if not path.exists():
             if not is_empty(self.folder):
-                raise HrsegError(f"--out {self.folder}: not empty and not a run folder; use another folder")
+                raise HrsegError(f"`out` {self.folder}: not empty and not a run folder; use another folder")
             return
         before = read_run(self.folder)
         asked = before["asked"]
         if asked["command"] != self._record["asked"]["command"]:
-            raise HrsegError(f"--out {self.folder}: contains a run of '{asked['command']}'; use another folder")
+            raise HrsegError(f"`out` {self.folder}: contains a run of '{asked['command']}'; use another folder")
         differing = _difference(asked["settings"], json.loads(json.dumps(self._record["asked"]["settings"])))
         if differing:
             key, old, new = differing
             raise HrsegError(
-                f"--out {self.folder}: contains a run with {key} = {_short(old)}, not {_short(new)}; "
+                f"`out` {self.folder}: contains a run with {key} = {_short(old)}, not {_short(new)}; "
                 "use another folder, or delete this one"
             )
         self._record |= {key: before[key] for key in ("where", "where_later") if key in before}

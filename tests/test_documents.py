@@ -32,6 +32,8 @@ ELSEWHERE = {  # command -> where it is run instead
     "make tables DATA=photos": "hours; tests/test_paper_tables.py",
 }
 
+COUNTED = "print([int(mask.sum()) for mask in masks])"  # what the notebook's second cell shows
+
 
 def commands_of(text: str) -> Iterator[str]:
     """The command lines in a document's blocks, indented or fenced, without their comments."""
@@ -98,3 +100,50 @@ def test_the_commands_of_a_document_work_as_written(document: str, desk: Path) -
     assert len(commands) >= 5, "the commands are not found any more"
     for command in commands:
         run(command, desk)
+
+
+def run_python(code: str, folder: Path) -> str:
+    """What a program prints; warnings are errors, as they are here."""
+    (folder / "program.py").write_text(code, encoding="utf-8")
+    environment = {key: value for key, value in os.environ.items() if key != "HRSEG_DATA"}
+    environment |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error:::__main__", "program.py"],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_python_of_the_documents_works_as_written(desk: Path) -> None:
+    """All blocks as one program; what a comment says is printed is printed."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(encoding="utf-8"), re.S | re.M)
+    code = "\n".join(blocks)
+    said = re.findall(r"^ *print\(.*\)  # (.+)$", code, re.M)
+    assert len(blocks) > 5, "the blocks are not found any more"
+    assert len(said) >= 2, "the comments are not found any more"
+    out = run_python(code, desk)
+    assert not [text for text in said if text not in out]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_as_written(tmp_path: Path) -> None:
+    """Its outputs too are there, small, and of the cells that stand above them.
+
+    Made again by: pip install nbclient ipykernel; jupyter execute --inplace docs/notebooks/quickstart.ipynb
+    """
+    path = ROOT / "docs" / "notebooks" / "quickstart.ipynb"
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert path.stat().st_size < 300_000
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
+    out = run_python("\n".join(["".join(cell["source"]) for cell in cells] + [COUNTED]), tmp_path)
+    (shown,) = (
+        "".join(output["data"]["text/plain"])
+        for cell in cells
+        for output in cell["outputs"]
+        if "".join(cell["source"]).endswith("for mask in masks]")
+    )
+    assert json.loads(out) == pytest.approx(json.loads(shown), rel=0.01)

@@ -60,7 +60,7 @@ def test_reference_recipes_differ_only_where_the_reference_does() -> None:
         ("data.augment.flip=2", "data.augment.flip: input should be less than or equal to 1"),
         ("clicks={background: 0, other: 0, border: 0}", "clicks: background, other and border"),
         ("losses=[{nam: nfl}]", "losses.0.name. is missing"),
-        ("nonsense", "write key=value, for example --set optim.lr=1e-4"),
+        ("nonsense", "write key=value, for example `changes` optim.lr=1e-4"),
     ],
 )
 def test_wrong_settings_name_themselves(change: str, told: str) -> None:

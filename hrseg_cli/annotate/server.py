@@ -273,5 +273,5 @@ def _listen(port: int) -> socket.socket:
         ear.listen()
     except OSError as error:
         ear.close()
-        raise HrsegError(f"--port {port}: not available ({error.strerror}); choose another one, or 0 for any") from None
+        raise HrsegError(f"`port` {port}: not available ({error.strerror}); choose another one, or 0 for any") from None
     return ear

@@ -66,7 +66,7 @@ def merged(model: InteractiveModel) -> InteractiveModel:
     """The same model with its adapter merged into the weights, in place. Raises HrsegError if that is impossible."""
     if model.name == "resample":
         raise HrsegError(
-            "a resampling adapter cannot be merged into the weights; use --model BASE+ADAPTER, or the base alone"
+            "a resampling adapter cannot be merged into the weights; use `model` BASE+ADAPTER, or the base alone"
         )
     fold(model)
     for module in model.modules():

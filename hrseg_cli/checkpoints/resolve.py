@@ -39,24 +39,24 @@ def _load_any(spec: str) -> tuple[InteractiveModel, dict[str, Any]]:
         base, second = next((split for split in reversed(splits) if Path(split[1]).is_file()), splits[0])
         if not Path(second).is_file():
             raise HrsegError(
-                f"--model {spec}: {second}: no such file; give BASE+ADAPTER, where BASE is a file or a model's name"
+                f"`model` {spec}: {second}: no such file; give BASE+ADAPTER, where BASE is a file or a model's name"
             )
         adapter = read_adapter(Path(second)) if sniff(Path(second)) == "safetensors" else None
         if adapter is None:
             read_checkpoint(Path(second))  # raises if the file is damaged
-            raise HrsegError(f"--model {spec}: {second} is a whole model, not an adapter; give it on its own")
+            raise HrsegError(f"`model` {spec}: {second} is a whole model, not an adapter; give it on its own")
         return attached(_load_any(base), adapter)
     if spec in catalog.MODELS:
         shipped = WEIGHTS / f"{spec}.safetensors"
         if shipped.is_file():
             return read_checkpoint(shipped)
         if (model := _weightless(spec)) is None:
-            raise HrsegError(f"--model {spec}: hrseg ships no weights for it; give the path of a checkpoint")
+            raise HrsegError(f"`model` {spec}: hrseg ships no weights for it; give the path of a checkpoint")
         return model, {"name": model.name, "options": model.config}
     if path.is_dir():
-        raise HrsegError(f"--model {spec}: a folder; give the checkpoint file in it")
+        raise HrsegError(f"`model` {spec}: a folder; give the checkpoint file in it")
     if path.suffix or "/" in spec:
-        raise HrsegError(f"--model {spec}: no such file; give the path of a checkpoint, or 'grabcut'")
+        raise HrsegError(f"`model` {spec}: no such file; give the path of a checkpoint, or 'grabcut'")
     raise UnknownName("model", spec, catalog.MODELS, "The path of a checkpoint works too.")
 
 

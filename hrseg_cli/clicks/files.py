@@ -37,13 +37,13 @@ def read_clicks(path: Path) -> dict[str, Objects]:
     """Image name as in the file, or trace id -> its objects. Raises HrsegError naming the invalid line or image."""
     if path.suffix.lower() == ".jsonl":
         if not path.is_file():
-            raise HrsegError(f"--clicks {path}: no such file; give a JSON, CSV or traces file")
+            raise HrsegError(f"`clicks` {path}: no such file; give a JSON, CSV or traces file")
         return _from_traces(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise HrsegError(f"--clicks {path}: cannot be read ({reason}); give a JSON, CSV or traces file") from None
+        raise HrsegError(f"`clicks` {path}: cannot be read ({reason}); give a JSON, CSV or traces file") from None
     return _from_csv(path, text) if path.suffix.lower() == ".csv" else _from_json(path, text)
 
 
@@ -54,7 +54,7 @@ def parse_click(text: str) -> Click:
     try:
         return _click([float(row), float(col), SIDES[side.strip().lower()]])
     except (ValueError, KeyError):
-        raise HrsegError(f"--click {text}: write ROW,COL such as 120,48, or 120,48,neg for background") from None
+        raise HrsegError(f"`click` {text}: write ROW,COL such as 120,48, or 120,48,neg for background") from None
 
 
 def for_images(
@@ -136,15 +136,15 @@ def _from_json(path: Path, text: str) -> dict[str, Objects]:
     try:
         content = json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
-        raise HrsegError(f"--clicks {path}: not valid JSON ({error}); fix it, or name a CSV file .csv") from None
+        raise HrsegError(f"`clicks` {path}: not valid JSON ({error}); fix it, or name a CSV file .csv") from None
     if not isinstance(content, dict):
-        raise HrsegError(f'--clicks {path}: write {{"cat.jpg": [[row, col, 1], ...]}}')
+        raise HrsegError(f'`clicks` {path}: write {{"cat.jpg": [[row, col, 1], ...]}}')
     found = {}
     for image, value in content.items():
         try:
             found[image] = {name: tuple(_click(one) for one in clicks) for name, clicks in _objects(value)}
         except (TypeError, ValueError):
-            raise HrsegError(f"--clicks {path}, {image}: not clicks; {HOW}") from None
+            raise HrsegError(f"`clicks` {path}, {image}: not clicks; {HOW}") from None
         _check_some(path, image, found[image])
     return found
 
@@ -171,7 +171,7 @@ def _objects(value: Any) -> Iterator[tuple[str, Any]]:
 def _from_csv(path: Path, text: str) -> dict[str, Objects]:
     table = csv.DictReader(text.splitlines())
     if not {"image", "row", "col"} <= set(table.fieldnames or ()):
-        raise HrsegError(f"--clicks {path}: the first line must name the columns image,row,col[,positive][,object]")
+        raise HrsegError(f"`clicks` {path}: the first line must name the columns image,row,col[,positive][,object]")
     found: dict[str, dict[str, list[Click]]] = defaultdict(lambda: defaultdict(list))
     for line in table:
         try:
@@ -179,7 +179,7 @@ def _from_csv(path: Path, text: str) -> dict[str, Objects]:
             click = _click([float(line["row"]), float(line["col"]), side])
         except (TypeError, ValueError, KeyError):
             raise HrsegError(
-                f"--clicks {path}, line {table.line_num}: not a click; row and col must be numbers, positive 1 or 0"
+                f"`clicks` {path}, line {table.line_num}: not a click; row and col must be numbers, positive 1 or 0"
             ) from None
         found[line["image"].strip()][(line.get("object") or "").strip()].append(click)
     return {image: {name: tuple(clicks) for name, clicks in its.items()} for image, its in found.items()}
@@ -189,7 +189,7 @@ def _from_traces(path: Path) -> dict[str, Objects]:
     found: dict[str, Objects] = {}
     for trace in read_traces(path):
         if trace.id in found:
-            raise HrsegError(f"--clicks {path}, {trace.id}: duplicate trace; give the traces of one dataset")
+            raise HrsegError(f"`clicks` {path}, {trace.id}: duplicate trace; give the traces of one dataset")
         found[trace.id] = {"": trace.clicks}
         _check_some(path, trace.id, found[trace.id])
     return found
@@ -197,7 +197,7 @@ def _from_traces(path: Path) -> dict[str, Objects]:
 
 def _check_some(path: Path, image: str, objects: Objects) -> None:
     if not objects or not all(objects.values()):
-        raise HrsegError(f"--clicks {path}, {image}: an object without clicks; {HOW}")
+        raise HrsegError(f"`clicks` {path}, {image}: an object without clicks; {HOW}")
 
 
 def _click(values: Any) -> Click:

@@ -6,21 +6,20 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hrseg_cli import catalog
 from hrseg_cli.commands import headings
 from hrseg_cli.commands.shards import share_of_cores
+from hrseg_cli.data.paths import data_root as data_root
 from hrseg_cli.errors import HrsegError, UnknownName
 
 if TYPE_CHECKING:  # pydantic and rich take longer to import than the help to print
-    from collections.abc import Iterable
-
     from rich.progress import Progress
 
-    from hrseg_cli.data.samples import Ref
+    from hrseg_cli.data.datasets import Opened
     from hrseg_cli.recipe import BinarizeRule, Protocol
 
 METRICS = ", ".join(catalog.METRICS)
@@ -221,34 +220,10 @@ def protocol_of(name: str | None, changes: list[str], binarize: str | None) -> P
     return load_protocol(name or "ritm", [*changes, *([f"binarize={binarize}"] if binarize else [])])
 
 
-def own_protocols(
-    name: str | None, main: Protocol, datasets: Iterable[str], changes: list[str]
-) -> tuple[Protocol, dict[str, Protocol]]:
-    """The main protocol, and dataset -> protocol for datasets whose manifest asks for another one.
-
-    Only without --protocol. RITM evaluates DAVIS, and only DAVIS, with larger crops.
-    """
-    from hrseg_cli.data.manifest import load_manifest, manifest_names
-    from hrseg_cli.recipe import load_protocol
-
-    if name is not None:
-        return main, {}
-    wishes = {
-        dataset: load_manifest(dataset).protocol if dataset in manifest_names() else "ritm" for dataset in datasets
-    }
-    own = {dataset: load_protocol(wish, changes) for dataset, wish in wishes.items() if wish != "ritm"}
-    if own and len(own) == len(wishes) and len(set(wishes.values())) == 1:
-        return next(iter(own.values())), {}
-    return main, own
-
-
 def binarize_of(text: str | None) -> BinarizeRule:
-    from hrseg_cli.recipe import BinarizeRule
+    from hrseg_cli.recipe import binarize_rule
 
-    rules = get_args(BinarizeRule)
-    if text is not None and text not in rules:
-        raise UnknownName("label rule", text, rules)
-    return cast(BinarizeRule, text or "auto")
+    return binarize_rule(text)
 
 
 def until_of(texts: list[str], metrics: list[str]) -> dict[str, float]:
@@ -271,19 +246,6 @@ def until_of(texts: list[str], metrics: list[str]) -> dict[str, float]:
             raise HrsegError(f"--until {text}: write a number above 0 such as 0.90, or biou=0.85")
         targets.update(dict.fromkeys([name] if equals else metrics, number))
     return targets
-
-
-def band_of(text: str) -> dict[str, float]:
-    """Keyword arguments of the metrics that take a band: ``ratio`` of the diagonal, or ``width`` in pixels."""
-    if pixels := re.fullmatch(r"([1-9]\d*)px", text):
-        return {"width": int(pixels.group(1))}
-    try:
-        ratio = float(text)
-    except ValueError:
-        ratio = 0.0
-    if not 0 < ratio < 1:
-        raise HrsegError(f"--band {text}: write a share of the diagonal such as 0.02, or pixels such as 5px")
-    return {"ratio": ratio}
 
 
 def in_flight_of(number: int, device: str) -> int:
@@ -317,82 +279,53 @@ def device_of(text: str) -> str:
     """The device, if this machine has it. Imports torch for anything but ``cpu``. Raises HrsegError."""
     if text == "cpu":
         return text
-    import torch
+    from hrseg_cli.engine.devices import available
 
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        raise HrsegError(f"--device {text}: write cpu, cuda or cuda:N") from None
-    if device.type != "cuda":
-        raise HrsegError(f"--device {text}: write cpu, cuda or cuda:N")
-    if not torch.cuda.is_available():
-        raise HrsegError(f"--device {text}: this PyTorch sees no GPU; use --device cpu")
-    if (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise HrsegError(f"--device {text}: this machine has {count} GPUs, numbered from 0; choose one of them")
-    return text
+    return available(text)
 
 
 def note(line: str) -> None:
     """Print a line on stderr."""
-    typer.echo(line, err=True)
+    typer.echo(with_flags(line), err=True)
 
 
-def data_root(root: Path | None) -> Path:
-    """The folder that holds the named datasets."""
-    return root or Path(os.environ.get("HRSEG_DATA") or "data")
+FLAGS = {  # parameters whose flags have other names
+    "changes": "--set",
+    "datasets": "--dataset",
+    "formats": "--format",
+    "initial": "--init-mask",
+    "loggers": "--logger",
+    "measures": "--measure",
+    "metrics": "--metric",
+    "span": "--range",
+}
 
 
-class Opened(NamedTuple):
-    """The requested datasets. composed: name -> names of its parts. incomplete: dataset -> "found of published"."""
+def with_flags(line: str) -> str:
+    """A message of the library, which puts parameters in backticks, with the flags of the command line."""
 
-    refs: list[Ref]
-    composed: dict[str, list[str]]
-    incomplete: dict[str, str]
+    def flag(found: re.Match[str]) -> str:
+        return FLAGS.get(found[1], f"--{found[1].replace('_', '-')}")
+
+    return re.sub("`([a-z][a-z_]*)`", flag, line)
 
 
 def open_datasets(
     specs: list[str], root: Path | None, instances: bool, binarize: BinarizeRule, limit: int | None
 ) -> Opened:
-    """The objects of all requested datasets.
+    """As :func:`hrseg_cli.data.datasets.open_datasets`; warns on stderr about known datasets that are incomplete."""
+    from hrseg_cli.data import datasets
 
-    Warns on stderr about an incomplete known dataset. Raises HrsegError where two datasets would have the same name.
-    """
-    from hrseg_cli.data.known import DEFAULT_SPLIT, find_known, list_parts, pieces_of
-    from hrseg_cli.data.samples import open_dataset, open_listing, split_options
-
-    opened = Opened([], {}, {})
-    seen: set[str] = set()
-    for spec in specs:
-        text, layout_options = split_options(spec)
-        if known := find_known(text):
-            split = layout_options.pop("split", DEFAULT_SPLIT)
-            listings = list_parts(text, split=split, root=root, binarize=binarize, **layout_options)
-            parts = [open_listing(listing, limit) for listing in listings]
-            for part, piece in zip(parts, pieces_of(known, split), strict=True):
-                published = piece.split.count_objects
-                if limit is None and published and not piece.split.about and len(part) != published:
-                    opened.incomplete[part[0].dataset] = f"{len(part)} of {published}"
-                    typer.echo(
-                        f"{piece.place}: only {len(part)} of {published} objects found; its number is not comparable",
-                        err=True,
-                    )
-        else:
-            parts = [open_dataset(spec, root=root, instances=instances, binarize=binarize, limit=limit)]
-        names = [part[0].dataset for part in parts]
-        if "noc" in names:
-            raise HrsegError(f"--dataset {spec}: the name 'noc' is reserved for the table noc.csv; write OTHER=FOLDER")
-        if twice := seen.intersection(names):
-            raise HrsegError(f"--dataset {spec}: the name '{twice.pop()}' is used twice; rename one with NAME=FOLDER")
-        seen.update(names)
-        if len(names) > 1:
-            opened.composed[Path(text).stem] = names
-        opened.refs.extend(ref for part in parts for ref in part)
-    for ref in opened.refs:
-        try:
-            ref.id.encode()
-        except UnicodeEncodeError:
-            raise HrsegError(f"{ref.id!r} of {ref.dataset}: the file name is not UTF-8; rename the file") from None
+    opened = datasets.open_datasets(specs, root=root, instances=instances, binarize=binarize, limit=limit)
+    warn_incomplete(opened)
     return opened
+
+
+def warn_incomplete(opened: Opened) -> None:
+    """Say on stderr which known datasets are incomplete."""
+    for name, counts in opened.incomplete.items():
+        there, _, published = counts.partition(" of ")
+        note(f"{opened.places[name]}: only {there} of {published} objects found; its number is not comparable")
 
 
 def progress(of_bytes: bool = False) -> Progress:

@@ -63,15 +63,16 @@ def simulate_clicks(
     """
     chosen = options.protocol_of(protocol, set_, binarize)
     targets = options.until_of(until, list(dict.fromkeys(metric)))
-    width = options.band_of(band)
     options.device_of(device)
     part = shards.shard_of(shard)
     if out is not None:
         out = part.file(out) if part else out
         _check_writable(out)
 
-    from hrseg_cli.engine.runtimes import open_model
+    from hrseg_cli.data.datasets import own_protocols
+    from hrseg_cli.engine.runtimes import ModelChoice
     from hrseg_cli.engine.simulate import Plan, run
+    from hrseg_cli.metrics.masks import band_of
     from hrseg_cli.writing import only_one, write_atomically
 
     refs = options.open_datasets(dataset, root, instances, chosen.binarize, limit).refs
@@ -91,28 +92,24 @@ def simulate_clicks(
             )
     if part:
         refs = part.share(refs)
-    chosen, own = options.own_protocols(protocol, chosen, {ref.dataset for ref in refs}, set_)
+    chosen, own = own_protocols(protocol, chosen, {ref.dataset for ref in refs}, set_)
     plan = Plan(
-        model=model,
         protocol=chosen,
         until=targets,
         max_clicks=max_clicks or chosen.max_clicks,
         protocols=own,
-        device=shards.own_device(device),
-        precision=precision,
-        runtime=runtime,
-        band=width,
+        band=band_of(band),
         replay=given,
     )
-    # Before workers start: a broken model is reported once, and exported once.
-    open_model(model, runtime, plan.device, precision)
+    served = ModelChoice(model, runtime, shards.own_device(device), precision)
+    served.open()  # before workers start: a broken model is reported once, and exported once
     at_once = options.in_flight_of(in_flight, device)
     workers = options.workers_of(workers, device, at_once)
     lines: dict[int, str] = {}
     printed = 0
     try:
         with only_one(out, f"--out {out}") if out is not None else nullcontext():
-            for index, outcome in run(plan, refs, workers, at_once):
+            for index, outcome in run(plan, served, refs, workers, at_once):
                 lines[index] = outcome.trace.to_json() + "\n"
                 while out is None and printed in lines:  # in dataset order, as soon as the order allows
                     typer.echo(lines.pop(printed), nl=False)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hrseg_cli import catalog
 from hrseg_cli.commands import headings, options
-from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.training.recipes import LOGGERS
+from hrseg_cli.training.recipes import adapter_change as adapter_change  # imported from here by adapt
+from hrseg_cli.training.recipes import recipe_for as recipe_for
 
 if TYPE_CHECKING:
     from hrseg_cli.recipe import Recipe
-
-LOGGERS = ("csv", "tensorboard", "wandb")
 
 RecipeName = Annotated[
     str | None,
@@ -173,16 +170,6 @@ def train(
     run_training(chosen, folder, "train", asked)
 
 
-def recipe_for(adapter: str) -> str:
-    """The default recipe of an adapter: its own, or ``adapt_lora`` for the controls."""
-    from hrseg_cli.recipe import recipe_names
-
-    if adapter not in catalog.ADAPTERS:
-        raise UnknownName("adapter", adapter, catalog.ADAPTERS)
-    own = f"adapt_{adapter}"
-    return own if own in recipe_names() else "adapt_lora"
-
-
 def dataset_changes(recipe: str, datasets: list[str], changes: list[str]) -> list[str]:
     """The change that makes a recipe train on these datasets and no others; says on stderr what is replaced.
 
@@ -206,18 +193,6 @@ def renamed(recipe: Recipe, first: list[str], datasets: list[str], changes: list
     return recipe.model_copy(update={"name": "+".join(["-".join([*first, *names]), *changes])})
 
 
-def adapter_change(recipe: str | None, adapter: str | None, changes: list[str]) -> list[str]:
-    """The change that sets this adapter, if the recipe has another one. changes: all other changes of the recipe."""
-    from hrseg_cli.recipe import load_recipe
-
-    if adapter is None:
-        return []
-    if adapter not in catalog.ADAPTERS:
-        raise UnknownName("adapter", adapter, catalog.ADAPTERS)
-    own = load_recipe(recipe or recipe_for(adapter), changes).adapter.name
-    return [] if own == adapter else [f"adapter={{name: {adapter}}}"]
-
-
 def resumed(run: Path, more: bool, asked: dict[str, Any]) -> Recipe:
     """The recipe of a run folder; the machine it ran on fills the gaps of ``asked``. Raises HrsegError."""
     from hrseg_cli.recipe import recipe_of
@@ -233,66 +208,16 @@ def resumed(run: Path, more: bool, asked: dict[str, Any]) -> Recipe:
     return recipe_of(settings["recipe"], f"--resume {run}: run.json")
 
 
-def _is_first() -> bool:
-    """Whether this process is the first of those that train together, the only one that writes.
-
-    The others were started by it, by torchrun, by srun, or by hand on other machines.
-    """
-    ranks = ["RANK"] if "RANK" in os.environ else ["LOCAL_RANK", "NODE_RANK", "GROUP_RANK"]
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:  # see shards
-        ranks.append("SLURM_PROCID")
-    return not any(int(os.environ.get(name) or 0) for name in ranks)
-
-
 def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, Any]) -> None:
     """Start or resume the training in ``folder``; prints one JSON line.
 
     asked: the options of :data:`MACHINE` as given; None or an empty list where not given.
     """
     asked = {key: MACHINE[key] if value in (None, []) else value for key, value in asked.items()}
-    for name in asked["logger"]:
-        if name not in LOGGERS:
-            raise UnknownName("logger", name, LOGGERS)
     options.device_of(asked["device"])
 
-    from hrseg_cli.engine.devices import best_precision
-    from hrseg_cli.runs import Run
-    from hrseg_cli.training import fit
-    from hrseg_cli.training.feed import Feed, training_images
-    from hrseg_cli.training.judge import judged_objects
+    from hrseg_cli.training.run import train_in
 
-    if recipe.precision == "auto":
-        recipe = recipe.model_copy(update={"precision": best_precision(asked["device"])})
-    place = options.data_root(asked["root"] and Path(asked["root"]))
-    model, provenance = fit.start_model(recipe)
-    provenance = {"recipe": recipe.name, "seed": recipe.seed, **provenance}
-    feed = Feed(training_images(recipe.data, place, folder.parent / "copies"), recipe)
-    judged = judged_objects(recipe, place)
-    if not judged:
-        raise HrsegError(
-            "no objects to validate on; set data.held_out (such as --set data.held_out=0.1) or validation.datasets"
-        )
-    machine = fit.Machine(
-        asked["device"],
-        asked["processes"],
-        asked["nodes"],
-        asked["workers"],
-        tuple(asked["logger"]),
-        sys.stderr.isatty(),
-    )
-    settings = {
-        "recipe": recipe.model_dump(mode="json"),
-        "processes": machine.processes * machine.nodes,
-        "images": [len(part) for part in feed.images],
-        "judged": [f"{ref.dataset}/{ref.id}" for ref in judged],
-        "started_from": {key: provenance[key] for key in ("started_from", "base_weights") if key in provenance},
-    }
-    if machine.processes * machine.nodes > 1 and not _is_first():
-        # The first process reports why all stop; an exit code other than 0 here would kill it before it can.
-        with suppress(Interrupted):
-            fit.fit(model, recipe, feed, judged, folder, machine, provenance)
-        return
-    root = asked["root"] and str(Path(asked["root"]).absolute())
-    with Run(folder, command, settings, {**asked, "root": root}) as run:
-        run.summary = fit.fit(model, recipe, feed, judged, folder, machine, provenance, options.note)
-    typer.echo(json.dumps({"run": str(folder), **run.summary}))
+    summary = train_in(folder, recipe, command, asked, options.note)
+    if summary is not None:
+        typer.echo(json.dumps({"run": str(folder), **summary}))

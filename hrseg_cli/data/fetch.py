@@ -150,7 +150,7 @@ def _pin(root: Path, name: str, sum_: str) -> None:
             text = json.dumps({**pins(root), name: sum_}, indent=2, sort_keys=True) + "\n"
             write_atomically(path, text)
     except OSError as error:
-        raise HrsegError(f"{root / '.hrseg'}: cannot be written ({error.strerror}); use another --root") from None
+        raise HrsegError(f"{root / '.hrseg'}: cannot be written ({error.strerror}); use another `root`") from None
 
 
 # ---- existing files --------------------------------------------------------------------------------------------------
@@ -172,11 +172,11 @@ def _given(file: ArchiveFile, path: Path) -> Path:
         return path
     if not path.is_dir():
         raise HrsegError(
-            f"--from {path}: no such file or folder; give the archive {file.name}, or the folder that contains it"
+            f"`from` {path}: no such file or folder; give the archive {file.name}, or the folder that contains it"
         )
     if (path / file.name).is_file():
         return path / file.name
-    raise HrsegError(f"--from {path}: {file.name} not found there; {file.how or 'give the folder that contains it'}")
+    raise HrsegError(f"`from` {path}: {file.name} not found there; {file.how or 'give the folder that contains it'}")
 
 
 def _verify(file: ArchiveFile, path: Path, known: str | None, progress: Progress | None, done: str) -> str:
@@ -228,7 +228,7 @@ def _download(job: _Job, target: Path) -> str:
     """Try the URLs in order until one delivers the file; returns its SHA-256."""
     file, part = job.file, job.part
     if not file.urls:
-        raise HrsegError(f"{file.name}: no public link; {file.how}; then rerun with --from")
+        raise HrsegError(f"{file.name}: no public link; {file.how}; then rerun with `from`")
     reasons = []
     try:
         target.unlink(missing_ok=True)  # it failed verification
@@ -249,10 +249,10 @@ def _download(job: _Job, target: Path) -> str:
     except OSError as error:
         if error.errno in NO_ROOM:
             raise HrsegError(f"{part}: the disk is full; free some space, then rerun to resume") from None
-        raise HrsegError(f"{part}: {error.strerror}; fix that, or use another --root") from None
+        raise HrsegError(f"{part}: {error.strerror}; fix that, or use another `root`") from None
     kept = f"rerun to resume ({size_text(_size(part))} kept), or " if _size(part) else ""
     how = f" ({file.how})" if file.how else ""
-    raise HrsegError(f"{file.name}: download failed: {'; '.join(reasons)}; {kept}give the archive with --from{how}")
+    raise HrsegError(f"{file.name}: download failed: {'; '.join(reasons)}; {kept}give the archive with `from`{how}")
 
 
 def _size(path: Path) -> int:

@@ -106,7 +106,7 @@ def build_index(
             unread = {relative(ref.mask, found.folder) for ref in found.masks if ref.unread}
             return _finish(part, path, head, len(groups), unread)
     except OSError as error:
-        raise HrsegError(f"{path}: cannot be written ({error.strerror}); choose another file with --out") from None
+        raise HrsegError(f"{path}: cannot be written ({error.strerror}); choose another file with `out`") from None
 
 
 def is_fresh(found: Listing) -> bool:

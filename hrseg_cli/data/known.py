@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 from hrseg_cli.data.manifest import Manifest, Split, load_manifest, manifest_names, resolve_parts
+from hrseg_cli.data.paths import data_root
 from hrseg_cli.data.samples import Listing, layout_options, list_split
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule
@@ -70,7 +70,7 @@ def list_piece(
     if not folder.is_dir():
         own = whole or piece.manifest.name
         raise HrsegError(
-            f"{folder}: not found; run 'hrseg prepare-data {own}', set --root to your data folder, or write ./{own} "
+            f"{folder}: not found; run 'hrseg prepare-data {own}', set `root` to your data folder, or write ./{own} "
             "for a local folder"
         )
     rule: BinarizeRule = "auto" if split.binarize == "instance" else split.binarize
@@ -95,7 +95,7 @@ def list_parts(
     root: the data root [$HRSEG_DATA, or ./data]. The names of pieces of splits other than val include the split.
     Raises UnknownName for a name or split without a manifest, HrsegError for a piece that does not exist.
     """
-    root = root or Path(os.environ.get("HRSEG_DATA") or "data")
+    root = data_root(root)
     known = find_known(name) or Known(load_manifest(name), None)
     pieces = pieces_of(known, split)
     plain = split == DEFAULT_SPLIT and len({piece.manifest.name for piece in pieces}) == len(pieces)

@@ -33,7 +33,7 @@ AUTO: tuple[tuple[set[int], BinarizeRule], ...] = (
 STEP = 8  # levels; where values change faster, no two rows or columns of a soft edge are equal
 CLIFF = 32  # levels; more than a lossy format adds inside an area
 
-FOR_DATASETS = "add --instances if each value is an object, or --binarize "
+FOR_DATASETS = "add `instances` if each value is an object, or `binarize` "
 CHOICES = "nonzero (object above 0), gt128 (object above 128), void128 or void255 (that value is ignored)"
 
 
@@ -90,7 +90,7 @@ def read_object(
     """
     pixels = read_mask(path, at_most)
     check_size(path, pixels, size, owner)
-    fix = f"add --binarize {CHOICES}" if rule else "save it as 0 and 255"
+    fix = f"add `binarize` {CHOICES}" if rule else "save it as 0 and 255"
     truth, used = truth_of_mask(path, pixels, rule or "auto", fix)
     found: np.ndarray = truth == 1
     if pixels.values.any() and not found.any():

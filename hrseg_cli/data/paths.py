@@ -14,6 +14,11 @@ LONGEST = 240  # bytes; file systems allow 255, but the temporary file has a lon
 _NOT_ON_WINDOWS = re.compile(r'(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[<>:"|?*\\\x00-\x1f].*|.*[. ]', re.DOTALL)
 
 
+def data_root(root: Path | None = None) -> Path:
+    """The folder of the named datasets: ``root``, else $HRSEG_DATA, else ``data`` in the current folder."""
+    return root or Path(os.environ.get("HRSEG_DATA") or "data")
+
+
 def inner(path: str) -> str:
     """``path``, with "/" separators, made relative: without root, drive, "." and any leading ".."."""
     parts: list[str] = []

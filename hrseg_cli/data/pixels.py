@@ -153,7 +153,7 @@ def _to_8_bits(path: Path, values: np.ndarray, span: Span | None) -> np.ndarray:
     guess = Span(0, white) if low >= 0 else Span(float(low), float(high))
     raise HrsegError(
         f"{path}: values from {low:.10g} to {high:.10g}, not 8 or 16 bits; give the values of black and white as "
-        f"--range {guess} (for a dataset DATASET:range={guess}), or save it with 8 bits"
+        f"`span` {guess} (for a dataset DATASET:range={guess}), or save it with 8 bits"
     )
 
 

@@ -33,6 +33,7 @@ import numpy as np
 from hrseg_cli import catalog
 from hrseg_cli.data.labels import check_size, label_indices, read_object, seen, truth_of_mask
 from hrseg_cli.data.manifest import manifest_names
+from hrseg_cli.data.paths import data_root
 from hrseg_cli.data.pixels import MaskPixels, parse_span, read_mask
 from hrseg_cli.data.pixels import read_image as read_image  # report/ knows it from here
 from hrseg_cli.data.refs import PAIRS as PAIRS  # these are known from here too
@@ -53,76 +54,14 @@ log = logging.getLogger(__name__)
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
-def open_dataset(
-    spec: str,
-    *,
-    root: Path | None = None,
-    instances: bool = False,
-    binarize: BinarizeRule = "auto",
-    limit: int | None = None,
-) -> list[Ref]:
-    """The objects of a dataset, in an order that is the same on every machine.
-
-    spec: a folder; the name of a folder under ``root`` [$HRSEG_DATA, or ./data]; a COCO JSON file; ``NAME=FOLDER``,
-        where a layout as NAME also selects the layout; ``procedural``. Options of the layout follow after a colon:
-        ``sbd:split=train``, ``procedural:count=20,size=1024,seed=0``.
-    instances: masks contain ids rather than one object (``kind`` in pairs.csv takes precedence).
-    binarize: label rule; "auto" uses the rule of the layout, or chooses one per mask.
-    limit: only the first ``limit`` objects; later masks are not opened.
-
-    Raises UnknownName for an unknown name, HrsegError for a folder that cannot be read as a dataset.
-    """
-    text, options = split_options(spec)
-    share: dict[str, str] = {key: options.pop(key) for key in ("held", "kept", "group") if key in options}
-    rest = ",".join(f"{key}={value}" for key, value in options.items())
-    listing = list_masks(f"{text}:{rest}" if rest else text, root=root, instances=instances, binarize=binarize)
-    if not share:
-        return open_listing(listing, limit)
-    return _share(spec, open_listing(listing), share)[:limit]
-
-
-def in_held_out(ref: Ref, share: float, group: str | None = None) -> bool:
-    """Whether an object belongs to the held-out ``share`` of a dataset; depends only on the file name of its image.
-
-    group: a regular expression whose first group is hashed instead of the name, so that all frames of a video are on
-        the same side. It is matched against the image's path below the images folder, without suffix: ``VIDEO/00001``.
-    """
-    name = str(ref.draw) if ref.draw else ref.image.stem
-    found = re.search(group, _path_below_images(ref)) if group else None
-    key = found.group(1) if found else name
-    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogateescape")).digest()[:8]) < share * 2**64
-
-
-def _path_below_images(ref: Ref) -> str:
-    """The image's path below the images folder; it has as many parts as the id, which itself may name a mask."""
-    if ref.draw:
-        return str(ref.draw)
-    return "/".join(ref.image.with_suffix("").parts[-1 - ref.id.partition(":")[0].count("/") :])
-
-
-def _share(spec: str, refs: list[Ref], options: dict[str, str]) -> list[Ref]:
-    """The objects selected by ``held=0.1`` (the held-out tenth) or ``kept=0.1`` (all others)."""
-    held = "held" in options
-    if held == ("kept" in options):
-        raise HrsegError(f"dataset {spec}: write either held=SHARE or kept=SHARE")
-    group = options.get("group")
-    try:
-        share = float(options["held" if held else "kept"])
-        brackets = re.compile(group or "()").groups
-    except (ValueError, re.error):
-        share, brackets = -1, 0
-    if not 0 < share < 1 or not brackets:
-        raise HrsegError(f"dataset {spec}: write a share such as held=0.1, and a group such as group=(.+)_")
-    chosen = [ref for ref in refs if in_held_out(ref, share, group) == held]
-    if not chosen:
-        raise HrsegError(f"dataset {spec}: no object in that share; use a larger one")
-    return chosen
-
-
 def list_masks(
     spec: str, *, root: Path | None = None, instances: bool = False, binarize: BinarizeRule = "auto"
 ) -> Listing:
-    """Like :func:`open_dataset`, but no mask is opened to read its ids."""
+    """The masks of a dataset without a manifest; no mask is opened to read its ids.
+
+    The arguments are those of :func:`hrseg_cli.data.datasets.open_dataset`, which also opens known datasets.
+    Raises UnknownName for an unknown name, HrsegError for a folder that cannot be read as a dataset.
+    """
     with _readable(spec):
         place = _locate(spec, root)
     return _list(place, instances, binarize)
@@ -193,7 +132,7 @@ def open_listing(found: Listing, limit: int | None = None) -> list[Ref]:
         if objects and empty:
             log.warning("%s: %d masks contain no object, such as %s", found.folder, len(empty), min(empty))
     if not objects and limit != 0:
-        fix = "no mask has an id besides 0 and void; omit --instances" if unread else "add images and masks"
+        fix = "no mask has an id besides 0 and void; omit `instances`" if unread else "add images and masks"
         raise HrsegError(f"dataset {found.folder}: no objects; {fix}")
     return objects
 
@@ -275,7 +214,7 @@ def split_options(spec: str) -> tuple[str, dict[str, str]]:
 def _find(text: str, root: Path | None) -> Path:
     """The folder or JSON file as typed, else under the root."""
     path = Path(text).expanduser()
-    root = root or Path(os.environ.get("HRSEG_DATA") or "data")
+    root = data_root(root)
     for place in (path, root / path):
         if os.path.isdir(place) or (place.suffix.lower() == ".json" and os.path.isfile(place)):
             return place
@@ -377,9 +316,9 @@ def _no_object(ref: Ref, pixels: MaskPixels, used: str) -> HrsegError:
     elif ref.instance is not None:
         fix = "its pixels are missing or ignored, so correct the masks of this image"
     elif len(values) > 2 or 1 < values[-1] <= 64:
-        fix = "add --instances if values are object ids, or --binarize nonzero for one object"
+        fix = "add `instances` if values are object ids, or `binarize` nonzero for one object"
     else:
-        fix = "try --binarize nonzero"
+        fix = "try `binarize` nonzero"
     return HrsegError(f"{ref.mask}: no object pixel under {what}; {seen(pixels)}; {fix}")
 
 
@@ -401,11 +340,11 @@ def _fill(mask: np.ndarray) -> float:
 
 def _ids(path: Path, pixels: MaskPixels) -> np.ndarray:
     if pixels.lossy:
-        raise HrsegError(f"{path}: a lossy format destroys ids; save the mask as PNG, or omit --instances")
+        raise HrsegError(f"{path}: a lossy format destroys ids; save the mask as PNG, or omit `instances`")
     grey = pixels.palette is None and pixels.colours is None
     ids = pixels.values if grey else label_indices(pixels)
     if ids is None:
-        raise HrsegError(f"{path}: contains colours, not ids; save it as a palette or grey PNG, or omit --instances")
+        raise HrsegError(f"{path}: contains colours, not ids; save it as a palette or grey PNG, or omit `instances`")
     return ids
 
 

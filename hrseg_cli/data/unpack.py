@@ -145,7 +145,7 @@ def require_space(folder: Path, needed: int) -> None:
     if needed + margin > free:
         raise HrsegError(
             f"{folder}: needs {size_text(needed)}, {size_text(free)} are free; free another "
-            f"{size_text(needed + margin - free)} (including a margin of {size_text(margin)}) or use another --root"
+            f"{size_text(needed + margin - free)} (including a margin of {size_text(margin)}) or use another `root`"
         )
 
 

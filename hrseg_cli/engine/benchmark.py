@@ -28,7 +28,8 @@ import torch
 from hrseg_cli import catalog
 from hrseg_cli.clicks.annotator import next_click
 from hrseg_cli.data import procedural
-from hrseg_cli.data.samples import load, open_dataset
+from hrseg_cli.data.datasets import open_dataset
+from hrseg_cli.data.samples import load
 from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.session import Session
@@ -70,7 +71,7 @@ def measure_apart(case: Case) -> dict[str, Any]:
             height, width = case.size
             raise HrsegError(
                 f"{case.model} at {height}x{width}: the process died, most likely because it ran out of memory; "
-                "use a smaller --size or another --protocol"
+                "use a smaller `size` or another `protocol`"
             ) from None
 
 

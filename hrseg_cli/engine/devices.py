@@ -16,6 +16,7 @@ import cv2
 import torch
 import torch.nn.functional as F
 
+from hrseg_cli.errors import HrsegError
 from hrseg_cli.writing import write_atomically
 
 Precision = Literal["bf16", "fp32"]
@@ -45,6 +46,23 @@ def best_precision(device: str) -> Precision:
     with suppress(OSError):  # read-only home: measure again next time
         write_atomically(path, json.dumps(known, indent=1).encode())
     return cast(Precision, known[processor])
+
+
+def available(device: str) -> str:
+    """The device itself, if this machine has it: "cpu", "cuda" or "cuda:N". Raises HrsegError."""
+    if device == "cpu":
+        return device
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise HrsegError(f"`device` {device}: write cpu, cuda or cuda:N") from None
+    if found.type != "cuda":
+        raise HrsegError(f"`device` {device}: write cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        raise HrsegError(f"`device` {device}: this PyTorch sees no GPU; use `device` cpu")
+    if (found.index or 0) >= (count := torch.cuda.device_count()):
+        raise HrsegError(f"`device` {device}: this machine has {count} GPUs, numbered from 0; choose one of them")
+    return device
 
 
 def cache_folder() -> Path:

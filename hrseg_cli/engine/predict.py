@@ -100,7 +100,7 @@ def predict(jobs: Sequence[Job], options: PredictOptions, out: Path) -> Iterator
     ``predict.jsonl`` in the folder records each object's files and clicks. Raises HrsegError for a folder that holds
     other files or that another process is writing to. Errors in single images are reported in their results.
     """
-    with only_one_in(out, f"--out {out}"):
+    with only_one_in(out, f"`out` {out}"):
         yield from _predict(jobs, options, out)
 
 
@@ -228,7 +228,7 @@ def _read_all(out: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], list[st
     path = out / RECORDS
     if not path.exists():
         if not is_empty(out):
-            raise HrsegError(f"--out {out}: not empty and not written by 'hrseg predict'; choose another folder")
+            raise HrsegError(f"`out` {out}: not empty and not written by 'hrseg predict'; choose another folder")
         return {}, []
     records: dict[tuple[str, str], dict[str, Any]] = {}
     replaced: list[str] = []

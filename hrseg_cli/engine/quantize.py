@@ -43,7 +43,7 @@ def quantize(
     onnx = need("onnx")
     quantization = need("onnxruntime.quantization")
     if count > len(refs):
-        raise HrsegError(f"--calibrate-count {count}: there are {len(refs)} objects; name more data, or fewer objects")
+        raise HrsegError(f"`calibrate_count` {count}: there are {len(refs)} objects; name more data, or fewer objects")
     with tempfile.TemporaryDirectory() as folder:
         plain, small = Path(folder) / "plain.onnx", Path(folder) / "small.onnx"
         header = export(model, plain, provenance)
@@ -85,7 +85,7 @@ def quantize(
 def click_steps(model: InteractiveModel, refs: Sequence[Ref], protocol: Protocol) -> list[GraphInputs]:
     """What the network is asked while these objects are clicked on, :data:`CLICKS` times each, as a graph's inputs."""
     recorder = _Recorder(model)
-    plan = Plan(model="", protocol=protocol, until={"iou": 2.0}, max_clicks=CLICKS)
+    plan = Plan(protocol, until={"iou": 2.0}, max_clicks=CLICKS)
     for ref in refs:
         simulate(load(ref), recorder, plan)
     return recorder.asked

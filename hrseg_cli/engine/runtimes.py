@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,20 @@ GraphInputs = dict[str, np.ndarray]
 RunGraph = Callable[[GraphInputs], np.ndarray]  # returns logits (B, 1, H, W)
 
 
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model to run and how, as :func:`open_model` takes them; travels to worker processes."""
+
+    spec: str
+    runtime: str | None = None
+    device: str = "cpu"
+    precision: str | None = "fp32"
+
+    def open(self) -> tuple[InteractiveModel, dict[str, Any]]:
+        """The model, ready for inference, and its provenance. Raises HrsegError or UnknownName."""
+        return open_model(self.spec, self.runtime, self.device, self.precision)
+
+
 def open_model(
     spec: str, runtime: str | None = None, device: str = "cpu", precision: str | None = "fp32"
 ) -> tuple[InteractiveModel, dict[str, Any]]:
@@ -42,18 +57,18 @@ def open_model(
     if chosen == "torch":
         if file:
             raise HrsegError(
-                f"--runtime torch: cannot run the ONNX file {spec}; use --runtime onnxruntime or openvino, or give the "
+                f"`runtime` torch: cannot run the ONNX file {spec}; use `runtime` onnxruntime or openvino, or give the "
                 "checkpoint"
             )
         return open_fast(spec, device, precision)
     if precision not in (None, "fp32"):
         raise HrsegError(
-            f"--precision {precision}: only for --runtime torch; use --runtime openvino-bf16, or omit --precision"
+            f"`precision` {precision}: only for `runtime` torch; use `runtime` openvino-bf16, or omit `precision`"
         )
     if chosen not in GRAPHS:
         raise UnknownName("runtime", chosen, ["torch", *GRAPHS])
     if device != "cpu":
-        raise HrsegError(f"--device {device}: --runtime {chosen} runs on the CPU only; omit one of the two options")
+        raise HrsegError(f"`device` {device}: `runtime` {chosen} runs on the CPU only; omit one of the two options")
     start, package, arithmetic = GRAPHS[chosen]
     need(package)
     if file is None:
@@ -62,7 +77,7 @@ def open_model(
     else:
         path = file
         if not path.is_file():
-            raise HrsegError(f"--model {spec}: no such file; create it with 'hrseg export MODEL --out {spec}'")
+            raise HrsegError(f"`model` {spec}: no such file; create it with 'hrseg export MODEL `out` {spec}'")
         header, digest = read_header(path)
         provenance = {
             "name": header["name"],

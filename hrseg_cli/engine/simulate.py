@@ -31,7 +31,7 @@ from hrseg_cli.data.samples import Ref, load_with_rule
 from hrseg_cli.engine import views
 from hrseg_cli.engine.devices import one_thread, one_thread_for_now, reproducible
 from hrseg_cli.engine.in_flight import batched
-from hrseg_cli.engine.runtimes import open_model
+from hrseg_cli.engine.runtimes import ModelChoice
 from hrseg_cli.engine.session import Session
 from hrseg_cli.engine.views import Query
 from hrseg_cli.errors import HrsegError
@@ -44,22 +44,19 @@ Metric = Callable[[np.ndarray], float]
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides the traces of an object; travels to worker processes.
+    """How to click on each object and what to measure, whichever model answers; travels to worker processes.
 
-    until: asked metric -> value that satisfies it (above 1: never); an object ends when all are satisfied.
+    until: metric -> score that satisfies it (above 1: never); an object ends when all metrics are satisfied.
+    max_clicks: at most so many clicks per object.
     protocols: of datasets that have one of their own. band: options of the metrics that take one.
     keep_masks: clicks after which the mask is kept, besides the last.
-    replay: ``dataset/id`` -> clicks to be repeated instead of simulated ones.
+    replay: ``dataset/id`` -> clicks to repeat instead of simulating them.
     """
 
-    model: str
     protocol: Protocol
     until: dict[str, float]
     max_clicks: int
     protocols: dict[str, Protocol] = field(default_factory=dict)
-    device: str = "cpu"
-    precision: str = "fp32"
-    runtime: str | None = None
     band: dict[str, Any] = field(default_factory=dict)
     keep_masks: tuple[int, ...] = ()
     replay: dict[str, tuple[Click, ...]] | None = None
@@ -143,32 +140,36 @@ def _metric(name: str, truth: np.ndarray, band: dict[str, Any]) -> Metric:
     return made
 
 
-def run(plan: Plan, refs: Sequence[Ref], workers: int, in_flight: int = 1) -> Iterator[tuple[int, Outcome]]:
-    """(index in ``refs``, outcome) as objects are finished.
+def run(
+    plan: Plan, chosen: ModelChoice, refs: Sequence[Ref], workers: int, in_flight: int = 1
+) -> Iterator[tuple[int, Outcome]]:
+    """(index in ``refs``, outcome) as objects are finished. Each process opens the chosen model for itself.
 
     in_flight: objects at once on one model in this process; ``workers`` is then the number of threads that choose
     clicks, score masks and decode. One at a time: ``workers`` processes; with one worker in order, in this process.
     """
     if in_flight > 1:
-        yield from _in_flight(plan, refs, in_flight, workers)
+        yield from _in_flight(plan, chosen, refs, in_flight, workers)
     elif workers <= 1 or len(refs) <= 1:
-        yield from _here(plan, refs)
+        yield from _here(plan, chosen, refs)
     else:
-        yield from _in_processes(plan, refs, min(workers, len(refs)))
+        yield from _in_processes(plan, chosen, refs, min(workers, len(refs)))
 
 
-def _here(plan: Plan, refs: Sequence[Ref]) -> Iterator[tuple[int, Outcome]]:
+def _here(plan: Plan, chosen: ModelChoice, refs: Sequence[Ref]) -> Iterator[tuple[int, Outcome]]:
     with one_thread_for_now(), reproducible():
-        model, _ = open_model(plan.model, plan.runtime, plan.device, plan.precision)
+        model, _ = chosen.open()
         # Not on a CPU: there the cores are busy, and decoding would be counted into the seconds of a click.
-        with closing(decoded(refs, ahead=int(plan.device != "cpu"))) as loaded:
+        with closing(decoded(refs, ahead=int(chosen.device != "cpu"))) as loaded:
             for index, (ref, (sample, rule)) in enumerate(zip(refs, loaded, strict=True)):
                 yield index, views.drive(model, _work(plan, model, ref, sample, rule))
 
 
-def _in_flight(plan: Plan, refs: Sequence[Ref], in_flight: int, threads: int) -> Iterator[tuple[int, Outcome]]:
+def _in_flight(
+    plan: Plan, chosen: ModelChoice, refs: Sequence[Ref], in_flight: int, threads: int
+) -> Iterator[tuple[int, Outcome]]:
     with one_thread_for_now(), reproducible():
-        model, _ = open_model(plan.model, plan.runtime, plan.device, plan.precision)
+        model, _ = chosen.open()
         left = len(refs)
         with closing(decoded(refs, ahead=threads)) as loaded:
             courses = (
@@ -199,8 +200,8 @@ def decoded(refs: Sequence[Ref], ahead: int) -> Generator[tuple[Sample, str], No
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _in_processes(plan: Plan, refs: Sequence[Ref], workers: int) -> Iterator[tuple[int, Outcome]]:
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (plan,))
+def _in_processes(plan: Plan, chosen: ModelChoice, refs: Sequence[Ref], workers: int) -> Iterator[tuple[int, Outcome]]:
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (plan, chosen))
     left = iter(enumerate(refs))
     tasks: dict[Future[Outcome], int] = {}
     try:
@@ -215,7 +216,7 @@ def _in_processes(plan: Plan, refs: Sequence[Ref], workers: int) -> Iterator[tup
                 yield tasks.pop(future), future.result()
     except BrokenProcessPool:
         raise HrsegError(
-            "a worker process died, most likely for want of memory; run the same command with fewer --workers, "
+            "a worker process died, most likely for want of memory; run the same command with fewer `workers`, "
             "finished objects are kept"
         ) from None
     finally:
@@ -229,12 +230,12 @@ def _in_processes(plan: Plan, refs: Sequence[Ref], workers: int) -> Iterator[tup
 _worker: Callable[[Ref], Outcome]
 
 
-def _start_worker(plan: Plan) -> None:
+def _start_worker(plan: Plan, chosen: ModelChoice) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     Thread(target=_follow_parent, daemon=True).start()
     one_thread()
-    model, _ = open_model(plan.model, plan.runtime, plan.device, plan.precision)
+    model, _ = chosen.open()
     _worker = partial(_load_and_work, plan, model)
 
 

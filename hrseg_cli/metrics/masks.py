@@ -11,11 +11,26 @@ a ``label`` for tables, and ``takes_band`` where ``ratio`` or ``width`` (see :fu
 from __future__ import annotations
 
 import math
+import re
 
 import cv2
 import numpy as np
 
 from hrseg_cli.errors import HrsegError
+
+
+def band_of(text: str) -> dict[str, float]:
+    """Keyword arguments of Boundary IoU for a band such as "0.02" or "5px": ``ratio`` of the diagonal, or ``width`` in
+    pixels. Raises HrsegError."""
+    if pixels := re.fullmatch(r"([1-9]\d*)px", text):
+        return {"width": int(pixels.group(1))}
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = 0.0
+    if not 0 < ratio < 1:
+        raise HrsegError(f"`band` {text}: write a share of the diagonal such as 0.02, or pixels such as 5px")
+    return {"ratio": ratio}
 
 
 def iou(prediction: np.ndarray, truth: np.ndarray) -> float:

@@ -89,7 +89,9 @@ def summarise(
     datasets: dict[str, list[Trace]] = {}
     for trace in traces:
         if not trace.scores.get(metric):
-            raise HrsegError(f"{trace.dataset}/{trace.id}: no '{metric}' scores; rerun evaluate with --metric {metric}")
+            raise HrsegError(
+                f"{trace.dataset}/{trace.id}: no '{metric}' scores; rerun evaluate with `metrics` {metric}"
+            )
         datasets.setdefault(trace.dataset, []).append(trace)
     rows = []
     for dataset, members in datasets.items():

@@ -87,7 +87,7 @@ class InteractiveModel(nn.Module):
         """
         if precision not in self.precisions:
             known = " or ".join(self.precisions)
-            raise HrsegError(f"--precision {precision}: '{self.name}' computes in {known}; leave the option out")
+            raise HrsegError(f"`precision` {precision}: '{self.name}' computes in {known}; leave the option out")
         return self._for_inference(precision, keep_layers)
 
     def _for_inference(self, precision: str, keep_layers: bool) -> InteractiveModel:

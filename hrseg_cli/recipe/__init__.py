@@ -4,6 +4,7 @@ from hrseg_cli.recipe.protocol import BinarizeRule as BinarizeRule
 from hrseg_cli.recipe.protocol import Protocol as Protocol
 from hrseg_cli.recipe.protocol import Tiles as Tiles
 from hrseg_cli.recipe.protocol import ZoomIn as ZoomIn
+from hrseg_cli.recipe.protocol import binarize_rule as binarize_rule
 from hrseg_cli.recipe.protocol import load_protocol as load_protocol
 from hrseg_cli.recipe.protocol import protocol_names as protocol_names
 from hrseg_cli.recipe.reading import data_folder as data_folder

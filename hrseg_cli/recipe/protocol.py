@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 from pydantic import Field, model_validator
 
+from hrseg_cli.errors import UnknownName
 from hrseg_cli.recipe.reading import Settings, names, read
 
 BinarizeRule = Literal["auto", "nonzero", "gt128", "void128", "void255", "grabcut"]
@@ -79,6 +80,14 @@ def load_protocol(name: str, overrides: Iterable[str] = ()) -> Protocol:
     The name of a changed protocol includes the changes. Raises UnknownName or HrsegError.
     """
     return read(Protocol, "protocol", name, overrides)
+
+
+def binarize_rule(name: str | None) -> BinarizeRule:
+    """The label rule of that name, "auto" for None. Raises UnknownName."""
+    rules = get_args(BinarizeRule)
+    if name is not None and name not in rules:
+        raise UnknownName("label rule", name, rules)
+    return cast(BinarizeRule, name or "auto")
 
 
 def protocol_names() -> list[str]:

@@ -106,7 +106,7 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 def _set(settings: dict[str, Any], change: str, example: str) -> None:
     key, equals, text = change.partition("=")
     if not equals or not key:
-        raise HrsegError(f"--set {change}: write key=value, for example --set {example}")
+        raise HrsegError(f"`changes` {change}: write key=value, for example `changes` {example}")
     *path, leaf = key.strip().split(".")
     place = settings
     for part in path:
@@ -116,7 +116,7 @@ def _set(settings: dict[str, Any], change: str, example: str) -> None:
     try:
         place[leaf] = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise HrsegError(f"--set {change}: the value is not valid YAML") from None
+        raise HrsegError(f"`changes` {change}: the value is not valid YAML") from None
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:

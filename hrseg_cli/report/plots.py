@@ -197,7 +197,7 @@ def pictures(runs: Sequence[Evaluation], metrics: Sequence[str], count: int, com
     keys = set(traces[0]).intersection(*traces, *kept)
     if not keys:
         raise HrsegError(
-            "--pictures: no object has saved masks in every run; rerun evaluate on one dataset with --keep-masks"
+            "`pictures`: no object has saved masks in every run; rerun evaluate on one dataset with `keep_masks`"
         )
     order = [_key_of(t) for t in _ranked([traces[0][key] for key in keys], metrics[0], runs[0].max_clicks, count)]
     records = [{_key(record): record for record in _mask_records(run) if _key(record) in order} for run in runs]
@@ -345,7 +345,7 @@ def _mask_records(run: Evaluation) -> Iterator[dict[str, Any]]:
     names = ["masks.jsonl", *(["masks.part.jsonl"] if run.status != "done" else [])]
     paths = [folder / name for folder in run.shards or (run.folder,) for name in names]
     if not any(path.is_file() for path in paths):
-        raise HrsegError(f"--pictures: {run.folder} has no masks.jsonl; rerun evaluate with --keep-masks")
+        raise HrsegError(f"`pictures`: {run.folder} has no masks.jsonl; rerun evaluate with `keep_masks`")
     for path in filter(Path.is_file, paths):
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):

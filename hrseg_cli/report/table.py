@@ -181,7 +181,7 @@ def _merge(label: str, runs: list[Evaluation], partial: bool) -> Evaluation:
     if missing and not partial:
         raise HrsegError(
             f"{first.folder.parent}: shard {', '.join(missing)} of '{label}' is missing; run its command "
-            f"with --shard {missing[0]}, or add --partial"
+            f"with `shard` {missing[0]}, or add `partial`"
         )
     # Every N-th object is in the same shard, so taking one trace from each shard in turn restores the dataset order.
     ordered = [numbers[number] for number in sorted(numbers)]
@@ -210,7 +210,7 @@ def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
     asked = _checked(folder, settings)
     status = str(record.get("got", {}).get("status", "unknown"))
     if status != "done" and not partial:
-        raise HrsegError(f"{folder}: the run is '{status}', not done; rerun its command to finish it, or add --partial")
+        raise HrsegError(f"{folder}: the run is '{status}', not done; rerun its command to finish it, or add `partial`")
     # An unfinished run has only the second file; a resumed one may have both.
     paths = [folder / name for name in ("traces.jsonl", "traces.part.jsonl") if partial or name == "traces.jsonl"]
     traces = [trace for path in paths if path.is_file() for trace in read_traces(path, torn=partial)]
@@ -234,7 +234,7 @@ def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
         if run.objects not in (None, len(traces)):
             raise HrsegError(
                 f"{folder / 'traces.jsonl'}: contains {len(traces)} of the run's {run.objects} objects; {_AGAIN}, "
-                "or add --partial"
+                "or add `partial`"
             )
         if of == 1:
             _check_objects(folder, settings, run.traces)
@@ -297,7 +297,7 @@ def measured(runs: Sequence[Evaluation], asked: Sequence[str] = ()) -> list[str]
     present = {name for run in runs for trace in run.traces for name in trace.scores}
     for name in asked:
         if name not in present:
-            raise HrsegError(f"--metric {name}: none of the runs measured it; rerun evaluate with --metric {name}")
+            raise HrsegError(f"`metrics` {name}: none of the runs measured it; rerun evaluate with `metrics` {name}")
     wanted = present & {name for run in runs for name in run.settings["metrics"]}
     found = list(dict.fromkeys(asked)) or [name for name in catalog.METRICS if name in (wanted or present)]
     if not found:
@@ -347,8 +347,8 @@ def build(runs: Sequence[Evaluation], metrics: Sequence[str] = (), measures: Seq
             until = by_value({run.label: _until_text(run) for run in runs})
             most = by_value({run.label: str(run.max_clicks) for run in runs})
             raise HrsegError(
-                f"--measure {name}: unknown in every run (clicked until {until}, at most {most} clicks); "
-                "rerun evaluate with a higher --until, or choose another measure"
+                f"`measures` {name}: unknown in every run (clicked until {until}, at most {most} clicks); "
+                "rerun evaluate with a higher `until`, or choose another measure"
             )
     order = [(d, m, a, run.label) for d in datasets(runs) for m in metrics for a in asked for run in runs]
     return Table(

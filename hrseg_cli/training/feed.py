@@ -17,10 +17,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hrseg_cli.clicks.sampler import draw
 from hrseg_cli.data.augment import augment, paste
-from hrseg_cli.data.index import Index, is_fresh
-from hrseg_cli.data.known import find_known, list_parts
+from hrseg_cli.data.datasets import in_held_out, open_dataset, open_for_training
 from hrseg_cli.data.paths import below
-from hrseg_cli.data.samples import Ref, in_held_out, open_dataset, open_listing, split_options
+from hrseg_cli.data.samples import Ref
 from hrseg_cli.data.views import Images, Scene, cache_longest, epoch_order, identity, load_scene
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.losses import signed_distance
@@ -63,15 +62,8 @@ def held_out_objects(data: Data, root: Path | None) -> list[list[Ref]]:
 
 
 def open_part(part: Part, root: Path | None) -> Sequence[Ref]:
-    """The objects of a part; of a known dataset with a fresh index, read from there one by one."""
-    text, options = split_options(part.dataset)
-    if not find_known(text):
-        return open_dataset(part.dataset, root=root, instances=part.instances, binarize=part.binarize)
-    split = options.pop("split", "train")
-    listings = list_parts(text, split=split, root=root, binarize=part.binarize, **options)
-    if len(listings) == 1 and is_fresh(listings[0]):
-        return Index(listings[0].index_file, folder=listings[0].folder, name=listings[0].name)
-    return [ref for listing in listings for ref in open_listing(listing)]
+    """The objects of a part of the training data."""
+    return open_for_training(part.dataset, root=root, instances=part.instances, binarize=part.binarize)
 
 
 class Feed(Dataset[Batch]):

@@ -292,7 +292,7 @@ def devices_of(machine: Machine) -> int | list[int]:
     if not named or machine.device.startswith("cpu"):
         return machine.processes
     if machine.processes > 1:
-        raise HrsegError(f"--device {machine.device}: one GPU for {machine.processes} processes; use --device cuda")
+        raise HrsegError(f"`device` {machine.device}: one GPU for {machine.processes} processes; use `device` cuda")
     return [int(number)]
 
 

@@ -17,7 +17,8 @@ with warnings.catch_warnings():
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import Callback, WeightAveraging
 
-from hrseg_cli.data.samples import Ref, load, open_dataset
+from hrseg_cli.data.datasets import open_dataset
+from hrseg_cli.data.samples import Ref, load
 from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, UnknownName
@@ -45,7 +46,6 @@ class Judge(Callback):
         except HrsegError as error:
             raise HrsegError(f"validation.changes: {error}") from None
         self.plan = Plan(
-            model="",
             protocol=protocol,
             until={validation.metric: validation.until},
             max_clicks=validation.max_clicks,

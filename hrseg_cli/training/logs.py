@@ -115,7 +115,7 @@ def loggers(names: Sequence[str], folder: Path, recipe: Recipe) -> list[Logger]:
                 WandbLogger(name=folder.name, save_dir=folder, project="hrseg", config=recipe.model_dump(mode="json"))
             )
         except ModuleNotFoundError:
-            raise HrsegError("--logger wandb: wandb is not installed; run pip install 'hrseg[wandb]'") from None
+            raise HrsegError("`loggers` wandb: wandb is not installed; run pip install 'hrseg[wandb]'") from None
     return made
 
 

@@ -105,7 +105,7 @@ class Training:
             [{"params": groups["new"]}, {"params": trained}], lr=options.lr, weight_decay=1e-2
         )
         self.judged = judged_objects(recipe, None)
-        self.plan = Plan("", load_protocol("fast"), {"iou": 0.9}, max_clicks=8)
+        self.plan = Plan(load_protocol("fast"), {"iou": 0.9}, max_clicks=8)
         self.step = self.trained = 0
         self.before = 0.0  # minutes spent in earlier runs
         self.rng = np.random.default_rng(options.seed)

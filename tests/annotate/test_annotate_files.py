@@ -26,8 +26,9 @@ from hrseg_cli.annotate import folder as annotate_folder
 from hrseg_cli.annotate.desk import AnyAct, Desk, Memory, Refused, drawn, runs
 from hrseg_cli.annotate.folder import Folder, Stroke
 from hrseg_cli.checkpoints.resolve import load_model
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.pixels import Span
-from hrseg_cli.data.samples import load, open_dataset
+from hrseg_cli.data.samples import load
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import load_protocol
 from hrseg_cli.runs import read_traces
@@ -117,7 +118,7 @@ def test_an_image_of_12_bits_is_shown_and_clicked_by_its_range(tmp_path: Path) -
     grey = np.asarray(Image.open(image))[..., 0]
     Image.fromarray(grey.astype(np.uint16) * 16).save(image)
     folder, protocol = Folder(place, 0.5), load_protocol("plain")
-    with pytest.raises(HrsegError, match=r"--range 0\.\.4095"):
+    with pytest.raises(HrsegError, match=r"`span` 0\.\.4095"):
         Desk(folder, SameColour(), {}, protocol).pixels(0)
     desk = Desk(folder, SameColour(), {}, protocol, span=Span(0, 4095))
     shown = np.asarray(Image.open(io.BytesIO(desk.pixels(0))))[..., 0].astype(int)

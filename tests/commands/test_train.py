@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from hrseg_cli.checkpoints.formats import read_checkpoint
-from hrseg_cli.commands.train import _is_first, adapter_change
 from hrseg_cli.engine.devices import best_precision
 from hrseg_cli.recipe import load_recipe
+from hrseg_cli.training.recipes import adapter_change
+from hrseg_cli.training.run import _is_first
 
 SMALL = [
     "--recipe", "tiny_procedural", "--workers", "0", "--set", "data.epoch=4", "--set", "batch=2", "--set", "epochs=1",

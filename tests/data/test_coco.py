@@ -16,8 +16,9 @@ from PIL import Image
 from pycocotools import mask as pycoco
 
 from hrseg_cli.data import coco
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.index import Index, build_index
-from hrseg_cli.data.samples import load_with_rule, open_dataset
+from hrseg_cli.data.samples import load_with_rule
 from hrseg_cli.errors import HrsegError
 
 SIZE = (12, 20)

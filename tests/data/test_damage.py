@@ -20,8 +20,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.index import Index, build_index
-from hrseg_cli.data.samples import load, open_dataset
+from hrseg_cli.data.samples import load
 from hrseg_cli.errors import HrsegError
 
 SIZE = (12, 20)

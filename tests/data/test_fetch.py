@@ -231,18 +231,18 @@ def test_a_compressed_tar_of_unknown_sum(tmp_path: Path) -> None:
 # ---- what ends in one line -------------------------------------------------------------------------------------------
 
 GIVEN_UP: dict[str, tuple[list[str], dict[str, Any], str]] = {
-    "gone": (["404"], {}, "127.0.0.1:PORT: HTTP 404 Not Found; give the archive with --from"),
+    "gone": (["404"], {}, "127.0.0.1:PORT: HTTP 404 Not Found; give the archive with `from`"),
     "not allowed": (["403"], {}, "HTTP 403 Forbidden"),
     "redirected in a circle": (["loop"], {}, "infinite loop"),
     "a page instead": (["html"], {}, "returned text/html, not an archive (a web page)"),
     "a page, sum unknown": (["html"], {"sha256": None}, "returned text/html, not an archive (a web page)"),
     "always overloaded": (["503"], {}, "HTTP 503 Service Unavailable"),
-    "always stalling": (["stall", "503"], {}, "150 kB kept), or give the archive with --from"),
+    "always stalling": (["stall", "503"], {}, "150 kB kept), or give the archive with `from`"),
     "corrupt": (["corrupt"], {}, f"expected SHA-256 {SUM[:16]}… (the manifest's), got "),
     "corrupt, sum unknown": (["corrupt"], {"sha256": None}, "the download was deleted: damaged or not an archive"),
     "another length": (["ok"], {"size": 17}, f"expected 17 bytes, got {len(DATA)}"),
     "never whole, no length": (["cut_no_length"], {"sha256": None}, "damaged or not an archive"),
-    "hints": (["404"], {"how": "ask Ann"}, "--from (ask Ann)"),
+    "hints": (["404"], {"how": "ask Ann"}, "`from` (ask Ann)"),
 }
 
 
@@ -267,7 +267,7 @@ def test_nobody_answers(tmp_path: Path) -> None:
 
 
 def test_behind_a_login(tmp_path: Path) -> None:
-    with pytest.raises(HrsegError, match=r"a\.zip: no public link; ask Ann; then rerun with --from"):
+    with pytest.raises(HrsegError, match=r"a\.zip: no public link; ask Ann; then rerun with `from`"):
         get(entry(None, how="ask Ann"), tmp_path)
 
 
@@ -292,7 +292,7 @@ def test_a_disk_that_fills_up_keeps_what_it_has(tmp_path: Path, server: Server) 
 
 def test_a_root_that_cannot_be_written(tmp_path: Path, server: Server) -> None:
     (tmp_path / ".hrseg").write_text("")
-    with pytest.raises(HrsegError, match=r"a\.zip\.part: Not a directory; fix that, or use another --root"):
+    with pytest.raises(HrsegError, match=r"a\.zip\.part: Not a directory; fix that, or use another `root`"):
         get(entry(server, "/a.zip"), tmp_path)
 
 
@@ -371,7 +371,7 @@ def test_a_wrong_archive_of_the_user_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_place_without_the_archive(tmp_path: Path) -> None:
-    with pytest.raises(HrsegError, match=rf"--from {tmp_path}: a\.zip not found there; ask Ann"):
+    with pytest.raises(HrsegError, match=rf"`from` {tmp_path}: a\.zip not found there; ask Ann"):
         get(entry(None, how="ask Ann"), tmp_path, from_path=tmp_path)
     with pytest.raises(HrsegError, match=r"no such file or folder; give the archive a\.zip"):
         get(entry(None, how="ask Ann"), tmp_path, from_path=tmp_path / "nowhere")

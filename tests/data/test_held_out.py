@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrseg_cli.data.samples import in_held_out, open_dataset
+from hrseg_cli.data.datasets import in_held_out, open_dataset
 from hrseg_cli.errors import HrsegError
 
 GROUP = r"group=(.+)_\d+$"

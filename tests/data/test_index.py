@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from hrseg_cli.data import samples
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.index import Index, build_index, is_fresh
-from hrseg_cli.data.samples import fingerprint, list_masks, load, load_with_rule, open_dataset
+from hrseg_cli.data.samples import fingerprint, list_masks, load, load_with_rule
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule
 
@@ -138,7 +139,7 @@ def test_a_folder_that_cannot_be_written_is_indexed_elsewhere(folder: Path, tmp_
     assert [path for path in sorted(folder.rglob("*")) if out.parent not in (path, *path.parents)] == before
     assert lines(out)[1]["mask"] == "masks/a.png"
     (folder / "file").write_text("")
-    with pytest.raises(HrsegError, match="--out"):
+    with pytest.raises(HrsegError, match="`out`"):
         build_index(folder, instances=True, out=folder / "file" / "index.jsonl")
 
 

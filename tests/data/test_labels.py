@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.labels import AUTO, RULES, binarize, read_object, truth_of_mask
 from hrseg_cli.data.pixels import read_mask
-from hrseg_cli.data.samples import load, open_dataset
+from hrseg_cli.data.samples import load
 from hrseg_cli.errors import HrsegError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "data.md"
@@ -156,7 +157,7 @@ def test_each_line_of_the_table_in_every_file(tmp_path: Path, row: Row) -> None:
     for form in forms_of(row):
         path = save(tmp_path / form, FORMS[form](mask))
         if row.objects is None:
-            with pytest.raises(HrsegError, match="--binarize") as caught:
+            with pytest.raises(HrsegError, match="`binarize`") as caught:
                 load_only(tmp_path / form.replace(".", " "), path, mask.shape)
             assert str(caught.value).startswith(str(tmp_path / form.replace(".", " "))), form
             assert "\n" not in str(caught.value)
@@ -230,7 +231,7 @@ def cells(ids: list[int], high: int = 2, wide: int = 3) -> np.ndarray:
 def test_ids_without_instances_are_told(tmp_path: Path, ids: list[int]) -> None:
     """Half of the cells became one object, the others background."""
     mask = cells(ids)
-    with pytest.raises(HrsegError, match=r"values seen: 0, .*--instances.*--binarize nonzero"):
+    with pytest.raises(HrsegError, match=r"values seen: 0, .*`instances`.*`binarize` nonzero"):
         load_only(tmp_path, save(tmp_path / "a.png", Image.fromarray(mask)), mask.shape)
     for rule in ("nonzero", "void255"):  # none of them gets lost among the 16 bits
         truth, _ = binarize(mask, rule)  # type: ignore[arg-type]
@@ -246,7 +247,7 @@ def test_ids_in_a_lossy_file_are_refused(tmp_path: Path, kind: str, values: list
     path = tmp_path / kind
     Image.fromarray(mask).save(path, quality=80, **({"compression": "jpeg"} if kind == "a.tif" else {}))
     if kind == "a.jpg":
-        with pytest.raises(HrsegError, match=r"lossy.*--instances"):
+        with pytest.raises(HrsegError, match=r"lossy.*`instances`"):
             truth_of_mask(path, read_mask(path), "auto")
     (tmp_path / "d/masks").mkdir(parents=True)
     save(tmp_path / "d/images/a.png", Image.new("RGB", (96, 96)))
@@ -299,7 +300,7 @@ def test_one_colour_is_an_object_and_several_are_not(tmp_path: Path) -> None:
     assert np.array_equal(truth == 1, soft > 128)
     two = np.zeros((40, 40, 3), np.uint8)
     two[5:15, 5:35], two[25:35, 5:35] = (255, 0, 10), (0, 10, 255)
-    with pytest.raises(HrsegError, match=r"two\.png: several colours.*--instances"):
+    with pytest.raises(HrsegError, match=r"two\.png: several colours.*`instances`"):
         truth_of_mask(path := save(tmp_path / "two.png", Image.fromarray(two)), read_mask(path), "auto")
     assert truth_of_mask(path, read_mask(path), "nonzero")[0].sum() == 600
 
@@ -405,7 +406,7 @@ def test_a_mask_to_start_from_is_never_empty_without_a_word(tmp_path: Path) -> N
     dim = save(tmp_path / "dim.png", Image.fromarray(areas([0, 3])))
     with pytest.raises(HrsegError, match=r"dim\.png: no object pixel under rule 'void128'; values seen: 0, 3; save it"):
         read_object(dim, read_mask(dim).values.shape)  # type: ignore[arg-type]
-    with pytest.raises(HrsegError, match=r"dim\.png: no object pixel.*add --binarize nonzero"):
+    with pytest.raises(HrsegError, match=r"dim\.png: no object pixel.*add `binarize` nonzero"):
         read_object(dim, read_mask(dim).values.shape, "gt128")  # type: ignore[arg-type]
     with pytest.raises(HrsegError, match=r"dim\.png: .* pixels, but photo\.jpg has"):
         read_object(dim, (3, 3), owner=Path("photo.jpg"))

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.index import build_index, is_fresh
 from hrseg_cli.data.known import list_parts
 from hrseg_cli.data.labels import voc_indices
 from hrseg_cli.data.packed import load_pickle
-from hrseg_cli.data.samples import expand, list_masks, list_split, load, load_with_rule, open_dataset, open_listing
+from hrseg_cli.data.samples import expand, list_masks, list_split, load, load_with_rule, open_listing
 from hrseg_cli.errors import HrsegError, UnknownName
 
 GOLDEN = Path(__file__).parent.parent / "golden"

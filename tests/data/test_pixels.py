@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.index import Index, build_index, is_fresh
 from hrseg_cli.data.pixels import Span, parse_span, read_image, read_mask
-from hrseg_cli.data.samples import file_state, list_masks, load, open_dataset
+from hrseg_cli.data.samples import file_state, list_masks, load
 from hrseg_cli.data.views import cache_longest, load_scene
 from hrseg_cli.errors import HrsegError
 
@@ -58,9 +59,9 @@ def test_values_that_are_not_8_or_16_bits_ask_for_a_range(tmp_path: Path, name: 
     """They came out black, or wrapped. The line says what to type, and typing it gives the picture."""
     make, span = FEW_BITS[name]
     path = write(tmp_path / name, make())
-    with pytest.raises(HrsegError, match=r"values from .* to .* as --range") as caught:
+    with pytest.raises(HrsegError, match=r"values from .* to .* as `span`") as caught:
         read_image(path)
-    asked = str(caught.value).partition("--range LOW")[0].rpartition("--range ")[2].split(" ")[0]
+    asked = str(caught.value).partition("`span` LOW")[0].rpartition("`span` ")[2].split(" ")[0]
     assert asked == str(span)
     assert f"DATASET:range={span}" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -97,7 +98,7 @@ def test_unsigned_32_bits_are_not_negative(tmp_path: Path) -> None:
 def test_what_is_no_number_is_black(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", np.array([[np.nan, -np.inf, 0.5, np.inf]], np.float32))
     assert read_image(path, span=Span(0, 1))[:, :, 0].tolist() == [[0, 0, 128, 255]]
-    with pytest.raises(HrsegError, match="--range"):
+    with pytest.raises(HrsegError, match="`span`"):
         read_image(path)
     with pytest.raises(HrsegError, match="floating-point pixels"):
         read_mask(path)

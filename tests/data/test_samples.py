@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.labels import binarize
 from hrseg_cli.data.samples import (
     Ref,
@@ -21,7 +22,6 @@ from hrseg_cli.data.samples import (
     fingerprint,
     load,
     load_with_rule,
-    open_dataset,
     read_image,
     read_mask,
     split_options,
@@ -207,11 +207,11 @@ def test_a_grey_palette_that_numbers_white_first_is_not_inverted(folder: Path) -
 def test_no_object_pixel_names_mask_rule_values_and_fix(folder: Path) -> None:
     put_pair(folder, "x", disc() // 255 * 3)
     with pytest.raises(
-        HrsegError, match=r"x\.png: no object pixel under rule 'void128'; values seen: 0, 3; .*--instances"
+        HrsegError, match=r"x\.png: no object pixel under rule 'void128'; values seen: 0, 3; .*`instances`"
     ):
         truth_of_only(folder)
     put_pair(folder, "x", disc() // 255 * 100)
-    with pytest.raises(HrsegError, match="--binarize nonzero"):
+    with pytest.raises(HrsegError, match="`binarize` nonzero"):
         truth_of_only(folder)
     put_pair(folder, "x", disc() * 0)
     with pytest.raises(HrsegError, match="the mask is empty"):
@@ -264,7 +264,7 @@ def test_limit_leaves_later_masks_closed(folder: Path) -> None:
 
 def test_binary_masks_read_as_ids_say_so(folder: Path) -> None:
     put_pair(folder, "x")
-    with pytest.raises(HrsegError, match="omit --instances"):
+    with pytest.raises(HrsegError, match="omit `instances`"):
         open_dataset(str(folder), instances=True)
 
 

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.index import Index, build_index
 from hrseg_cli.data.pixels import read_image
-from hrseg_cli.data.samples import load, open_dataset
+from hrseg_cli.data.samples import load
 from hrseg_cli.data.views import Images, cache_longest, crop_window, epoch_order, load_scene
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule
@@ -286,7 +287,7 @@ def test_killed_while_writing_copies(large: Path, tmp_path: Path) -> None:
     """The same command ends with the same bytes."""
     code = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "from hrseg_cli.data.samples import open_dataset\nfrom hrseg_cli.data.views import cache_longest\n"
+        "from hrseg_cli.data.datasets import open_dataset\nfrom hrseg_cli.data.views import cache_longest\n"
         "def stop(done, total):\n    if done == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
         "cache_longest(open_dataset(sys.argv[1]), Path(sys.argv[2]), 100, workers=1, progress=stop)\n"
     )
@@ -356,7 +357,7 @@ def test_two_processes_make_the_copies_of_one_stem_at_once(tmp_path: Path) -> No
         solid(tmp_path / name, 10 * number)
     path = coco_file(tmp_path / "i.json", **{name.replace(".", "__"): 1 for name in names})
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom hrseg_cli.data.samples import open_dataset\n"
+        "import sys, time\nfrom pathlib import Path\nfrom hrseg_cli.data.datasets import open_dataset\n"
         "from hrseg_cli.data.views import cache_longest\n"
         "refs, slow = open_dataset(sys.argv[1]), lambda *_: time.sleep(0.1)\n"
         "cache_longest(refs, Path(sys.argv[2]), 64, wait=True, progress=slow)\n"

@@ -126,7 +126,7 @@ def test_design_c_stays_in_single_precision(h18s: ClickHRNet) -> None:
     """The adapter reads inner features of its base, after the point where inputs are cast to bf16."""
     torch.manual_seed(0)
     model = Resampled(h18s, design="c", width=4).eval()
-    with pytest.raises(HrsegError, match="--precision bf16: design c"):
+    with pytest.raises(HrsegError, match="`precision` bf16: design c"):
         fast(model, "bf16")
     assert_same(fast(model), model, picture(46, 71))
 
@@ -143,7 +143,7 @@ def test_other_models_are_themselves() -> None:
 
 
 def test_the_same_clicks(h18s: ClickHRNet) -> None:
-    plan = Plan("", load_protocol("ritm", ["zoom.target=128"]), {"iou": 0.9}, max_clicks=4)
+    plan = Plan(load_protocol("ritm", ["zoom.target=128"]), {"iou": 0.9}, max_clicks=4)
     for number in (0, 8):
         sample = Sample(str(number), "synthetic", *case(number))
         (plain, _), (quick, _) = (simulate(sample, model, plan) for model in (h18s, fast(h18s)))
@@ -199,7 +199,7 @@ def test_a_precision_is_told_and_checked(h18s: ClickHRNet, tmp_path: Path) -> No
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         assert open_fast(spec, precision="bf16")[1]["precision"] == "bf16"
     assert "precision" not in open_fast("grabcut", precision=None)[1]
-    with pytest.raises(HrsegError, match="--precision bf16: 'grabcut' computes in fp32"):
+    with pytest.raises(HrsegError, match="`precision` bf16: 'grabcut' computes in fp32"):
         open_fast("grabcut", precision="bf16")
     with pytest.raises(UnknownName, match="Did you mean 'bf16'"):
         open_fast(spec, precision="bf6")
@@ -224,7 +224,7 @@ def test_bf16_is_near(h18s: ClickHRNet) -> None:
 
 def test_bf16_is_refused_before_a_question(h18s: ClickHRNet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    with pytest.raises(HrsegError, match="--precision bf16: this processor"):
+    with pytest.raises(HrsegError, match="`precision` bf16: this processor"):
         fast(h18s, "bf16")
 
 

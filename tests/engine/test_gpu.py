@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hrseg_cli.data.samples import Ref, open_dataset
+from hrseg_cli.data.datasets import open_dataset
+from hrseg_cli.data.samples import Ref
+from hrseg_cli.engine.runtimes import ModelChoice
 from hrseg_cli.engine.simulate import Outcome, Plan, run
 from hrseg_cli.recipe import load_protocol
 
@@ -17,15 +19,17 @@ def refs() -> list[Ref]:
     return open_dataset("procedural:count=12,size=256")
 
 
-def outcomes(plan: Plan, refs: list[Ref], in_flight: int) -> list[Outcome]:
-    found = dict(run(plan, refs, 4, in_flight))
+def outcomes(
+    plan: Plan, refs: list[Ref], in_flight: int, device: str = "cuda", precision: str = "fp32"
+) -> list[Outcome]:
+    found = dict(run(plan, ModelChoice("h18s", None, device, precision), refs, 4, in_flight))
     return [found[index] for index in range(len(refs))]
 
 
-def plan_of(protocol: str, *changes: str, device: str = "cuda", precision: str = "fp32") -> Plan:
+def plan_of(protocol: str, *changes: str) -> Plan:
     metrics = {"iou": 0.95, "biou": 0.95}
     chosen = load_protocol(protocol, changes)
-    return Plan("h18s", chosen, metrics, 8, device=device, precision=precision, keep_masks=(1, 3))
+    return Plan(chosen, metrics, 8, keep_masks=(1, 3))
 
 
 @pytest.mark.parametrize(
@@ -45,8 +49,8 @@ def test_in_flight_and_alone(protocol: str, changes: tuple[str, ...], refs: list
 @pytest.mark.parametrize("in_flight", [1, 5])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_same_again(in_flight: int, precision: str, refs: list[Ref]) -> None:
-    plan = plan_of("ritm", precision=precision)
-    first, second = (outcomes(plan, refs, in_flight) for _ in range(2))
+    plan = plan_of("ritm")
+    first, second = (outcomes(plan, refs, in_flight, precision=precision) for _ in range(2))
     assert [one.trace.clicks for one in first] == [one.trace.clicks for one in second]
     assert [one.trace.scores for one in first] == [one.trace.scores for one in second]
     assert [one.masks for one in first] == [one.masks for one in second]
@@ -54,7 +58,7 @@ def test_the_same_again(in_flight: int, precision: str, refs: list[Ref]) -> None
 
 def test_a_gpu_and_a_cpu_click_alike_at_first(refs: list[Ref]) -> None:
     """Sums in another order: first predictions and the clicks that follow agree; later ones may differ."""
-    gpu, cpu = outcomes(plan_of("ritm"), refs[:4], 4), outcomes(plan_of("ritm", device="cpu"), refs[:4], 1)
+    gpu, cpu = outcomes(plan_of("ritm"), refs[:4], 4), outcomes(plan_of("ritm"), refs[:4], 1, device="cpu")
     for one, other in zip(gpu, cpu, strict=True):
         assert one.trace.clicks[:3] == other.trace.clicks[:3]  # the first precedes any answer
         assert one.trace.scores["iou"][:3] == pytest.approx(other.trace.scores["iou"][:3], abs=1e-3)

@@ -15,12 +15,14 @@ import pytest
 import torch
 from reference import GOLDEN, FakeNetwork, case
 
-from hrseg_cli.data.samples import Ref, open_dataset
+from hrseg_cli.data.datasets import open_dataset
+from hrseg_cli.data.samples import Ref
 from hrseg_cli.engine import in_flight as module
 from hrseg_cli.engine import simulate
 from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.fast import open_fast
 from hrseg_cli.engine.in_flight import batched
+from hrseg_cli.engine.runtimes import ModelChoice
 from hrseg_cli.engine.simulate import Outcome, Plan, clicking, run
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Sample
@@ -54,7 +56,7 @@ def refs(tmp_path_factory: pytest.TempPathFactory) -> list[Ref]:
 
 
 def outcomes(plan: Plan, refs: list[Ref], workers: int = 1, in_flight: int = 1) -> list[Outcome]:
-    found = dict(run(plan, refs, workers, in_flight))
+    found = dict(run(plan, ModelChoice("h18s"), refs, workers, in_flight))
     assert sorted(found) == list(range(len(refs)))
     return [found[index] for index in range(len(refs))]
 
@@ -74,7 +76,7 @@ def assert_same(ours: list[Outcome], alone: list[Outcome]) -> None:
 @pytest.mark.parametrize("mode", ["cvpr_zoom400_flip@0.90"])
 def test_recorded_sequences_click_for_click(mode: str, groups: int) -> None:
     """RITM's recorded clicks with five objects in flight, in one group or in two that take turns, as on a GPU."""
-    plan = Plan("fake", load_protocol("ritm"), {"iou": 0.9}, max_clicks=20)
+    plan = Plan(load_protocol("ritm"), {"iou": 0.9}, max_clicks=20)
     model = FakeNetwork()
     samples = [Sample(str(one["case"]), "synthetic", *case(one["case"])) for one in RECORDED[mode]["samples"]]
     courses = (clicking(sample, model, plan) for sample in samples)
@@ -98,7 +100,7 @@ PROTOCOLS = {
 def test_the_number_in_flight_does_not_matter(name: str, refs: list[Ref], monkeypatch: pytest.MonkeyPatch) -> None:
     """One, two, and more in flight than there are objects, with stored masks, on a trained network; also in two groups
     that take turns, as on a GPU."""
-    plan = Plan("h18s", load_protocol(*PROTOCOLS[name]), {"iou": 0.95, "biou": 0.95}, 3, keep_masks=(1, 2))
+    plan = Plan(load_protocol(*PROTOCOLS[name]), {"iou": 0.95, "biou": 0.95}, 3, keep_masks=(1, 2))
     alone = outcomes(plan, refs)
     assert_same(outcomes(plan, refs, workers=2, in_flight=2), alone)
     assert_same(outcomes(plan, refs, workers=3, in_flight=8), alone)
@@ -117,9 +119,9 @@ def test_groups_take_turns() -> None:
 
 
 def test_one_object_and_none(refs: list[Ref]) -> None:
-    plan = Plan("h18s", load_protocol("photo", ["zoom.target=64"]), {"iou": 0.9}, 3)
+    plan = Plan(load_protocol("photo", ["zoom.target=64"]), {"iou": 0.9}, 3)
     assert_same(outcomes(plan, refs[:1], in_flight=32), outcomes(plan, refs[:1]))
-    assert list(run(plan, [], 1, 32)) == []
+    assert list(run(plan, ModelChoice("h18s"), [], 1, 32)) == []
 
 
 def test_replayed_clicks_and_a_datasets_own_protocol(refs: list[Ref]) -> None:
@@ -127,7 +129,7 @@ def test_replayed_clicks_and_a_datasets_own_protocol(refs: list[Ref]) -> None:
         f"{ref.dataset}/{ref.id}": (Click(20, 20, True), Click(5, 40, False))[: 1 + i % 2] for i, ref in enumerate(refs)
     }
     own = {refs[0].dataset: load_protocol("plain")}
-    plan = Plan("h18s", load_protocol("ritm"), {"iou": 0.9}, 20, protocols=own, replay=given)
+    plan = Plan(load_protocol("ritm"), {"iou": 0.9}, 20, protocols=own, replay=given)
     alone, together = outcomes(plan, refs), outcomes(plan, refs, in_flight=3)
     assert_same(together, alone)
     assert [len(one.trace.clicks) for one in together] == [1, 2, 1, 2]
@@ -153,7 +155,7 @@ class Counting(InteractiveModel):
 def courses(
     model: InteractiveModel, sizes: list[tuple[int, int]], protocol: str, changes: list[str]
 ) -> Iterator[object]:
-    plan = Plan("", load_protocol(protocol, changes), {"iou": 0.9}, 1)
+    plan = Plan(load_protocol(protocol, changes), {"iou": 0.9}, 1)
     for number, (height, width) in enumerate(sizes):
         truth = np.zeros((height, width), np.int8)
         truth[5:20, 5:20] = 1
@@ -207,7 +209,7 @@ def test_an_error_lets_those_in_the_air_land() -> None:
         raise HrsegError("b.png: is broken")
 
     def broken_course() -> Iterator[object]:
-        plan = Plan("", load_protocol("plain"), {"iou": 0.9}, 1, replay={"squares/bad": (Click(99, 0, True),)})
+        plan = Plan(load_protocol("plain"), {"iou": 0.9}, 1, replay={"squares/bad": (Click(99, 0, True),)})
         yield clicking(Sample("bad", "squares", np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.int8)), model, plan)
         yield from courses(model, [(40, 40)] * 9, "plain", [])
 
@@ -219,7 +221,7 @@ def test_an_error_lets_those_in_the_air_land() -> None:
 
 
 def test_seconds_of_a_click_are_a_share_of_the_wall(refs: list[Ref]) -> None:
-    plan = Plan("h18s", load_protocol("photo", ["zoom.target=64"]), {"iou": 1.01}, 4)
+    plan = Plan(load_protocol("photo", ["zoom.target=64"]), {"iou": 1.01}, 4)
     started = time.perf_counter()
     together = outcomes(plan, refs, workers=2, in_flight=3)
     wall = time.perf_counter() - started

@@ -33,7 +33,7 @@ def test_recorded_sequences_click_for_click(mode: str) -> None:
     """Twelve objects through the whole loop: clicks exactly, IoU to 1e-4, crops exactly, the NoC table."""
     name, _, target = mode.partition("@")
     protocol = load_protocol(*MODES[name])
-    plan = Plan("fake", protocol, {"iou": float(target)}, max_clicks=20)
+    plan = Plan(protocol, {"iou": float(target)}, max_clicks=20)
     counts = []
     for recorded in RECORDED[mode]["samples"]:
         image, truth = case(recorded["case"])
@@ -56,7 +56,7 @@ FURTHER_MODES = {
 @pytest.mark.parametrize("mode", sorted(FURTHER_MODES))
 def test_recorded_tables_of_further_modes(mode: str) -> None:
     name, changes, means, used_up = FURTHER_MODES[mode]
-    plan = Plan("fake", load_protocol(name, changes), {"iou": 0.9}, max_clicks=20)
+    plan = Plan(load_protocol(name, changes), {"iou": 0.9}, max_clicks=20)
     samples = [Sample(str(number), "synthetic", *case(number)) for number in range(12)]
     scores = [simulate(sample, FakeNetwork(), plan)[0].scores["iou"] for sample in samples]
     for threshold, mean, failed in zip((0.8, 0.85, 0.9), means, used_up, strict=True):
@@ -176,8 +176,8 @@ def test_both_metrics_must_be_content() -> None:
     """Stopping on IoU alone would leave NoC on Boundary IoU undefined."""
     image, truth = case(0)
     sample = Sample("0", "synthetic", image, truth)
-    alone, _ = simulate(sample, FakeNetwork(), Plan("fake", load_protocol("plain"), {"iou": 0.8}, 20))
-    both, _ = simulate(sample, FakeNetwork(), Plan("fake", load_protocol("plain"), {"iou": 0.8, "biou": 0.8}, 20))
+    alone, _ = simulate(sample, FakeNetwork(), Plan(load_protocol("plain"), {"iou": 0.8}, 20))
+    both, _ = simulate(sample, FakeNetwork(), Plan(load_protocol("plain"), {"iou": 0.8, "biou": 0.8}, 20))
     assert alone.scores["iou"][-1] >= 0.8
     assert both.scores["biou"][-1] >= 0.8
     assert len(both.clicks) > len(alone.clicks)
@@ -195,7 +195,7 @@ def test_perfect_mask_without_the_quirk_ends_the_loop() -> None:
 
     sample = Sample("square", "synthetic", np.zeros((64, 64, 3), np.uint8), truth)
     for changes, clicks in (([], 5), (["click_when_perfect=false"], 1)):
-        plan = Plan("fake", load_protocol("plain", changes), {"iou": 1.01}, 5)
+        plan = Plan(load_protocol("plain", changes), {"iou": 1.01}, 5)
         trace, _ = simulate(sample, Perfect(), plan)
         assert len(trace.clicks) == clicks
     assert trace.clicks[0] == Click(14, 14, True)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hrseg_cli.data.samples import open_dataset
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.engine import simulate as module
+from hrseg_cli.engine.runtimes import ModelChoice
 from hrseg_cli.engine.simulate import Plan, decoded, run
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import load_protocol
@@ -45,7 +46,8 @@ def test_an_object_that_fails_does_not_cost_those_finished_with_it(
         return sorted(wait(tasks).done, key=lambda future: future.exception() is None), None
 
     monkeypatch.setattr(module, "wait", all_at_once)
+    plan = Plan(load_protocol("plain"), {"iou": 0.9}, 1)
     finished: list[int] = []
     with pytest.raises(HrsegError, match="gone"):
-        finished.extend(i for i, _ in run(Plan("grabcut", load_protocol("plain"), {"iou": 0.9}, 1), refs, workers=2))
+        finished.extend(i for i, _ in run(plan, ModelChoice("grabcut"), refs, workers=2))
     assert sorted(finished) == [0, 2]

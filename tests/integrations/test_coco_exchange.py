@@ -12,7 +12,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from reference import case
 
-from hrseg_cli.data.samples import load, open_dataset
+from hrseg_cli.data.datasets import open_dataset
+from hrseg_cli.data.samples import load
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside of pycocotools

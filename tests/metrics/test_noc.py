@@ -142,7 +142,7 @@ def test_threshold_names() -> None:
 
 
 def test_metric_that_was_not_measured() -> None:
-    with pytest.raises(HrsegError, match=r"d/a: no 'biou' scores.*--metric biou"):
+    with pytest.raises(HrsegError, match=r"d/a: no 'biou' scores.*`metrics` biou"):
         summarise([trace([0.9])], "biou")
 
 

@@ -172,7 +172,7 @@ def test_missing_or_changed_image_is_one_line_and_grey(tmp_path: Path) -> None:
 
 
 def test_runs_without_masks_are_an_error_with_the_fix(tmp_path: Path) -> None:
-    with pytest.raises(HrsegError, match=r"masks\.jsonl; rerun evaluate with --keep-masks"):
+    with pytest.raises(HrsegError, match=r"masks\.jsonl; rerun evaluate with `keep_masks`"):
         pictures([evaluation(tmp_path, trace("cat", 0.95))], ["iou"], 1, no_complaint)
 
 

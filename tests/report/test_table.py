@@ -120,7 +120,7 @@ def test_default_measures_leave_out_what_the_run_cannot_answer(tmp_path: Path) -
 
 def test_asked_measure_nobody_can_answer_is_an_error_with_the_fix(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "a")
-    with pytest.raises(HrsegError, match=r"--measure NoC@95: .*IoU 0\.9.*higher --until"):
+    with pytest.raises(HrsegError, match=r"`measures` NoC@95: .*IoU 0\.9.*higher `until`"):
         build(read_evaluations([str(folder)]), measures=["NoC@95"])
 
 
@@ -268,7 +268,7 @@ def test_an_edited_record_is_named(change: Callable[[dict[str, Any]], Any], told
 
 def test_unfinished_run_needs_partial(tmp_path: Path) -> None:
     folder = stopped_folder(tmp_path / "a")
-    with pytest.raises(HrsegError, match=r"'interrupted', not done; .*--partial"):
+    with pytest.raises(HrsegError, match=r"'interrupted', not done; .*`partial`"):
         read_evaluations([str(folder)])
     table = build(read_evaluations([str(folder)], partial=True), measures=["NoC@90"])
     assert [(e.value, e.n) for e in table.rows] == [(2.0, 2)]
@@ -281,7 +281,7 @@ def test_metrics_are_those_asked_for(tmp_path: Path) -> None:
     runs = read_evaluations([str(folder)])
     assert measured(runs) == ["biou"]
     assert measured(runs, ["iou"]) == ["iou"]
-    with pytest.raises(HrsegError, match="--metric mba: none of the runs measured it"):
+    with pytest.raises(HrsegError, match="`metrics` mba: none of the runs measured it"):
         measured(runs, ["mba"])
 
 

@@ -9,10 +9,10 @@ import pytest
 import tiny_sets
 from PIL import Image
 
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.index import Index, build_index
 from hrseg_cli.data.known import list_parts
 from hrseg_cli.data.refs import Ref
-from hrseg_cli.data.samples import open_dataset
 from hrseg_cli.data.views import Scene, cache_longest, load_scene
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import Recipe, load_recipe, recipe_of

@@ -321,7 +321,7 @@ def test_the_trainer_gets_the_device_that_was_named(machine: fit.Machine, device
 
 
 def test_one_gpu_for_many_processes_is_refused() -> None:
-    with pytest.raises(HrsegError, match=r"--device cuda:1: one GPU for 2 processes; use --device cuda"):
+    with pytest.raises(HrsegError, match=r"`device` cuda:1: one GPU for 2 processes; use `device` cuda"):
         fit.devices_of(fit.Machine("cuda:1", processes=2))
 
 

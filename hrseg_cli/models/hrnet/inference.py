@@ -107,7 +107,7 @@ class FastClickHRNet(InteractiveModel):
     def __init__(self, model: ClickHRNet, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            raise HrsegError("--precision bf16: this processor does not support bf16; omit the option")
+            raise HrsegError("`precision` bf16: this processor does not support bf16; omit the option")
         self.name, self.config, self.dtype = model.name, model.config, dtype
         self.with_prev_mask, self.binary_prev_mask = model.with_prev_mask, model.binary_prev_mask
         self.use_disks, self.norm_radius = model.use_disks, model.norm_radius

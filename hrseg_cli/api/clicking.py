@@ -1,0 +1,159 @@
+"""Load a model, open an image, click."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hrseg_cli.api.arguments import as_click, as_image, as_initial, changes_of, checked_count, name_of
+from hrseg_cli.engine import session as engine
+from hrseg_cli.engine.devices import available, reproducible
+from hrseg_cli.engine.runtimes import ModelChoice
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Click
+from hrseg_cli.recipe import load_protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hrseg_cli.models.base import InteractiveModel
+
+
+def load(
+    model: str | PathLike[str] = "h18s",
+    *,
+    device: str = "cpu",
+    precision: str | None = "fp32",
+    runtime: str | None = None,
+) -> Model:
+    """A trained model, ready to be clicked with.
+
+    model: a name with weights ("h18s", "grabcut"), the path of a checkpoint (.safetensors, RITM's .pth) or of an
+        exported .onnx file, or "BASE+ADAPTER".
+    device: "cpu", "cuda" or "cuda:N".
+    precision: "fp32", "bf16" (faster where the processor supports it; results differ slightly), or None for the faster
+        of the two here.
+    runtime: "torch", "onnxruntime", "openvino" or "openvino-bf16"; None: torch, and ONNX Runtime for an .onnx file.
+
+    Raises HrsegError for what cannot be loaded, UnknownName for an unknown name.
+    """
+    chosen = ModelChoice(name_of("model", model), runtime, available(str(device)), precision)
+    network, provenance = chosen.open()
+    return Model(chosen, network, provenance)
+
+
+class Model:
+    """A loaded model, made by :func:`load`. It keeps nothing between calls: one model serves many sessions.
+
+    name: of its architecture. provenance: where its weights come from (name, options, file, sha256). device: where it
+    computes.
+    """
+
+    def __init__(self, chosen: ModelChoice, network: InteractiveModel, provenance: dict[str, Any]) -> None:
+        self.name = str(provenance["name"])
+        self.provenance = provenance
+        self.device = chosen.device
+        self._chosen, self._network = chosen, network
+
+    def __repr__(self) -> str:
+        return f"<hrseg model '{self.name}' on {self.device}>"
+
+    def session(
+        self,
+        image: str | PathLike[str] | Image | np.ndarray,
+        *,
+        protocol: str | PathLike[str] = "fast",
+        changes: Mapping[str, Any] | Sequence[str] = (),
+        initial: str | PathLike[str] | Image | np.ndarray | None = None,
+        span: str | tuple[float, float] | None = None,
+        max_undo: int = 20,
+    ) -> Session:
+        """Begin to segment one object of an image.
+
+        image: the path of an image file, a PIL image, or a uint8 array: grey (H, W), RGB (H, W, 3) or RGBA (H, W, 4),
+            whose alpha is dropped. It is copied. A file is turned by its EXIF tag, a PIL image is taken as it is.
+        protocol: how a click becomes a mask: "fast" and "photo" are made for people, "ritm" and others for comparisons;
+            a name or a YAML file. changes: to it, as ``{"zoom.target": 600}`` or ``["zoom.target=600"]``.
+        initial: a mask to correct: a mask file, or an array (H, W) of the image's size: bool, probabilities in [0, 1],
+            or integers, 0 and 1 or 0 and 255.
+        span: which values of a file with more than 8 bits are black and white, as (0, 4095).
+        max_undo: how many clicks can be undone; each keeps a float32 (H, W).
+
+        Raises HrsegError for an image or mask of another kind or size, UnknownName for an unknown protocol.
+        """
+        steps = load_protocol(name_of("protocol", protocol), changes_of(changes))
+        pixels = as_image(image, span)
+        start = as_initial(initial, (pixels.shape[0], pixels.shape[1]))
+        undo = checked_count("max_undo", max_undo, 0)
+        return Session(engine.Session(self._network, pixels, steps, start, undo))
+
+
+class Session:
+    """One object of an image, segmented click by click; made by :meth:`Model.session`.
+
+    Axis order is (row, column), row 0 on top, in pixels of the full image. Every mask is a bool array (H, W) of its
+    own: True on the object.
+    """
+
+    def __init__(self, session: engine.Session) -> None:
+        self._session = session
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"<hrseg session on {height} x {width} pixels, clicks: {len(self.clicks)}>"
+
+    def click(self, row: float, col: float, positive: bool = True) -> np.ndarray:
+        """Click, and get the new mask, bool (H, W).
+
+        row, col: pixels, 0 <= row < H and 0 <= col < W; fractions are allowed. positive: True on the object, False on
+        the background. Raises HrsegError for a click outside the image; the session then stays as it was.
+        """
+        click = as_click(row, col, positive, self.size)
+        with reproducible():
+            return self._session.click(click)
+
+    def undo(self) -> bool:
+        """Take back the last click; False when there is none that can be taken back."""
+        return self._session.undo()
+
+    def reset(self, initial: Any = None) -> None:
+        """Begin again on the same image, for example with another object: without clicks, from the mask ``initial`` as
+        :meth:`Model.session` takes it, or from none."""
+        self._session.begin(as_initial(initial, self.size))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        height, width = self._session.state.probability.shape[-2:]
+        return int(height), int(width)
+
+    @property
+    def clicks(self) -> tuple[Click, ...]:
+        """The clicks so far."""
+        return self._session.state.clicks
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The current mask, bool (H, W): before the first click the initial one, or empty."""
+        return self._session.mask
+
+    @property
+    def probability(self) -> np.ndarray:
+        """How likely each pixel is of the object: float32 (H, W) in [0, 1], a copy."""
+        return self._session.probability.copy()
+
+
+def choice_of(
+    model: str | PathLike[str] | Model, device: str | None, precision: str | None, runtime: str | None
+) -> ModelChoice:
+    """Which model, computed by what; None leaves the usual. Raises HrsegError where a loaded model is given settings of
+    its own."""
+    given = {"device": device, "precision": precision, "runtime": runtime}
+    if isinstance(model, Model):
+        if names := [name for name, value in given.items() if value is not None]:
+            raise HrsegError(f"`{names[0]}`: the loaded model has its own; give it to load() instead")
+        return model._chosen
+    return ModelChoice(name_of("model", model), runtime, available(str(device or "cpu")), precision or "fp32")

@@ -1,0 +1,126 @@
+"""Train a model, or an adapter of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hrseg_cli.api.arguments import changes_of, checked_count, listed, path_of
+from hrseg_cli.engine.devices import available
+from hrseg_cli.errors import HrsegError
+from hrseg_cli.recipe import Recipe, load_recipe
+from hrseg_cli.training.judge import BEST_WEIGHTS
+from hrseg_cli.training.recipes import adapter_change, recipe_for
+from hrseg_cli.training.run import train_in
+
+Changes = Mapping[str, Any] | Sequence[str]
+
+
+class Trained(NamedTuple):
+    """A finished training.
+
+    folder: its run folder. weights: the best weights in it: a checkpoint, or an adapter's file. model: what
+    :func:`hrseg_cli.load` takes to use them. summary: epochs, steps, "best" (clicks needed on held-out objects) and the
+    model's costs.
+    """
+
+    folder: Path
+    weights: Path
+    model: str
+    summary: dict[str, Any]
+
+
+def train(
+    recipe: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    changes: Changes = (),
+    root: str | PathLike[str] | None = None,
+    device: str = "cpu",
+    workers: int = 1,
+    loggers: str | Sequence[str] = ("csv",),
+    say: Callable[[str], None] | None = None,
+) -> Trained:
+    """Train a click model by a recipe, as ``hrseg train`` does in one process.
+
+    recipe: the name of a recipe, or a YAML file; its ``seed`` decides all that is random.
+    changes: to the recipe, as ``{"optim.lr": 1e-4}`` or ``["optim.lr=1e-4"]``.
+    out: the run folder. The same call resumes an interrupted training; ``hrseg train --resume`` does too.
+    root: the folder of the known datasets; None: $HRSEG_DATA, or ./data.
+    device: "cpu", "cuda" or "cuda:N". workers: processes that prepare samples. loggers: any of "csv", "tensorboard" and
+        "wandb". say: called with a line after each epoch.
+
+    Raises HrsegError for what the caller can fix, UnknownName for an unknown name.
+    """
+    chosen = load_recipe(str(recipe), changes_of(changes))
+    return _train(chosen, "train", out, root, device, workers, loggers, say)
+
+
+def adapt(
+    model: str | PathLike[str],
+    datasets: str | PathLike[str] | Sequence[str | PathLike[str]],
+    out: str | PathLike[str],
+    *,
+    adapter: str | None = "lora",
+    recipe: str | PathLike[str] | None = None,
+    changes: Changes = (),
+    root: str | PathLike[str] | None = None,
+    device: str = "cpu",
+    workers: int = 1,
+    loggers: str | Sequence[str] = ("csv",),
+    say: Callable[[str], None] | None = None,
+) -> Trained:
+    """Train an adapter of a model on some datasets, as ``hrseg adapt`` does; the model itself stays as it is.
+
+    model: a name or a file, as for :func:`hrseg_cli.load`. datasets: what to train on, as for
+        :func:`hrseg_cli.evaluate`.
+    adapter: "lora" or "conv", or a control: "full", "head", "bn", "bitfit". None: the one that ``recipe`` names.
+    out: the run folder. recipe: the name of a recipe, or a YAML file; None: the adapter's own. changes: to it.
+    root, device, workers, loggers, say: as for :func:`train`.
+
+    The adapter's file is small and belongs to its model: ``load(adapt(...).model)`` uses both.
+    """
+    if adapter is None and recipe is None:
+        raise HrsegError("`adapter`: give one, such as 'lora', or a `recipe` that names one")
+    base, name = listed("model", model)[0], None if recipe is None else str(recipe)
+    parts = [{"dataset": spec} for spec in listed("datasets", datasets)]
+    own = changes_of(changes)
+    before = [f"model.weights={json.dumps(base)}", f"data.parts={json.dumps(parts)}"]
+    before += [*adapter_change(name, adapter, [*before, *own]), *own]
+    chosen = load_recipe(name or recipe_for(str(adapter)), before)
+    if chosen.adapter.name == "none":
+        raise HrsegError(f"`recipe` {name}: trains no adapter; give `adapter`, or use train()")
+    places = [Path(part["dataset"].partition("=")[0].partition(":")[0]).name for part in parts]
+    label = "+".join(["-".join(["adapt", chosen.adapter.name, *places]), *own])
+    chosen = chosen.model_copy(update={"name": label})
+    done = _train(chosen, "adapt", out, root, device, workers, loggers, say)
+    return done._replace(model=f"{base}+{done.weights}")
+
+
+def _train(
+    recipe: Recipe,
+    command: str,
+    out: str | PathLike[str],
+    root: str | PathLike[str] | None,
+    device: str,
+    workers: int,
+    loggers: str | Sequence[str],
+    say: Callable[[str], None] | None,
+) -> Trained:
+    place = path_of(root)
+    machine = {
+        "device": available(str(device)),
+        "processes": 1,
+        "nodes": 1,
+        "workers": checked_count("workers", workers, 0),
+        "logger": listed("loggers", loggers),
+        "root": place,
+    }
+    folder = Path(out)
+    summary = train_in(folder, recipe, command, machine, say or (lambda line: None))
+    assert summary is not None  # this process is the only one
+    weights = folder / BEST_WEIGHTS
+    return Trained(folder, weights, str(weights), summary)

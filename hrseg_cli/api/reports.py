@@ -1,0 +1,49 @@
+"""Numbers of run folders, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from hrseg_cli import catalog
+from hrseg_cli.api.arguments import listed
+from hrseg_cli.report import table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def tables(
+    runs: str | PathLike[str] | Sequence[str | PathLike[str]],
+    *,
+    metrics: str | Sequence[str] = (),
+    measures: str | Sequence[str] = (),
+    partial: bool = False,
+) -> pd.DataFrame:
+    """The numbers of some run folders of evaluations, as ``hrseg report`` prints them: one row per number.
+
+    runs: one or several folders; LABEL=FOLDER gives one another name. metrics: only these; all that were measured.
+    measures: "NoC@90", "NoF@90", ">=20@90", "mean@5", "AUC", "SPC", ...; by default NoC at 80, 85 and 90, and NoF@90.
+    partial: take unfinished runs too.
+
+    Columns: ``run``, ``model``, ``protocol``, ``commit``, ``dataset``, ``metric``, ``measure``, ``value``, ``low`` and
+    ``high`` (the 95 % bootstrap interval over objects), ``n`` (objects). Shares are in 0..1, seconds in s.
+    ``.attrs["notes"]`` are lines to read with the numbers, ``.attrs["differences"]`` reasons why they do not compare.
+    For a table of runs by measures: ``tables(runs).pivot(index="run", columns=["dataset", "metric", "measure"],
+    values="value")``.
+
+    Raises HrsegError for a folder that is no finished evaluation, or a measure that no run knows.
+    """
+    import pandas as pd
+
+    wanted = listed("metrics", metrics) if metrics else []
+    for name in wanted:
+        catalog.resolve("metric", name)
+    asked = listed("measures", measures) if measures else []
+    built = table.build(table.read_evaluations(listed("runs", runs), partial), wanted, asked)
+    columns = [field.name for field in fields(table.Entry)]
+    found = pd.DataFrame([asdict(row) for row in built.rows], columns=columns)
+    found.attrs = {"notes": list(built.notes), "differences": list(built.differences)}
+    return found
