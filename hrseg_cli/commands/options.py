@@ -307,7 +307,7 @@ def with_flags(line: str) -> str:
     def flag(found: re.Match[str]) -> str:
         return FLAGS.get(found[1], f"--{found[1].replace('_', '-')}")
 
-    return re.sub("`([a-z][a-z_]*)`", flag, line)
+    return re.sub("`([a-z][a-z0-9_]*)`", flag, line)
 
 
 def open_datasets(

@@ -130,7 +130,7 @@ def trace(step: ClickStep, names: list[str], sizes: dict[str, dict[int, str]]) -
                 dynamic_axes=sizes,
             )
     except Exception as error:  # of several classes; most messages go on with the whole graph
-        raise HrsegError(f"{step.model.name}: cannot be exported, {_reason(error)}; use --runtime torch") from None
+        raise HrsegError(f"{step.model.name}: cannot be exported, {_reason(error)}; use `runtime` torch") from None
     return bytes(file.getvalue())
 
 

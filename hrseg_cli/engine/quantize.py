@@ -51,7 +51,7 @@ def quantize(
         nodes = onnx.load(plain).graph.node
         single = [node.name for node in nodes if kept.search(node.name)]
         if not any(node.op_type == "Conv" and node.name not in single for node in nodes):
-            raise HrsegError(f"--int8: '{model.name}' has no inner convolution to compute in 8 bits; leave it out")
+            raise HrsegError(f"`int8`: '{model.name}' has no inner convolution to compute in 8 bits; leave it out")
         chosen = [refs[number * len(refs) // count] for number in range(count)]
         steps = click_steps(model, chosen, protocol or load_protocol("photo", ["flip=false"]))
         held, calibrated = steps[::HELD], [step for number, step in enumerate(steps) if number % HELD]

@@ -44,7 +44,7 @@ def train_in(
     judged = judged_objects(recipe, place)
     if not judged:
         raise HrsegError(
-            "no objects to validate on; set data.held_out (such as --set data.held_out=0.1) or validation.datasets"
+            "no objects to validate on; set data.held_out (such as data.held_out=0.1) or validation.datasets"
         )
     runs_on = fit.Machine(
         machine["device"],
