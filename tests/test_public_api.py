@@ -126,5 +126,5 @@ def test_one_error_in_both_terms(hrseg: Callable[..., Any], tmp_path: Path) -> N
     done = hrseg(*words, "--out", tmp_path / "taken")
     assert (done.code, done.err.splitlines()[-1]) == (
         1,
-        f"hrseg: --out {tmp_path / 'taken'}: not empty and not a run folder; name another folder",
+        f"hrseg: --out {tmp_path / 'taken'}: not empty and not a run folder; use another folder",
     )

@@ -66,7 +66,7 @@ def _find(kind: str, name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
-            raise HrsegError(f"--{kind} {name}: no such file; give an existing YAML file or the name of a {kind}")
+            raise HrsegError(f"`{kind}` {name}: no such file; give an existing YAML file or the name of a {kind}")
         return path
     path = _folder(kind) / f"{name}.yaml"
     if not path.is_file():

@@ -58,7 +58,7 @@ class TablesPlan(Settings):
     published_note: str = ""
     published_data: list[str] = []
     other_data_note: str = ""
-    made_by: str = "hrseg evaluate --out FOLDER/ROW/SEED/SET"
+    made_by: str = "'hrseg evaluate --out FOLDER/ROW/SEED/SET'"
 
     @model_validator(mode="after")
     def _fits(self) -> TablesPlan:

