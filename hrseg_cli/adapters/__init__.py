@@ -1,7 +1,7 @@
-"""Small additions to a trained click network: attach one, train it, keep what it changed.
+"""Adapters: attach a few trainable weights to a trained click network, train them, and save only those.
 
-Every adapter is one call, ``attach(model, **options) -> model``: it freezes what it does not train and gives back the
-model to be used from then on, changed in place or wrapped.
+Every adapter is one call, ``attach(model, **options) -> model``. It freezes all weights that it does not train and
+returns the model to use from then on: the same one, changed in place, or a wrapper around it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from hrseg_cli.errors import HrsegError
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors, by name, in which an adapted model may differ from its base: those that are trained, and the
-    statistics that are re-estimated. They are the model's own, not copies."""
+    """The tensors, by name, in which an adapted model may differ from its base: trained parameters and re-estimated
+    statistics. They are not copied."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, module in model.named_modules():
         if isinstance(module, BatchNorm) and not isinstance(module, StillBatchNorm):
@@ -26,9 +26,9 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_adapter_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put into an adapted model what :func:`adapter_state` gave of another one, attached with the same options.
+    """Load the result of :func:`adapter_state` into a model with the same adapter and options.
 
-    Raises HrsegError where names or shapes differ; then nothing has been changed.
+    Raises HrsegError if names or shapes differ; the model is then unchanged.
     """
     wanted = adapter_state(model)
     missing = [name for name in wanted if name not in tensors]
@@ -37,13 +37,13 @@ def load_adapter_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         first = f"missing {missing[0]}" if missing else f"unexpected {extra[0]}"
         raise HrsegError(
             f"the adapter does not fit this model: {len(missing)} tensors missing, {len(extra)} unexpected ({first}); "
-            "give the base and the options that it was trained with"
+            "use the base and the options that it was trained with"
         )
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             raise HrsegError(
-                f"the adapter does not fit this model: {name} is {tuple(tensor.shape)}, the model asks for "
-                f"{tuple(wanted[name].shape)}; give the base and the options that it was trained with"
+                f"the adapter does not fit this model: {name} has shape {tuple(tensor.shape)}, the model expects "
+                f"{tuple(wanted[name].shape)}; use the base and the options that it was trained with"
             )
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Which tensors of a model training may change: the part of every adapter that adds nothing, and the plain controls."""
+"""Choose which tensors of a model are trained: shared by all adapters, and the plain controls."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import nn
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
 
-BatchNorm = nn.modules.batchnorm._BatchNorm  # of sequences, maps and volumes, and across processes
+BatchNorm = nn.modules.batchnorm._BatchNorm  # base of the 1D, 2D, 3D and synchronised kinds
 PARTS = ("full", "head", "bn", "bitfit")
 NORMS = (BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 MISSING = {
     "full": "nothing to train",
-    "head": "no layers that it calls heads",
+    "head": "no classifiers",
     "bn": "no normalisations with weights",
     "bitfit": "no biases",
 }
 
 
 class StillBatchNorm(BatchNorm):
-    """A batch normalisation that uses its stored statistics and never changes them, whatever mode its model is put in.
+    """A batch normalisation that uses its stored statistics and never updates them, even in training mode.
 
-    A model's normalisations are turned into a class of this kind and back (:func:`hold`), so no trainer has to know.
+    :func:`hold` changes the class of a model's normalisations to this one and back, so trainers need no special case.
     """
 
     def train(self, mode: bool = True) -> StillBatchNorm:
@@ -39,7 +39,7 @@ def _still(kind: type[BatchNorm]) -> type[StillBatchNorm]:
 
 
 def hold(norm: BatchNorm, still: bool = True) -> None:
-    """Keep the statistics of a normalisation as they are, or let them follow the training again."""
+    """Freeze the statistics of a normalisation, or let training update them again."""
     if still != isinstance(norm, StillBatchNorm):
         kind: Any = type(norm)
         norm.__class__ = _still(kind) if still else kind.__bases__[1]
@@ -48,7 +48,7 @@ def hold(norm: BatchNorm, still: bool = True) -> None:
 
 
 def freeze(model: nn.Module) -> None:
-    """No parameter of ``model`` is trained and all statistics stand still."""
+    """Freeze all parameters and all batch statistics of ``model``."""
     model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, BatchNorm):
@@ -56,18 +56,18 @@ def freeze(model: nn.Module) -> None:
 
 
 def is_still(module: nn.Module, untrained: Collection[nn.Parameter]) -> bool:
-    """Whether a layer has parameters of its own that no training changes."""
+    """Whether a layer has parameters of its own that are never trained."""
     return any(parameter in untrained for parameter in module.parameters(recurse=False))
 
 
 def freeze_for(model: InteractiveModel, part: str) -> InteractiveModel:
-    """Let training change one part of ``model`` only, in place; the controls that an adapter is measured against.
+    """Train only one part of ``model``, in place. These are the controls that adapters are compared with.
 
-    part: ``full`` everything; ``head`` the classifiers; ``bn`` scale and shift of the normalisations of any kind;
-        ``bitfit`` all biases (Ben Zaken et al. 2022, "BitFit").
-    Statistics are re-estimated where a normalisation's scale is trained too. What no training changes
-    (:meth:`InteractiveModel.untrained`) stays frozen. Raises UnknownName, and HrsegError where the model has no such
-    part.
+    part: ``full``: everything; ``head``: the classifiers; ``bn``: scale and shift of all normalisations; ``bitfit``:
+        all biases (Ben Zaken et al. 2022, "BitFit").
+    The statistics of a batch normalisation are re-estimated if its scale is trained. Parameters that are never trained
+    (:meth:`InteractiveModel.untrained`) stay frozen. Raises UnknownName for an unknown part, HrsegError if the model
+    does not have the part.
     """
     if part not in PARTS:
         raise UnknownName("part", part, PARTS)
@@ -92,7 +92,7 @@ def freeze_for(model: InteractiveModel, part: str) -> InteractiveModel:
 
 
 def heads(model: InteractiveModel) -> set[nn.Parameter]:
-    """The classifiers: what the model's layers call "heads", or else its parameters."""
+    """The classifiers: the layer group "heads" of the model, or else its parameter group "heads"."""
     if "heads" in model.layer_groups:
         pattern = layers_called("heads", model)
         return {parameter for name, parameter in model.named_parameters() if pattern.search(name)}
@@ -100,7 +100,7 @@ def heads(model: InteractiveModel) -> set[nn.Parameter]:
 
 
 def layers_called(part: str, model: nn.Module) -> re.Pattern[str]:
-    """What is searched for in names: the patterns of a group of layers that the model names, or the part itself."""
+    """A pattern to search layer names for: that of the model's layer group ``part``, or the text ``part`` itself."""
     groups: Mapping[str, tuple[str, ...]] = getattr(model, "layer_groups", {})
     return re.compile("|".join(groups.get(part, (re.escape(part),))))
 

@@ -24,10 +24,10 @@ from hrseg_cli.models.base import InteractiveModel
 log = logging.getLogger(__name__)
 
 KINDS = ("loralib", "conv")
-# Modules that read the weights of their layers without asking them: an addition there would do nothing, or, of the
-# second, which does so only when it is not trained, nothing but in training.
+# Modules that read the weights of their layers directly instead of calling the layers, so LoRA inside them would have
+# no effect. The second one does this only in evaluation, so LoRA would have an effect only in training.
 OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-# Layers with a weight that a product could be added to; which of them can be adapted is what `adaptable` finds.
+# Layers whose weight LoRA could change in principle; `adaptable` finds those that it supports.
 WEIGHTED = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *OPAQUE,
@@ -35,8 +35,8 @@ WEIGHTED = (
 
 
 class LoRA(nn.Module):
-    """A layer with a low-rank addition to its weight. A layer is turned into one and back by its class, so the names
-    of its own tensors stay those of the base. It stays one convolution, or one matrix product."""
+    """A layer with a low-rank update of its weight. Only the class of the layer is changed, and changed back, so the
+    names of its tensors stay those of the base. It still computes one convolution or one matrix product."""
 
     weight: Tensor
     lora_A: nn.Parameter
@@ -44,9 +44,9 @@ class LoRA(nn.Module):
     lora_scale: float
 
     def change(self) -> Tensor:
-        """What is added to the weight, in its shape."""
-        # kind "conv": (r, in / groups, k, k) and (out, r, 1, 1). Either kind multiplies as plain matrices; the
-        # reshape of "loralib" mixes input channels and kernel columns, as its code does.
+        """The update, in the shape of the weight."""
+        # kind "conv": (r, in / groups, k, k) and (out, r, 1, 1). Both kinds multiply plain matrices. The reshape of
+        # "loralib" mixes input channels and kernel columns, as the original code does.
         product = self.lora_B.flatten(1) @ self.lora_A.flatten(1)
         return product.view_as(self.weight) * self.lora_scale
 
@@ -63,7 +63,7 @@ class LoRALinear(LoRA, nn.Linear):
 
 
 class Apart(NamedTuple):
-    """What :func:`merge` folded into one weight: the weight as it was, and the addition to it."""
+    """What :func:`merge` folded into one weight: the original weight and its update."""
 
     weight: Tensor
     lora_A: nn.Parameter
@@ -82,26 +82,26 @@ def attach_lora(
 ) -> nn.Module:
     """LoRA: a low-rank update, zero at first, to each linear and convolution layer of the frozen model, in place.
 
-    kind: ``conv`` is a k x k convolution to ``rank`` channels and a 1 x 1 back, as PEFT has it: r (in k^2 + out)
-        parameters, and the change of the weight as an (out, in k^2) matrix has rank r. ``loralib`` is the original
-        code's, which ConvLoRA uses: r k^2 (in + out) parameters; its product is only reshaped to the weight, so that
-        matrix may have full rank. Of a linear layer both are the same.
-    alpha: the addition is scaled by alpha / rank; None: by 1.
-    layers: which layers to adapt: groups that the model names (``layer_groups``), or parts of their own names, such as
-        ``stage4`` or ``qkv``; none: all. Those that no training changes (:meth:`InteractiveModel.untrained`) never are.
-        Layers with a weight that cannot be adapted, as within ``nn.MultiheadAttention``, are counted in a log line.
+    kind: ``conv``: a k x k convolution to ``rank`` channels and a 1 x 1 back, as in PEFT: r (in k^2 + out) parameters;
+        the update, as an (out, in k^2) matrix, has rank r. ``loralib``: the original code, also used by ConvLoRA:
+        r k^2 (in + out) parameters; the product is reshaped to the weight, so that matrix may have full rank. For
+        linear layers both are the same.
+    alpha: the update is scaled by alpha / rank; None: by 1.
+    layers: which layers to adapt: groups of the model (``layer_groups``), or parts of layer names, such as ``stage4``
+        or ``qkv``; empty: all. Layers that are never trained (:meth:`InteractiveModel.untrained`) are not adapted. A
+        log line counts layers that LoRA does not support, such as those inside ``nn.MultiheadAttention``.
     adabn: re-estimate the statistics of all normalisations while training (AdaBN, Li et al. 2016); their scale and
         shift stay frozen.
-    Raises HrsegError for options that do not fit the model, UnknownName for an unknown kind.
+    Raises HrsegError for options that do not suit the model, UnknownName for an unknown kind.
     """
     if kind not in KINDS:
         raise UnknownName("kind of LoRA", kind, KINDS)
     if rank < 1:
         raise HrsegError(f"LoRA rank {rank}: must be at least 1")
-    if isinstance(layers, str):  # whose letters are parts of every name
+    if isinstance(layers, str):  # its single letters would match every name
         raise HrsegError(f"LoRA layers: must be a list; write adapter.options.layers=[{layers}]")
     if has_lora(model):
-        raise HrsegError("LoRA is attached to this model already; merge it first, or start from the base")
+        raise HrsegError("LoRA is already attached to this model; merge it first, or start from the base")
     untrained = model.untrained() if isinstance(model, InteractiveModel) else set()
     alive = {name: module for name, module in model.named_modules() if not is_still(module, untrained)}
     found = adaptable(model)
@@ -114,7 +114,7 @@ def attach_lora(
             names = {word for name in fitting for word in name.split(".") if not word.isdigit()}
             names |= getattr(model, "layer_groups", {}).keys()
             raise HrsegError(
-                f"LoRA layers: no layer that can be adapted has '{part}' in its name; known: {', '.join(sorted(names))}"
+                f"LoRA layers: no adaptable layer has '{part}' in its name; known: {', '.join(sorted(names))}"
             )
 
     def is_asked(name: str) -> bool:
@@ -128,7 +128,7 @@ def attach_lora(
     if left:
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
         log.warning(
-            "LoRA cannot adapt %d of the layers, they stay as they are: %s%s", len(left), ", ".join(left[:3]), more
+            "LoRA does not support %d of the layers; they stay frozen: %s%s", len(left), ", ".join(left[:3]), more
         )
     freeze(model)
     for module in alive.values():
@@ -142,9 +142,8 @@ def attach_lora(
 
 
 def adaptable(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers, by name, whose weight LoRA can add to: linear layers and convolutions that compute by PyTorch's own
-    ``forward`` (a subclass may change how a convolution is done, in ``_conv_forward``) with a weight that is a
-    parameter, but not those within :data:`OPAQUE` modules."""
+    """The layers, by name, that LoRA supports: linear layers and convolutions that use PyTorch's own ``forward`` (a
+    subclass may override ``_conv_forward``) and whose weight is a parameter, except inside :data:`OPAQUE` modules."""
     modules = dict(model.named_modules())
     return {
         name: module
@@ -160,14 +159,14 @@ def _within(name: str, modules: dict[str, nn.Module]) -> bool:
 
 
 def has_lora(model: nn.Module) -> bool:
-    """Whether :func:`attach_lora` has added something that is not merged yet."""
+    """Whether the model has LoRA updates that are not merged yet."""
     return any(isinstance(module, LoRA) for module in model.modules())
 
 
 def merge(model: nn.Module) -> dict[str, Apart]:
-    """Fold every addition into its weight, in place: what is left is a plain model with the base's names.
+    """Fold every update into its weight, in place. The result is a plain model with the layer names of the base.
 
-    Gives back what :func:`unmerge` needs; nothing is ever subtracted.
+    Returns what :func:`unmerge` needs to restore the original weights exactly.
     """
     apart = {}
     for name, layer in model.named_modules():
@@ -181,7 +180,7 @@ def merge(model: nn.Module) -> dict[str, Apart]:
 
 
 def unmerge(model: nn.Module, apart: dict[str, Apart]) -> None:
-    """The reverse of :func:`merge`, to the bit."""
+    """Undo :func:`merge`, bit-identically."""
     for name, kept in apart.items():
         layer: Any = model.get_submodule(name)
         layer.weight.data = kept.weight

@@ -1,10 +1,10 @@
-"""A frozen click network inside a learned halving and doubling of the image: answers at twice its resolution.
+"""A frozen click network between learned downsampling and upsampling: predictions at twice its resolution.
 
-Ofitserov and Konushin 2024 (a strided convolution before the network, a transposed one after it, a second and larger
-prediction beside its own, optionally a skip connection, Sobel edges at the input and a trained first layer). The
-larger designs follow HQ-SAM (Ke et al. 2023), Side-Tuning (Zhang et al. 2020) and ControlNet's layers that start at
-zero (Zhang et al. 2023).
-Shapes: B batch, H and W the image, h = H / 2 and w = W / 2 what the network sees, c the width.
+Ofitserov and Konushin 2024: a strided convolution before the network and a transposed one after it give a second,
+larger prediction in addition to the network's own; optional are a skip connection, Sobel edges at the input and a
+trained first layer. The larger designs follow HQ-SAM (Ke et al. 2023), Side-Tuning (Zhang et al. 2020) and
+ControlNet's zero-initialised layers (Zhang et al. 2023).
+Shapes: B batch, H and W the image, h = H / 2 and w = W / 2 the input of the network, c the width.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ WIDTHS = {"a": 0, "b_lite": 24, "b": 8, "c": 8}
 
 
 class Resampled(InteractiveModel):
-    """Down- and upsampling convolutions around the frozen model, which sees half the size: twice its resolution.
+    """Down- and upsampling convolutions around the frozen model, for twice its resolution.
 
-    forward(image, points) -> {"logits": the adapter's answer, "base": the base's own, "aux": the base's, if any}
-        image and points: as the base takes them, (B, 4, H, W) and (B, 2N, 3), any H and W; all answers (B, 1, H, W).
+    forward(image, points) -> {"logits": the adapter's, "base": the base's, "aux": the base's, if it has them}
+        image and points: inputs of the base, (B, 4, H, W) and (B, 2N, 3), any H and W; all outputs (B, 1, H, W).
         "base" and "aux" are enlarged by plain bilinear interpolation.
-    Before training "logits" equals "base", which is the base asked on the image's 2 x 2 means, enlarged.
+    Before training, "logits" equals "base": the logits of the base for the 2 x 2 means of the image, enlarged.
 
-    design: ``a`` only the two resampling convolutions. Others add a correction computed from the enlarged answer, the
-        image and the clicks drawn at full size: ``b_lite`` at half of the size; ``b`` a small U-Net at full size;
-        ``c`` a decoder that reads two of the base's feature maps too, with features added to the base's stem.
-    sobel: an edge channel beside the image's. skip: for design ``a`` only (the others have it): a 3 x 3 convolution of
-        the image, zero at first, is added to the answer.
+    design: ``a`` has only the two resampling convolutions. The others add a correction computed from the enlarged
+        logits, the image and the clicks drawn at full size: ``b_lite`` at half the size; ``b`` with a small U-Net at
+        full size; ``c`` with a decoder that also reads two feature maps of the base and adds features to its stem.
+    sobel: add an edge channel to the image. skip: for design ``a`` only (the others have it): add a 3 x 3 convolution
+        of the image, zero at first, to the logits.
     width: c of the correction, a multiple of 4; None: 24 for ``b_lite``, 8 for ``b`` and ``c``.
-    first_layer: train the base's first convolution of the image too.
-    Raises HrsegError for options that do not fit each other or the base, UnknownName for an unknown design.
+    first_layer: also train the base's first convolution of the image.
+    Raises HrsegError for options that do not suit each other or the base, UnknownName for an unknown design.
     """
 
     name = "resample"
@@ -60,9 +60,9 @@ class Resampled(InteractiveModel):
         if design not in WIDTHS:
             raise UnknownName("design", design, WIDTHS)
         if skip and design != "a":
-            raise HrsegError(f"skip: design {design} sees the image anyway; use skip with design a, or leave it out")
+            raise HrsegError(f"skip: design {design} already sees the image; use skip with design a, or omit it")
         if width is not None and (design == "a" or width < 4 or width % 4):
-            raise HrsegError(f"width {width}: must be a multiple of 4, and design a has none; leave it out")
+            raise HrsegError(f"width {width}: must be a multiple of 4, and design a has no width; omit it")
         self.config = {"design": design, "sobel": sobel, "skip": skip, "width": width, "first_layer": first_layer}
         self.design, self.sobel = design, sobel
         self.base = base
@@ -70,12 +70,12 @@ class Resampled(InteractiveModel):
         if first_layer:
             if not base.image_layer:
                 raise HrsegError(
-                    f"first_layer: '{base.name}' names no first layer; set adapter.options.first_layer=false"
+                    f"first_layer: '{base.name}' has no known first layer; set adapter.options.first_layer=false"
                 )
             base.get_submodule(base.image_layer).requires_grad_(True)
         self.with_prev_mask, self.mirror, self.unused = base.with_prev_mask, base.mirror, base.unused
         self.single_precision = ("/(down|correct|inject)/", r"/levels\.", *base.single_precision)
-        # Design c reads features inside its base, past the place where inputs are turned into bf16.
+        # Design c reads inner features of its base, after inputs have been converted to bf16.
         self.precisions = ("fp32",) if design == "c" else base.precisions
 
         channels = 4 if self.with_prev_mask else 3
@@ -91,17 +91,17 @@ class Resampled(InteractiveModel):
             self.correct = UNet(seen + 3, wide)
         elif design == "c":
             if not {"stem", "fine"} <= base.taps.keys():
-                raise HrsegError(f"design c reads features inside its base, which '{base.name}' does not give; use b")
+                raise HrsegError(f"design c needs inner features, which '{base.name}' does not provide; use design b")
             self.correct = Decoder(seen + 2, base.taps["stem"], base.taps["fine"], wide)
 
     def train(self, mode: bool = True) -> Resampled:
         super().train(mode)
-        self.base.eval()  # no dropout: it stays the very function that is being adapted
+        self.base.eval()  # no dropout: the function that is being adapted must not change
         return self
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
         height, width = image.shape[-2:]
-        image = F.pad(image, (0, width % 2, 0, height % 2), mode="replicate")  # to even sides
+        image = F.pad(image, (0, width % 2, 0, height % 2), mode="replicate")  # to an even size
         seen = torch.cat([image, edges(image[:, :3])], 1) if self.sobel else image
         small, near = self.down(seen), halved(points)
         if self.design == "c":
@@ -129,18 +129,18 @@ class Resampled(InteractiveModel):
         return around
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """As a base's: "new" starts from nothing, "backbone" from something that works (the resampling too)."""
+        """Groups as in the base: "new" is untrained, "backbone" is pretrained or works at once (the resampling)."""
         new = list(self.correct.parameters()) if self.correct is not None else []
         old = [parameter for part in (self.down, self.up, self.base) for parameter in part.parameters()]
         return {"new": new, "heads": [], "backbone": old}
 
     def _clicks(self, image: Tensor, points: Tensor) -> Tensor:
-        """(B, 2, H, W): clicks drawn at full size, as the base draws them at its own."""
+        """(B, 2, H, W): clicks drawn at full size, in the same way as in the base."""
         return self.base.click_maps(points, *image.shape[-2:]).to(image.dtype)
 
 
 def mean_down(inputs: int, outputs: int) -> nn.Conv2d:
-    """(B, inputs, H, W) -> (B, outputs, H/2, W/2): at first the 2 x 2 mean of the first ``outputs`` channels."""
+    """(B, inputs, H, W) -> (B, outputs, H/2, W/2): initially the 2 x 2 mean of the first ``outputs`` channels."""
     conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
     channels = range(outputs)
     with torch.no_grad():
@@ -149,7 +149,7 @@ def mean_down(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def bilinear_up() -> nn.ConvTranspose2d:
-    """(B, 1, h + 2, w + 2), padded by replication -> (B, 1, 2h, 2w): at first bilinear, corners not aligned."""
+    """(B, 1, h + 2, w + 2), padded by replication -> (B, 1, 2h, 2w): initially bilinear, corners not aligned."""
     conv = nn.ConvTranspose2d(1, 1, 4, stride=2, padding=3)
     taps = torch.tensor([0.25, 0.75, 0.75, 0.25])
     with torch.no_grad():
@@ -163,16 +163,16 @@ def doubled(x: Tensor) -> Tensor:
 
 
 def halved(points: Tensor) -> Tensor:
-    """Clicks of the image on the image of half the size: (c + 0.5) / 2 - 0.5. Padding stays padding."""
+    """Clicks in the coordinates of the image at half its size: (c + 0.5) / 2 - 0.5. Padding stays padding."""
     place = (points[..., :2] + 0.5) / 2 - 0.5
-    # A click in the very corner would have two negative coordinates, and be taken for padding.
+    # A click in the top left corner would get two negative coordinates, and be mistaken for padding.
     place = torch.where(place.amax(-1, keepdim=True) < 0, place.clamp(min=0), place)
     padding = points[..., :2].amax(-1, keepdim=True) < 0
     return torch.cat([torch.where(padding, points[..., :2], place), points[..., 2:]], -1)
 
 
 def edges(rgb: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, 1, H, W): Sobel's gradient of the luminance, in [0.001, 0.708]."""
+    """(B, 3, H, W) in [0, 1] -> (B, 1, H, W): Sobel gradient magnitude of the luminance, in [0.001, 0.708]."""
     red, green, blue = rgb[:, 0:1], rgb[:, 1:2], rgb[:, 2:3]
     grey = F.pad(0.299 * red + 0.587 * green + 0.114 * blue, (1, 1, 1, 1), mode="replicate")
     down = grey[..., :-2, :] + 2 * grey[..., 1:-1, :] + grey[..., 2:, :]
@@ -181,11 +181,11 @@ def edges(rgb: Tensor) -> Tensor:
     return (by_col.square() + by_row.square() + 1e-6).sqrt()
 
 
-# ---- corrections: each ends in a layer that is zero at first ---------------------------------------------------------
+# ---- corrections: the last layer of each is initialised with zeros ---------------------------------------------------
 
 
 def correction_at_half(inputs: int, width: int) -> nn.Sequential:
-    """(B, inputs, H, W) -> (B, 1, H, W), computed on 2 x 2 pixels at a time."""
+    """(B, inputs, H, W) -> (B, 1, H, W), computed at half the size, on blocks of 2 x 2 pixels."""
     return nn.Sequential(
         nn.PixelUnshuffle(2),
         _block(4 * inputs, width),
@@ -216,7 +216,7 @@ class UNet(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Image and clicks at three scales, some of it given to the base, joined with two of the base's feature maps.
+    """Features of image and clicks at three scales, partly fed into the base, joined with two of its feature maps.
 
     inputs: channels at full size. stem, context: channels of the base's features at h / 2 and h / 4.
     """
@@ -235,7 +235,7 @@ class Decoder(nn.Module):
         self.out = _zeroed(nn.Conv2d(width, 1, 1))
 
     def stems(self, x: Tensor) -> list[Tensor]:
-        """(B, inputs, H, W) -> features at H, H / 2 and H / 4, c, 2c and 4c channels."""
+        """(B, inputs, H, W) -> features at H, H / 2 and H / 4, with c, 2c and 4c channels."""
         found = []
         for level in self.levels:
             x = level(x)
@@ -263,7 +263,7 @@ def _grow(inputs: int, outputs: int) -> nn.ConvTranspose2d:
 
 
 def _beside(coarse: Tensor, fine: Tensor) -> Tensor:
-    """Joined along channels; what was doubled from an odd size rounded up has one row or column too many."""
+    """Concatenated along channels. Doubling a rounded-up odd size gives one row or column too many; it is cropped."""
     return torch.cat([coarse[..., : fine.shape[-2], : fine.shape[-1]], fine], 1)
 
 

@@ -1,4 +1,4 @@
-"""What the click loop asks of a model."""
+"""The interface of a click model."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.parts.click_maps import disk_maps
 from hrseg_cli.models.parts.folding import in_bf16
 
-Features = tuple[Tensor, ...]  # each with the batch as its first axis
+Features = tuple[Tensor, ...]  # batch first
 
 
 class InteractiveModel(nn.Module):
-    """A model that turns an image, the previous answer and clicks into logits.
+    """A model that turns an image, the previous mask and clicks into logits.
 
-    A family overrides ``forward`` alone where clicks enter at the input, as in RITM, and ``encode`` and ``decode``
-    where it has an encoder that sees only the image: a session then encodes a crop once, whatever the number of clicks.
-    Any height and width. Nothing of a session is kept between calls: one model serves many sessions. A model can be
-    built without memory for its weights, under ``torch.device("meta")``: its shapes are compared with a file's first.
+    A family whose clicks enter at the input, as in RITM, overrides only ``forward``. A family with an encoder that sees
+    only the image overrides ``encode`` and ``decode``; a session then encodes a crop once for all clicks on it.
+    Any height and width is allowed. A model keeps no state between calls, so one model serves many sessions. It can be
+    built without memory for its weights, under ``torch.device("meta")``, to compare its shapes with those of a file.
 
-    name, config: what rebuilds the model: a name of the catalog and keyword arguments.
-    with_prev_mask: whether the previous answer is part of the input.
-    mirror: whether it is asked about the mirrored image too where a protocol wants that.
+    name, config: name in the catalog and keyword arguments, which rebuild the model.
+    with_prev_mask: whether the previous mask is part of the input.
+    mirror: whether protocols with mirroring also run it on the mirrored image.
     weightless: whether it works without weights.
-    unused: parts of the names of parameters that never reach the output.
-    pooled_norms: parts of the names of normalisations that see one value a channel: with one sample a batch they keep
-        their statistics in training.
-    single_precision: patterns of layers' names, as an exported graph has them, that 8 bits would harm: those that read
-        the image and the clicks, and those that decide.
-    image_layer: name of the first convolution of the image, "" where there is none.
-    taps: inner features that :meth:`tapped` gives, name -> channels. An adapter that decodes needs two: "stem", the
-        first features of the image, at half the size, and "fine", what the answer is read from, at a quarter.
-    layer_groups: name of a group of layers -> patterns of their names; each layer that may be trained is in one group.
-        "heads" are the classifiers.
-    precisions: in which it can be asked, see :meth:`for_inference`.
-    has_encoder: whether ``encode`` computes something that is worth keeping.
-    enlarge: factor on a protocol's zoom-in target, for a model that looks at a smaller copy of its input.
+    unused: parts of the names of parameters that do not affect the output.
+    pooled_norms: parts of the names of normalisations that see one value per channel. When training with one sample per
+        batch, they keep their statistics.
+    single_precision: patterns of layer names in an exported graph that must not be quantised: the layers that read the
+        image and the clicks, and the classifiers.
+    image_layer: name of the first convolution of the image, "" if there is none.
+    taps: inner features returned by :meth:`tapped`, name -> channels. A decoding adapter needs two: "stem", the first
+        features of the image, at half the size, and "fine", the features that the logits are computed from, at a
+        quarter.
+    layer_groups: name of a group of layers -> patterns of their names. Each trainable layer is in one group; "heads"
+        are the classifiers.
+    precisions: those it can compute in, see :meth:`for_inference`.
+    has_encoder: whether the result of ``encode`` is worth caching.
+    enlarge: factor on a protocol's zoom-in target, for a model that downsamples its input.
     """
 
     name: str
@@ -59,48 +60,49 @@ class InteractiveModel(nn.Module):
     enlarge: int = 1
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Groups that training treats differently: layers that start from nothing ("new"), classifiers ("heads"),
-        "backbone", and what it leaves as it is ("fixed"). Every parameter is in exactly one group; a model may lack
-        groups."""
+        """Groups that training treats differently: untrained layers ("new"), classifiers ("heads"), pretrained layers
+        ("backbone") and layers that are not trained ("fixed"). Every parameter is in exactly one group; groups may be
+        missing."""
         return {"new": list(self.parameters())}
 
     def untrained(self) -> set[nn.Parameter]:
-        """What neither a training nor an adapter changes: the group "fixed", and what never reaches the output."""
+        """Parameters that no training and no adapter changes: the group "fixed", and those that do not affect the
+        output."""
         unused = {p for name, p in self.named_parameters() if any(part in name for part in self.unused)}
         return unused | set(self.parameter_groups().get("fixed", ()))
 
     def initialise(self, backbone: Mapping[str, Tensor] | None, coverage: float) -> float:
-        """Set all weights for a training that starts from nothing but, perhaps, a pretrained backbone.
+        """Initialise all weights for training, from a pretrained backbone if there is one.
 
         backbone: its public state dict. Returns the share of this model's backbone that it covers, 0 without one.
-        Raises HrsegError where that is less than ``coverage``, or the model takes no such weights.
+        Raises HrsegError if that is less than ``coverage``, or if the model does not support such weights.
         """
         if backbone is not None:
-            raise HrsegError(f"'{self.name}' takes no pretrained backbone; leave model.backbone out")
+            raise HrsegError(f"'{self.name}' does not support a pretrained backbone; omit model.backbone")
         return 0.0
 
     def for_inference(self, precision: str = "fp32", keep_layers: bool = False) -> InteractiveModel:
-        """A form that gives the same logits faster and cannot be trained or saved; the model itself stays as it is.
+        """An optimised copy: the same logits, faster, but it cannot be trained or saved. The model itself is unchanged.
 
-        precision: fp32, or bf16, whose answers differ a little. keep_layers: layers keep their names, for an adapter
-        that reads features inside. Raises HrsegError for a precision that it does not compute in.
+        precision: "fp32", or "bf16", whose results differ slightly. keep_layers: keep layer names, for an adapter that
+        reads inner features. Raises HrsegError for an unsupported precision.
         """
         if precision not in self.precisions:
             known = " or ".join(self.precisions)
-            raise HrsegError(f"`precision` {precision}: '{self.name}' computes in {known}; leave the option out")
+            raise HrsegError(f"`precision` {precision}: '{self.name}' supports only {known}; omit the option")
         return self._for_inference(precision, keep_layers)
 
     def _for_inference(self, precision: str, keep_layers: bool) -> InteractiveModel:
         return in_bf16(copy.deepcopy(self).eval()) if precision == "bf16" else self
 
     def encode(self, image: Tensor) -> Features:
-        """What depends on the image alone: (B, 3, H, W), RGB in [0, 1]."""
+        """Features that depend only on the image, (B, 3, H, W), RGB in [0, 1]."""
         return (image,)
 
     def decode(self, features: Features, previous: Tensor, points: Tensor) -> dict[str, Tensor]:
-        """The answer to clicks on an encoded image: {"logits": (B, 1, H, W)}, and in training perhaps more outputs.
+        """The outputs for clicks on an encoded image: {"logits": (B, 1, H, W)}, and possibly others for training.
 
-        previous: (B, 1, H, W), the previous answer, probabilities. points: (B, 2N, 3), see
+        previous: (B, 1, H, W), the previous mask as probabilities. points: (B, 2N, 3), see
         :mod:`hrseg_cli.models.parts.click_maps`.
         """
         (image,) = features
@@ -108,19 +110,19 @@ class InteractiveModel(nn.Module):
         return answer
 
     def click_maps(self, points: Tensor, height: int, width: int) -> Tensor:
-        """(B, 2, height, width): positive and negative clicks as this model draws them, for an adapter that reads
-        them too."""
+        """(B, 2, height, width): positive and negative clicks as this model draws them, for adapters that need
+        them."""
         return disk_maps(points, height, width, 5)
 
     def tapped(self, image: Tensor, points: Tensor, inject: Tensor | None = None) -> dict[str, Tensor]:
-        """``forward`` with all :attr:`taps` among its outputs.
+        """``forward`` with all :attr:`taps` added to its outputs.
 
-        inject: added to the features of the tap "stem", in their shape.
+        inject: added to the features of the tap "stem"; same shape.
         """
         raise TypeError(f"{type(self).__name__} has no taps")
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
-        """``decode`` after ``encode``. image: (B, 4, H, W) float32, RGB and the previous answer; (B, 3, H, W) where
+        """``encode``, then ``decode``. image: (B, 4, H, W) float32, RGB and the previous mask; (B, 3, H, W) if
         ``with_prev_mask`` is False."""
         if not self.has_encoder:
             raise TypeError(f"{type(self).__name__} has no forward")

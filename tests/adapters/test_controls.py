@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_refused_whole(base: ClickHRNet) -> None:
     for wrong, match in (
         ({**kept, "more": torch.zeros(1)}, "1 unexpected \\(unexpected more\\)"),
         ({name: tensor for name, tensor in kept.items() if name != last}, f"1 tensors missing.*{last}"),
-        ({**kept, last: torch.zeros(2, 3)}, "is \\(2, 3\\), the model asks for"),
+        ({**kept, last: torch.zeros(2, 3)}, "has shape \\(2, 3\\), the model expects"),
     ):
         with pytest.raises(HrsegError, match=match):
             load_adapter_state(base, wrong)
@@ -122,6 +122,6 @@ def test_a_part_that_a_network_lacks_is_named(part: str) -> None:
     model = Tokens()
     model.parameter_groups = lambda: {"new": list(model.parameters())}  # type: ignore[method-assign]
     model.norm = model.batch = nn.Identity()  # type: ignore[assignment]
-    with pytest.raises(HrsegError, match=r"'tokens' has no (layers that it calls heads|normalisations.*); choose"):
+    with pytest.raises(HrsegError, match=r"'tokens' has no (classifiers|normalisations.*); choose"):
         freeze_for(model, part)
     assert all(parameter.requires_grad for parameter in model.parameters())

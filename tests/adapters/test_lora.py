@@ -254,7 +254,7 @@ def test_attention_is_adapted_but_not_what_pytorch_computes_inside(caplog: pytes
     model = attach_lora(Fused(), rank=2)
     adapted = {name for name, module in model.named_modules() if isinstance(module, LoRA)}
     assert adapted == {"qkv", "out"}
-    assert caplog.messages == ["LoRA cannot adapt 1 of the layers, they stay as they are: inner"]
+    assert caplog.messages == ["LoRA does not support 1 of the layers; they stay frozen: inner"]
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     before = copy.deepcopy(model.state_dict())
     for _ in range(2):
@@ -264,7 +264,7 @@ def test_attention_is_adapted_but_not_what_pytorch_computes_inside(caplog: pytes
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if "lora_" in name}
     assert set(merge(attach_lora(Fused(), layers=["qkv"]))) == {"qkv"}
-    with pytest.raises(HrsegError, match=r"no layer that can be adapted has 'inner' in its name; known: out, qkv"):
+    with pytest.raises(HrsegError, match=r"no adaptable layer has 'inner' in its name; known: out, qkv"):
         attach_lora(Fused(), layers=["inner"])
     with pytest.raises(HrsegError, match="no linear or convolution layer"):
         attach_lora(nn.Sequential(nn.MultiheadAttention(8, 2), nn.LayerNorm(8)))
@@ -279,7 +279,7 @@ def test_layers_whose_addition_would_be_lost_are_left_alone(caplog: pytest.LogCa
     model = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), made)
     attach_lora(model, rank=2)
     assert [name for name, module in model.named_modules() if isinstance(module, LoRA)] == ["0"]
-    assert caplog.messages == ["LoRA cannot adapt 2 of the layers, they stay as they are: 1, 2"]
+    assert caplog.messages == ["LoRA does not support 2 of the layers; they stay frozen: 1, 2"]
     model.eval()
     torch.nn.init.normal_(model[0].lora_B)  # type: ignore[arg-type]
     x = torch.rand(2, 5, 8)

@@ -181,7 +181,7 @@ def test_settings_that_do_not_exist_are_told(model: hrseg.Model) -> None:
         model.session("a.tif", span=(5, 1))
     with pytest.raises(hrseg.HrsegError, match="`device` tpu"):
         hrseg.load("grabcut", device="tpu")
-    with pytest.raises(hrseg.HrsegError, match="`precision` bf16: 'grabcut' computes in fp32"):
+    with pytest.raises(hrseg.HrsegError, match="`precision` bf16: 'grabcut' supports only fp32"):
         hrseg.load("grabcut", precision="bf16")
     with pytest.raises(hrseg.HrsegError, match="`model`: a SameColour; give a name, or the path"):
         hrseg.load(SameColour())  # type: ignore[arg-type]

@@ -199,7 +199,7 @@ def test_a_precision_is_told_and_checked(h18s: ClickHRNet, tmp_path: Path) -> No
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         assert open_fast(spec, precision="bf16")[1]["precision"] == "bf16"
     assert "precision" not in open_fast("grabcut", precision=None)[1]
-    with pytest.raises(HrsegError, match="`precision` bf16: 'grabcut' computes in fp32"):
+    with pytest.raises(HrsegError, match="`precision` bf16: 'grabcut' supports only fp32"):
         open_fast("grabcut", precision="bf16")
     with pytest.raises(UnknownName, match="Did you mean 'bf16'"):
         open_fast(spec, precision="bf6")

@@ -224,7 +224,7 @@ def test_the_form_for_inference_gives_the_same_logits() -> None:
     image, points = torch.rand(1, 4, 70, 90), clicks((5, 6, True), (20, 12, False))
     with torch.inference_mode():
         torch.testing.assert_close(quick(image, points)["logits"], model(image, points)["logits"], atol=1e-4, rtol=1e-4)
-    with pytest.raises(HrsegError, match="`precision` bf16: 'clicknet' computes in fp32"):
+    with pytest.raises(HrsegError, match="`precision` bf16: 'clicknet' supports only fp32"):
         model.for_inference("bf16")
 
 

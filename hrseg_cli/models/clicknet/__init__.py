@@ -1,4 +1,4 @@
-"""Click networks on EfficientNet-Lite: an encoder pretrained on ImageNet and a light decoder that takes the clicks.
+"""Click networks on EfficientNet-Lite: an encoder pretrained on ImageNet and a light decoder that receives the clicks.
 
 The catalog's names resolve to the builders below.
 """

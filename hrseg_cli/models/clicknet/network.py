@@ -1,8 +1,9 @@
-"""A click network on a pretrained backbone whose first levels see only the photograph and stay ImageNet's.
+"""A click network on a pretrained backbone whose first levels see only the image and keep their ImageNet weights.
 
-Those levels serve every click while the crop stays. Clicks, box and previous mask become a small pyramid of maps
-("guide"), which enters the backbone behind the first levels, by 1x1 convolutions that start near zero, and once more at
-each level of the decoder. At its coarse levels pixels attend to the clicks.
+The features of those levels are computed once per crop and reused for every click on it. Clicks, box and previous mask
+become a small pyramid of maps ("guide"). It enters the backbone after the first levels, through 1x1 convolutions
+initialised near zero, and again at each level of the decoder. At the coarse levels of the decoder, pixels attend to the
+clicks.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hrseg_cli.models.clicknet.backbone import EfficientNetLite, Pointwise, norm
 from hrseg_cli.models.parts.click_maps import disk_maps, valid_slots
 from hrseg_cli.models.parts.folding import folded
 
-STRIDE = 32  # sides of what the network computes on are multiples of it
+STRIDE = 32  # inputs are padded to multiples of it
 MOST_CHANNELS, MOST_BLOCKS = 1024, 32
 GUIDE_INPUT = 7  # RGB, positive clicks, negative clicks, previous mask, box
 
@@ -51,9 +52,9 @@ class Separable(nn.Module):
 
 
 class Mixer(nn.Module):
-    """x + 1x1(ReLU6(BN(1x1(depthwise 5x5(x))))), with twice the channels inside; x itself at the start of training.
+    """x + 1x1(ReLU6(BN(1x1(depthwise 5x5(x))))), with twice the channels inside; the identity at initialisation.
 
-    Liu et al., "A ConvNet for the 2020s" (CVPR 2022), with batch normalisation, which folds away.
+    Liu et al., "A ConvNet for the 2020s" (CVPR 2022), but with batch normalisation, which can be folded.
     """
 
     def __init__(self, channels: int) -> None:
@@ -69,11 +70,11 @@ class Mixer(nn.Module):
 
 
 class ClickAttention(nn.Module):
-    """Pixels attend to the features under each click (with its sign), to the means of the previous object and of the
-    previous background, and to the mean of all; what they find, and how much of their attention goes to each kind of
-    token, is added to them.
+    """Pixels attend to the features at each click (with its sign), to their means over the previous object and the
+    previous background, and to the mean of all pixels. The result, and the share of attention on each kind of token,
+    is added to the pixels.
 
-    It carries a click's verdict to everything that looks like the clicked place, however far.
+    This spreads the label of a click to similar pixels at any distance.
     """
 
     KINDS = 5  # positive click, negative click, previous object, previous background, everything
@@ -112,22 +113,22 @@ class ClickAttention(nn.Module):
         found = torch.einsum("bhtp,bthd->bhdp", score, value).reshape(batch, self.width, height, width)
         to_clicks = score[:, :, : 2 * n].view(batch, self.heads, 2, n, -1).sum(3)
         shares = torch.cat([to_clicks, score[:, :, 2 * n : 2 * n + 2]], 2).reshape(batch, -1, height, width)
-        told: Tensor = self.out(torch.cat([found, shares], 1).contiguous(memory_format=torch.channels_last))
-        return x + told
+        update: Tensor = self.out(torch.cat([found, shares], 1).contiguous(memory_format=torch.channels_last))
+        return x + update
 
 
 def _of_tokens(kinds: Tensor, clicks: int) -> Tensor:
-    """(2 clicks + 3, width) from one row a kind: those of the clicks, of either sign, stand for so many tokens."""
+    """(2 clicks + 3, width) from one row per kind: the two rows for clicks are repeated for each click."""
     positive, negative = (kinds[k : k + 1].expand(clicks, -1) for k in (0, 1))
     return torch.cat([positive, negative, kinds[2:]])
 
 
 class ClickNet(InteractiveModel):
-    """Click network on EfficientNet-Lite, of any size (clicknet_m is a size of it).
+    """Click network on EfficientNet-Lite, of any size (clicknet_m is one of them).
 
     variant: of EfficientNet-Lite. widths: channels of the decoder at strides 2, 4, 8, 16, 32. guide: channels of the
-    maps of clicks at strides 2, 4, 8, 16. blocks: separable blocks at strides 4, 8, 16, 32. mixers: wider blocks at
-    stride 16. radius: of a click's disk, in pixels.
+    guide at strides 2, 4, 8, 16. blocks: separable blocks at strides 4, 8, 16, 32. mixers: wider blocks at stride 16.
+    radius: of a click's disk, in pixels.
     """
 
     name = "clicknet"
@@ -154,7 +155,7 @@ class ClickNet(InteractiveModel):
         super().__init__()
         if (len(widths), len(guide), len(blocks)) != (5, 4, 4):
             raise ValueError("widths, guide and blocks take 5, 4 and 4 numbers")
-        # A file may name any; what is built before its weights are compared has to stay small.
+        # A file may contain any numbers. The model is built before its weights are compared, so it must stay small.
         if not all(0 < number <= MOST_CHANNELS for number in (*widths, *guide)):
             raise ValueError(f"widths and guide take 1 to {MOST_CHANNELS} channels")
         if not all(0 <= number <= MOST_BLOCKS for number in (*blocks, mixers)) or not 0 < radius <= MOST_CHANNELS:
@@ -206,7 +207,7 @@ class ClickNet(InteractiveModel):
     def initialise(self, backbone: Mapping[str, Tensor] | None, coverage: float) -> float:
         if backbone is None:
             return 0.0
-        self.encoder.load_imagenet(backbone)  # all of it, or an error
+        self.encoder.load_imagenet(backbone)  # complete, or an error
         return 1.0
 
     def _for_inference(self, precision: str, keep_layers: bool) -> ClickNet:
@@ -214,26 +215,27 @@ class ClickNet(InteractiveModel):
         return model
 
     def encode(self, image: Tensor) -> Features:
-        """image: (B, 3, H, W), RGB in [0, 1] -> itself, normalised and padded to multiples of 32, and features at
-        strides 2 and 4."""
+        """image: (B, 3, H, W), RGB in [0, 1] -> the image, normalised and padded to multiples of 32, and its features
+        at strides 2 and 4."""
         image = normalised(_padded(image))
         return (image, *self.encoder.first_levels(image))
 
     def decode(
         self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The answer to a prompt: {"logits": (B, 1, H, W)}, and "aux4", "aux16", logits at those strides, for training.
+        """The outputs for a prompt: {"logits": (B, 1, H, W)}, and "aux4", "aux16": logits at strides 4 and 16, for
+        training.
 
         previous: (B, 1, H, W), in [0, 1]. points: (B, 2N, 3), see :mod:`hrseg_cli.models.parts.click_maps`.
-        boxes: (B, 4), (top, left, bottom, right) in pixels, ends included; a row of negative numbers, or None: no box.
+        boxes: (B, 4), (top, left, bottom, right) in pixels, inclusive; None, or a row of negative numbers: no box.
         """
         outputs = self._decoded(features, previous, points, boxes)
         del outputs["fine"]
         return outputs
 
     def tapped(self, image: Tensor, points: Tensor, inject: Tensor | None = None) -> dict[str, Tensor]:
-        """See :meth:`InteractiveModel.tapped`. "stem": the first convolution's features of the image, at half the
-        size. "fine": the decoder's at a quarter, which the coarse logits are read from."""
+        """See :meth:`InteractiveModel.tapped`. "stem": features of the first convolution of the image, at half the
+        size. "fine": features of the decoder at a quarter, from which the coarse logits are computed."""
         height, width = image.shape[-2:]
         photo = normalised(_padded(image[:, :3]))
         stem = self.encoder.stem_features(photo)
@@ -249,7 +251,7 @@ class ClickNet(InteractiveModel):
     def _decoded(
         self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """See :meth:`decode`; "fine" too, of the padded image."""
+        """Like :meth:`decode`, with "fine" as well, for the padded image."""
         image, *maps = features
         height, width = previous.shape[-2:]
         previous = _padded(previous)
@@ -284,7 +286,7 @@ class ClickNet(InteractiveModel):
 
 
 def box_maps(boxes: Tensor, height: int, width: int) -> Tensor:
-    """(B, 1, H, W) float32: 1 inside a box (top, left, bottom, right), ends included; 0 for negative numbers."""
+    """(B, 1, H, W) float32: 1 inside a box (top, left, bottom, right), inclusive; 0 everywhere for negative numbers."""
     rows = torch.arange(height, device=boxes.device)
     cols = torch.arange(width, device=boxes.device)
     top, left, bottom, right = boxes.unbind(1)
@@ -296,13 +298,13 @@ def box_maps(boxes: Tensor, height: int, width: int) -> Tensor:
 def _padded(x: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     right, bottom = -width % STRIDE, -height % STRIDE
-    if not (right or bottom or torch.onnx.is_in_onnx_export()):  # a graph has to pad other sizes than the exporter's
+    if not (right or bottom or torch.onnx.is_in_onnx_export()):  # the graph must pad sizes other than the traced one
         return x
     return F.pad(x, (0, right, 0, bottom), mode="replicate")
 
 
 def _zeroed(layer: Pointwise) -> Pointwise:
-    """The layer, adding nothing until it has learned something."""
+    """The layer, initialised with zeros."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer

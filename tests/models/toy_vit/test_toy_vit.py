@@ -99,4 +99,4 @@ def test_adapters_are_trained_and_used(
     ended = hrseg("adapt", "--from", both, "--merge", tmp_path / "whole.safetensors")
     assert (ended.code == 0) == (kind != "conv"), ended.err
     notes = [message for message in caplog.messages if message.startswith("LoRA")]  # once, by the training
-    assert notes == ["LoRA cannot adapt 1 of the layers, they stay as they are: grow"] * (kind == "lora")
+    assert notes == ["LoRA does not support 1 of the layers; they stay frozen: grow"] * (kind == "lora")
