@@ -1,4 +1,4 @@
-"""What an answer of a network costs, counted on shapes alone."""
+"""The cost of a forward pass, counted without computing it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hrseg_cli.models.base import InteractiveModel
 
 
 def gmac(model: InteractiveModel, size: tuple[int, int]) -> float:
-    """10^9 multiply-adds of convolutions, matrix products and attention for one answer at ``size`` (height, width).
+    """10^9 multiply-adds of convolutions, matrix products and attention in one forward pass.
 
-    Nothing is computed, and the model stays as it is. LoRA costs nothing here: its weights can be merged. 0 for a
-    model without a network.
+    size: height and width of the input. Nothing is computed, and the model is unchanged. LoRA counts as 0, because it can be merged. A model without a
+    network has 0.
     """
     if next(model.parameters(), None) is None:
         return 0.0
@@ -29,10 +29,10 @@ def gmac(model: InteractiveModel, size: tuple[int, int]) -> float:
 
 
 def costs(model: InteractiveModel, crop: tuple[int, int]) -> dict[str, float]:
-    """What a table of adapters tells of a model that is about to be trained on crops of (height, width).
+    """The costs of a model to be trained on crops of (height, width), for tables of adapters.
 
-    trained: parameters that training may change. gmac: of one answer at the crop. base_gmac: of the base's by itself,
-    at the size at which it is asked within.
+    trained: number of trained parameters. gmac: of one forward pass at the crop. base_gmac: of the base alone, at its
+    input size inside the adapter.
     """
     base = getattr(model, "base", model)
     inner = crop[0] // model.enlarge, crop[1] // model.enlarge

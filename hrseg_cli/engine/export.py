@@ -1,13 +1,13 @@
 """The whole click step as one ONNX file: image, previous mask and clicks in, the object's probability out.
 
     image       (batch, 3, height, width) float32, RGB in [0, 1]
-    previous    (batch, 1, height, width) float32, the last answer's probability; zeros before the first click
-    clicks      (batch, clicks, 3) float32, rows (row, col, label): label 1 on the object, 0 beside it, -1 padding
+    previous    (batch, 1, height, width) float32, the previous probability; zeros before the first click
+    clicks      (batch, clicks, 3) float32, rows (row, col, label): label 1 is object, 0 background, -1 padding
     probability (batch, 1, height, width) float32 in [0, 1]
-    logits      (batch, 1, height, width) float32, what the probability is the sigmoid of
+    logits      (batch, 1, height, width) float32; the probability is their sigmoid
 
-All of batch, height, width and clicks may change from call to call. Normalisation and the drawing of clicks are inside.
-The file's metadata holds one key, ``hrseg``: JSON of what it was made from and how far it was from PyTorch.
+All four sizes may change from call to call. Normalisation and the drawing of clicks are part of the graph.
+The file's metadata has one key, ``hrseg``, with JSON: the source of the weights, and the differences from PyTorch.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ ABOUT = " ".join((__doc__ or "").split())
 
 
 class ClickStep(nn.Module):
-    """A click network as the file has it: ``(image, previous, clicks) -> (probability, logits)``; without ``previous``
-    where the network does not look at it."""
+    """A click network with the interface of the file: ``(image, previous, clicks) -> (probability, logits)``, without
+    ``previous`` if the network does not use it."""
 
     def __init__(self, model: InteractiveModel) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class ClickStep(nn.Module):
 
 
 def points_of(clicks: Tensor) -> Tensor:
-    """Clicks with labels, (B, N, 3), as the network takes them: (B, 2N, 3).
+    """Clicks with labels, (B, N, 3), converted to the input of the network, (B, 2N, 3).
 
     See :mod:`hrseg_cli.models.parts.click_maps`.
     """
@@ -75,14 +75,14 @@ def clicks_of(points: Tensor) -> Tensor:
 
 
 def export(model: InteractiveModel, path: Path, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Write ``model`` to ``path`` once it answers as PyTorch does; what the file's metadata says.
+    """Check the graph of ``model`` against PyTorch, write it to ``path``, and return the file's metadata.
 
     LoRA is folded; convolutional adapters are part of the graph. Raises HrsegError for a model without a network, for
-    a missing package, and where an answer differs by more than :data:`TOLERANCE` (then nothing is written).
+    a missing package, and if an output differs by more than :data:`TOLERANCE`; nothing is written then.
     """
     onnx = need("onnx")
     if next(model.parameters(), None) is None:
-        raise HrsegError(f"{model.name}: has no network that could be exported; take a checkpoint")
+        raise HrsegError(f"{model.name}: has no network to export; use a checkpoint")
     model = copy.deepcopy(model).cpu().eval()
     merge(model)
     step = ClickStep(model).eval()
@@ -112,13 +112,13 @@ def export(model: InteractiveModel, path: Path, provenance: dict[str, Any]) -> d
 
 
 def trace(step: ClickStep, names: list[str], sizes: dict[str, dict[int, str]]) -> bytes:
-    """The step as an ONNX graph. Raises HrsegError, which names the operator, for what ONNX cannot express."""
-    file: Any = io.BytesIO()  # which is taken, and not in the exporter's annotations
-    silent = patch.object(torch._C, "_jit_onnx_log", create=True)  # it prints the graph of what it cannot express
+    """The step as an ONNX graph. Raises HrsegError with the name of the operator that ONNX does not support."""
+    file: Any = io.BytesIO()  # Any: the exporter accepts it, but is not annotated so
+    silent = patch.object(torch._C, "_jit_onnx_log", create=True)  # on an error it would print the whole graph
     try:
         with silent, warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")  # the tracer's, of shapes that are not constants; `check` would notice
-            # torch.export needs 35 times as long (33 s for h18s) for the same graph and the same answers.
+            warnings.simplefilter("ignore")  # about shapes traced as constants, which `check` would detect
+            # torch.export takes 35 times as long (33 s for h18s) for the same graph and the same outputs.
             torch.onnx.export(
                 step,
                 inputs(step, *SIZES[0]),
@@ -129,24 +129,24 @@ def trace(step: ClickStep, names: list[str], sizes: dict[str, dict[int, str]]) -
                 output_names=["probability", "logits"],
                 dynamic_axes=sizes,
             )
-    except Exception as error:  # of several classes; most messages go on with the whole graph
+    except Exception as error:  # of several classes; most messages end with the whole graph
         raise HrsegError(f"{step.model.name}: cannot be exported, {_reason(error)}; use `runtime` torch") from None
     return bytes(file.getvalue())
 
 
 def _reason(error: Exception) -> str:
-    """What the exporter or a runtime did not like, in a few words of one line."""
+    """The cause of an error of the exporter or a runtime, in a few words on one line."""
     text = str(error)
     operator = re.search(r"\b(?:aten|prim|quantized|torchvision|mkldnn)::\w+", text)
     if operator and "not supported" in text:
-        return f"ONNX opset {OPSET} has no form of its operator {operator[0]}"
+        return f"ONNX opset {OPSET} does not support its operator {operator[0]}"
     first = next((line for line in text.splitlines() if line.strip()), type(error).__name__).strip()
     first = re.split(r"\[Caused by|\(node defined", first)[0].strip(" .")[:160]
     return f"operator {operator[0]}: {first}" if operator and operator[0] not in first else first
 
 
 def write_graph(graph: Any, header: dict[str, Any], path: Path) -> None:
-    """An ONNX graph as a file with ``header`` as its metadata."""
+    """Write an ONNX graph to a file, with ``header`` as its metadata."""
     graph.doc_string = ABOUT
     graph.producer_name, graph.producer_version = "hrseg", __version__
     del graph.metadata_props[:]
@@ -155,10 +155,10 @@ def write_graph(graph: Any, header: dict[str, Any], path: Path) -> None:
 
 
 def check(graph: bytes, step: ClickStep) -> list[dict[str, Any]]:
-    """Largest differences between ONNX Runtime and PyTorch, at each of :data:`SIZES`. Raises HrsegError above 1e-4."""
+    """Largest differences between ONNX Runtime and PyTorch at each of :data:`SIZES`. Raises HrsegError above 1e-4."""
     ort = need("onnxruntime")
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised, too
+    options.log_severity_level = 4  # errors are raised as well
     try:
         session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has a dozen classes of its own
@@ -175,26 +175,26 @@ def check(graph: bytes, step: ClickStep) -> list[dict[str, Any]]:
             batch, height, width, _ = size
             raise HrsegError(
                 f"{step.model.name}: its graph does not run on {batch} images of {height}x{width} "
-                f"({_reason(error)}); a size may be a constant in it"
+                f"({_reason(error)}); the network may fix a size"
             ) from None
         if any(a.shape != b.shape for a, b in zip(wanted, found, strict=True)):
             raise HrsegError(
-                f"{step.model.name}: its graph answers {tuple(found[1].shape)} where PyTorch answers "
-                f"{tuple(wanted[1].shape)}; a size is a constant in it"
+                f"{step.model.name}: its graph returns shape {tuple(found[1].shape)}, PyTorch "
+                f"{tuple(wanted[1].shape)}; the network fixes a size"
             )
         apart = [float(np.abs(a.numpy() - b).max()) for a, b in zip(wanted, found, strict=True)]
         rows.append({"batch_height_width_clicks": list(size), "probability": apart[0], "logits": apart[1]})
     worst = max(chain.from_iterable((row["probability"], row["logits"]) for row in rows))
     if not worst <= TOLERANCE:  # NaN too
         raise HrsegError(
-            f"the exported graph answers {worst:.1e} beside PyTorch, more than {TOLERANCE:.0e}; nothing was written, "
-            "please report the model and the versions of torch and onnx"
+            f"outputs of the exported graph differ from PyTorch by {worst:.1e}, more than {TOLERANCE:.0e}; nothing was "
+            "written; please report the model and the versions of torch and onnx"
         )
     return rows
 
 
 def inputs(step: ClickStep, batch: int, height: int, width: int, clicks: int) -> tuple[Tensor, ...]:
-    """A call of that size: noise, and clicks anywhere, whole and fractional, one of three of each label."""
+    """Inputs of that size: noise, and random clicks, whole and fractional, a third of each label."""
     random = torch.Generator().manual_seed(height * width)
     image = torch.rand(batch, 3, height, width, generator=random)
     previous = torch.rand(batch, 1, height, width, generator=random)
@@ -205,7 +205,7 @@ def inputs(step: ClickStep, batch: int, height: int, width: int, clicks: int) ->
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], str]:
-    """What :func:`export` wrote into a file's metadata, and the file's sha256. Raises HrsegError for other files."""
+    """The metadata of a file written by :func:`export`, and the file's sha256. Raises HrsegError for other files."""
     onnx = need("onnx")
     try:
         blob = path.read_bytes()
@@ -213,16 +213,18 @@ def read_header(path: Path) -> tuple[dict[str, Any], str]:
     except OSError as error:
         raise HrsegError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception:  # protobuf's own, which is not always the same class
-        raise HrsegError(f"{path}: is no ONNX file, or a damaged one; write it again with 'hrseg export'") from None
+        raise HrsegError(f"{path}: is not an ONNX file, or is damaged; export it again with 'hrseg export'") from None
     try:
         header: dict[str, Any] = json.loads({entry.key: entry.value for entry in graph.metadata_props}["hrseg"])
         version = int(header["format"])
         kinds = {"name": str, "options": dict, "provenance": dict, "precision": str, "with_prev_mask": bool}
         sound = all(isinstance(header[key], kind) for key, kind in {**kinds, "mirror": bool}.items())
-        if not sound or header["enlarge"] not in (1, 2):  # crops are enlarged by it, and must stay of a decent size
+        if not sound or header["enlarge"] not in (1, 2):  # a factor on the size of crops: larger ones need much memory
             raise ValueError
     except (KeyError, ValueError, TypeError):
-        raise HrsegError(f"{path}: was not written by 'hrseg export', its inputs are not known; export it") from None
+        raise HrsegError(
+            f"{path}: was not written by 'hrseg export', so its inputs are unknown; export the model with hrseg"
+        ) from None
     if version > FORMAT:
         raise HrsegError(f"{path}: was written by a newer hrseg (format {version}); update hrseg")
     return header, hashlib.sha256(blob).hexdigest()

@@ -1,4 +1,4 @@
-"""An exported click network in 8 bits: scales of activations from real clicks, one scale of weights per channel."""
+"""Export a click network in 8 bits: activation ranges from simulated clicks, one weight scale per channel."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol, load_protocol
 
-CLICKS = 3  # of each object
-HELD = 6  # one step of so many is not calibrated on but compared
+CLICKS = 3  # per object
+HELD = 6  # every sixth step is used for the comparison, not for calibration
 
 
 def quantize(
@@ -33,17 +33,17 @@ def quantize(
     count: int,
     protocol: Protocol | None = None,
 ) -> dict[str, Any]:
-    """Write ``model`` to ``path`` as an ONNX file that computes in 8 bits; what the file's metadata says.
+    """Write ``model`` to ``path`` as an ONNX file that computes in 8 bits, and return the file's metadata.
 
-    refs, count: the objects that are clicked on, and how many of them, evenly spread. protocol: how the network looks
-        at them; None: as ``photo`` does.
-    The metadata's ``int8`` compares answers to clicks that were not calibrated on with those of single precision.
-    Raises HrsegError as :func:`hrseg_cli.engine.export.export` does.
+    refs, count: the objects to click on, and how many of them to use, evenly spread. protocol: how clicks become
+        network inputs; None: "photo" without mirroring.
+    ``int8`` in the metadata compares the outputs with single precision on clicks not used for calibration.
+    Raises HrsegError like :func:`hrseg_cli.engine.export.export`.
     """
     onnx = need("onnx")
     quantization = need("onnxruntime.quantization")
     if count > len(refs):
-        raise HrsegError(f"`calibrate_count` {count}: there are {len(refs)} objects; name more data, or fewer objects")
+        raise HrsegError(f"`calibrate_count` {count}: only {len(refs)} objects found; add data or lower the count")
     with tempfile.TemporaryDirectory() as folder:
         plain, small = Path(folder) / "plain.onnx", Path(folder) / "small.onnx"
         header = export(model, plain, provenance)
@@ -51,11 +51,11 @@ def quantize(
         nodes = onnx.load(plain).graph.node
         single = [node.name for node in nodes if kept.search(node.name)]
         if not any(node.op_type == "Conv" and node.name not in single for node in nodes):
-            raise HrsegError(f"`int8`: '{model.name}' has no inner convolution to compute in 8 bits; leave it out")
+            raise HrsegError(f"`int8`: '{model.name}' has no inner convolution to quantise; omit `int8`")
         chosen = [refs[number * len(refs) // count] for number in range(count)]
         steps = click_steps(model, chosen, protocol or load_protocol("photo", ["flip=false"]))
         held, calibrated = steps[::HELD], [step for number, step in enumerate(steps) if number % HELD]
-        logging.disable(logging.WARNING)  # it asks for a pass that cannot follow sizes that change, and is not needed
+        logging.disable(logging.WARNING)  # recommends a preprocessing step that fails for dynamic sizes
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -83,16 +83,16 @@ def quantize(
 
 
 def click_steps(model: InteractiveModel, refs: Sequence[Ref], protocol: Protocol) -> list[GraphInputs]:
-    """What the network is asked while these objects are clicked on, :data:`CLICKS` times each, as a graph's inputs."""
+    """The inputs of the network while clicking on these objects, :data:`CLICKS` times each, as inputs of the graph."""
     recorder = _Recorder(model)
     plan = Plan(protocol, until={"iou": 2.0}, max_clicks=CLICKS)
     for ref in refs:
         simulate(load(ref), recorder, plan)
-    return recorder.asked
+    return recorder.steps
 
 
 def compare(one: RunGraph, other: RunGraph, steps: Sequence[GraphInputs]) -> dict[str, Any]:
-    """How far two graphs are apart: share of pixels on another side of 0.5, mean difference of the probability."""
+    """Difference between two graphs: share of pixels on the other side of 0.5, mean difference of the probability."""
     flipped, apart = [], []
     for step in steps:
         a, b = one(step), other(step)
@@ -106,23 +106,23 @@ def compare(one: RunGraph, other: RunGraph, steps: Sequence[GraphInputs]) -> dic
 
 
 class _Recorder(InteractiveModel):
-    """A model that keeps what it was asked."""
+    """A model that records its inputs."""
 
     def __init__(self, model: InteractiveModel) -> None:
         super().__init__()
         self.model = model
         self.with_prev_mask, self.mirror, self.enlarge = model.with_prev_mask, model.mirror, model.enlarge
-        self.asked: list[GraphInputs] = []
+        self.steps: list[GraphInputs] = []
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
         previous = {"previous": image[:, 3:].numpy()} if self.with_prev_mask else {}
-        self.asked.append({"image": image[:, :3].numpy(), **previous, "clicks": clicks_of(points).numpy()})
+        self.steps.append({"image": image[:, :3].numpy(), **previous, "clicks": clicks_of(points).numpy()})
         answer: dict[str, Tensor] = self.model(image, points)
         return answer
 
 
 class _Reader:
-    """Steps one after another, as ONNX Runtime's calibration asks for them."""
+    """An iterator of steps with the interface of ONNX Runtime's calibration."""
 
     def __init__(self, steps: Sequence[GraphInputs]) -> None:
         self.steps = iter(steps)

@@ -1,7 +1,7 @@
-"""Simulated people: click on many objects, one after another, in several processes or many at once on one model.
+"""Simulate clicks on many objects: one after another, in several processes, or many at once on one model.
 
-The same plan gives the same traces, seconds aside, whatever the number of workers: each object is independent and every
-worker computes with one thread. Many at once share batches of the network, which moves the last bits of its answers.
+The same plan gives the same traces, except for seconds, for any number of workers: objects are independent and every
+worker computes with one thread. Objects that run at once share batches, which may change the last bits of the logits.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ Metric = Callable[[np.ndarray], float]
 
 @dataclass(frozen=True)
 class Plan:
-    """How to click on each object and what to measure, whichever model answers; travels to worker processes.
+    """How to click on each object and what to measure, independent of the model. Sent to worker processes.
 
-    until: metric -> score that satisfies it (above 1: never); an object ends when all metrics are satisfied.
-    max_clicks: at most so many clicks per object.
-    protocols: of datasets that have one of their own. band: options of the metrics that take one.
-    keep_masks: clicks after which the mask is kept, besides the last.
-    replay: ``dataset/id`` -> clicks to repeat instead of simulating them.
+    until: metric -> target score (above 1: never reached). An object ends when all metrics have reached their targets.
+    max_clicks: maximum number of clicks per object.
+    protocols: dataset -> protocol, for datasets with their own. band: options of the metrics that use a band.
+    keep_masks: click numbers after which the mask is kept, in addition to the last.
+    replay: ``dataset/id`` -> clicks to replay instead of simulating them.
     """
 
     protocol: Protocol
@@ -63,20 +63,20 @@ class Plan:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Measured after every click: IoU always, and what is asked for."""
+        """Metrics measured after every click: IoU and those of ``until``."""
         return ("iou", *(name for name in self.until if name != "iou"))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trace and, when asked for, a record of masks (one line of ``masks.jsonl``)."""
+    """A trace and, if masks are kept, a record of them (one line of ``masks.jsonl``)."""
 
     trace: Trace
     masks: dict[str, Any] | None = None
 
 
 def simulate(sample: Sample, model: InteractiveModel, plan: Plan) -> tuple[Trace, dict[int, np.ndarray]]:
-    """Click on one object until every asked metric is satisfied or the clicks are used up.
+    """Click on one object until every metric has reached its target, or for the maximum number of clicks.
 
     Returns the trace and the kept masks, click number -> bool (H, W).
     """
@@ -86,9 +86,9 @@ def simulate(sample: Sample, model: InteractiveModel, plan: Plan) -> tuple[Trace
 def clicking(
     sample: Sample, model: InteractiveModel, plan: Plan, live: Callable[[], int] = lambda: 1
 ) -> Generator[Query, Tensor, tuple[Trace, dict[int, np.ndarray]]]:
-    """The course of :func:`simulate`, for whoever asks the model in its place.
+    """:func:`simulate` as a generator: the caller runs the model for each query and sends its logits.
 
-    live: how many objects share the model now; the seconds of a click are its wall time over that.
+    live: how many objects currently share the model; the seconds of a click are its wall time divided by this number.
     """
     protocol = plan.protocols.get(sample.dataset, plan.protocol)
     session = Session(model, sample.image, protocol, sample.initial, undo=0)
@@ -143,10 +143,11 @@ def _metric(name: str, truth: np.ndarray, band: dict[str, Any]) -> Metric:
 def run(
     plan: Plan, chosen: ModelChoice, refs: Sequence[Ref], workers: int, in_flight: int = 1
 ) -> Iterator[tuple[int, Outcome]]:
-    """(index in ``refs``, outcome) as objects are finished. Each process opens the chosen model for itself.
+    """Yield (index in ``refs``, outcome) as objects finish. Each process opens the chosen model for itself.
 
-    in_flight: objects at once on one model in this process; ``workers`` is then the number of threads that choose
-    clicks, score masks and decode. One at a time: ``workers`` processes; with one worker in order, in this process.
+    in_flight: number of objects that share one model in this process; ``workers`` is then the number of threads that
+    choose clicks, compute scores and decode. With 1, there are ``workers`` processes; a single worker runs in this
+    process, in order.
     """
     if in_flight > 1:
         yield from _in_flight(plan, chosen, refs, in_flight, workers)
@@ -159,7 +160,7 @@ def run(
 def _here(plan: Plan, chosen: ModelChoice, refs: Sequence[Ref]) -> Iterator[tuple[int, Outcome]]:
     with one_thread_for_now(), reproducible():
         model, _ = chosen.open()
-        # Not on a CPU: there the cores are busy, and decoding would be counted into the seconds of a click.
+        # Decode ahead only on a GPU: on a CPU it would compete for cores and lengthen the seconds of a click.
         with closing(decoded(refs, ahead=int(chosen.device != "cpu"))) as loaded:
             for index, (ref, (sample, rule)) in enumerate(zip(refs, loaded, strict=True)):
                 yield index, views.drive(model, _work(plan, model, ref, sample, rule))
@@ -183,7 +184,7 @@ def _in_flight(
 
 
 def decoded(refs: Sequence[Ref], ahead: int) -> Generator[tuple[Sample, str], None, None]:
-    """Samples and their label rules in order; ``ahead`` threads decode as many further ones while one is in use."""
+    """Samples and their label rules, in order. ``ahead`` threads decode as many samples in advance."""
     if not ahead:
         yield from map(load_with_rule, refs)
         return
@@ -206,24 +207,22 @@ def _in_processes(plan: Plan, chosen: ModelChoice, refs: Sequence[Ref], workers:
     tasks: dict[Future[Outcome], int] = {}
     try:
         while True:
-            # A few more than there are workers: to wait for a million at once would take longer than to click.
+            # Submit only a few more than there are workers: waiting for a million futures takes longer than clicking.
             for index, ref in islice(left, 2 * workers - len(tasks)):
                 tasks[pool.submit(_in_worker, ref)] = index
             if not tasks:
                 return
             done, _ = wait(tasks, return_when="FIRST_COMPLETED")
-            for future in sorted(done, key=lambda future: future.exception() is not None):  # what is good is not lost
+            for future in sorted(done, key=lambda future: future.exception() is not None):  # results before errors
                 yield tasks.pop(future), future.result()
     except BrokenProcessPool:
         raise HrsegError(
-            "a worker process died, most likely for want of memory; run the same command with fewer `workers`, "
-            "finished objects are kept"
+            "a worker process died, most likely because it ran out of memory; rerun the same command with fewer "
+            "`workers`; finished objects are kept"
         ) from None
     finally:
-        for process in list(
-            (pool._processes or {}).values()
-        ):  # a click in flight may take a minute: do not wait for it
-            process.terminate()
+        for process in list((pool._processes or {}).values()):
+            process.terminate()  # do not wait for the current click, which may take a minute
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -240,7 +239,7 @@ def _start_worker(plan: Plan, chosen: ModelChoice) -> None:
 
 
 def _follow_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever, with a network in its memory."""
+    """Exit with the parent process: if it is killed, its workers would otherwise wait forever."""
     parent = parent_process()
     assert parent is not None
     parent.join()

@@ -1,5 +1,5 @@
-"""What training eats: samples as a pure function of (seed, epoch, step), whoever computes them, and a loader that knows
-how far it got."""
+"""Training samples as a pure function of (seed, epoch, step), independent of the process that computes them, and a
+loader that can be resumed."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _DONOR_TRIES = 5
 
 
 def training_images(data: Data, root: Path | None, cache: Path) -> list[Images]:
-    """The images of each part that training may see.
+    """The training images of each part, without held-out ones.
 
-    cache: where smaller copies go, when the recipe wants them. Raises HrsegError for a part without such images.
+    cache: folder for smaller copies, if the recipe uses them. Raises HrsegError for a part without training images.
     """
     parts = []
     for part in data.parts:
@@ -43,7 +43,7 @@ def training_images(data: Data, root: Path | None, cache: Path) -> list[Images]:
         if not len(refs):
             raise HrsegError(f"data.parts: all of {part.dataset} is held out; lower data.held_out")
         if data.longest and not refs[0].draw:
-            # Datasets of one name and the same ids must not replace each other's copies.
+            # Datasets with the same name and ids must not overwrite each other's copies.
             key = "".join(one[:8] for one in identity(refs, cache))
             name = f"{refs[0].dataset}-{data.longest}-{key}"
             copies = below(cache, name, f"data.parts: {part.dataset}")
@@ -53,7 +53,7 @@ def training_images(data: Data, root: Path | None, cache: Path) -> list[Images]:
 
 
 def held_out_objects(data: Data, root: Path | None) -> list[list[Ref]]:
-    """The objects of each part that training never sees; no list for a part without any, or a drawn one."""
+    """The held-out objects of each part; parts without any, and drawn ones, are omitted."""
     parts = [
         [ref for ref in open_part(part, root) if in_held_out(ref, data.held_out, part.group) and not ref.draw]
         for part in data.parts
@@ -71,7 +71,7 @@ class Feed(Dataset[Batch]):
 
     image: uint8 (3, h, w), RGB. truth: int8 (1, h, w), 1 object, 0 background, -1 ignored. points: float32 (2N, 3), see
     :mod:`hrseg_cli.models.parts.click_maps`. key: int64 (2), epoch and step. distance: float32 (1, h, w), signed
-    distance to the object's edge, where the recipe has a boundary loss.
+    distance to the object's edge, if the recipe has a boundary loss.
     """
 
     def __init__(self, images: Sequence[Images], recipe: Recipe) -> None:
@@ -87,7 +87,7 @@ class Feed(Dataset[Batch]):
         return {"images": self.images, "recipe": self.recipe}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]  # the order's cache does not travel
+        self.__init__(**state)  # type: ignore[misc]  # the cache of the order cannot be pickled
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, step = key
@@ -122,7 +122,7 @@ class Feed(Dataset[Batch]):
         return batch
 
     def _donor(self, epoch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """An image and one of its objects, from a step drawn at random; the last tried where all are tiny."""
+        """An image and one of its objects, from a random step; after a few tries a tiny object is accepted."""
         order = self._order(epoch)
         for _ in range(_DONOR_TRIES):
             part, index = order[rng.integers(len(order))]
@@ -149,7 +149,7 @@ class Order(Sampler[list[tuple[int, int]]]):
 
     @property
     def sampler(self) -> Order:
-        """Where the Trainer looks for ``set_epoch``."""
+        """The Trainer calls ``set_epoch`` on this attribute."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -164,7 +164,7 @@ class Order(Sampler[list[tuple[int, int]]]):
 
 
 class Loader(DataLoader[Batch]):
-    """Goes on at the very batch where a checkpoint was made: the Trainer keeps ``state_dict`` in it."""
+    """Resumes at the exact batch at which a checkpoint was saved: the Trainer stores ``state_dict`` in it."""
 
     def __init__(self, feed: Feed, order: Order, workers: int, pin: bool = False) -> None:
         self.order = order
@@ -190,7 +190,7 @@ class Loader(DataLoader[Batch]):
 
 
 def _start_worker(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job; the trainer decides what it means
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job; only the trainer reacts
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""How good a training has become: clicks on fixed held-out objects, with the averaged weights where there are some."""
+"""Validation during training: clicks on fixed held-out objects, with the averaged weights if there are any."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Judge(Callback):
         self.refs, self.folder, self.save, self.logs = refs, folder, save, logs
         self.validation = validation = recipe.validation
         self.best, self.best_last, self.bad = math.inf, 0.0, 0
-        self.epoch, self.clicks = 0, math.inf  # that was judged last, and how
+        self.epoch, self.clicks = 0, math.inf  # of the last validation
         try:
             protocol = load_protocol(validation.protocol, validation.changes)
         except UnknownName:
@@ -60,22 +60,22 @@ class Judge(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.validation.patience and self.bad >= self.validation.patience:
-            trainer.should_stop = True  # it had stopped early: gone on with, it stays finished
+            trainer.should_stop = True  # it stopped early: a resumed run stays finished
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if not self.refs or (epoch % self.validation.every and epoch != trainer.max_epochs):
             return
         model = trained_model(trainer, pl_module)
-        if trainer.world_size > 1:  # batch statistics differ between processes: those that are saved are judged
+        if trainer.world_size > 1:  # batch statistics differ between processes: validate those that are saved
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        with reproducible():  # crops have many sizes: for each cuDNN would try all its ways anew
+        with reproducible():  # crops have many sizes, and cuDNN would benchmark its algorithms for each of them
             found = self._click(model.eval(), trainer.global_rank, trainer.world_size)
         clicks, first, last = (float(v) for v in _over_ranks(found).mean(0))
         self.epoch, self.clicks = epoch, clicks
         self.logs.judged = {"val/clicks": clicks, "val/first": first, "val/last": last}
-        better = (clicks, -last) < (self.best, -self.best_last)  # while nothing is reached, the score decides
+        better = (clicks, -last) < (self.best, -self.best_last)  # equal clicks, as at the start: compare scores
         if better:
             self.best, self.best_last = clicks, last
         self.bad = 0 if better else self.bad + 1
@@ -99,7 +99,7 @@ class Judge(Callback):
 
 
 class Averaging(WeightAveraging):
-    """Keeps the average where the model will be: at its setup Lightning has not moved the model there yet."""
+    """Keeps the average on the training device; at its setup Lightning has not moved the model there yet."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._device = trainer.strategy.root_device
@@ -107,7 +107,7 @@ class Averaging(WeightAveraging):
 
 
 def trained_model(trainer: pl.Trainer, pl_module: pl.LightningModule) -> InteractiveModel:
-    """The model with averaged weights, when there is one, else the one in training."""
+    """The model with averaged weights if there is one, else the model in training."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
             pl_module = callback._average_model.module  # type: ignore[assignment]
@@ -115,7 +115,7 @@ def trained_model(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Interac
 
 
 def move_average(decay: float, average: list[Tensor], current: list[Tensor], number: Tensor) -> None:
-    """Change ``average`` in place, by a decay that grows with the steps, or the start's weights would stay for long."""
+    """Update ``average`` in place. The decay grows with the steps, so that the initial weights fade quickly."""
     decay = min(decay, (1 + int(number)) / (10 + int(number)))
     if average[0].is_floating_point():
         torch._foreach_lerp_(average, current, 1 - decay)
@@ -132,7 +132,7 @@ def _over_ranks(rows: np.ndarray) -> np.ndarray:
 
 
 def judged_objects(recipe: Recipe, root: Path | None) -> list[Ref]:
-    """The objects that a training is judged by: ``validation.objects`` of each dataset, spread evenly over it."""
+    """The objects used for validation: ``validation.objects`` of each dataset, evenly spread."""
     named = [open_dataset(name, root=root) for name in recipe.validation.datasets]
     if not named and recipe.data.held_out:
         named = held_out_objects(recipe.data, root)

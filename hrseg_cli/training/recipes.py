@@ -21,7 +21,7 @@ def recipe_for(adapter: str) -> str:
 
 
 def adapter_change(recipe: str | None, adapter: str | None, changes: Sequence[str]) -> list[str]:
-    """The change that sets this adapter, if the recipe has another one. changes: all other changes of the recipe."""
+    """The change that selects this adapter, if the recipe has another one. changes: all other changes of the recipe."""
     from hrseg_cli.recipe import load_recipe
 
     if adapter is None:

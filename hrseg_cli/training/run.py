@@ -1,4 +1,4 @@
-"""A training from its recipe to its run folder."""
+"""Run a training: from its recipe to its run folder."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def train_in(
 ) -> dict[str, Any] | None:
     """Start or resume the training in ``folder``; its summary, or None in all processes but the first.
 
-    command: "train" or "adapt". machine: device, processes, nodes, workers, logger (names) and root, as the run folder
-    keeps them. say: receives one line per epoch. Raises HrsegError; Interrupted if asked to stop.
+    command: "train" or "adapt". machine: device, processes, nodes, workers, logger (names) and root, as stored in the
+    run folder. say: receives one line per epoch. Raises HrsegError, and Interrupted after a signal to stop.
     """
     for name in machine["logger"]:
         if name not in LOGGERS:
@@ -62,7 +62,7 @@ def train_in(
         "started_from": {key: provenance[key] for key in ("started_from", "base_weights") if key in provenance},
     }
     if runs_on.processes * runs_on.nodes > 1 and not _is_first():
-        # The first process reports why all stop; an exit code other than 0 here would kill it before it can.
+        # The first process reports the reason for stopping; a non-zero exit code here would kill it before that.
         with suppress(Interrupted):
             fit.fit(model, recipe, feed, judged, folder, runs_on, provenance)
         return None
@@ -73,9 +73,9 @@ def train_in(
 
 
 def _is_first() -> bool:
-    """Whether this process is the first of those that train together, the only one that writes.
+    """Whether this process is the first of a distributed training. Only the first one writes.
 
-    The others were started by it, by torchrun, by srun, or by hand on other machines.
+    The others are started by it, by torchrun, by srun, or manually on other machines.
     """
     ranks = ["RANK"] if "RANK" in os.environ else ["LOCAL_RANK", "NODE_RANK", "GROUP_RANK"]
     if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:  # see shards
