@@ -1,6 +1,6 @@
-"""hrseg: high-resolution interactive image segmentation, counted in clicks.
+"""hrseg: interactive image segmentation at high resolution, measured in clicks.
 
-Nothing heavy is imported before it is used; docs/python.md shows how to use it.
+docs/python.md shows how to use it. Heavy packages are imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any

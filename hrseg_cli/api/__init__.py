@@ -1,1 +1,1 @@
-"""What ``import hrseg_cli`` offers to Python programs, and what commands share with it. See docs/python.md."""
+"""The public Python API, ``import hrseg_cli``, also used by the commands. See docs/python.md."""

@@ -1,4 +1,4 @@
-"""What callers of the Python API pass, checked: each error is one line that names the parameter."""
+"""Check the arguments of the Python API: each error is one line that names the parameter."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from hrseg_cli.recipe import BinarizeRule
 
 
 def as_image(image: Any, span: str | tuple[float, float] | None = None) -> np.ndarray:
-    """uint8 (H, W, 3) RGB, a copy: of the path of an image file, a PIL image or a uint8 array.
+    """Convert the path of an image file, a PIL image or a uint8 array to uint8 (H, W, 3) RGB, always a copy.
 
-    Arrays are grey (H, W) or (H, W, 1), RGB (H, W, 3), or RGBA (H, W, 4), whose alpha is dropped.
+    Arrays are grey (H, W) or (H, W, 1), RGB (H, W, 3), or RGBA (H, W, 4), whose alpha channel is dropped.
 
-    A file is turned by its EXIF tag; a PIL image is taken as it is, so that masks have its size. span: black and white
-    of a file with more than 8 bits. Raises HrsegError.
+    Files are rotated according to their EXIF tag; PIL images are not, so that masks have their size. span: the values
+    of black and white in a file with more than 8 bits. Raises HrsegError.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image), span=span_of(span))
     if span is not None:
-        raise HrsegError("`span`: is for image files; leave it out")
+        raise HrsegError("`span`: applies to image files only; omit it")
     if isinstance(image, Image.Image):
         if image.mode == "F" or image.mode.startswith("I"):
             raise HrsegError(
@@ -44,7 +44,7 @@ def as_image(image: Any, span: str | tuple[float, float] | None = None) -> np.nd
         fix = {"f": "give uint8, such as (255 * image).astype(np.uint8)", "b": "give uint8, such as 255 * image"}
         raise HrsegError(f"`image`: {pixels.dtype} pixels; {fix.get(pixels.dtype.kind, 'give uint8, 0 to 255')}")
     if pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):
-        raise HrsegError(f"`image`: shape {pixels.shape}; put channels last: image.transpose(1, 2, 0)")
+        raise HrsegError(f"`image`: shape {pixels.shape}; move channels last: image.transpose(1, 2, 0)")
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or not pixels.size:
@@ -54,10 +54,10 @@ def as_image(image: Any, span: str | tuple[float, float] | None = None) -> np.nd
 
 
 def as_initial(initial: Any, size: tuple[int, int], rule: BinarizeRule | None = None) -> np.ndarray | None:
-    """float32 (H, W) in [0, 1], or None: of the path of a mask file, or an array or PIL image of ``size`` (H, W).
+    """Convert the path of a mask file, an array or a PIL image to float32 (H, W) in [0, 1]; None stays None.
 
-    An array is bool, probabilities, or an integer mask of 0 and 1, or of 0 and 255. rule: how a file is read. Raises
-    HrsegError.
+    size: (H, W), required of the mask. Arrays are bool, probabilities, or integers: 0 and 1, or 0 and 255. rule: label
+    rule for files. Raises HrsegError.
     """
     if initial is None:
         return None
@@ -65,15 +65,15 @@ def as_initial(initial: Any, size: tuple[int, int], rule: BinarizeRule | None = 
         return read_object(Path(initial), size, rule, "the image").astype(np.float32)
     values = _array("initial", initial, "the path of a mask, or an array (H, W)")
     if values.shape != size:
-        raise HrsegError(f"`initial`: shape {values.shape}; give the image's, {size}")
+        raise HrsegError(f"`initial`: shape {values.shape}; the image has {size}, give a mask of that shape")
     if values.dtype.kind in "iu":
         highest = values.max(initial=0)
         if highest not in (0, 1, 255) or not np.isin(values, (0, highest)).all():
-            raise HrsegError("`initial`: integers other than 0 and 1, or 0 and 255; give one object, such as ids == 3")
+            raise HrsegError("`initial`: integers must be 0 and 1, or 0 and 255; give one object, such as ids == 3")
         values = values > 0
     elif values.dtype.kind not in "bf":
         raise HrsegError(f"`initial`: {values.dtype} values; give bool, or probabilities in 0..1")
-    if not ((values >= 0) & (values <= 1)).all():  # nor is NaN
+    if not ((values >= 0) & (values <= 1)).all():  # rejects NaN too
         raise HrsegError("`initial`: values outside 0..1; give probabilities, not logits")
     return np.array(values, np.float32)
 
@@ -89,15 +89,15 @@ def _array(name: str, value: Any, wanted: str) -> np.ndarray:
 
 
 def as_click(row: Any, col: Any, positive: Any = True, size: tuple[int, int] | None = None) -> Click:
-    """The click, inside an image of ``size`` (H, W) where there is one. Raises HrsegError that names the coordinate."""
+    """A checked click; ``size``: (H, W) of its image, if known. Raises HrsegError with the name of the coordinate."""
     numbers = []
     for name, value, length in (("row", row, size and size[0]), ("col", col, size and size[1])):
         if isinstance(value, np.generic):
             value = value.item()
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:  # nor is NaN
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:  # or NaN
             raise HrsegError(f"`{name}` {value!r}: give a number of pixels")
         if length is not None and not 0 <= value < length:
-            raise HrsegError(f"`{name}` {value}: lies outside the image, whose {name}s go from 0 to {length - 1}")
+            raise HrsegError(f"`{name}` {value}: outside the image; {name}s range from 0 to {length - 1}")
         numbers.append(value)
     if not isinstance(positive, int | float | np.generic) or positive not in (0, 1):
         raise HrsegError(f"`positive` {positive!r}: give True on the object, False on the background")
@@ -105,7 +105,7 @@ def as_click(row: Any, col: Any, positive: Any = True, size: tuple[int, int] | N
 
 
 def as_clicks(clicks: Any) -> tuple[Click, ...]:
-    """Clicks of one object: each (row, col), (row, col, positive) or a Click. Raises HrsegError."""
+    """The clicks on one object, each given as (row, col), (row, col, positive) or a Click. Raises HrsegError."""
     how = "give a list of (row, col) or (row, col, positive)"
     if isinstance(clicks, str | Mapping) or not np.iterable(clicks):
         raise HrsegError(f"`clicks`: a {type(clicks).__name__}; {how}")
@@ -113,7 +113,7 @@ def as_clicks(clicks: Any) -> tuple[Click, ...]:
     for click in clicks:
         values = tuple(click) if np.iterable(click) and not isinstance(click, str) else ()
         if len(values) not in (2, 3):
-            raise HrsegError(f"`clicks`: {click!r} is no click; {how}")
+            raise HrsegError(f"`clicks`: {click!r} is not a click; {how}")
         found.append(as_click(*values))
     if not found:
         raise HrsegError(f"`clicks`: an object without clicks; {how}")
@@ -121,7 +121,7 @@ def as_clicks(clicks: Any) -> tuple[Click, ...]:
 
 
 def span_of(span: str | tuple[float, float] | None) -> Span | None:
-    """Black and white as "0..4095" or (0, 4095)."""
+    """The values of black and white, given as "0..4095" or (0, 4095)."""
     if span is None:
         return None
     try:
@@ -131,7 +131,7 @@ def span_of(span: str | tuple[float, float] | None) -> Span | None:
 
 
 def changes_of(changes: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """``key=value`` texts, as ``--set`` takes them."""
+    """Changes as a list of ``key=value`` texts, the form of ``--set``."""
     if isinstance(changes, str):
         return [changes]
     if not isinstance(changes, Mapping):
@@ -150,14 +150,14 @@ def _yaml(value: Any) -> str:
     try:
         return json.dumps(value, default=lambda other: other.item() if isinstance(other, np.generic) else str(other))
     except (TypeError, ValueError):
-        raise HrsegError(f"`changes`: {value!r} is no value; give numbers, texts, lists or mappings") from None
+        raise HrsegError(f"`changes`: {value!r} is not a value; give numbers, texts, lists or mappings") from None
 
 
 def listed(name: str, values: Any) -> list[str]:
-    """One or several texts or paths, each once. Raises HrsegError."""
+    """One or several texts or paths as a list without duplicates. Raises HrsegError."""
     several = [values] if isinstance(values, str | os.PathLike) else values
     if not np.iterable(several) or not all(isinstance(value, str | os.PathLike) for value in several):
-        raise HrsegError(f"`{name}`: a {type(values).__name__}; give a text, or a list of texts")
+        raise HrsegError(f"`{name}`: a {type(values).__name__}; give a string, or a list of strings")
     found = list(dict.fromkeys(os.fspath(value) for value in several))
     if not found:
         raise HrsegError(f"`{name}`: empty; give at least one")
@@ -165,9 +165,9 @@ def listed(name: str, values: Any) -> list[str]:
 
 
 def name_of(parameter: str, name: Any) -> str:
-    """A text or path as a text. Raises HrsegError."""
+    """A name or path as a string. Raises HrsegError."""
     if not isinstance(name, str | os.PathLike):
-        raise HrsegError(f"`{parameter}`: a {type(name).__name__}; give a name, or the path of a file")
+        raise HrsegError(f"`{parameter}`: a {type(name).__name__}; give a name or the path of a file")
     return str(os.fspath(name))
 
 
@@ -176,15 +176,15 @@ def path_of(path: str | os.PathLike[str] | None) -> Path | None:
 
 
 def checked_count(name: str, number: Any, least: int = 1) -> int:
-    """A whole number, ``least`` or more. Raises HrsegError."""
+    """A checked integer, at least ``least``. Raises HrsegError."""
     if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
-        raise HrsegError(f"`{name}` {number!r}: give a whole number, {least} or more")
+        raise HrsegError(f"`{name}` {number!r}: give an integer, {least} or more")
     return int(number)
 
 
 def target_of(value: Any) -> float:
-    """A score to reach. Raises HrsegError."""
+    """A checked target score. Raises HrsegError."""
     number = isinstance(value, int | float | np.generic) and not isinstance(value, bool)
     if not number or not 0 < value < math.inf:
-        raise HrsegError(f"`until` {value!r}: give a number above 0 such as 0.9; above 1 means never")
+        raise HrsegError(f"`until` {value!r}: give a number above 0, such as 0.9; above 1 disables stopping")
     return float(value)

@@ -1,4 +1,4 @@
-"""Load a model, open an image, click."""
+"""Load models, and segment images with clicks."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ def load(
     precision: str | None = "fp32",
     runtime: str | None = None,
 ) -> Model:
-    """A trained model, ready to be clicked with.
+    """Load a trained model.
 
     model: a name with weights ("h18s", "grabcut"), the path of a checkpoint (.safetensors, RITM's .pth) or of an
         exported .onnx file, or "BASE+ADAPTER".
     device: "cpu", "cuda" or "cuda:N".
     precision: "fp32", "bf16" (faster where the processor supports it; results differ slightly), or None for the faster
-        of the two here.
-    runtime: "torch", "onnxruntime", "openvino" or "openvino-bf16"; None: torch, and ONNX Runtime for an .onnx file.
+        of the two on this machine.
+    runtime: "torch", "onnxruntime", "openvino" or "openvino-bf16"; None: ONNX Runtime for an .onnx file, otherwise
+        torch.
 
-    Raises HrsegError for what cannot be loaded, UnknownName for an unknown name.
+    Raises HrsegError if the model cannot be loaded, UnknownName for an unknown name.
     """
     chosen = ModelChoice(name_of("model", model), runtime, available(str(device)), precision)
     network, provenance = chosen.open()
@@ -46,10 +47,10 @@ def load(
 
 
 class Model:
-    """A loaded model, made by :func:`load`. It keeps nothing between calls: one model serves many sessions.
+    """A loaded model, returned by :func:`load`. It keeps no state between calls, so one model serves many sessions.
 
-    name: of its architecture. provenance: where its weights come from (name, options, file, sha256). device: where it
-    computes.
+    name: of its architecture. provenance: source of its weights (name, options, file, sha256). device: the device it
+    runs on.
     """
 
     def __init__(self, chosen: ModelChoice, network: InteractiveModel, provenance: dict[str, Any]) -> None:
@@ -71,18 +72,20 @@ class Model:
         span: str | tuple[float, float] | None = None,
         max_undo: int = 20,
     ) -> Session:
-        """Begin to segment one object of an image.
+        """Start to segment one object of an image.
 
         image: the path of an image file, a PIL image, or a uint8 array: grey (H, W), RGB (H, W, 3) or RGBA (H, W, 4),
-            whose alpha is dropped. It is copied. A file is turned by its EXIF tag, a PIL image is taken as it is.
-        protocol: how a click becomes a mask: "fast" and "photo" are made for people, "ritm" and others for comparisons;
-            a name or a YAML file. changes: to it, as ``{"zoom.target": 600}`` or ``["zoom.target=600"]``.
-        initial: a mask to correct: a mask file, or an array (H, W) of the image's size: bool, probabilities in [0, 1],
-            or integers, 0 and 1 or 0 and 255.
-        span: which values of a file with more than 8 bits are black and white, as (0, 4095).
-        max_undo: how many clicks can be undone; each keeps a float32 (H, W).
+            whose alpha channel is dropped. It is copied. Files are rotated according to their EXIF tag, PIL images are
+            not.
+        protocol: how clicks become a mask: the name of a protocol or a YAML file. "fast" and "photo" are for
+            interactive use, "ritm" and others for comparisons. changes: to the protocol, as ``{"zoom.target": 600}`` or
+            ``["zoom.target=600"]``.
+        initial: a mask to correct: the path of a mask file, or an array (H, W) of the image's size: bool, probabilities
+            in [0, 1], or integers, 0 and 1 or 0 and 255.
+        span: the values of black and white in a file with more than 8 bits, as (0, 4095).
+        max_undo: number of clicks that can be undone; each takes a float32 (H, W) of memory.
 
-        Raises HrsegError for an image or mask of another kind or size, UnknownName for an unknown protocol.
+        Raises HrsegError for an unsupported image or mask, UnknownName for an unknown protocol.
         """
         steps = load_protocol(name_of("protocol", protocol), changes_of(changes))
         pixels = as_image(image, span)
@@ -92,10 +95,10 @@ class Model:
 
 
 class Session:
-    """One object of an image, segmented click by click; made by :meth:`Model.session`.
+    """One object of an image, segmented click by click; returned by :meth:`Model.session`.
 
-    Axis order is (row, column), row 0 on top, in pixels of the full image. Every mask is a bool array (H, W) of its
-    own: True on the object.
+    Axis order is (row, column), in pixels of the full image, with row 0 at the top. Every mask is a new bool array
+    (H, W): True on the object.
     """
 
     def __init__(self, session: engine.Session) -> None:
@@ -106,22 +109,22 @@ class Session:
         return f"<hrseg session on {height} x {width} pixels, clicks: {len(self.clicks)}>"
 
     def click(self, row: float, col: float, positive: bool = True) -> np.ndarray:
-        """Click, and get the new mask, bool (H, W).
+        """Add a click and return the new mask, bool (H, W).
 
         row, col: pixels, 0 <= row < H and 0 <= col < W; fractions are allowed. positive: True on the object, False on
-        the background. Raises HrsegError for a click outside the image; the session then stays as it was.
+        the background. Raises HrsegError for a click outside the image; the session is then unchanged.
         """
         click = as_click(row, col, positive, self.size)
         with reproducible():
             return self._session.click(click)
 
     def undo(self) -> bool:
-        """Take back the last click; False when there is none that can be taken back."""
+        """Undo the last click; False if there is none, or if it can no longer be undone."""
         return self._session.undo()
 
     def reset(self, initial: Any = None) -> None:
-        """Begin again on the same image, for example with another object: without clicks, from the mask ``initial`` as
-        :meth:`Model.session` takes it, or from none."""
+        """Start over on the same image, for example for another object: without clicks, and with the mask ``initial``
+        (see :meth:`Model.session`), or none."""
         self._session.begin(as_initial(initial, self.size))
 
     @property
@@ -137,23 +140,23 @@ class Session:
 
     @property
     def mask(self) -> np.ndarray:
-        """The current mask, bool (H, W): before the first click the initial one, or empty."""
+        """The current mask, bool (H, W). Before the first click it is the initial mask, or empty."""
         return self._session.mask
 
     @property
     def probability(self) -> np.ndarray:
-        """How likely each pixel is of the object: float32 (H, W) in [0, 1], a copy."""
+        """The probability of each pixel to belong to the object: float32 (H, W) in [0, 1], a copy."""
         return self._session.probability.copy()
 
 
 def choice_of(
     model: str | PathLike[str] | Model, device: str | None, precision: str | None, runtime: str | None
 ) -> ModelChoice:
-    """Which model, computed by what; None leaves the usual. Raises HrsegError where a loaded model is given settings of
-    its own."""
+    """The chosen model and how to run it; None: the default. Raises HrsegError for settings of a loaded model, which
+    has its own."""
     given = {"device": device, "precision": precision, "runtime": runtime}
     if isinstance(model, Model):
         if names := [name for name, value in given.items() if value is not None]:
-            raise HrsegError(f"`{names[0]}`: the loaded model has its own; give it to load() instead")
+            raise HrsegError(f"`{names[0]}`: the loaded model has its own; pass it to load() instead")
         return model._chosen
     return ModelChoice(name_of("model", model), runtime, available(str(device or "cpu")), precision or "fp32")

@@ -1,4 +1,4 @@
-"""Count the clicks a model needs: in memory, or into a run folder that an interrupted evaluation resumes from."""
+"""Count the clicks a model needs: in memory, or in a run folder, which makes an interrupted evaluation resumable."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ log = logging.getLogger(__name__)
 
 
 class Result(NamedTuple):
-    """What an evaluation found.
+    """The result of an evaluation.
 
     table: one row per number: ``dataset``, ``metric``, ``measure`` (such as "NoC@90"), ``value``, ``low`` and ``high``
-        (its 95 % bootstrap interval over objects), ``n`` (objects). Shares are in 0..1, seconds in s; the same numbers
-        as in ``noc.csv`` of a run folder.
-    traces: one :class:`hrseg_cli.Trace` per object, in dataset order: its clicks, and scores after each of them.
+        (its 95 % bootstrap interval over objects), ``n`` (objects). Shares are in 0..1, times in seconds. The numbers
+        are those of ``noc.csv`` in a run folder.
+    traces: one :class:`hrseg_cli.Trace` per object, in dataset order: its clicks and the scores after each.
     """
 
     table: pd.DataFrame
@@ -83,31 +83,32 @@ def evaluate(
     The numbers are those of ``hrseg evaluate`` with the same settings.
 
     model: a name or a file, as for :func:`hrseg_cli.load`, or a loaded model.
-    datasets: one or several; each a known name ("davis"), a folder (with images/ and masks/, for example), NAME=FOLDER,
-        a JSON file of COCO, or "procedural"; options follow after a colon, as in "sbd:split=train".
+    datasets: one or several; each a known name ("davis"), a folder (for example with images/ and masks/), NAME=FOLDER,
+        a COCO JSON file, or "procedural"; options follow a colon, as in "sbd:split=train".
     metrics: any of "iou", "biou" and "mba".
-    until: an object ends when every metric has reached this score, in (0, 1]; above 1 it always gets all its clicks. A
-        mapping has a value of its own for each metric.
-    protocol: how a click becomes a mask: a name ("ritm", "photo", ...) or a YAML file. None: the dataset's own, or
+    until: target score in (0, 1]; clicking on an object stops once every metric reaches it. Above 1, every object gets
+        all clicks. A mapping sets a target per metric.
+    protocol: how clicks become a mask: a name ("ritm", "photo", ...) or a YAML file. None: the dataset's own, or
         "ritm". changes: to the protocol, as ``{"zoom.target": 600}`` or ``["zoom.target=600"]``.
-    max_clicks: at most so many clicks per object; None: as many as the protocol says.
-    limit: the first so many objects of each dataset; None: all.
-    band: width of Boundary IoU's band: a share of the image's diagonal, or pixels as in "5px".
-    binarize: which grey values of a mask are object; None: as the protocol says. instances: masks hold ids of objects.
-    root: the folder of the known datasets; None: $HRSEG_DATA, or ./data.
-    out: a run folder to write, for ``hrseg report`` and :func:`hrseg_cli.tables`. The same call resumes an interrupted
-        one. None: nothing is written. keep_masks: also write masks there, after 1, 3, 5, 10 and the last click.
-    workers: processes, one thread each; numbers do not depend on it. A script that wants more than one must guard its
-        top level with ``if __name__ == "__main__":``. in_flight: objects together in batches, faster on a GPU; then
-        ``workers`` are threads, and numbers may differ by rounding.
+    max_clicks: maximum number of clicks per object; None: that of the protocol.
+    limit: use only the first objects of each dataset, up to this number; None: all.
+    band: width of Boundary IoU's band: a share of the image's diagonal, or pixels, as in "5px".
+    binarize: which grey values of a mask are object; None: the rule of the protocol. instances: masks contain object
+        ids.
+    root: folder of the known datasets; None: $HRSEG_DATA, or ./data.
+    out: run folder to write, for ``hrseg report`` and :func:`hrseg_cli.tables`. The same call resumes an interrupted
+        evaluation. None: nothing is written. keep_masks: also write masks, after 1, 3, 5, 10 and the last click.
+    workers: number of processes, one thread each; numbers do not depend on it. With more than one, a script must guard
+        its top level with ``if __name__ == "__main__":``. in_flight: number of objects that share batches, faster on a
+        GPU; ``workers`` is then the number of threads, and numbers may differ by rounding.
     device, precision, runtime: as for :func:`hrseg_cli.load`; a loaded model has its own.
     seed: of the bootstrap intervals; nothing else is random.
-    progress: called with (objects done, objects in all).
+    progress: called with (finished objects, all objects).
 
-    Raises HrsegError for anything the caller can fix, UnknownName for an unknown name.
+    Raises HrsegError for errors that the caller can fix, UnknownName for an unknown name.
     """
     if keep_masks and out is None:
-        raise HrsegError("`keep_masks`: masks are kept in a run folder; give `out` too")
+        raise HrsegError("`keep_masks`: masks are written to a run folder; give `out` as well")
     for name, number in (("max_clicks", max_clicks), ("limit", limit), ("workers", workers), ("in_flight", in_flight)):
         if number is not None:
             checked_count(name, number)
@@ -127,7 +128,7 @@ def evaluate(
         seed=checked_count("seed", seed, 0),
     )
     for name, counts in prepared.opened.incomplete.items():
-        log.warning("%s: %s objects found; numbers of the whole dataset may differ", name, counts)
+        log.warning("%s: %s objects found; numbers on the whole dataset may differ", name, counts)
     if out is None:
         traces = _in_memory(prepared, workers, in_flight, progress)
         numbers = summed_up(prepared, traces)
@@ -140,10 +141,10 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Prepared:
-    """An evaluation that can begin.
+    """An evaluation that is ready to run.
 
-    refs: the objects to click on. settings: everything that decides the numbers, as ``run.json`` keeps it. shard: what
-    further tells this part of an evaluation in its results.
+    opened: the datasets and the objects to click on. settings: everything that determines the numbers, as stored in
+    ``run.json``. shard: such as "1/4" for a part of an evaluation.
     """
 
     chosen: ModelChoice
@@ -153,13 +154,13 @@ class Prepared:
     shard: str | None = None
 
     def share(self, shard: str, refs: list[Ref]) -> Prepared:
-        """One part of the evaluation, such as "1/4", with these of its objects."""
+        """One part of the evaluation, such as "1/4", with these objects."""
         settings = {**self.settings, "shard": shard}
         return replace(self, opened=self.opened._replace(refs=refs), settings=settings, shard=shard)
 
     @property
     def names(self) -> list[str]:
-        """The datasets, in their order."""
+        """Names of the datasets, in order."""
         return list(self.settings["datasets"])
 
 
@@ -182,13 +183,13 @@ def prepare(
 ) -> Prepared:
     """Check the model and open the datasets. The arguments are those of :func:`evaluate`.
 
-    targets: metric -> score at which it is content. device: as the user named it, where ``chosen`` has another.
+    targets: metric -> target score. device: the device to record, if it differs from that of ``chosen``.
     """
     binarize_rule(binarize)
     main = load_protocol(protocol or "ritm", [*changes, *([f"binarize={binarize}"] if binarize else [])])
     loaded, provenance = chosen.open()
     mirror = loaded.mirror
-    del loaded  # opened again to click, and a GPU need not hold it twice
+    del loaded  # it is opened again for clicking; do not keep it twice on a GPU
     opened = open_datasets(datasets, root=root, instances=instances, binarize=main.binarize, limit=limit)
     names = list(dict.fromkeys(ref.dataset for ref in opened.refs))
     main, own = own_protocols(protocol, main, names, changes)
@@ -227,9 +228,9 @@ def prepare(
 def run_in(
     folder: Path, prepared: Prepared, workers: int = 1, in_flight: int = 1, progress: Progress | None = None
 ) -> tuple[list[Trace], list[Row]]:
-    """Evaluate in a run folder, from the beginning or from where an interrupted one stopped: traces and numbers.
+    """Evaluate in a new run folder, or resume an interrupted evaluation; return traces and numbers.
 
-    Raises HrsegError for a folder that holds anything else.
+    Raises HrsegError if the folder contains anything else.
     """
     for name in prepared.names:
         below(folder, f"{name}.csv", "`datasets`")
@@ -246,8 +247,8 @@ def run_in(
 
 
 def summed_up(prepared: Prepared, traces: Sequence[Trace]) -> list[Row]:
-    """All numbers of an evaluation, by dataset and metric. A composed dataset has numbers of its own, over the objects
-    of all its parts, after those of the parts."""
+    """All numbers of an evaluation, by dataset and metric. A composed dataset also has numbers over the objects of all
+    its parts, after those of the parts."""
     plan = prepared.plan
     thresholds = _thresholds(plan)
     return [

@@ -1,4 +1,4 @@
-"""Train a model, or an adapter of one."""
+"""Train a model or an adapter."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Changes = Mapping[str, Any] | Sequence[str]
 class Trained(NamedTuple):
     """A finished training.
 
-    folder: its run folder. weights: the best weights in it: a checkpoint, or an adapter's file. model: what
-    :func:`hrseg_cli.load` takes to use them. summary: epochs, steps, "best" (clicks needed on held-out objects) and the
+    folder: its run folder. weights: the file of the best weights, a checkpoint or an adapter. model: the argument of
+    :func:`hrseg_cli.load` that loads them. summary: epochs, steps, "best" (clicks needed on held-out objects) and the
     model's costs.
     """
 
@@ -44,16 +44,16 @@ def train(
     loggers: str | Sequence[str] = ("csv",),
     say: Callable[[str], None] | None = None,
 ) -> Trained:
-    """Train a click model by a recipe, as ``hrseg train`` does in one process.
+    """Train a click model by a recipe, like ``hrseg train`` in one process.
 
-    recipe: the name of a recipe, or a YAML file; its ``seed`` decides all that is random.
+    recipe: the name of a recipe, or a YAML file; its ``seed`` determines all randomness.
     changes: to the recipe, as ``{"optim.lr": 1e-4}`` or ``["optim.lr=1e-4"]``.
-    out: the run folder. The same call resumes an interrupted training; ``hrseg train --resume`` does too.
-    root: the folder of the known datasets; None: $HRSEG_DATA, or ./data.
-    device: "cpu", "cuda" or "cuda:N". workers: processes that prepare samples. loggers: any of "csv", "tensorboard" and
-        "wandb". say: called with a line after each epoch.
+    out: the run folder. The same call resumes an interrupted training, and so does ``hrseg train --resume``.
+    root: folder of the known datasets; None: $HRSEG_DATA, or ./data.
+    device: "cpu", "cuda" or "cuda:N". workers: number of processes that prepare samples. loggers: any of "csv",
+        "tensorboard" and "wandb". say: called with a line after each epoch.
 
-    Raises HrsegError for what the caller can fix, UnknownName for an unknown name.
+    Raises HrsegError for errors that the caller can fix, UnknownName for an unknown name.
     """
     chosen = load_recipe(str(recipe), changes_of(changes))
     return _train(chosen, "train", out, root, device, workers, loggers, say)
@@ -73,18 +73,18 @@ def adapt(
     loggers: str | Sequence[str] = ("csv",),
     say: Callable[[str], None] | None = None,
 ) -> Trained:
-    """Train an adapter of a model on some datasets, as ``hrseg adapt`` does; the model itself stays as it is.
+    """Train an adapter of a model on some datasets, like ``hrseg adapt``; the model itself is unchanged.
 
-    model: a name or a file, as for :func:`hrseg_cli.load`. datasets: what to train on, as for
+    model: a name or a file, as for :func:`hrseg_cli.load`. datasets: the training data, as for
         :func:`hrseg_cli.evaluate`.
-    adapter: "lora" or "conv", or a control: "full", "head", "bn", "bitfit". None: the one that ``recipe`` names.
-    out: the run folder. recipe: the name of a recipe, or a YAML file; None: the adapter's own. changes: to it.
+    adapter: "lora" or "conv", or a control: "full", "head", "bn", "bitfit". None: the adapter of ``recipe``.
+    out: the run folder. recipe: the name of a recipe, or a YAML file; None: the adapter's own. changes: to the recipe.
     root, device, workers, loggers, say: as for :func:`train`.
 
-    The adapter's file is small and belongs to its model: ``load(adapt(...).model)`` uses both.
+    The adapter's file is small and works only with its model: ``load(adapt(...).model)`` loads both.
     """
     if adapter is None and recipe is None:
-        raise HrsegError("`adapter`: give one, such as 'lora', or a `recipe` that names one")
+        raise HrsegError("`adapter`: give one, such as 'lora', or a `recipe` with one")
     base, name = listed("model", model)[0], None if recipe is None else str(recipe)
     parts = [{"dataset": spec} for spec in listed("datasets", datasets)]
     own = changes_of(changes)

@@ -1,4 +1,4 @@
-"""Clicks on many images to masks: in memory, or as files."""
+"""Masks of many images from given clicks: in memory, or as files."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from hrseg_cli.recipe import BinarizeRule, Protocol, binarize_rule, load_protoco
 
 
 class Prediction(NamedTuple):
-    """One object.
+    """The mask of one object.
 
-    image: the path of its image, None for one in memory. object: its name, "" where the image has no other. mask: bool
-    (H, W); None where it was written to ``files``.
+    image: the path of its image; None for an image in memory. object: its name; "" for the only object of an image.
+    mask: bool (H, W); None if it was written to ``files``.
     """
 
     image: Path | None
@@ -57,25 +57,25 @@ def predict(
     precision: str | None = None,
     runtime: str | None = None,
 ) -> list[Prediction]:
-    """Masks of images from given clicks, as ``hrseg predict`` makes them; one :class:`Prediction` per object.
+    """Predict masks of images from given clicks, like ``hrseg predict``; one :class:`Prediction` per object.
 
     model: a name or a file, as for :func:`hrseg_cli.load`, or a loaded model.
-    images: one image, or a list of images, each as :meth:`Model.session` takes it. A path may also be a folder of
-        images or a pattern such as "photos/*.jpg".
-    clicks: for one image a list of clicks, each (row, col) or (row, col, positive) in pixels, or a mapping from names
-        of objects to such lists; for a list of images a list with one of these for each. Or the path of a file of
-        clicks by image (JSON, CSV or traces), for images that are files; images without clicks are then left out.
-    initial: a mask to correct, as :meth:`Model.session` takes it; for a list of images one for each, or None. Each
-        image then has one object.
-    protocol, changes, span: as for :meth:`Model.session`. binarize: how the values of an ``initial`` file are read, a
-        label rule such as "gt128"; None: as they suggest.
-    out: a folder to write masks to; then no mask is returned. The same call again leaves alone what is up to date.
+    images: one image, or a list of images, each as for :meth:`Model.session`. A path may also be a folder of images or
+        a pattern such as "photos/*.jpg".
+    clicks: for one image a list of clicks, each (row, col) or (row, col, positive) in pixels, or a mapping from object
+        names to such lists; for a list of images, a list with one of these per image. Or the path of a click file
+        (JSON, CSV or traces), if images are files; images without clicks are then skipped.
+    initial: a mask to correct, as for :meth:`Model.session`; for a list of images, a list with a mask or None for each.
+        Each image then has one object.
+    protocol, changes, span: as for :meth:`Model.session`. binarize: label rule for an ``initial`` file, such as
+        "gt128"; None: chosen by its values.
+    out: folder to write masks to; masks are then not returned. The same call again skips files that are up to date.
         None: masks are returned, and nothing is written.
-    formats: of the files: "png", "soft", "rle", "polygon" or "cutout". tolerance: how far a polygon may lie from the
-        outline, in pixels.
+    formats: of the files: "png", "soft", "rle", "polygon" or "cutout". tolerance: maximum distance of a polygon from
+        the outline, in pixels.
     device, precision, runtime: as for :func:`hrseg_cli.load`; a loaded model has its own.
 
-    Raises HrsegError for what the caller can fix. With ``out``, all other images are done first.
+    Raises HrsegError for errors that the caller can fix. With ``out``, all other images are processed first.
     """
     steps = load_protocol(name_of("protocol", protocol), changes_of(changes))
     kinds = listed("formats", formats)
@@ -110,23 +110,23 @@ def _jobs(images: Any, clicks: Any, initial: Any) -> list[_Job]:
         path = Path(clicks)
         found, strangers = for_images(read_clicks(path), files, SUFFIXES, ids=path.suffix.lower() == ".jsonl")
         if strangers or not found:
-            names = f"'{strangers[0]}'" if strangers else "no image"
-            raise HrsegError(f"`clicks` {path}: names {names}, which is not among `images`")
+            what = f"'{strangers[0]}' is not among `images`" if strangers else "none of its images is among `images`"
+            raise HrsegError(f"`clicks` {path}: {what}; correct the names, or add the images")
         per_image: list[tuple[Any, Objects]] = list(found.items())
     else:
         pictures = _pictures(images) if several else _pictures([images])
         its = [clicks] if not several else list(clicks) if np.iterable(clicks) else [clicks]
         if len(its) != len(pictures):
-            raise HrsegError(f"`clicks`: {len(its)} lists of clicks for {len(pictures)} images; give one for each")
+            raise HrsegError(f"`clicks`: {len(its)} lists of clicks for {len(pictures)} images; give one per image")
         per_image = [(image, _objects(one)) for image, one in zip(pictures, its, strict=True)]
     masks = list(initial) if isinstance(initial, list | tuple) and several else [initial] * len(per_image)
     if initial is not None:
         if not several and len(per_image) > 1:
-            raise HrsegError(f"`initial`: one mask for {len(per_image)} images; give a list with one for each")
+            raise HrsegError(f"`initial`: one mask for {len(per_image)} images; give a list with one per image")
         if len(masks) != len(per_image) or (several and not isinstance(initial, list | tuple)):
             raise HrsegError(f"`initial`: give a list with a mask, or None, for each of {len(per_image)} images")
         if any(len(objects) > 1 for _, objects in per_image):
-            raise HrsegError("`initial`: an image has several objects; predict them one by one")
+            raise HrsegError("`initial`: an image has several objects; predict them in separate calls")
     return [
         _Job(image, name, its_clicks, mask)
         for (image, objects), mask in zip(per_image, masks, strict=True)
@@ -135,7 +135,7 @@ def _jobs(images: Any, clicks: Any, initial: Any) -> list[_Job]:
 
 
 def _pictures(images: Sequence[Any]) -> list[Any]:
-    """Images in memory as they are, and files, one for each path, or all of a folder or pattern."""
+    """Images in memory, and paths of files; a folder or pattern gives all its images."""
     found: list[Any] = []
     for image in images:
         found += find_images([os.fspath(image)]) if isinstance(image, str | PathLike) else [image]
@@ -169,12 +169,12 @@ def _in_memory(
 def _into(out: Path, jobs: list[_Job], asked: engine.PredictOptions) -> list[Prediction]:
     for job in jobs:
         if not isinstance(job.image, Path):
-            raise HrsegError("`out`: masks are named after image files; give paths as `images`, or leave it out")
+            raise HrsegError("`out`: masks are named after image files; give paths as `images`, or omit it")
         if not isinstance(job.initial, str | PathLike | None):
-            raise HrsegError("`initial`: with `out` it must be a file; give its path")
+            raise HrsegError("`initial`: with `out`, the mask must be a file; give its path")
         for path in (job.image, *([Path(job.initial)] if job.initial else [])):
             if path.parent.resolve() == out.resolve():
-                raise HrsegError(f"`out` {out}: holds {path.name} itself; name another folder")
+                raise HrsegError(f"`out` {out}: contains the input {path.name}; choose another folder")
     files = [engine.Job(job.image, job.object, job.clicks, job.initial and Path(job.initial)) for job in jobs]
     found, errors = [], []
     for job, outcome in zip(jobs, engine.predict(files, asked, out), strict=True):

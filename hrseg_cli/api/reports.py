@@ -1,4 +1,4 @@
-"""Numbers of run folders, as tables."""
+"""Tables of the numbers in run folders."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def tables(
     measures: str | Sequence[str] = (),
     partial: bool = False,
 ) -> pd.DataFrame:
-    """The numbers of some run folders of evaluations, as ``hrseg report`` prints them: one row per number.
+    """The numbers of evaluations in run folders, as ``hrseg report`` prints them, with one row per number.
 
-    runs: one or several folders; LABEL=FOLDER gives one another name. metrics: only these; all that were measured.
+    runs: one or several folders; LABEL=FOLDER renames a run. metrics: only these; by default all that were measured.
     measures: "NoC@90", "NoF@90", ">=20@90", "mean@5", "AUC", "SPC", ...; by default NoC at 80, 85 and 90, and NoF@90.
-    partial: take unfinished runs too.
+    partial: include unfinished runs.
 
     Columns: ``run``, ``model``, ``protocol``, ``commit``, ``dataset``, ``metric``, ``measure``, ``value``, ``low`` and
-    ``high`` (the 95 % bootstrap interval over objects), ``n`` (objects). Shares are in 0..1, seconds in s.
-    ``.attrs["notes"]`` are lines to read with the numbers, ``.attrs["differences"]`` reasons why they do not compare.
+    ``high`` (the 95 % bootstrap interval over objects), ``n`` (objects). Shares are in 0..1, times in seconds.
+    ``.attrs["notes"]`` are notes on the numbers, ``.attrs["differences"]`` reasons why runs are not comparable.
     For a table of runs by measures: ``tables(runs).pivot(index="run", columns=["dataset", "metric", "measure"],
     values="value")``.
 
-    Raises HrsegError for a folder that is no finished evaluation, or a measure that no run knows.
+    Raises HrsegError for a folder without a finished evaluation, or a measure that no run has.
     """
     import pandas as pd
 

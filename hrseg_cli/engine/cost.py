@@ -14,8 +14,8 @@ from hrseg_cli.models.base import InteractiveModel
 def gmac(model: InteractiveModel, size: tuple[int, int]) -> float:
     """10^9 multiply-adds of convolutions, matrix products and attention in one forward pass.
 
-    size: height and width of the input. Nothing is computed, and the model is unchanged. LoRA counts as 0, because it can be merged. A model without a
-    network has 0.
+    size: height and width of the input. Nothing is computed, and the model is unchanged. LoRA counts as 0, because it
+    can be merged. A model without a network has 0.
     """
     if next(model.parameters(), None) is None:
         return 0.0

@@ -114,8 +114,8 @@ def test_clicks_undo_and_reset(model: hrseg.Model) -> None:
 @pytest.mark.parametrize(
     ("click", "said"),
     [
-        ((120, 5), "`row` 120: lies outside the image, whose rows go from 0 to 119"),
-        ((5, -1), "`col` -1: lies outside the image, whose cols go from 0 to 159"),
+        ((120, 5), "`row` 120: outside the image; rows range from 0 to 119"),
+        ((5, -1), "`col` -1: outside the image; cols range from 0 to 159"),
         ((float("nan"), 5), "`row` nan: give a number"),
         (("5", 5), "`row` '5': give a number"),
         ((True, 5), "`row` True: give a number"),
@@ -153,9 +153,9 @@ def test_a_mask_to_start_from(initial: Any, model: hrseg.Model, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("initial", "said"),
     [
-        (RED[:-1], r"shape \(119, 160\); give the image's, \(120, 160\)"),
+        (RED[:-1], r"shape \(119, 160\); the image has \(120, 160\)"),
         (photograph(), "shape"),
-        (RED * 3, "integers other than 0 and 1"),
+        (RED * 3, "integers must be 0 and 1"),
         (RED * 2.0 - 1, r"values outside 0\.\.1"),
         (np.full(SIZE, np.nan), r"values outside 0\.\.1"),
         (RED * 1j, "a ndarray"),

@@ -74,7 +74,7 @@ def test_a_loaded_model_is_evaluated_as_it_was_loaded(tmp_path: Path) -> None:
     result = hrseg.evaluate(loaded, [DATA, f"other={DATA}"], max_clicks=1, limit=1, protocol="plain")
     assert result.table["dataset"].unique().tolist() == ["procedural", "other"]
     assert [trace.clicks for trace in result.traces[:1]] == [trace.clicks for trace in result.traces[1:]]
-    with pytest.raises(hrseg.HrsegError, match=r"`device`: the loaded model has its own; give it to load\(\)"):
+    with pytest.raises(hrseg.HrsegError, match=r"`device`: the loaded model has its own; pass it to load\(\)"):
         hrseg.evaluate(loaded, DATA, device="cpu")
 
 
@@ -86,9 +86,9 @@ def test_a_loaded_model_is_evaluated_as_it_was_loaded(tmp_path: Path) -> None:
         ({"until": {"biou": 0.9}}, r"`until`: 'biou' is not measured; add it to `metrics`"),
         ({"until": "0.9"}, "`until` '0.9': give a number"),
         ({"until": -1}, "`until` -1: give a number"),
-        ({"max_clicks": 0}, "`max_clicks` 0: give a whole number, 1 or more"),
+        ({"max_clicks": 0}, "`max_clicks` 0: give an integer, 1 or more"),
         ({"workers": True}, "`workers` True"),
-        ({"seed": -1}, "`seed` -1: give a whole number, 0 or more"),
+        ({"seed": -1}, "`seed` -1: give an integer, 0 or more"),
         ({"band": "wide"}, "`band` wide"),
         ({"binarize": "gt12"}, "unknown label rule 'gt12'.*gt128"),
         ({"changes": {"zoom.target": "large"}}, "zoom.target"),

@@ -103,10 +103,10 @@ def test_of_many_images_the_good_ones_are_done_first(photos: Path, tmp_path: Pat
     ("arguments", "said"),
     [
         ({"clicks": []}, "`clicks`: an object without clicks"),
-        ({"clicks": RED}, "`clicks`: 30 is no click"),
-        ({"clicks": [(1, 2, 3, 4)]}, "is no click; give a list of"),
+        ({"clicks": RED}, "`clicks`: 30 is not a click"),
+        ({"clicks": [(1, 2, 3, 4)]}, "is not a click; give a list of"),
         ({"clicks": [("1", 2)]}, "`row` '1'"),
-        ({"clicks": [(1, 200)]}, "`col` 200: lies outside"),
+        ({"clicks": [(1, 200)]}, "`col` 200: outside the image"),
         ({"clicks": {}}, "`clicks`: no objects"),
         ({"clicks": None}, "`clicks`: a NoneType"),
         ({"images": [photograph(), photograph()], "clicks": [[RED]]}, "1 lists of clicks for 2 images"),
@@ -115,7 +115,7 @@ def test_of_many_images_the_good_ones_are_done_first(photos: Path, tmp_path: Pat
         ({"formats": "jpg"}, "unknown format 'jpg'"),
         ({"tolerance": -1}, "`tolerance` -1"),
         ({"images": "nowhere/*.jpg"}, "no image found"),
-        ({"span": (0, 4095)}, "`span`: is for image files"),
+        ({"span": (0, 4095)}, "`span`: applies to image files only"),
     ],
 )
 def test_what_is_wrong_is_named(arguments: dict[str, Any], said: str, model: hrseg.Model) -> None:
@@ -125,5 +125,5 @@ def test_what_is_wrong_is_named(arguments: dict[str, Any], said: str, model: hrs
 
 
 def test_nothing_is_overwritten(photos: Path) -> None:
-    with pytest.raises(hrseg.HrsegError, match=r"^`out` .*holds a\.png itself"):
+    with pytest.raises(hrseg.HrsegError, match=r"^`out` .*contains the input a\.png"):
         hrseg.predict("grabcut", photos / "a.png", [RED], out=photos)
