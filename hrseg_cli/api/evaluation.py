@@ -108,7 +108,7 @@ def evaluate(
     Raises HrsegError for errors that the caller can fix, UnknownName for an unknown name.
     """
     if keep_masks and out is None:
-        raise HrsegError("`keep_masks`: masks are written to a run folder; give `out` as well")
+        raise HrsegError("`keep_masks`: masks are written to a run folder; give `out` too")
     for name, number in (("max_clicks", max_clicks), ("limit", limit), ("workers", workers), ("in_flight", in_flight)):
         if number is not None:
             checked_count(name, number)

@@ -1,7 +1,7 @@
-"""Refiners that know no object: what a learned one has to beat.
+"""Classical refiners without learning, as baselines for learned ones.
 
-Each is a function of an image, uint8 (H, W, 3), and a probability, float32 (H, W) in [0, 1], to a probability of the
-same shape; a mask counts as probabilities 0 and 1. What is handed in stays as it is.
+Each takes an image, uint8 (H, W, 3), and a probability, float32 (H, W) in [0, 1], and returns a probability of the same
+shape. A mask counts as probabilities 0 and 1. Inputs are not modified.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from hrseg_cli.refiners.lattice import Lattice
 
 log = logging.getLogger(__name__)
 
-BLANK = 2  # A picture whose channels span no more grey levels says nothing.
+BLANK = 2  # an image whose channels span no more grey levels is treated as blank
 OBJECT = (cv2.GC_FGD, cv2.GC_PR_FGD)
-STRIP = 2**20  # pixels that the guided filter works on at a time; on a large image all at once take gigabytes
+STRIP = 2**20  # pixels that the guided filter processes at a time; a large image at once would take gigabytes
 
 
 def guided_filter(
@@ -30,11 +30,11 @@ def guided_filter(
     smoothness: float = 1e-4,
     step: int | None = None,
 ) -> np.ndarray:
-    """The probability as a linear function of the colours, fitted anew in every window: it takes the image's edges.
+    """Guided filter: fit the probability as a linear function of colour in every window, which follows image edges.
 
-    radius: of the square windows, pixels; by default a tenth of the root of the object's area. smoothness: variance of
-    colours, in [0, 1], below which a window counts as flat and is averaged. step: by how much the image is reduced
-    while windows are fitted; 1 is exact, the default an eighth of the radius.
+    radius: of the square windows, in pixels; by default a tenth of the square root of the object's area. smoothness:
+    variance of colours, in [0, 1], below which a window counts as flat and is averaged. step: factor by which the image
+    is downscaled for fitting; 1 is exact, the default is an eighth of the radius.
 
     Sources: He et al., "Guided Image Filtering" (ECCV 2010), section 3.5; for steps above 1 He and Sun, "Fast Guided
     Filter" (arXiv 1505.00996).
@@ -58,7 +58,7 @@ def guided_filter(
 
 
 def _lines(image: np.ndarray, value: np.ndarray, radius: int, smoothness: float) -> np.ndarray:
-    """float32 (H, W, 4): three slopes and an offset for the colours of each pixel, means over its windows."""
+    """float32 (H, W, 4): three slopes and an offset per pixel, averaged over its windows."""
     lines = np.empty((*value.shape, 4), np.float32)
     strip = max(2 * radius, STRIP // value.shape[1])
     for top in range(0, len(value), strip):
@@ -92,7 +92,7 @@ def _fitted(guide: np.ndarray, value: np.ndarray, radius: int, smoothness: float
 
 
 def _solved(matrix: dict[tuple[int, int], np.ndarray], vector: np.ndarray) -> np.ndarray:
-    """Solutions (H, W, 3) of symmetric equations, given by the upper triangle and the right side (H, W, 3)."""
+    """Solutions (H, W, 3) of symmetric 3 x 3 systems, given by upper triangle and right-hand side (H, W, 3)."""
     a, b, c, d, e, f = (matrix[place] for place in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)))
     aa, ab, ac, bb, bc, cc = d * f - e * e, c * e - b * f, b * e - c * d, a * f - c * c, b * c - a * e, a * d - b * b
     x, y, z = np.moveaxis(vector, -1, 0)
@@ -113,15 +113,15 @@ def dense_crf(
     iterations: int = 5,
     largest: int = 2**19,
 ) -> np.ndarray:
-    """Mean field of a fully connected CRF: pixels that are alike want the same label, and so do neighbours.
+    """Mean field of a fully connected CRF: similar pixels and neighbouring pixels tend to have the same label.
 
-    appearance: weight of pairs alike in colour (``colour``, grey levels) and place (``distance``, pixels), which are
-    standard deviations. smoothness: weight of pairs close to each other (``near``, pixels). trust: a surer probability
-    counts as this one, so that a mask of 0 and 1 can change. largest: pixels; a larger image is reduced to so many, and
-    the change is enlarged.
+    appearance: weight of pairs of similar colour (``colour``, grey levels) and position (``distance``, pixels); both
+    are standard deviations. smoothness: weight of pairs of neighbours (``near``, pixels). trust: more confident
+    probabilities are clipped to this one, so that a binary mask can change. largest: number of pixels; a larger image
+    is downscaled to it, and the change of the probability is enlarged.
 
     Source: Krähenbühl and Koltun (NeurIPS 2011, arXiv 1210.5644), sections 2 and 3. As in the authors' code, kernels
-    are divided by the root of both pixels' sums, and a pixel hears itself too.
+    are divided by the square root of both pixels' sums, and each pixel also sends a message to itself.
     """
     probability = _checked(image, probability)
     size = height, width = probability.shape
@@ -160,7 +160,7 @@ def dense_crf(
     unary = np.log(unary / (1 - unary))
     belief = unary
     for _ in range(iterations):
-        vote = np.tanh(belief / 2)  # object less background
+        vote = np.tanh(belief / 2)  # object minus background
         belief = unary + sum(weight * scale * blur(scale * vote) for weight, blur, scale in terms)
     return np.asarray(1 / (1 + np.exp(-belief)), np.float32)
 
@@ -174,12 +174,13 @@ def graph_cut(
     rounds: int = 1,
     max_side: int = 640,
 ) -> np.ndarray:
-    """OpenCV's graph cut between what is surely object and surely background: a band along the outline is decided anew.
+    """OpenCV's graph cut, which reassigns a band along the outline, given certain object and certain background.
 
-    width: of the band, on each side of the outline, pixels; by default a twentieth of the root of the object's area.
-    unsure: pixels whose probability is further than this from both 0 and 1 are decided too. rounds: of graph cut and
-    colour models. max_side: a larger surrounding of the band is cut at this longer side. Outside the band nothing
-    changes. A picture that is blank, or whose cut takes too long (:mod:`hrseg_cli.cutting`), keeps its probabilities.
+    width: of the band on each side of the outline, in pixels; by default a twentieth of the square root of the object's
+    area. unsure: pixels whose probability is further than this from both 0 and 1 are reassigned too. rounds: of graph
+    cut and colour models. max_side: if the surroundings of the band are larger, they are downscaled to this longer
+    side. Nothing changes outside the band. A blank image, or one whose cut takes too long (:mod:`hrseg_cli.cutting`),
+    keeps its probabilities.
 
     Source: Rother et al., "GrabCut" (SIGGRAPH 2004).
     """
@@ -202,7 +203,7 @@ def graph_cut(
 
 
 def _cut(picture: np.ndarray, labels: np.ndarray, rounds: int, max_side: int) -> np.ndarray | None:
-    """The share of object, float32 (h, w), after the cut; None without one."""
+    """The share of object, float32 (h, w), after the cut; None if there is no cut."""
     size = labels.shape[::-1]
     scale = min(1.0, max_side / max(size))
     if scale < 1:
@@ -213,13 +214,13 @@ def _cut(picture: np.ndarray, labels: np.ndarray, rounds: int, max_side: int) ->
         return None
     found = cutting.cut(np.ascontiguousarray(picture), np.ascontiguousarray(labels), rounds)
     if found is None:
-        log.warning("graph cut: no cut of this picture in time; the mask stays as it is")
+        log.warning("graph cut: exceeded its time limit on this image; the mask is unchanged")
         return None
     return np.asarray(cv2.resize(np.isin(found, OBJECT).astype(np.float32), size, interpolation=cv2.INTER_LINEAR))
 
 
 def _around(band: np.ndarray, margin: int) -> tuple[slice, slice]:
-    """The box of a band and a margin, clipped to the image."""
+    """The bounding box of a band with a margin, clipped to the image."""
     left, top, cols, rows = cv2.boundingRect(band.astype(np.uint8))
     down = slice(max(0, top - margin), top + rows + margin)
     return down, slice(max(0, left - margin), left + cols + margin)

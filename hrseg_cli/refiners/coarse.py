@@ -1,7 +1,7 @@
-"""Coarse masks made from true ones, to train refiners on: outlines with few corners, then rectangles eaten or grown.
+"""Coarse masks made from ground truth, to train refiners: simplified outlines, then eroded and dilated rectangles.
 
 Source: CascadePSP (Cheng et al., CVPR 2020, arXiv 2005.02551), section 4.1 and its training code, which SegRefiner and
-FocusCut use too. All randomness comes from the ``rng`` that is handed in.
+FocusCut use too. All randomness comes from the argument ``rng``.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import cv2
 import numpy as np
 
 ROUNDS = 250  # of changes, at most; a large object may stay above its target
-SHORTEST = 10  # points of a contour that is worth simplifying
+SHORTEST = 10  # points; shorter contours are dropped
 
 
 def coarsened(truth: np.ndarray, rng: np.random.Generator, iou: float = 0.8, reference: bool = False) -> np.ndarray:
-    """A coarse mask whose IoU with the truth is just below ``iou``, as a rule.
+    """A coarse mask whose IoU with the ground truth is usually just below ``iou``.
 
-    truth: bool or uint8 (H, W), non-zero is object. Returns bool (H, W). A truth without object is returned as it is.
+    truth: bool or uint8 (H, W), non-zero is object. Returns bool (H, W). Ground truth without object is returned
+    unchanged.
 
-    reference: as the public code does it, where the IoU is measured against the simplified outline, so that the one
-    with the truth is a few hundredths off, and an empty truth gets a few random pixels.
+    reference: reproduce the public code, which measures IoU against the simplified outline, so that IoU with the ground
+    truth is off by a few hundredths, and adds a few random pixels to empty ground truth.
     """
     mask = _as_bytes(truth)
     if not reference and not mask.any():
@@ -33,12 +34,12 @@ def coarsened(truth: np.ndarray, rng: np.random.Generator, iou: float = 0.8, ref
 def simplified(
     mask: np.ndarray, rng: np.random.Generator, cut: float = 0.1, keep: float = 0.1, move: float = 0.0
 ) -> np.ndarray:
-    """A mask whose outlines are polygons of few points, bool (H, W). Holes stay holes.
+    """A mask whose outlines are polygons with few points, bool (H, W). Holes stay holes.
 
-    mask: bool or uint8 (H, W), non-zero is object. cut: share of each outline that is cut off in one straight line,
-    where its ends are close. keep: share of the remaining points that become corners. move: by what share of its
-    distance from the centre a corner moves, as a standard deviation. Outlines of fewer than ten points vanish; where
-    all would, the mask is returned as it is.
+    mask: bool or uint8 (H, W), non-zero is object. cut: share of each outline that is replaced by one straight line,
+    at a place where its ends are close. keep: share of the remaining points that become corners. move: standard
+    deviation of the displacement of a corner, as a share of its distance from the centre. Outlines of fewer than ten
+    points are dropped; if that would drop all, the mask is returned unchanged.
     """
     mask = _as_bytes(mask)
     contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
@@ -50,7 +51,7 @@ def simplified(
 
 
 def _corners(contour: np.ndarray, rng: np.random.Generator, cut: float, keep: float, move: float) -> np.ndarray:
-    """The corners of a simplified contour, int32 (N, 1, 2), x and y."""
+    """The corners of a simplified contour, int32 (N, 1, 2), as x and y."""
     moments = cv2.moments(contour)
     run = int(len(contour) * cut)
     starts = len(contour) - run
@@ -68,8 +69,8 @@ def _corners(contour: np.ndarray, rng: np.random.Generator, cut: float, keep: fl
 
 
 def perturbed(mask: np.ndarray, rng: np.random.Generator, iou: float, against: np.ndarray | None = None) -> np.ndarray:
-    """The mask with random rectangles dilated or eroded until its IoU with ``against`` (itself by default) is below
-    ``iou``, at most a thousand times; bool (H, W). A mask two pixels high or wide, or less, is returned as it is."""
+    """Dilate or erode random rectangles until the IoU with ``against`` (by default the mask itself) is below ``iou``,
+    at most a thousand times; bool (H, W). A mask at most two pixels high or wide is returned unchanged."""
     result = _as_bytes(mask)
     truth = result.copy() if against is None else _as_bytes(against)
     height, width = result.shape
@@ -79,7 +80,7 @@ def perturbed(mask: np.ndarray, rng: np.random.Generator, iou: float, against: n
         for _ in range(4):
             left, top = rng.integers(width), rng.integers(height)
             right, bottom = rng.integers(left + 1, width + 1), rng.integers(top + 1, height + 1)
-            if rng.random() < 0.25:  # a dot, which may grow into a hole or an island
+            if rng.random() < 0.25:  # a single pixel, which may grow into a hole or an island
                 result[(top + bottom) // 2, (left + right) // 2] = rng.integers(2) * 255
             window = result[top:bottom, left:right]
             change = cv2.dilate if rng.random() < 0.5 else cv2.erode

@@ -1,7 +1,7 @@
-"""FocusCut: the click model looks again, closely, at places that earlier clicks asked to be corrected.
+"""FocusCut: refine the mask with close-up views around the clicks that corrected details.
 
-Source: FocusCut (Lin et al., CVPR 2022), sections 3.2 and 3.3, and its public code. Any click model can be behind it:
-:func:`looks` yields what it is to see and is sent its probabilities.
+Source: FocusCut (Lin et al., CVPR 2022), sections 3.2 and 3.3, and its public code. It works with any click model:
+:func:`views` yields the views to run the model on and is sent its probabilities.
 
 Masks are bool (H, W), probabilities float32 (H, W) in [0, 1], images uint8 (H, W, 3), RGB. Distances count steps to the
 eight neighbours.
@@ -18,19 +18,19 @@ import numpy as np
 from hrseg_cli.interaction import Click
 from hrseg_cli.refiners import check_sizes
 
-SMALLEST = 5  # pixels; views of no larger radius are not worth a look
+SMALLEST = 5  # pixels; views of this radius or less are skipped
 
 
 class Focus(NamedTuple):
-    """A place to look at after every click from now on; ``radius`` in pixels."""
+    """A place to refine after this and every later click; ``radius`` in pixels."""
 
     click: Click
     radius: int
 
 
 class View(NamedTuple):
-    """What a click model is shown: an enlarged square of the image, (S, S, 3), 0 beyond its border, with the mask so
-    far, bool (S, S), and those clicks that lie in it, in its pixels."""
+    """The input of the click model: an enlarged square of the image, (S, S, 3), 0 beyond the image border, the current
+    mask, bool (S, S), and the clicks inside, in pixels of the view."""
 
     image: np.ndarray
     previous: np.ndarray
@@ -38,17 +38,18 @@ class View(NamedTuple):
 
 
 def focus(click: Click, before: np.ndarray, after: np.ndarray) -> Focus | None:
-    """Where to look closely because of a click that turned the mask ``before`` into ``after``; None where it changed
-    too much to be about a detail."""
+    """The place to refine after a click that changed the mask ``before`` to ``after``; None if it changed too much to
+    correct a detail."""
     radius, is_detail = radius_of(click, before, after)
     return Focus(click, radius) if is_detail else None
 
 
 def radius_of(click: Click, before: np.ndarray, after: np.ndarray) -> tuple[int, bool]:
-    """How far around a click its correction reaches, and whether that is a detail.
+    """The radius of a click's correction, and whether it corrects a detail.
 
-    A click that changed nothing below it is about the structure that it lies in, as far as the nearest outline in
-    ``before``. Otherwise it is about the part that changed, a detail where that is less than a fifth of the object.
+    If the click did not change its own pixel, the radius is the distance to the nearest outline in ``before``, and it
+    is a detail. Otherwise the radius covers the part that changed, which is a detail if it is smaller than a fifth of
+    the object.
     """
     row, col = int(click.row), int(click.col)
     changed = before != after
@@ -60,7 +61,8 @@ def radius_of(click: Click, before: np.ndarray, after: np.ndarray) -> tuple[int,
 
 
 def _to_outline(mask: np.ndarray, row: int, col: int) -> int:
-    """Steps from a pixel to the nearest of the other kind; 0 where there is none. The image's border is no outline."""
+    """Steps from a pixel to the nearest one with the other value; 0 if there is none. The image border does not
+    count."""
     same = (mask == mask[row, col]).astype(np.uint8)
     if same.all():
         return 0
@@ -68,23 +70,23 @@ def _to_outline(mask: np.ndarray, row: int, col: int) -> int:
 
 
 def _part(mask: np.ndarray, row: int, col: int) -> np.ndarray:
-    """The part of a mask, connected over four neighbours, that holds a pixel."""
+    """The 4-connected component of a mask that contains a pixel."""
     _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
     return np.asarray(labels == labels[row, col])
 
 
 def _reach(mask: np.ndarray, row: int, col: int) -> int:
-    """Steps from a pixel to the farthest of a mask."""
+    """Steps from a pixel to the farthest pixel of a mask."""
     rows, cols = np.nonzero(mask)
     return int(max(np.abs(rows - row).max(), np.abs(cols - col).max()))
 
 
 def next_scale(before: np.ndarray, after: np.ndarray, tolerance: float = 2.0) -> float | None:
-    """How much smaller (or larger, up to 1.1) the next view of a place has to be to show what changed in this one; None
-    where nothing did, so that no further view is needed.
+    """Scale of the next view relative to this one, at most 1.1, so that it covers the change; None if nothing changed
+    and no further view is needed.
 
-    before, after: masks of a view, bool (S, S). tolerance: a change counts where it is at least so thick, in pixels of
-    a view of 384.
+    before, after: masks of a view, bool (S, S). tolerance: minimum thickness of a change, in pixels of a view of size
+    384.
     """
     side = len(before)
     distance = cv2.distanceTransform((before != after).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
@@ -94,7 +96,7 @@ def next_scale(before: np.ndarray, after: np.ndarray, tolerance: float = 2.0) ->
     return 1.1 * _reach(thick, side // 2, side // 2) / (side // 2)
 
 
-def looks(
+def views(
     image: np.ndarray,
     probability: np.ndarray,
     focuses: Sequence[Focus],
@@ -105,21 +107,22 @@ def looks(
     scale: float = 1.75,
     ratio: float | None = None,
 ) -> Generator[View, np.ndarray, np.ndarray]:
-    """The course to a probability (H, W): yields :class:`View`, is sent the model's probability, float32 (S, S).
+    """Yield each :class:`View`, expect the model's probability for it, float32 (S, S), and return that of the image.
 
-    In each turn every focus gets a view; overlapping answers are averaged, replace what was there, and make the mask
-    that the next turn starts from. Views grow smaller around what changes, and end where nothing does. None is wider
-    than the image's longer side (the public code sets no limit, which takes gigabytes on large images).
+    In each turn every focus gets a view. Overlapping results are averaged, replace the previous probabilities, and
+    give the mask that the next turn starts from. Views shrink around what changes, and end when nothing changes. No
+    view is wider than the image's longer side (the public code has no limit, which takes gigabytes on large images).
 
-    probability: the model's answer for the whole image. side: S. scale: of the first views, as a multiple of their
-    radius. ratio: fixed change of the scale from turn to turn, all from the first mask: the paper's fast variant.
+    probability: the current probability of the whole image, (H, W). side: S. scale: of the first views, as a multiple
+    of their radius. ratio: fixed change of the scale per turn, with all views from the initial mask: the paper's fast
+    variant.
     """
     check_sizes(image, probability)
     result = probability.copy()
     mask = result > 0.5
     widest = max(mask.shape) // 2
     scales: list[float | None] = [min(scale, widest / place.radius) for place in focuses]
-    latest: dict[int, tuple[int, np.ndarray]] = {}  # by focus: radius of its last view, and the answer
+    latest: dict[int, tuple[int, np.ndarray]] = {}  # focus -> radius of its last view, and the probability in it
     for _ in range(turns):
         for number, place in enumerate(focuses):
             now = scales[number]
@@ -137,12 +140,12 @@ def looks(
     return result
 
 
-def follow(answer: Callable[[View], np.ndarray], course: Generator[View, np.ndarray, np.ndarray]) -> np.ndarray:
-    """What comes of :func:`looks` when ``answer`` gives the probability, float32 (S, S), of each view."""
+def follow(answer: Callable[[View], np.ndarray], generator: Generator[View, np.ndarray, np.ndarray]) -> np.ndarray:
+    """The result of :func:`views` if ``answer`` computes the probability, float32 (S, S), of each view."""
     try:
-        view = next(course)
+        view = next(generator)
         while True:
-            view = course.send(answer(view))
+            view = generator.send(answer(view))
     except StopIteration as end:
         return np.asarray(end.value)
 
@@ -162,7 +165,7 @@ def _view(image: np.ndarray, mask: np.ndarray, centre: Click, clicks: Sequence[C
 
 
 def _window(x: np.ndarray, top: int, left: int, width: int) -> np.ndarray:
-    """A square of an array (H, W, ...), 0 beyond its border."""
+    """A square of an array (H, W, ...), filled with 0 beyond its border."""
     square = np.zeros((width, width, *x.shape[2:]), x.dtype)
     rows, cols = (slice(max(0, start), start + width) for start in (top, left))
     part = x[rows, cols]
@@ -171,7 +174,7 @@ def _window(x: np.ndarray, top: int, left: int, width: int) -> np.ndarray:
 
 
 def _average(result: np.ndarray, answers: Sequence[tuple[Click, int, np.ndarray]]) -> None:
-    """Put the mean of overlapping squares around clicks into ``result``."""
+    """Write the mean of overlapping squares around clicks into ``result``."""
     total, count = np.zeros(result.shape, np.float32), np.zeros(result.shape, np.uint16)
     for click, radius, answer in answers:
         top, left, width = int(click.row) - radius, int(click.col) - radius, 2 * radius + 1

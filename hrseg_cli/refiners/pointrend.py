@@ -1,9 +1,9 @@
-"""PointRend: a mask made finer by asking a small network only at the points where it is unsure.
+"""PointRend: refine a mask by running a small network only at its most uncertain points.
 
 Source: PointRend (Kirillov et al., CVPR 2020, arXiv 1912.08193), sections 3 and 4, and its public code.
 
 Shapes: N masks or images, C channels, P points. Points are (N, P, 2), x then y, in [0, 1] of the width and the height;
-the centre of pixel i of W lies at (i + 0.5) / W. Logits are (N, C, H, W): one channel for a mask, or one a class.
+the centre of pixel i of W is at (i + 0.5) / W. Logits are (N, C, H, W): one channel for a mask, or one per class.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def sample(features: Tensor, points: Tensor, mode: Literal["bilinear", "nearest"
 
 
 def in_image(points: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Points of boxes (N, 4), x0 y0 x1 y1 in pixels, as points of their image of ``size`` (height, width)."""
+    """Convert points of boxes (N, 4), x0 y0 x1 y1 in pixels, to points of their image of ``size`` (height, width)."""
     height, width = size
     corners, extents = boxes[:, None, :2], (boxes[:, 2:] - boxes[:, :2])[:, None]
     return (points * extents + corners) / torch.tensor([width, height], dtype=points.dtype, device=points.device)
 
 
 def uncertainty(logits: Tensor) -> Tensor:
-    """(N, 1, ...), at most 0, highest where the answer is nearest to changing: -|z| of one channel, the second best
-    class less the best of several."""
+    """(N, 1, ...), at most 0, highest at the most uncertain points: -|z| for one channel; for several, the second best
+    class minus the best."""
     if logits.shape[1] == 1:
         return -logits.abs()
     best = logits.topk(2, dim=1).values
@@ -45,16 +45,15 @@ def uncertainty(logits: Tensor) -> Tensor:
 
 
 def of_class(logits: Tensor, classes: Tensor) -> Tensor:
-    """(N, 1, ...): for each of N masks the channel of its class (N,)."""
+    """(N, 1, ...): for each of N masks, the channel of its class (N,)."""
     return logits[torch.arange(len(logits), device=logits.device), classes][:, None]
 
 
 def training_points(logits: Tensor, count: int, draw: Draw, k: float = 3, beta: float = 0.75) -> Tensor:
-    """(N, count, 2): of ``k`` times as many uniform points a share ``beta`` of ``count``, the most uncertain; the rest
-    uniform.
+    """(N, count, 2): a share ``beta`` are the most uncertain of ``k * count`` uniform points; the rest are uniform.
 
-    Uncertainty is that of the logits interpolated at the point: of neighbours 1 and -1 the middle is most uncertain,
-    which the mean of their uncertainties would not show.
+    The uncertainty is computed from the interpolated logits, not interpolated itself: between neighbours 1 and -1 the
+    middle is the most uncertain point.
     """
     many, chosen = int(count * k), int(count * beta)
     points = draw((len(logits), many, 2)).to(logits.device)
@@ -82,9 +81,10 @@ def _centres(index: Tensor, height: int, width: int) -> Tensor:
 class PointHead(nn.Module):
     """Logits of points from their fine features and coarse logits: the same few layers for every point.
 
-    fine, classes: channels of the features, and of the coarse logits and the answer. hidden: channels of the ``layers``
-    in between. coarse_each_layer: whether each of them sees the coarse logits again, as the published mask heads do;
-    the published semantic heads show them to the first only. The public mask head of COCO: ``PointHead(256, 80)``.
+    fine, classes: channels of the features, and of the coarse and the refined logits. hidden: channels of the
+    ``layers`` in between. coarse_each_layer: whether each layer receives the coarse logits, as in the published mask
+    heads; in the published semantic heads, only the first one does. The public mask head of COCO: ``PointHead(256,
+    80)``.
     """
 
     def __init__(
@@ -116,17 +116,17 @@ class PointHead(nn.Module):
 
 
 class Rendered(NamedTuple):
-    """logits: (N, C, H, W). points: how many points of each mask were asked for."""
+    """logits: (N, C, H, W). points: number of points computed for each mask."""
 
     logits: Tensor
     points: int
 
 
 def subdivide(coarse: Tensor, ask: Ask, steps: int, count: int) -> Rendered:
-    """The coarse logits at twice the resolution after each step, asked anew at the ``count`` most uncertain pixels.
+    """Double the resolution in each step and recompute the logits at the ``count`` most uncertain pixels.
 
-    ``ask`` answers points (N, P, 2) of the mask; it interpolates features and the coarse logits there
-    (:func:`at_points`). At most ``steps * count`` points of each mask are asked for.
+    ``ask`` computes logits at points (N, P, 2) of the mask from features and coarse logits interpolated there
+    (:func:`at_points`). At most ``steps * count`` points of each mask are computed.
     """
     logits, points = coarse, 0
     for _ in range(steps):
@@ -139,10 +139,10 @@ def subdivide(coarse: Tensor, ask: Ask, steps: int, count: int) -> Rendered:
 
 
 def render_mask(ask: Ask, masks: int, side: int = 7, steps: int = 5, count: int = 28**2) -> Rendered:
-    """Square masks, asked for on a coarse grid first: by default at 7 x 7, then five times finer, 224 x 224.
+    """Square masks, computed on a coarse grid first: by default 7 x 7, doubled five times to 224 x 224.
 
-    While all pixels of a finer grid are no more than ``count``, that grid is where it starts: with the defaults
-    28 x 28, then three steps. ``ask`` answers (``masks``, 1, P): of the class that each mask has.
+    It starts from the finest grid with no more than ``count`` pixels: with the defaults at 28 x 28, followed by three
+    steps. ``ask`` returns (``masks``, 1, P): the logits of the class of each mask.
     """
     while steps and 4 * side**2 <= count:
         side, steps = 2 * side, steps - 1
@@ -152,13 +152,13 @@ def render_mask(ask: Ask, masks: int, side: int = 7, steps: int = 5, count: int 
 
 
 def at_points(head: PointHead, features: Tensor, coarse: Tensor) -> Ask:
-    """``ask`` of an image-level mask: ``head`` over features (N, C, h, w) and coarse logits of the same extent."""
+    """``ask`` for masks of whole images: ``head`` on features (N, C, h, w) and coarse logits of the same extent."""
     return lambda points: head(sample(features, points), sample(coarse, points))
 
 
 def at_box_points(head: PointHead, features: Tensor, boxes: Tensor, size: tuple[int, int], coarse: Tensor) -> Ask:
-    """``ask`` of the masks of boxes (N, 4) in one image of ``size``: features (1, C, h, w) of the whole image, coarse
-    logits (N, classes, s, s) of each box."""
+    """``ask`` for masks of boxes (N, 4) in one image of ``size``: ``head`` on features (1, C, h, w) of the whole image
+    and coarse logits (N, classes, s, s) of each box."""
 
     def ask(points: Tensor) -> Tensor:
         fine = sample(features, in_image(points, boxes, size).flatten(0, 1)[None])[0]
@@ -170,7 +170,7 @@ def at_box_points(head: PointHead, features: Tensor, boxes: Tensor, size: tuple[
 
 
 def points_within(height: int, width: int, steps: int, share: float = 0.02) -> int:
-    """How many points a step may ask for, so that all together stay within a share of the pixels of the result."""
+    """The number of points per step for which all steps together stay within a share of the pixels of the result."""
     return int(share * height * width) // steps
 
 
@@ -178,8 +178,8 @@ def point_loss(logits: Tensor, labels: Tensor, over: Literal["all", "valid"] = "
     """(N,): cross entropy at points. logits: (N, 1, P). labels: (N, P) in [0, 1], interpolated ones may be fractional;
     -1 is ignored.
 
-    over: what the sum is divided by. The public code divides by "all" points, and a mask with many ignored ones counts
-    less.
+    over: the sum is divided by the number of these points. The public code divides by "all", so a mask with many
+    ignored points counts less.
     """
     valid = labels >= 0
     values = F.binary_cross_entropy_with_logits(logits[:, 0], labels.clamp(min=0), reduction="none") * valid

@@ -183,7 +183,7 @@ def test_settings_that_do_not_exist_are_told(model: hrseg.Model) -> None:
         hrseg.load("grabcut", device="tpu")
     with pytest.raises(hrseg.HrsegError, match="`precision` bf16: 'grabcut' supports only fp32"):
         hrseg.load("grabcut", precision="bf16")
-    with pytest.raises(hrseg.HrsegError, match="`model`: a SameColour; give a name, or the path"):
+    with pytest.raises(hrseg.HrsegError, match="`model`: a SameColour; give a name or the path"):
         hrseg.load(SameColour())  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
-from hrseg_cli.refiners.focuscut import Focus, View, focus, follow, looks, next_scale, radius_of
+from hrseg_cli.refiners.focuscut import Focus, View, focus, follow, next_scale, radius_of, views
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -72,7 +72,7 @@ def test_recorded_course(golden: dict[str, np.ndarray]) -> None:
         return probability
 
     before = golden["e2e_result_in"].copy()
-    result = follow(answer, looks(golden["e2e_img"], golden["e2e_result_in"], places, clicks, side=48))
+    result = follow(answer, views(golden["e2e_img"], golden["e2e_result_in"], places, clicks, side=48))
     np.testing.assert_allclose(changes, golden["e2e_ratios"], atol=1e-12)
     np.testing.assert_allclose(result, golden["e2e_result_out"], atol=1e-6)
     np.testing.assert_array_equal(result > 0.5, golden["e2e_out"])
@@ -93,7 +93,7 @@ def test_a_click_lies_on_the_same_pixel_in_a_view(row: int, col: int, radius: in
     image[at, along] = 255
     clicks = [Click(at + 0.9, along + 0.9, False), Click(row, col, True)]
     side = 5 * (2 * radius + 1)  # every pixel becomes 5 x 5, whose middle is the pixel itself
-    course = looks(image, np.zeros((60, 80), np.float32), [Focus(clicks[1], radius)], clicks, side=side, scale=1.0)
+    course = views(image, np.zeros((60, 80), np.float32), [Focus(clicks[1], radius)], clicks, side=side, scale=1.0)
     if radius <= 5:
         assert next(course, None) is None
         return
@@ -106,7 +106,7 @@ def test_a_click_lies_on_the_same_pixel_in_a_view(row: int, col: int, radius: in
 
 def test_beyond_the_image_a_view_is_black_and_nothing_is_written() -> None:
     image, probability = np.full((40, 50, 3), 90, np.uint8), np.full((40, 50), 0.75, np.float32)
-    course = looks(image, probability, [Focus(Click(0, 0, True), 10)], [], side=21, scale=1.0)
+    course = views(image, probability, [Focus(Click(0, 0, True), 10)], [], side=21, scale=1.0)
     view = next(course)
     assert not view.image[:10].any()
     assert (view.image[10:, 10:] == 90).all()
@@ -125,7 +125,7 @@ def test_overlapping_answers_are_averaged() -> None:
     answers = iter([0.2, 0.4])
     result = follow(
         lambda view: np.full((32, 32), next(answers), np.float32),
-        looks(image, probability, places, [], side=32, scale=1.0),
+        views(image, probability, places, [], side=32, scale=1.0),
     )
     np.testing.assert_allclose(result[20, [15, 27, 40, 50]], [0.2, 0.3, 0.4, 0], atol=1e-6)
 
@@ -142,7 +142,7 @@ def test_views_zoom_in_on_what_changes() -> None:
         seen.append(int(np.count_nonzero(view.image[..., 0] < 120)))
         return (view.image[..., 0] / np.float32(255)).astype(np.float32)
 
-    result = follow(answer, looks(image_of(truth), mask.astype(np.float32), places, [], side=96))
+    result = follow(answer, views(image_of(truth), mask.astype(np.float32), places, [], side=96))
     np.testing.assert_array_equal(result > 0.5, truth)
     assert seen[1] > 50 * seen[0]
 
@@ -156,7 +156,7 @@ def test_no_further_view_where_nothing_changes() -> None:
         shown.append(view)
         return view.previous.astype(np.float32)
 
-    result = follow(answer, looks(image_of(mask > 0), mask, [Focus(Click(50, 50, True), 20)], [], side=71))
+    result = follow(answer, views(image_of(mask > 0), mask, [Focus(Click(50, 50, True), 20)], [], side=71))
     assert len(shown) == 1
     np.testing.assert_array_equal(result, mask)
 
@@ -169,10 +169,10 @@ def test_a_fixed_ratio_starts_every_turn_from_the_first_mask() -> None:
         shown.append(view.previous.any())
         return np.full(view.previous.shape, 0.9, np.float32)
 
-    follow(answer, looks(image, probability, [Focus(Click(40, 40, True), 20)], [], side=32, ratio=0.8))
+    follow(answer, views(image, probability, [Focus(Click(40, 40, True), 20)], [], side=32, ratio=0.8))
     assert shown == [False, False, False]
     shown.clear()
-    follow(answer, looks(image, probability, [Focus(Click(40, 40, True), 20)], [], side=32))
+    follow(answer, views(image, probability, [Focus(Click(40, 40, True), 20)], [], side=32))
     assert shown == [False, True, True]
 
 
@@ -180,14 +180,14 @@ def test_a_place_too_small_to_look_at_is_skipped() -> None:
     """The public code ends with an error where its first view would be."""
     image, probability = np.zeros((40, 40, 3), np.uint8), np.full((40, 40), 0.3, np.float32)
     result = follow(
-        lambda view: pytest.fail("shown"), looks(image, probability, [Focus(Click(20, 20, True), 5)], [], scale=1.0)
+        lambda view: pytest.fail("shown"), views(image, probability, [Focus(Click(20, 20, True), 5)], [], scale=1.0)
     )
     np.testing.assert_array_equal(result, probability)
 
 
 def test_a_mask_of_another_size_is_refused() -> None:
     with pytest.raises(HrsegError, match=r"\(40, 30\)"):
-        next(looks(np.zeros((30, 40, 3), np.uint8), np.zeros((40, 30), np.float32), [], []))
+        next(views(np.zeros((30, 40, 3), np.uint8), np.zeros((40, 30), np.float32), [], []))
 
 
 def test_no_view_is_wider_than_the_image() -> None:
@@ -200,7 +200,7 @@ def test_no_view_is_wider_than_the_image() -> None:
         widths.append(60 * 200 / rows)
         return np.where(view.previous, np.float32(0.1), np.float32(0.9))
 
-    follow(answer, looks(image, probability, [Focus(Click(30, 50, True), 80)], [], side=200))
+    follow(answer, views(image, probability, [Focus(Click(30, 50, True), 80)], [], side=200))
     assert len(widths) == 3
     assert max(widths) < 103
 

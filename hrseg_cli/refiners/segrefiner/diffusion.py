@@ -1,10 +1,10 @@
-"""SegRefiner's discrete diffusion: each pixel of a mask is in its fine or in its coarse state.
+"""SegRefiner's discrete diffusion: each pixel of a mask is in the fine or in the coarse state.
 
-Training mixes the true mask with a coarse one, pixel by pixel. Refining starts from the coarse mask and lets pixels
-turn fine where the network is sure. Step 5 of 0..5 is all coarse. Source: SegRefiner (Wang et al., NeurIPS 2023, arXiv
-2312.12425), section 3, with the constants of its public configuration.
+Training mixes the ground truth with a coarse mask, pixel by pixel. Refinement starts from the coarse mask; pixels
+become fine where the network is certain. Of the steps 0 to 5, step 5 is all coarse. Source: SegRefiner (Wang et al.,
+NeurIPS 2023, arXiv 2312.12425), section 3, with the constants of its public configuration.
 
-Masks and probabilities are (B, 1, H, W) float32. Chance enters through a ``draw`` (:mod:`hrseg_cli.refiners.draws`).
+Masks and probabilities are (B, 1, H, W) float32. Random numbers come from ``draw`` (:mod:`hrseg_cli.refiners.draws`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hrseg_cli.refiners.draws import Draw
 
-Denoise = Callable[[Tensor, Tensor], Tensor]  # (B, 4, H, W) picture and mask, (B,) steps -> (B, 1, H, W) logits
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (B, 4, H, W) image and mask, (B,) steps -> (B, 1, H, W) logits
 
 # Share of pixels still fine after steps 0 to 5, and before them.
 FINE_AFTER = (0.8, 0.64, 0.48, 0.32, 0.16, 0.0)
@@ -27,9 +27,9 @@ STEPS = len(FINE_AFTER)
 
 
 def mixed(fine: Tensor, coarse: Tensor, step: Tensor, draw: Draw) -> Tensor:
-    """What is left of a fine mask after ``step`` (B,) int64 of 0..5: a pixel stays fine with probability
-    FINE_AFTER[step] and is coarse otherwise."""
-    # In double precision, or a random number between the rounded and the exact threshold falls on the wrong side.
+    """A fine mask after ``step``, (B,) int64 in 0..5: each pixel stays fine with probability FINE_AFTER[step] and is
+    coarse otherwise."""
+    # In double precision: otherwise a random number between the rounded and the exact threshold is misclassified.
     share = torch.tensor(FINE_AFTER, dtype=torch.float64, device=fine.device)[step].view(-1, 1, 1, 1)
     return torch.where(draw(tuple(fine.shape)).to(fine.device) < share, fine, coarse)
 
@@ -40,20 +40,20 @@ def steps_to_train(count: int, draw: Draw) -> Tensor:
 
 
 class Refined(NamedTuple):
-    """probability: of the object, after the last step. fine: probability that a pixel has turned fine, in [0, 1]; a
-    network sure of everything brings it to FINE_BEFORE of the last step."""
+    """probability: of the object, after the last step. fine: probability that a pixel is fine, in [0, 1]; with a
+    network that is certain everywhere, it reaches FINE_BEFORE of the last step."""
 
     probability: Tensor
     fine: Tensor
 
 
 def denoise(network: Denoise, picture: Tensor, coarse: Tensor, steps: Sequence[int], draw: Draw) -> Refined:
-    """Refine a coarse mask in the given steps, descending, one pass of the network each.
+    """Refine a coarse mask in the given steps, in descending order, with one forward pass each.
 
-    picture: (B, 3, H, W), normalised. coarse: 0 or 1. ``draw`` is asked for (B, 1, H, W) after each step but the last.
+    picture: (B, 3, H, W), normalised. coarse: 0 or 1. ``draw`` is called for (B, 1, H, W) after each step but the last.
 
-    After a step a pixel is fine with the probability that has added up so far; it then takes the network's answer of
-    this step, and the coarse mask's otherwise, so that it may turn back. That is how the published numbers were made.
+    After a step, a pixel is fine with the probability accumulated so far. A fine pixel takes the prediction of this
+    step, any other the value of the coarse mask, so it may change back. The published numbers were computed this way.
     """
     mask, fine = coarse, torch.zeros_like(coarse)
     for number, step in enumerate(steps):
@@ -66,10 +66,10 @@ def denoise(network: Denoise, picture: Tensor, coarse: Tensor, steps: Sequence[i
 
 
 def finer(fine: Tensor, logits: Tensor, step: int) -> Tensor:
-    """Probability of being fine before ``step``, from that after it and the network's answer.
+    """Probability of being fine before ``step``, from the one after it and the network's logits.
 
-    A pixel that is coarse turns fine with the probability that the posterior gives, the more so the surer the network:
-    certainty 1 - 2 * min(p, 1 - p) takes the place of "the fine state is known".
+    A coarse pixel becomes fine with the probability of the posterior, weighted by the certainty of the network:
+    1 - 2 * min(p, 1 - p) replaces the condition that the fine state is known.
     """
     sure = (logits.sigmoid() - 0.5).abs() * 2
     after, before = FINE_AFTER[step], FINE_BEFORE[step]
@@ -79,7 +79,7 @@ def finer(fine: Tensor, logits: Tensor, step: int) -> Tensor:
 def loss(logits: Tensor, truth: Tensor, texture_weight: float = 5.0) -> Tensor:
     """(B,): cross entropy plus ``texture_weight`` times the mean absolute difference of :func:`texture`.
 
-    truth: 0 or 1. The published trainings use the default weight.
+    truth: 0 or 1. The default weight is the published one.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((1, 2, 3))
     outlines = (texture(logits.sigmoid()) - texture(truth)).abs().mean((1, 2, 3))
@@ -87,8 +87,8 @@ def loss(logits: Tensor, truth: Tensor, texture_weight: float = 5.0) -> Tensor:
 
 
 def texture(mask: Tensor) -> Tensor:
-    """(B, 1, H, W): Sobel's gradient magnitude of the mask after a 3 x 3 mean; 0.01 where nothing changes, for the root
-    needs a slope there. Beyond the image all is 0."""
+    """(B, 1, H, W): Sobel gradient magnitude of the mask after a 3 x 3 mean. It is 0.01 on flat areas, because the
+    square root needs a finite slope. Padded with zeros."""
     smooth = F.avg_pool2d(mask, 3, stride=1, padding=1)
     across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]], device=mask.device) / 4
     kernels = torch.stack([across, across.T])[:, None]

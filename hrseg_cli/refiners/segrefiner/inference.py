@@ -1,9 +1,10 @@
-"""Refining with SegRefiner: object by object, or one object that fills a large image.
+"""Refine masks with SegRefiner: several objects, or one object that fills a large image.
 
 Source: SegRefiner (Wang et al., NeurIPS 2023, arXiv 2312.12425), section 3.3 and its public code.
 
-An image is RGB, uint8 (H, W, 3); float32 counts as normalised already. ``network`` is a ``Denoiser``, or anything that
-answers as it does. ``draw`` makes refining repeatable (:mod:`hrseg_cli.refiners.draws`); by default nothing is drawn.
+Images are RGB, uint8 (H, W, 3); float32 images must already be normalised. ``network`` is a ``Denoiser`` or any
+callable with the same interface. ``draw`` makes random draws repeatable (:mod:`hrseg_cli.refiners.draws`); by default
+there are none.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from hrseg_cli.refiners.draws import Draw, half
 from hrseg_cli.refiners.segrefiner.diffusion import STEPS, Denoise, Refined, denoise
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-SIDE = 256  # pixels of what the published networks see
+SIDE = 256  # input size of the published networks, in pixels
 
 Box = tuple[slice, slice]  # rows and columns
 
@@ -39,14 +40,13 @@ def refine_objects(
     batch: int = 32,
     reference: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Probabilities, float32 (H, W), of the refined objects in turn. Each is cropped with a margin around its box,
-    shown at ``side`` x ``side`` pixels in all six steps, and put back; 0 outside its crop.
+    """Yield the probabilities, float32 (H, W), of the refined objects, in order. Each object is cropped with a margin
+    around its box, refined at ``side`` x ``side`` pixels in all six steps, and pasted back; 0 outside its crop.
 
-    masks: bool or uint8 (H, W), non-zero is object. smallest: an object of fewer pixels is returned as it is, in its
-    place (the public code moves it to the end). batch: objects refined together; random draws depend on it.
-    reference: as the public code does it: it interpolates between few pixels of a large crop instead of taking means,
-    and beyond the outermost pixels of an answer all is 0, which takes up to half of the probability along the image's
-    border.
+    masks: bool or uint8 (H, W), non-zero is object. smallest: objects with fewer pixels are returned unchanged, in
+    order (the public code moves them to the end). batch: objects refined at once; random draws depend on it.
+    reference: reproduce the public code, which downscales large crops by interpolation instead of averaging, and pads
+    results with 0, which reduces the probability along the image border by up to half.
     """
     for mask in masks:
         check_sizes(image, mask)
@@ -84,18 +84,18 @@ def refine_large(
     batch: int = 8,
     reference: bool = False,
 ) -> np.ndarray:
-    """Probability, float32 (H, W), of the refined object of a large image; mask: bool or uint8 (H, W), non-zero is
+    """Probability, float32 (H, W), of the refined object in a large image; mask: bool or uint8 (H, W), non-zero is
     object.
 
-    The object and its surroundings are refined at ``side`` x ``side`` pixels in five steps. Then patches of that side
-    at full resolution go through the sixth step, where pixels have not surely turned fine. Overlapping answers are
-    averaged.
+    The object and its surroundings are refined at ``side`` x ``side`` pixels in five steps. In the sixth step, patches
+    of this size at full resolution cover the pixels that are not certainly fine. Overlapping results are averaged.
 
-    most: patches at most, the least sure first. unsure: share of the highest probability of being fine below which a
-    pixel deserves a patch. overlap: intersection over union above which the surer of two patches is dropped.
-    reference: as the public code does it: it always looks at the whole image, picks single pixels instead of taking
-    means and interpolating, and clears masks of up to 128 pixels. What it does to images smaller than ``side``, of
-    which it loses parts, is not repeated.
+    most: maximum number of patches; the least certain ones come first. unsure: a pixel gets a patch if its probability
+    of being fine is below this share of the highest one. overlap: if the IoU of two patches is above it, the more
+    certain one is dropped.
+    reference: reproduce the public code, which always uses the whole image, takes single pixels instead of averaging
+    and interpolating, and clears masks of up to 128 pixels. Its loss of parts of images smaller than ``side`` is not
+    reproduced.
     """
     check_sizes(image, mask)
     result = np.zeros(mask.shape, np.float32)
@@ -104,11 +104,11 @@ def refine_large(
     box = np.s_[:, :] if reference else _box(mask, max(20, max(cv2.boundingRect(mask.astype(np.uint8))[2:]) // 4))
     image, mask = image[box], mask[box]
     height, width = mask.shape
-    if min(height, width) < side:  # a patch needs so much; the picture goes on to the right and below
+    if min(height, width) < side:  # smaller than a patch: pad on the right and at the bottom
         beyond = (0, max(0, side - height)), (0, max(0, side - width))
         image, mask = np.pad(image, (*beyond, (0, 0)), mode="edge"), np.pad(mask, beyond)
     share = _shrunk((mask > 0).astype(np.float32), side, reference)
-    coarse = share >= (0.5 if reference else min(0.5, share.max() / 2))  # thin objects fill no pixel by half
+    coarse = share >= (0.5 if reference else min(0.5, share.max() / 2))  # a thin object may fill no pixel by half
     picture = _picture(_shrunk(image, side, reference))
     seen = _asked(network, picture, _plane(coarse), range(1, STEPS)[::-1], draw)
     mode = "nearest" if reference else "bilinear"
@@ -129,7 +129,7 @@ def refine_large(
 
 
 def _asked(network: Denoise, picture: Tensor, coarse: Tensor, steps: Sequence[int], draw: Draw) -> Refined:
-    """:func:`denoise` where the network is, the answer here."""
+    """:func:`denoise` on the device of the network; the result is on the CPU."""
     weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
     if weight is None or not weight.is_cuda:
         return denoise(network, picture, coarse, steps, draw)
@@ -138,10 +138,10 @@ def _asked(network: Denoise, picture: Tensor, coarse: Tensor, steps: Sequence[in
 
 
 def _patches(fine: np.ndarray, found: np.ndarray, side: int, unsure: float, overlap: float) -> np.ndarray:
-    """int (N, 2): top left corners of the patches to look at, the least sure first, equals in raster order.
+    """int (N, 2): top left corners of the patches to refine, the least certain first, ties in raster order.
 
-    fine: (h, w), probability that a pixel of the small picture has turned fine. found: bool (H, W), the mask so far; a
-    patch of object or background alone has nothing to refine.
+    fine: (h, w), probability that a pixel of the small image is fine. found: bool (H, W), the current mask; patches
+    with only object or only background are skipped.
     """
     rows, cols = np.nonzero(fine < unsure * fine.max())
     order = np.argsort(fine[rows, cols], kind="stable")
@@ -161,7 +161,7 @@ def _patches(fine: np.ndarray, found: np.ndarray, side: int, unsure: float, over
 
 
 def _box(mask: np.ndarray, margin: int) -> Box:
-    """The rows and columns of the object and a margin, clipped to the image."""
+    """Rows and columns of the object's bounding box with a margin, clipped to the image."""
     rows, cols = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     down, across = (slice(max(0, int(some[0]) - margin), int(some[-1]) + 1 + margin) for some in (rows, cols))
     return down, across
@@ -184,7 +184,7 @@ def _resized(x: Tensor, side: int, mean: bool) -> Tensor:
 
 
 def _shrunk(picture: np.ndarray, side: int, nearest: bool) -> np.ndarray:
-    """A picture (H, W, ...) at ``side`` x ``side``: means, or every so many pixels."""
+    """An image (H, W, ...) downscaled to ``side`` x ``side``, by averaging or, with ``nearest``, by subsampling."""
     if nearest:
         rows, cols = (np.arange(side) * length // side for length in picture.shape[:2])
         return np.asarray(picture[rows[:, None], cols])
@@ -192,7 +192,7 @@ def _shrunk(picture: np.ndarray, side: int, nearest: bool) -> np.ndarray:
 
 
 def _fitted(x: Tensor, size: tuple[int, ...], zeros: bool) -> np.ndarray:
-    """(1, 1, h, w) resized to (H, W); beyond its outermost pixels the same goes on, or 0."""
+    """(1, 1, h, w) resized to (H, W), with its border pixels repeated or, with ``zeros``, padded with 0."""
     rows, cols = ((2 * torch.arange(length) + 1) / length - 1 for length in size)
     grid = torch.stack([cols.expand(len(rows), -1), rows[:, None].expand(-1, len(cols))], -1)[None]
     padding = "zeros" if zeros else "border"

@@ -1,4 +1,4 @@
-"""SegRefiner's denoiser: a U-Net with attention at its coarse levels, told which step of the diffusion it is at.
+"""SegRefiner's denoiser: a U-Net with attention at its coarse levels, conditioned on the diffusion step.
 
 Sources: SegRefiner (Wang et al., NeurIPS 2023, arXiv 2312.12425), section 3 and its public configuration; the U-Net of
 "Improved Denoising Diffusion Probabilistic Models" (Nichol and Dhariwal, ICML 2021, arXiv 2102.09672). Names of tensors
@@ -19,10 +19,10 @@ class Denoiser(nn.Module):
     """Logits of the fine mask from an image and a mask between coarse and fine.
 
     width: channels at full resolution. multipliers: channels of each level as multiples of ``width``; each level has
-    half the resolution of the one before. blocks: residual blocks a level on the way down; one more on the way up.
-    attention_strides: levels with attention, by how much smaller they are than the input. heads: of the attention.
-    steps: of the diffusion, with a learned vector each; None for a sine embedding of any step through two layers.
-    scale_shift: the step scales and shifts features instead of being added to them.
+    half the resolution of the previous one. blocks: residual blocks per level on the way down; one more on the way up.
+    attention_strides: strides of the levels with attention. heads: of the attention. steps: number of diffusion steps,
+    with a learned vector each; None for a sinusoidal embedding of any step, followed by two layers. scale_shift: the
+    step scales and shifts features instead of being added to them.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ def small() -> Denoiser:
 
 
 class Steps(nn.ModuleList):
-    """Layers in turn; the residual blocks among them are told the step."""
+    """A sequence of layers; the residual blocks among them also receive the step."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(layers)
@@ -134,7 +134,7 @@ class ResidualBlock(nn.Module):
         self.scale_shift = scale_shift
         self.in_layers = nn.Sequential(normalisation(before), nn.SiLU(), nn.Conv2d(before, after, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * after if scale_shift else after))
-        # The public layout counts a dropout of 0, hence the identity.
+        # The identity replaces a dropout of 0, so that layers are numbered as in the public checkpoints.
         self.out_layers = nn.Sequential(
             normalisation(after), nn.SiLU(), nn.Identity(), nn.Conv2d(after, after, 3, padding=1)
         )
@@ -142,18 +142,18 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         hidden = self.in_layers(x)
-        told = self.emb_layers(embedding)[:, :, None, None]
+        step = self.emb_layers(embedding)[:, :, None, None]
         if self.scale_shift:
-            scale, shift = told.chunk(2, 1)
+            scale, shift = step.chunk(2, 1)
             hidden = self.out_layers[1:](self.out_layers[0](hidden) * (1 + scale) + shift)
         else:
-            hidden = self.out_layers(hidden + told)
+            hidden = self.out_layers(hidden + step)
         result: Tensor = self.skip_connection(x) + hidden
         return result
 
 
 class Attention(nn.Module):
-    """Every pixel looks at every pixel. In ``qkv`` a head's queries, keys and values follow each other."""
+    """Self-attention over all pixels. In ``qkv``, queries, keys and values are grouped by head."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -193,12 +193,12 @@ class Doubled(nn.Module):
 
 
 def normalisation(channels: int) -> nn.GroupNorm:
-    """32 groups, fewer where the channels do not divide."""
+    """Group normalisation with 32 groups, or fewer if the channels are not divisible by 32."""
     return nn.GroupNorm(math.gcd(32, channels), channels)
 
 
 def sines(step: Tensor, channels: int) -> Tensor:
-    """(B, channels): cosines, then sines of the step at frequencies falling from 1 towards 1 / 10000."""
+    """(B, channels): cosines, then sines of the step, at frequencies that fall from 1 towards 1 / 10000."""
     half = channels // 2
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=step.device) / half)
     angles = step[:, None].float() * frequencies
