@@ -1,4 +1,4 @@
-# Every target goes through ./run, which makes .venv first where that is needed (PYTHON=... names the Python for it).
+# Every target uses ./run, which creates .venv if needed (PYTHON=... chooses the Python for it).
 
 DATA ?=
 MODEL ?= grabcut
@@ -19,10 +19,10 @@ test: export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help demo tables test lint types contracts docs pictures fresh check wheel clean
 
-help: ## this list
+help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-demo: ## clicks, masks, table and pictures on drawn images, or on DATA=folder (images/ + masks/); MODEL=, OUT=
+demo: ## evaluate, report and draw pictures on drawn images, or on DATA=folder (images/ + masks/); MODEL=, OUT=
 ifeq ($(DATA),)
 	./run hrseg prepare-data procedural --count 6 --size 1024 --seed 0 --out "$(OUT)/data"
 endif
@@ -35,36 +35,36 @@ endif
 	@echo 'Pictures: $(OUT)/pictures.png  Curves: $(OUT)/curves.png'
 
 tables: OUT = runs/tables/$(basename $(notdir $(TABLES_DATA)))
-tables: ## tables 3 and 4 of the adapters' paper again; DATA=paper or photos, ROWS="base t3_lora", SEEDS="0 1", OUT=
+tables: ## reproduce tables 3 and 4 of the adapter paper; DATA=paper or photos, ROWS="base t3_lora", SEEDS="0 1", OUT=
 	OUT="$(OUT)" ROWS="$(ROWS)" SEEDS="$(SEEDS)" ./run recipes/paper/tables.sh "$(TABLES_DATA)"
 
-test: ## the tests; ARGS="-k noc" adds pytest options, JOBS=4 processes
+test: ## run the tests; ARGS="-k noc" adds pytest options, JOBS=4 sets the number of processes
 	./run python -m pytest -n $(JOBS) $(ARGS)
 
-lint: ## ruff: rules and formatting
+lint: ## check rules and formatting with ruff
 	./run ruff check .
 	./run ruff format --check .
 
-types: ## mypy, strict
+types: ## check types with mypy, strict
 	./run mypy
 
-contracts: ## who may import whom
+contracts: ## check the import rules between packages
 	./run lint-imports
 
-docs: ## docs/commands/ again, from the help texts
+docs: ## update docs/commands/ from the help texts
 	./run python docs/write_commands.py
 
-pictures: ## docs/pictures/ again, from runs of the shipped network; needs Chromium
+pictures: ## redraw docs/pictures/ from runs of the shipped network; needs Chromium
 	./run python docs/make_pictures.py
 
-fresh: ## whether docs/commands/ is up to date
+fresh: ## check that docs/commands/ is up to date
 	./run python docs/write_commands.py --check
 
-check: lint types contracts fresh test ## all of the above
+check: lint types contracts fresh test ## run all checks and the tests
 
-wheel: ## the package, into dist/
+wheel: ## build the package into dist/
 	./run python -m build --wheel --outdir dist
 
-clean: ## what tools leave behind; .venv, runs/ and data/ stay
+clean: ## remove build and cache files; keeps .venv, runs/ and data/
 	rm -rf build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache
 	find hrseg_cli tests -name __pycache__ -prune -exec rm -rf {} +

@@ -70,7 +70,7 @@ def adapt(
         from hrseg_cli.recipe import load_recipe
 
         if adapter is None and recipe is None:
-            raise HrsegError("give --adapter ADAPTER (such as lora), or a --recipe that names one")
+            raise HrsegError("give --adapter ADAPTER (such as lora), or a --recipe with one")
         start = recipe or train.recipe_for(str(adapter))
         changes = [f"model.weights={json.dumps(base)}"]
         changes += train.dataset_changes(start, dataset, [*changes, *set_])
@@ -87,7 +87,7 @@ def merge(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model and adapter, BASE+ADAPTER.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Checkpoint to write (.safetensors).")],
 ) -> None:
-    """Fold an adapter into its base model and write one stand-alone checkpoint that gives the same answers.
+    """Fold an adapter into its base model and write one stand-alone checkpoint with the same predictions.
 
     Works for lora and the controls; adapters that add layers (conv) stay separate files.
     """
@@ -95,7 +95,7 @@ def merge(
 
 
 def write_merged(spec: str, path: Path, spec_option: str, path_option: str) -> None:
-    """Write one checkpoint that gives the same answers as BASE+ADAPTER. The last two name the arguments in errors."""
+    """Write BASE+ADAPTER as one checkpoint. The last two parameters name the arguments in errors."""
     from hrseg_cli.checkpoints.adapters import merged
     from hrseg_cli.checkpoints.formats import save_checkpoint
     from hrseg_cli.checkpoints.resolve import load_model

@@ -70,7 +70,7 @@ def annotate(
 
     images_of(folder)  # fails before anything is written there
     with only_one_in(folder / NOTES, str(folder)):  # locked before it is read, so that nothing changes in between
-        # The faster precision by default: a waiting person gains more than the last bits of an answer are worth.
+        # The faster precision by default: in interactive use, speed matters more than the last bits.
         loaded, provenance = open_model(model, runtime, device, precision)
         opened = Folder(folder, chosen.threshold)
         try:

@@ -15,7 +15,7 @@ from hrseg_cli.errors import HrsegError
 if TYPE_CHECKING:
     from rich.table import Table
 
-# What distinguishes rows; a new axis of the product goes here too.
+# The keys that distinguish rows; a new axis of the product must be added here too.
 COLUMNS = ("model", "protocol", "size", "device", "runtime", "precision")
 
 

@@ -1,4 +1,4 @@
-"""hrseg export: a model as an ONNX file for other programs."""
+"""hrseg export: write a model as an ONNX file for other programs."""
 
 from __future__ import annotations
 

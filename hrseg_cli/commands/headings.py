@@ -1,6 +1,6 @@
-"""What ``--help`` prints: options under plain headings, without rich, which takes longer to import than all the rest.
+"""Help texts: options under plain headings, without rich, which takes longer to import than everything else.
 
-An option names its heading by Typer's ``rich_help_panel``; so does a command for the list of commands.
+Options and commands choose their heading with Typer's ``rich_help_panel``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Rows = list[tuple[str, str]]
 
 
 class Command(TyperCommand):
-    """A command whose options stand under headings, in :data:`ORDER`, then in the order of the function."""
+    """A command with its options under headings, in :data:`ORDER`; within a heading, in the order of the function."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, Rows] = {}

@@ -1,4 +1,4 @@
-"""hrseg list: the names that other commands take. Nothing heavy is imported: no torch, no OpenCV."""
+"""hrseg list: the names that other commands accept. It imports neither torch nor OpenCV."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def list_names(
 
 
 def datasets(root: Path) -> Rows:
-    """Known datasets, and what of them lies below ``root``."""
+    """Known datasets, and which of their parts are present below ``root``."""
     from hrseg_cli.data.manifest import load_manifest, overview
     from hrseg_cli.data.unpack import size_text
 
@@ -76,7 +76,7 @@ def datasets(root: Path) -> Rows:
 
 
 def weights(root: Path) -> Rows:
-    """Trained networks that come with hrseg: from the header of each file, and the card next to it."""
+    """The weights shipped with hrseg, from the header of each file and the card next to it."""
     import yaml
 
     rows = []
@@ -100,7 +100,7 @@ def weights(root: Path) -> Rows:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Names, types and shapes of a safetensors file, and its ``__metadata__``, without its numbers."""
+    """The header of a safetensors file: names, types and shapes of its tensors, and its ``__metadata__``."""
     try:
         with path.open("rb") as file:
             header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts are read."""
+"""Options shared by several commands, and functions that read their values."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ Band = Annotated[
 
 
 def protocol_of(name: str | None, changes: list[str], binarize: str | None) -> Protocol:
-    """The protocol, ritm by default, with the changes of the command line; its name carries them."""
+    """The protocol, ritm by default, with the changes of the command line, which become part of its name."""
     from hrseg_cli.recipe import load_protocol
 
     binarize_of(binarize)
@@ -262,13 +262,13 @@ def workers_of(number: int, device: str, in_flight: int = 1) -> int:
         return 1
     cores = share_of_cores(len(os.sched_getaffinity(0)))
     if in_flight > 1:
-        # Threads wait for each other: a next click took 1.58 ms with one, 1.03 with two and 1.24 with sixteen.
+        # Threads wait for each other: a next click took 1.58 ms with one thread, 1.03 with two, 1.24 with sixteen.
         return min(4, cores)
     return cores if device == "cpu" else 1
 
 
 def run_folder(name: str) -> Path:
-    """``runs/NAME``, with characters that every file system accepts, shortened where the name is too long."""
+    """``runs/NAME``, with characters that every file system accepts, shortened if the name is too long."""
     from hashlib import sha256
 
     plain = "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in name)
@@ -302,7 +302,7 @@ FLAGS = {  # parameters whose flags have other names
 
 
 def with_flags(line: str) -> str:
-    """A message of the library, which puts parameters in backticks, with the flags of the command line."""
+    """A message of the library with its parameters in backticks replaced by flags of the command line."""
 
     def flag(found: re.Match[str]) -> str:
         return FLAGS.get(found[1], f"--{found[1].replace('_', '-')}")
@@ -313,7 +313,7 @@ def with_flags(line: str) -> str:
 def open_datasets(
     specs: list[str], root: Path | None, instances: bool, binarize: BinarizeRule, limit: int | None
 ) -> Opened:
-    """As :func:`hrseg_cli.data.datasets.open_datasets`; warns on stderr about known datasets that are incomplete."""
+    """Like :func:`hrseg_cli.data.datasets.open_datasets`; warns on stderr about incomplete known datasets."""
     from hrseg_cli.data import datasets
 
     opened = datasets.open_datasets(specs, root=root, instances=instances, binarize=binarize, limit=limit)
@@ -322,7 +322,7 @@ def open_datasets(
 
 
 def warn_incomplete(opened: Opened) -> None:
-    """Say on stderr which known datasets are incomplete."""
+    """Warn on stderr about incomplete known datasets."""
     for name, counts in opened.incomplete.items():
         there, _, published = counts.partition(" of ")
         note(f"{opened.places[name]}: only {there} of {published} objects found; its number is not comparable")

@@ -207,23 +207,23 @@ def _masks_in(folder: Path, jobs: list[Job]) -> list[Path]:
             continue
         if job.object and not recorded and (picture := pictures(job.image.parent).get(job.stem)):
             raise HrsegError(
-                f"--init-mask {folder}: {mask.name} may be the mask of {picture} or of {_told(*job.key)}; process the "
-                "images one by one, each with the file of its mask"
+                f"--init-mask {folder}: {mask.name} may be the mask of {picture} or of {_label(*job.key)}; process the "
+                "images in separate calls, each with its mask file"
             )
         if (owner := owners.get(mask, job.key)) != job.key:
             raise HrsegError(
-                f"--init-mask {folder}: {mask.name} is the mask of {_told(*owner)} according to {RECORDS}, and none is "
-                f"that of {_told(*job.key)}; give it its own mask file"
+                f"--init-mask {folder}: {mask.name} is the mask of {_label(*owner)} according to {RECORDS}, and "
+                f"{_label(*job.key)} has none; give it its own mask file"
             )
         if (other := masks.setdefault(mask, job)) is not job:
             raise HrsegError(
-                f"--init-mask {folder}: {mask.name} would be the mask of {_told(*other.key)} and of {_told(*job.key)}; "
-                "process them one by one, each with the file of its mask"
+                f"--init-mask {folder}: {mask.name} matches both {_label(*other.key)} and {_label(*job.key)}; process "
+                "them in separate calls, each with its mask file"
             )
     if missing:
         raise HrsegError(f"--init-mask {folder}: {missing[0]} is missing ({len(missing)} in all); add it")
     return list(masks)
 
 
-def _told(image: str, name: str) -> str:
+def _label(image: str, name: str) -> str:
     return f"{image}, object '{name}'" if name else image

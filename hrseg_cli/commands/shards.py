@@ -1,4 +1,4 @@
-"""Work split over machines: which share of the objects this process takes, and where it writes its results.
+"""Split work over machines: the share of the objects for this process, and where it writes its results.
 
 A share is every N-th object. Machines need not talk to each other; sizes differ by at most one object, and in a dataset
 of sequences every share has a bit of each. ``--shard I/N`` sets it; torchrun and srun set it in the environment.

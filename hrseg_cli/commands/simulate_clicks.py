@@ -121,7 +121,7 @@ def simulate_clicks(
 
 
 def _check_writable(out: Path) -> None:
-    """Fail before hours of clicks rather than after them."""
+    """Check the output file before clicking for hours."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=out.parent).close()

@@ -54,7 +54,7 @@ Resume = Annotated[
         "--resume",
         metavar="RUN",
         rich_help_panel=headings.OUTPUT,
-        help="Resume the training in this run folder, on the machine settings it began with.",
+        help="Resume the training in this run folder, with its original machine settings.",
     ),
 ]
 AdapterName = Annotated[
@@ -171,7 +171,7 @@ def train(
 
 
 def dataset_changes(recipe: str, datasets: list[str], changes: list[str]) -> list[str]:
-    """The change that makes a recipe train on these datasets and no others; says on stderr what is replaced.
+    """The change that makes a recipe train only on these datasets; notes on stderr which ones it replaces.
 
     The rest of ``data`` (crop, held-out share) stays, and so do the datasets that the recipe validates on.
     changes: all others of the recipe.
@@ -188,13 +188,13 @@ def dataset_changes(recipe: str, datasets: list[str], changes: list[str]) -> lis
 
 
 def renamed(recipe: Recipe, first: list[str], datasets: list[str], changes: list[str]) -> Recipe:
-    """The recipe under a name of its adapter or origin, its datasets and its changes, rather than of whole paths."""
+    """The recipe renamed after its adapter or origin, its datasets and its changes, without the folders of paths."""
     names = [Path(name.partition("=")[0].partition(":")[0]).name for name in datasets]
     return recipe.model_copy(update={"name": "+".join(["-".join([*first, *names]), *changes])})
 
 
 def resumed(run: Path, more: bool, asked: dict[str, Any]) -> Recipe:
-    """The recipe of a run folder; the machine it ran on fills the gaps of ``asked``. Raises HrsegError."""
+    """The recipe of a run folder. Missing values of ``asked`` are filled from its record. Raises HrsegError."""
     from hrseg_cli.recipe import recipe_of
     from hrseg_cli.runs import read_run
 

@@ -35,7 +35,7 @@ def list_grabcut(folder: Path, name: str, *, instances: bool, binarize: Binarize
     return _list_matched(folder, name, ("data_GT", "boundary_GT"), _rule(instances, binarize, "grabcut"))
 
 
-@layout(("images/", "masks/"), guess=False)  # looks like "folder"
+@layout(("images/", "masks/"), guess=False)  # the same folders as "folder"
 def list_berkeley(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
     """Berkeley as RITM packs it: images/, masks/, label rule "grabcut"."""
     return _list_matched(folder, name, ("images", "masks"), _rule(instances, binarize, "grabcut"))
@@ -79,9 +79,9 @@ def list_davis585(folder: Path, name: str, *, instances: bool, binarize: Binariz
 def list_pairs(
     folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, images: str, masks: str
 ) -> list[Ref]:
-    """Two patterns, :images=im/*.jpg,masks=gt/*.png: what the stars stand for makes a pair.
+    """Two patterns, :images=im/*.jpg,masks=gt/*.png: files with the same text for the stars are a pair.
 
-    What has no partner is left out with a warning. "im" is short for "im/*.*".
+    Files without a partner are skipped with a warning. "im" is short for "im/*.*".
 
     HQSeg-44K: ``images="im/*.jpg", masks="gt/*.png"``, or ``images="*.jpg", masks="*.png"`` for both in one folder.
     BIG: ``*_im.jpg`` and ``*_gt.png``.

@@ -66,10 +66,10 @@ Lister = TypeVar("Lister", bound=Callable[..., list[Ref]])
 
 
 class Marks(NamedTuple):
-    """What tells a folder of one layout from others.
+    """The files and folders by which a layout is recognised.
 
-    any_of: one of these groups is there as a whole. ``images/`` is a folder, ``pairs.csv`` a file, ``*/x_*.png`` any
-        file of that pattern. guess: folders that fit are read by this layout without its name being typed.
+    any_of: a folder fits if it contains all entries of one of these groups. ``images/`` is a folder, ``pairs.csv`` a
+        file, ``*/x_*.png`` any file that matches. guess: use this layout for folders that fit, without its name.
     """
 
     any_of: tuple[tuple[str, ...], ...]
@@ -89,11 +89,11 @@ def _is_there(folder: Path, mark: str) -> bool:
 
 
 def layout(*any_of: tuple[str, ...], guess: bool = True) -> Callable[[Lister], Lister]:
-    """Makes a function a layout that folders are recognised by; see :class:`Marks`.
+    """Make a function a layout, with the entries by which its folders are recognised; see :class:`Marks`.
 
-    The function takes ``(folder, name, *, instances, binarize)`` and options of its own, which are texts and follow a
-    colon in ``--dataset FOLDER:option=value``; a manifest passes ``split``, ``images`` and ``masks`` to those that
-    have them. It lists references and opens no mask.
+    The function takes ``(folder, name, *, instances, binarize)`` and its own options, which are strings and follow a
+    colon, as in ``FOLDER:option=value``. A manifest passes ``split``, ``images`` and ``masks`` to layouts that have
+    these options. The function lists references without opening any mask.
     """
 
     def mark(function: Lister) -> Lister:

@@ -1,4 +1,4 @@
-"""Tables to be made of many runs: which rows and columns, in which order, next to which published numbers."""
+"""Plans of tables of many runs: rows and columns, their order, and published numbers to print next to them."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class TablesPlan(Settings):
 
     sets: folder of a set -> its title. metrics: columns of each set. level: NoC is counted to this score.
     base: the row that others are compared with. timed: the set whose seconds per click are printed [the last].
-    scores: see :class:`Scores`; without it there is no such table.
-    published: head of the columns of published numbers; published_note: a sentence about them.
-    published_data: datasets that published rows are trained on. Other ones are named below the tables, with
+    scores: see :class:`Scores`; by default there is no such table.
+    published: heading of the columns of published numbers; published_note: a sentence about them.
+    published_data: datasets that the published rows were trained on. A note below the tables names others, followed by
         other_data_note.
-    made_by: command that makes the runs, for the error when there are none.
+    made_by: command that creates the runs, for the error if there are none.
     """
 
     name: str
@@ -65,7 +65,7 @@ class TablesPlan(Settings):
         if "train" in self.sets:
             raise ValueError("sets: 'train' is the folder of a row's training; choose another name")
         if self.timed and self.timed not in self.sets:
-            raise ValueError(f"timed: '{self.timed}' is none of the sets")
+            raise ValueError(f"timed: '{self.timed}' is not among the sets")
         for row in (row for table in self.tables for row in table.rows):
             if len(row.numbers) not in (0, len(self.columns)):
                 raise ValueError(f"row {row.row}: has {len(row.numbers)} numbers for {len(self.columns)} columns")
@@ -73,7 +73,7 @@ class TablesPlan(Settings):
 
     @property
     def columns(self) -> tuple[tuple[str, str], ...]:
-        """(set, metric), in the order in which they are printed."""
+        """(set, metric), in printing order."""
         return tuple((part, metric) for part in self.sets for metric in self.metrics)
 
     @property
@@ -83,10 +83,10 @@ class TablesPlan(Settings):
 
 
 def load_tables(name: str) -> TablesPlan:
-    """Tables by name or by path of a YAML file. Raises UnknownName or HrsegError."""
+    """Load a plan by name or path of a YAML file. Raises UnknownName or HrsegError."""
     return read(TablesPlan, "tables", name)
 
 
 def tables_names() -> list[str]:
-    """Names of the tables that come with hrseg."""
+    """Names of the plans that come with hrseg."""
     return names("tables")

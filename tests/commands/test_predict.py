@@ -161,7 +161,7 @@ def test_each_object_is_corrected_from_its_own_mask(hrseg: Command, photos: Path
     (photos / "one" / "predict.jsonl").rename(photos / "kept.jsonl")
     done = hrseg(*words, "--init-mask", photos / "one", "-o", photos / "three")
     assert done.code == 1
-    assert "cat.png would be the mask of" in done.err
+    assert "cat.png matches both" in done.err
     assert not (photos / "three").exists()
 
 

@@ -212,7 +212,7 @@ def test_a_plan_of_ones_own(hrseg: Callable[..., Any], folder: Path, tmp_path: P
         ("metrics: [dice]", "unknown metric 'dice'"),
         ("sets: {../x: x}", "sets"),
         ("sets: {train: x}", "'train' is the folder of a row's training"),
-        ("timed: shot", "'shot' is none of the sets"),
+        ("timed: shot", "'shot' is not among the sets"),
         ("tables: [{title: A, rows: [{row: a, label: a, numbers: ['1', '2']}]}]", "2 numbers for 1 columns"),
         ("tables: [{title: A, rows: [{row: ../a, label: a}]}]", "tables.0.rows.0.row"),
         ("colums: 1", "unknown key 'colums'"),
