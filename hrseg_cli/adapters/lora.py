@@ -108,8 +108,8 @@ def attach_lora(
     fitting = {name: layer for name, layer in found.items() if name in alive}
     if not fitting:
         raise HrsegError("LoRA: the model has no linear or convolution layer to adapt; choose another adapter")
-    asked = {part: layers_called(part, model) for part in layers}
-    for part, pattern in asked.items():
+    patterns = {part: layers_called(part, model) for part in layers}
+    for part, pattern in patterns.items():
         if not any(map(pattern.search, fitting)):
             names = {word for name in fitting for word in name.split(".") if not word.isdigit()}
             names |= getattr(model, "layer_groups", {}).keys()
@@ -117,13 +117,13 @@ def attach_lora(
                 f"LoRA layers: no adaptable layer has '{part}' in its name; known: {', '.join(sorted(names))}"
             )
 
-    def is_asked(name: str) -> bool:
-        return not asked or any(pattern.search(name) for pattern in asked.values())
+    def is_chosen(name: str) -> bool:
+        return not patterns or any(pattern.search(name) for pattern in patterns.values())
 
     left = [
         name
         for name, module in alive.items()
-        if isinstance(module, WEIGHTED) and name not in found and is_asked(name) and not _within(name, alive)
+        if isinstance(module, WEIGHTED) and name not in found and is_chosen(name) and not _within(name, alive)
     ]
     if left:
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
@@ -135,7 +135,7 @@ def attach_lora(
         if adabn and isinstance(module, BatchNorm):
             hold(module, still=False)
     for name, layer in fitting.items():
-        if is_asked(name):
+        if is_chosen(name):
             a, b = _start(layer, kind, rank)
             _put(layer, a, b, 1.0 if alpha is None else alpha / rank)
     return model

@@ -106,20 +106,20 @@ class Resampled(InteractiveModel):
         small, near = self.down(seen), halved(points)
         if self.design == "c":
             stems = self.correct.stems(torch.cat([seen, self._clicks(image, points)], 1))
-            answer = self.base.tapped(small, near, self.correct.inject(stems[2]))
+            outputs = self.base.tapped(small, near, self.correct.inject(stems[2]))
         else:
-            answer = self.base(small, near)
-        logits = self.up(F.pad(answer["logits"], (1, 1, 1, 1), mode="replicate"))
+            outputs = self.base(small, near)
+        logits = self.up(F.pad(outputs["logits"], (1, 1, 1, 1), mode="replicate"))
         if self.design == "c":
-            logits = logits + self.correct(stems, answer["stem"], answer["fine"])
+            logits = logits + self.correct(stems, outputs["stem"], outputs["fine"])
         elif self.design != "a":
-            told = torch.cat([logits.sigmoid(), seen, self._clicks(image, points)], 1)
-            logits = logits + self.correct(told)
+            inputs = torch.cat([logits.sigmoid(), seen, self._clicks(image, points)], 1)
+            logits = logits + self.correct(inputs)
         elif self.correct is not None:
             logits = logits + self.correct(seen)
-        out = {"logits": logits, "base": doubled(answer["logits"])}
-        if "aux" in answer:
-            out["aux"] = doubled(answer["aux"])
+        out = {"logits": logits, "base": doubled(outputs["logits"])}
+        if "aux" in outputs:
+            out["aux"] = doubled(outputs["aux"])
         return {name: value[..., :height, :width] for name, value in out.items()}
 
     def _for_inference(self, precision: str, keep_layers: bool) -> Resampled:
@@ -210,8 +210,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         fine = self.fine(x)
         middle = self.middle(fine)
-        y = self.join_middle(_beside(self.to_middle(self.coarse(middle)), middle))
-        correction: Tensor = self.out(self.join_fine(_beside(self.to_fine(y), fine)))
+        y = self.join_middle(_joined(self.to_middle(self.coarse(middle)), middle))
+        correction: Tensor = self.out(self.join_fine(_joined(self.to_fine(y), fine)))
         return correction
 
 
@@ -247,7 +247,7 @@ class Decoder(nn.Module):
         y = self.from_context(context)
         sides = [self.from_stem(stem) + stems[2], stems[1], stems[0]]
         for grow, join, side in zip(self.grow, self.join, sides, strict=True):
-            y = join(_beside(grow(y), side))
+            y = join(_joined(grow(y), side))
         correction: Tensor = self.out(y)
         return correction
 
@@ -262,7 +262,7 @@ def _grow(inputs: int, outputs: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
 
 
-def _beside(coarse: Tensor, fine: Tensor) -> Tensor:
+def _joined(coarse: Tensor, fine: Tensor) -> Tensor:
     """Concatenated along channels. Doubling a rounded-up odd size gives one row or column too many; it is cropped."""
     return torch.cat([coarse[..., : fine.shape[-2], : fine.shape[-1]], fine], 1)
 

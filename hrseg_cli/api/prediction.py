@@ -91,8 +91,8 @@ def predict(
     with reproducible():
         if out is None:
             return [_in_memory(job, network, steps, span, rule) for job in jobs]
-        asked = engine.PredictOptions(network, provenance, steps, tuple(kinds), tolerance, rule, span_of(span))
-        return _into(Path(out), jobs, asked)
+        options = engine.PredictOptions(network, provenance, steps, tuple(kinds), tolerance, rule, span_of(span))
+        return _into(Path(out), jobs, options)
 
 
 class _Job(NamedTuple):
@@ -166,7 +166,7 @@ def _in_memory(
     return Prediction(path, job.object, job.clicks, session.mask)
 
 
-def _into(out: Path, jobs: list[_Job], asked: engine.PredictOptions) -> list[Prediction]:
+def _into(out: Path, jobs: list[_Job], options: engine.PredictOptions) -> list[Prediction]:
     for job in jobs:
         if not isinstance(job.image, Path):
             raise HrsegError("`out`: masks are named after image files; give paths as `images`, or omit it")
@@ -177,7 +177,7 @@ def _into(out: Path, jobs: list[_Job], asked: engine.PredictOptions) -> list[Pre
                 raise HrsegError(f"`out` {out}: contains the input {path.name}; choose another folder")
     files = [engine.Job(job.image, job.object, job.clicks, job.initial and Path(job.initial)) for job in jobs]
     found, errors = [], []
-    for job, outcome in zip(jobs, engine.predict(files, asked, out), strict=True):
+    for job, outcome in zip(jobs, engine.predict(files, options, out), strict=True):
         if outcome.row is None:
             errors.append(outcome.error)
         else:

@@ -106,7 +106,7 @@ def attached(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notes of an adapter that is attached: they were for whoever trained it."""
+    """Silence the log lines of attaching an adapter, which are meant for its training."""
     notes = logging.getLogger("hrseg_cli.adapters")
     notes.setLevel(logging.ERROR)
     try:

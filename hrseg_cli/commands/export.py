@@ -52,7 +52,7 @@ def export(
     """Export a model as one ONNX file: image, previous mask and clicks in, probability out, for any image size.
 
     The file is checked against PyTorch at three sizes before it is written; the JSON row reports the differences. With
-    --int8 it also reports how much some answers changed; 'hrseg evaluate --model FILE.onnx' counts clicks.
+    --int8 it also reports how much predictions changed; 'hrseg evaluate --model FILE.onnx' counts clicks.
     """
     if out.suffix != ".onnx":
         raise HrsegError(f"--out {out}: give a file name that ends in .onnx")

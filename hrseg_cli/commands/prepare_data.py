@@ -217,7 +217,7 @@ def _prepare(
 
 
 def _fetch(pieces: list[Piece], root: Path, from_: Path | None) -> None:
-    """Download and unpack the archives of incomplete pieces. Archives without a link are asked for first."""
+    """Download and unpack the archives of incomplete pieces. Archives without a link must be present already."""
     from hrseg_cli.data.fetch import archive_path, fetch
     from hrseg_cli.data.manifest import find_split
     from hrseg_cli.data.unpack import is_unpacked, unpack

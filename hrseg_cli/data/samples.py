@@ -132,7 +132,7 @@ def open_listing(found: Listing, limit: int | None = None) -> list[Ref]:
         if objects and empty:
             log.warning("%s: %d masks contain no object, such as %s", found.folder, len(empty), min(empty))
     if not objects and limit != 0:
-        fix = "no mask has an id besides 0 and void; omit `instances`" if unread else "add images and masks"
+        fix = "no mask has an id other than 0 and void; omit `instances`" if unread else "add images and masks"
         raise HrsegError(f"dataset {found.folder}: no objects; {fix}")
     return objects
 

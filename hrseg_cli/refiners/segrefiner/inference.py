@@ -54,19 +54,19 @@ def refine_objects(
         some = masks[start : start + batch]
         large = [mask for mask in some if np.count_nonzero(mask) >= max(1, smallest)]
         boxes = [_box(mask, margin) for mask in large]
-        answers: Iterator[Tensor] = iter(())
+        results: Iterator[Tensor] = iter(())
         if large:
             pictures = torch.cat([_resized(_picture(image[box]), side, not reference) for box in boxes])
             planes = (_plane(mask, box) for mask, box in zip(large, boxes, strict=True))
             coarse = torch.cat([_resized(plane, side, not reference) for plane in planes])
-            answers = iter(_asked(network, pictures, (coarse >= 0.5).float(), range(STEPS)[::-1], draw).probability)
+            results = iter(_denoised(network, pictures, (coarse >= 0.5).float(), range(STEPS)[::-1], draw).probability)
         places = iter(boxes)
         for mask in some:
             probability = (mask > 0).astype(np.float32)
             if np.count_nonzero(mask) >= max(1, smallest):
                 box = next(places)
                 probability[:] = 0
-                probability[box] = _fitted(next(answers)[None], probability[box].shape, reference)
+                probability[box] = _fitted(next(results)[None], probability[box].shape, reference)
             yield probability
 
 
@@ -110,7 +110,7 @@ def refine_large(
     share = _shrunk((mask > 0).astype(np.float32), side, reference)
     coarse = share >= (0.5 if reference else min(0.5, share.max() / 2))  # a thin object may fill no pixel by half
     picture = _picture(_shrunk(image, side, reference))
-    seen = _asked(network, picture, _plane(coarse), range(1, STEPS)[::-1], draw)
+    seen = _denoised(network, picture, _plane(coarse), range(1, STEPS)[::-1], draw)
     mode = "nearest" if reference else "bilinear"
     probability: np.ndarray = F.interpolate(seen.probability, mask.shape, mode=mode)[0, 0].numpy()
     found = probability >= 0.5
@@ -120,15 +120,16 @@ def refine_large(
         patches = [np.s_[top : top + side, left : left + side] for top, left in corners[start : start + batch]]
         pictures = torch.cat([_picture(image[patch]) for patch in patches])
         masks = torch.cat([_plane(found, patch) for patch in patches])
-        for patch, answer in zip(patches, _asked(network, pictures, masks, (0,), draw).probability, strict=True):
-            total[patch] += answer[0].numpy()
+        refined = _denoised(network, pictures, masks, (0,), draw).probability
+        for patch, one in zip(patches, refined, strict=True):
+            total[patch] += one[0].numpy()
             count[patch] += 1
     np.divide(total, count, out=probability, where=count > 0)
     result[box] = probability[:height, :width]
     return result
 
 
-def _asked(network: Denoise, picture: Tensor, coarse: Tensor, steps: Sequence[int], draw: Draw) -> Refined:
+def _denoised(network: Denoise, picture: Tensor, coarse: Tensor, steps: Sequence[int], draw: Draw) -> Refined:
     """:func:`denoise` on the device of the network; the result is on the CPU."""
     weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
     if weight is None or not weight.is_cuda:
