@@ -173,11 +173,11 @@ def _in_flight(
         model, _ = chosen.open()
         left = len(refs)
         with closing(decoded(refs, ahead=threads)) as loaded:
-            courses = (
+            tasks = (
                 _work(plan, model, ref, sample, rule, live=lambda: min(in_flight, left))
                 for ref, (sample, rule) in zip(refs, loaded, strict=True)
             )
-            with closing(batched(model, courses, in_flight, threads)) as ended:
+            with closing(batched(model, tasks, in_flight, threads)) as ended:
                 for index, outcome in ended:
                     left -= 1
                     yield index, outcome
