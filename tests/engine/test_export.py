@@ -246,7 +246,7 @@ def test_what_is_wrong_is_one_line(files: Any, tmp_path: Path, monkeypatch: pyte
     del loaded.metadata_props[:]
     onnx.save(loaded, foreign)
     for spec, runtime, device, message in [
-        (str(text), None, "cpu", "no ONNX file"),
+        (str(text), None, "cpu", "not an ONNX file"),
         (str(foreign), None, "cpu", "not written by"),
         (str(newer), None, "cpu", "newer hrseg"),
         (str(tmp_path / "absent.onnx"), None, "cpu", "no such file"),

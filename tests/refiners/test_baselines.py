@@ -265,6 +265,6 @@ def test_no_cut_in_time_and_blank_pictures_keep_the_mask(
     image, _, coarse = scene
     monkeypatch.setattr(cutting, "cut", lambda *_: None)
     np.testing.assert_array_equal(graph_cut(image, coarse), coarse)
-    assert "in time" in caplog.text
+    assert "time limit" in caplog.text
     monkeypatch.setattr(cutting, "cut", lambda *_: pytest.fail("a blank picture is not cut"))
     np.testing.assert_array_equal(graph_cut(np.full_like(image, 90), coarse), coarse)
