@@ -27,7 +27,7 @@ from hrseg_cli.checkpoints.adapters import attach, merged, save_adapter
 from hrseg_cli.checkpoints.formats import read_checkpoint, save_checkpoint
 from hrseg_cli.checkpoints.provenance import weights_hash
 from hrseg_cli.checkpoints.resolve import load_model
-from hrseg_cli.data.samples import open_dataset
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.engine.cost import gmac
 from hrseg_cli.engine.export import export
 from hrseg_cli.engine.fast import PRECISIONS, fast

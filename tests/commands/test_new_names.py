@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from hrseg_cli import catalog
-from hrseg_cli.data.samples import open_dataset
+from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.errors import HrsegError
 
 TOYS = '''
