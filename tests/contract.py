@@ -147,7 +147,7 @@ def two_steps(model: InteractiveModel) -> None:
     with torch.no_grad():
         outputs = model(*question(model, 32, 48, 2))
     chosen = recipe(model, *(name for name in outputs if name != "logits"))
-    fit.check(model, chosen)
+    fit.check_recipe(model, chosen)
     training = ClickTraining(model, chosen)
     optimizer = make_optimizer(model, chosen.optim)
     image, points = question(model, 32, 48, 2)
@@ -234,7 +234,7 @@ def test_taps_are_what_adapters_read(model: InteractiveModel, size: tuple[int, i
 
 
 def test_trains(model: InteractiveModel) -> None:
-    if refused(lambda: fit.check(model, recipe(model))):
+    if refused(lambda: fit.check_recipe(model, recipe(model))):
         assert next(model.parameters(), None) is None
         return
     before = copy.deepcopy(model.state_dict())
