@@ -31,7 +31,7 @@ from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.engine.cost import gmac
 from hrseg_cli.engine.export import export
 from hrseg_cli.engine.fast import PRECISIONS, fast
-from hrseg_cli.engine.runtimes import open_model
+from hrseg_cli.engine.runtimes import ModelChoice, open_model
 from hrseg_cli.engine.simulate import Plan, run
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
@@ -254,7 +254,7 @@ def test_evaluates(model: InteractiveModel, name: str, tmp_path: Path) -> None:
     save_checkpoint(model, tmp_path / "model.safetensors", {})
     protocol = load_protocol("photo", ["zoom.target=48", "zoom.min_crop=30"])
     refs = open_dataset("procedural:count=2,size=64,seed=3")
-    traces = [outcome.trace for _, outcome in run(Plan(spec, protocol, {"iou": 2.0}, 2), refs, 1)]
+    traces = [outcome.trace for _, outcome in run(Plan(protocol, {"iou": 2.0}, 2), ModelChoice(spec), refs, 1)]
     assert [len(trace.clicks) for trace in traces] == [2, 2]
     assert all(0 <= score <= 1 for trace in traces for score in trace.scores["iou"])
 
