@@ -64,6 +64,7 @@ def tables(home: Path, *, rows: str = "base t4_conv", data: str = "tiny.env") ->
     return subprocess.run([SCRIPT, data], cwd=home, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_from_nothing_to_the_tables(home: Path) -> None:
     first = tables(home)
     assert first.returncode == 130, first.stderr

@@ -38,6 +38,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_resumed_and_used(
     photos: Path, hrseg_command: Callable[..., Any], tmp_path: Path
 ) -> None:

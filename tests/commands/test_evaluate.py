@@ -289,7 +289,7 @@ def test_a_replay_counts_what_has_no_partner(hrseg: Command, folder: Path, tmp_p
     assert len(done.out.splitlines()) == 1
     assert "skipping 2 of 3 objects, which have no trace" in done.err
     assert "ignoring 1 traces of other objects, such as mine/no_case_" in done.err
-    for lines, told in ((one + two[:-30], "line 2: cut off in the middle"), (one + two + one, "appears twice")):
+    for lines, told in ((one + two[:-30], "line 2: incomplete"), (one + two + one, "appears twice")):
         stored.write_text(lines)
         done = hrseg(*words, "--replay", stored)
         assert (done.code, done.out) == (1, "")

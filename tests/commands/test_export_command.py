@@ -74,6 +74,7 @@ def test_written_then_clicked_with(hrseg: Command, checkpoint: Path, folder: Pat
     assert json.loads(done.out)["area"] > 0
 
 
+@pytest.mark.slow
 def test_eight_bits_stay_near(hrseg: Command, checkpoint: Path, folder: Path, tmp_path: Path) -> None:
     """Calibrated on two objects; random weights answer near the threshold everywhere, so little must flip."""
     out = tmp_path / "small.onnx"

@@ -115,6 +115,7 @@ def test_more_shards_than_objects(hrseg: Command, tmp_path: Path) -> None:
     assert hrseg("report", tmp_path / "run").code == 0
 
 
+@pytest.mark.slow
 def test_traces_by_shards(hrseg: Command, tmp_path: Path) -> None:
     """simulate-clicks writes beside the named file, so that no two machines write one file."""
     assert hrseg("simulate-clicks", *QUICK, "-o", tmp_path / "clicks.jsonl").code == 0

@@ -118,6 +118,7 @@ def test_a_recipe_of_the_adapter_that_is_asked_keeps_its_options(recipe: str, ad
     assert (found.name, found.options) == (adapter, own.options if kept else {})
 
 
+@pytest.mark.slow
 def test_precision_auto_is_recorded_as_what_it_came_to(hrseg: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = hrseg("train", *SMALL, "--set", "precision=auto", "--out", str(out), "--logger", "csv")
@@ -138,7 +139,7 @@ def test_precision_auto_is_recorded_as_what_it_came_to(hrseg: Callable[..., Any]
         ([], 1, "or --resume RUN"),
         (["--recipe", "h18_paper", "--resume", "x"], 1, "or --resume RUN"),
         (["--recipe", "h18_papr"], 2, "Did you mean 'h18_paper'?"),
-        (["--resume", "nowhere"], 1, "no run.json there"),
+        (["--resume", "nowhere"], 1, "no run.json"),
         (["--resume", "x", "--set", "a=b"], 1, "remove the options that change it"),
         (["--recipe", "h18_paper", "--logger", "csvv"], 2, "unknown logger 'csvv'. Did you mean 'csv'?"),
         (["--recipe", "h18_paper", "--device", "cuda"], 1, "sees no GPU"),

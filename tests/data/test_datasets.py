@@ -86,9 +86,9 @@ def test_a_share_of_a_known_dataset_can_be_held_out(root: Path) -> None:
 
 
 def test_names_that_results_cannot_have_are_refused(root: Path) -> None:
-    with pytest.raises(HrsegError, match=r"'own' is there twice; .*NAME=FOLDER"):
+    with pytest.raises(HrsegError, match=r"'own' is used twice; .*NAME=FOLDER"):
         open_datasets(["own", f"own={root / 'other'}"], root=root)
-    with pytest.raises(HrsegError, match="'noc' is the name of the table"):
+    with pytest.raises(HrsegError, match="'noc' is reserved for the table"):
         open_datasets([f"noc={root / 'own'}"], root=root)
     with pytest.raises(UnknownName, match=r"split of sbd .vaal.*Did you mean 'val'"):
         open_dataset("sbd:split=vaal", root=root)

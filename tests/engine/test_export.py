@@ -204,7 +204,7 @@ def test_what_onnx_cannot_express_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_a_session_is_the_same_on_every_runtime(
     runtime: str, files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,7 +96,12 @@ PROTOCOLS = {
 }
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+QUICK = ("ritm", "padded")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in PROTOCOLS]
+)
 def test_the_number_in_flight_does_not_matter(name: str, refs: list[Ref], monkeypatch: pytest.MonkeyPatch) -> None:
     """One, two, and more in flight than there are objects, with stored masks, on a trained network; also in two groups
     that take turns, as on a GPU."""

@@ -153,6 +153,7 @@ def test_schedules(optim: Optim, expected: list[float]) -> None:
     assert [factor(step) for step in range(6)] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_one_sample_a_batch_trains(photos: Path, tmp_path: Path) -> None:
     """The reference crashes when a BatchNorm sees a single value per channel."""
     run(recipe_on(photos, batch=1, epochs=1), tmp_path / "run")
@@ -202,7 +203,7 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     assert provenance["judged"]["clicks"] == min(float(row["clicks"]) for row in judged)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_stopped_in_the_middle_it_goes_on_to_the_same_weights(
     photos: Path, tmp_path: Path, whole: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +233,7 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_weights(
     assert len(seen) == len(expected) == 2  # one file of events, however often it was started
 
 
-@pytest.mark.parametrize("name", ["lora", "conv"])
+@pytest.mark.parametrize("name", ["lora", pytest.param("conv", marks=pytest.mark.slow)])
 def test_an_adapter_learns_and_goes_on_to_the_same_tensors(
     photos: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,11 +273,13 @@ def test_a_finished_epoch_is_not_trained_again(photos: Path, tmp_path: Path, who
     assert same_weights(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_seeds_differ(photos: Path, tmp_path: Path, whole: Path) -> None:
     run(recipe_on(photos, seed=1), tmp_path / "run")
     assert not same_weights(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_saved_and_resumed(photos: Path, tmp_path: Path, whole: Path) -> None:
     averaged = recipe_on(photos, optim={"ema": 0.5, "schedule": "constant"})
     run(averaged, tmp_path / "one", loggers=("csv",))
@@ -337,6 +340,7 @@ def test_ctrl_c_and_sigterm_save_and_stop(photos: Path, tmp_path: Path) -> None:
 # ---- judging ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_progress_it_stops(photos: Path, tmp_path: Path) -> None:
     """With a learning rate of 0 the first validation stays the best."""
     recipe = recipe_on(photos, epochs=50, optim={"lr": 1e-30}, validation={"patience": 2, "max_clicks": 1})
@@ -436,6 +440,7 @@ def test_a_signal_to_the_whole_job_saves_and_stops(photos: Path, tmp_path: Path)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["got"]["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_resume(photos: Path, tmp_path: Path) -> None:
     """Over gloo, killed and resumed: the weights of an uninterrupted run."""
     recipe = recipe_on(photos, optim={"schedule": "constant"}, epochs=3, validation={"every": 3, "objects": 4})
@@ -483,7 +488,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_no_number_in_one_process_ends_all_with_one_line(photos: Path, tmp_path: Path, rank: str) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_on(photos).model_dump(mode="json")))
     (tmp_path / "job.py").write_text(NAN_ON_ONE.replace("== RANK", f"== {rank!r}"))
@@ -526,6 +531,7 @@ def test_the_boundary_loss_gets_distances_from_the_loader(photos: Path, tmp_path
     assert "train/logits_boundary" in (tmp_path / "run" / "log" / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 def test_weights_and_biases_works_without_a_network(photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     terms = recipe_on(photos, epochs=1).model_dump(mode="json")

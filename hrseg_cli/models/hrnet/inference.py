@@ -131,6 +131,7 @@ class FastClickHRNet(InteractiveModel):
 
     # Draws clicks with the plain network's method, which reads attributes of the same names.
     click_features: Any = ClickHRNet.click_features
+    click_maps: Any = ClickHRNet.click_maps
 
     @torch.inference_mode()
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
