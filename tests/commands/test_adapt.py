@@ -56,7 +56,9 @@ def adapt(hrseg: Command, photos: Path, base: Path) -> Command:
     return lambda *words: hrseg("adapt", "--from", base, "--dataset", photos, *words, *FEW)
 
 
-@pytest.mark.parametrize("name", ["lora", "conv", "full", "head", "bn", "bitfit"])
+@pytest.mark.parametrize(
+    "name", ["lora", "conv", "bn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "head", "bitfit"))]
+)
 def test_only_what_the_adapter_changes_is_kept(adapt: Command, base: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "run"
     done = adapt("--adapter", name, "--out", out)

@@ -437,6 +437,7 @@ def test_a_broken_image_does_not_stop_the_others(hrseg: Command, photos: Path) -
     assert done.err == "1 of 3 objects were already done\n"
 
 
+@pytest.mark.slow
 def test_24_megapixels_stay_under_2_gigabytes(tmp_path: Path, checkpoint: Path) -> None:
     """A camera's JPEG, every format, a network: the most memory that a process of its own ever held."""
     big = Image.new("RGB", (6000, 4000), (20, 40, 60))

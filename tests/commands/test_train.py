@@ -163,6 +163,7 @@ def test_wrong_usage(
     assert not list(tmp_path.glob("runs/*/last.ckpt"))
 
 
+@pytest.mark.slow
 def test_datasets_replace_those_of_the_recipe_and_nothing_else(hrseg: Callable[..., Any], tmp_path: Path) -> None:
     parts = next(k for k, word in enumerate(SMALL) if word.startswith("data.parts="))
     few = [*SMALL[: parts - 1], *SMALL[parts + 1 :]]

@@ -35,9 +35,7 @@ def base() -> ClickHRNet:
         return h18()
 
 
-@pytest.mark.parametrize(
-    "case", ["A_k4", "B_c8", *(pytest.param(c, marks=pytest.mark.slow) for c in ("A_k4_sobel", "Blite_c24"))]
-)
+@pytest.mark.parametrize("case", [c if c == "B_c8" else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
 def test_the_recorded_costs(base: ClickHRNet, case: str) -> None:
     model = Resampled(base, **CASES[case])  # type: ignore[arg-type]
     found = costs(model, (640, 960))

@@ -53,7 +53,9 @@ FURTHER_MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", sorted(FURTHER_MODES))
+@pytest.mark.parametrize(
+    "mode", ["600-pixel crops", *(pytest.param(m, marks=pytest.mark.slow) for m in sorted(FURTHER_MODES)[1:])]
+)
 def test_recorded_tables_of_further_modes(mode: str) -> None:
     name, changes, means, used_up = FURTHER_MODES[mode]
     plan = Plan(load_protocol(name, changes), {"iou": 0.9}, max_clicks=20)

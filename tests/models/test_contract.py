@@ -10,9 +10,10 @@ from hrseg_cli import catalog
 
 # Other sizes of a network that another line has: the same layers, in more time.
 OTHER_SIZES = ["h18", "h32", "h18_baseline", "hrnet_ocr", "clicknet"]
+SLOW = ["h18s", *OTHER_SIZES]  # h18s is what most other tests use
 
 
-@pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] if n in OTHER_SIZES else []) for n in catalog.MODELS])
+@pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in catalog.MODELS])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

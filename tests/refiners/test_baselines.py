@@ -224,7 +224,7 @@ def test_a_large_image_is_solved_small(scene: tuple[np.ndarray, np.ndarray, np.n
 
 def test_sigmas_too_small_to_number_the_lattice_are_refused() -> None:
     positions = np.array([[0.0] * 5, [1e5] * 5])
-    with pytest.raises(HrsegError, match="larger"):
+    with pytest.raises(HrsegError, match="increase them"):
         Lattice(positions)
 
 

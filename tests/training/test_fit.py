@@ -265,6 +265,7 @@ def test_an_adapter_learns_and_goes_on_to_the_same_tensors(
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_a_finished_epoch_is_not_trained_again(photos: Path, tmp_path: Path, whole: Path) -> None:
     """Stopped between two epochs, then resumed."""
     run(recipe_on(photos, epochs=1, optim={"schedule": "constant"}), tmp_path / "a")
@@ -424,6 +425,7 @@ def command(arguments: list[str], folder: Path, timeout: int = 200) -> subproces
     )
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_job_saves_and_stops(photos: Path, tmp_path: Path) -> None:
     """Ctrl-C in a terminal and SIGTERM from a scheduler reach the data workers too."""
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_on(photos, epochs=10000).model_dump(mode="json")))
