@@ -101,10 +101,13 @@ def serve(requests: BinaryIO, responses: BinaryIO) -> None:
 
     Thread(target=watch, daemon=True).start()
     cv2.setNumThreads(1)
-    while head := requests.read(HEAD.size):
+    while len(head := requests.read(HEAD.size)) == HEAD.size:
         rows, cols, iterations, seconds = HEAD.unpack(head)
-        image = np.frombuffer(requests.read(rows * cols * 3), np.uint8).reshape(rows, cols, 3)
-        labels = np.frombuffer(requests.read(rows * cols), np.uint8).reshape(rows, cols).copy()
+        pixels, given = requests.read(rows * cols * 3), requests.read(rows * cols)
+        if len(given) < rows * cols:  # the parent process was interrupted in the middle of a request
+            return
+        image = np.frombuffer(pixels, np.uint8).reshape(rows, cols, 3)
+        labels = np.frombuffer(given, np.uint8).reshape(rows, cols).copy()
         ends = time.process_time() + seconds
         cv2.setRNGSeed(0)  # colour models are initialised by k-means
         models = np.zeros((1, 65)), np.zeros((1, 65))

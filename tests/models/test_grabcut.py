@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -143,3 +144,12 @@ def test_every_click_of_an_image_lies_on_a_pixel() -> None:
     assert np.array_equal(
         GrabCut().cut(picture, nothing, points(59.7, 79.9)), GrabCut().cut(picture, nothing, points(59, 79))
     )
+
+
+@pytest.mark.parametrize("kept", [5, 20, 100, 150])
+def test_a_request_that_is_cut_off_ends_the_process_quietly(kept: int) -> None:
+    """An interrupted command stops in the middle of writing one; nothing is for the user to read then."""
+    whole = cutting.HEAD.pack(6, 8, 1, 1.0) + bytes(6 * 8 * 4)
+    responses = io.BytesIO()
+    cutting.serve(io.BytesIO(whole[:kept]), responses)
+    assert responses.getvalue() == b""
