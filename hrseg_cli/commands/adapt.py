@@ -29,14 +29,7 @@ def adapt(
     set_: train.Changes = [],  # noqa: B006
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            rich_help_panel=headings.OUTPUT,
-            show_default="runs/adapt-ADAPTER-DATASETS",
-            help="Run folder to write.",
-        ),
+        options.out_option("FOLDER", "Run folder to write.", "runs/adapt-ADAPTER-DATASETS"),
     ] = None,
     resume: train.Resume = None,
     merge: Annotated[

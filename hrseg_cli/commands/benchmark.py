@@ -45,12 +45,7 @@ def benchmark(
     ] = 4,
     protocol: Annotated[
         list[str],
-        typer.Option(
-            "--protocol",
-            metavar="PROTOCOL",
-            rich_help_panel=headings.PROTOCOL,
-            help=f"How a click becomes a mask: {options.PROTOCOLS}, or a YAML file. Repeatable.",
-        ),
+        options.protocol_option(". Repeatable"),
     ] = ["ritm"],  # noqa: B006
     metric: options.Metrics = ["iou", "biou"],  # noqa: B006
     device: options.Device = "cpu",
@@ -75,13 +70,7 @@ def benchmark(
     ] = ["fp32"],  # noqa: B006
     runtime: Annotated[
         list[str],
-        typer.Option(
-            "--runtime",
-            metavar="RUNTIME",
-            rich_help_panel=headings.MACHINE,
-            show_default="torch, or onnxruntime for an .onnx file",
-            help="Inference library: torch, onnxruntime, openvino or openvino-bf16. Repeatable.",
-        ),
+        options.runtime_option(" Repeatable."),
     ] = [],  # noqa: B006
 ) -> None:
     """Measure time and memory per click, for every combination of the repeatable options.

@@ -35,14 +35,7 @@ def evaluate(
     ] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            rich_help_panel=headings.OUTPUT,
-            show_default="runs/evaluate-MODEL-DATASETS-PROTOCOL",
-            help="Run folder to write.",
-        ),
+        options.out_option("FOLDER", "Run folder to write.", "runs/evaluate-MODEL-DATASETS-PROTOCOL"),
     ] = None,
     keep_masks: Annotated[
         bool,

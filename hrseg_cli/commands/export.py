@@ -18,7 +18,7 @@ def export(
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="FILE.onnx", rich_help_panel=headings.OUTPUT, help="ONNX file to write."),
+        options.out_option("FILE.onnx", "ONNX file to write."),
     ],
     int8: Annotated[
         bool,

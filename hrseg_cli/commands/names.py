@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hrseg_cli import catalog
-from hrseg_cli.commands import headings, options
+from hrseg_cli.commands import options
 from hrseg_cli.commands.rows import FORMATS, Rows, written
 from hrseg_cli.errors import HrsegError, UnknownName
 
@@ -28,13 +28,7 @@ def list_names(
         ),
     ] = None,
     format_: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            rich_help_panel=headings.OUTPUT,
-            help=f"Output format: {', '.join(FORMATS)} (one JSON object per line).",
-        ),
+        str, options.format_option(f"Output format: {', '.join(FORMATS)} (one JSON object per line).")
     ] = "text",
     root: options.Root = None,
 ) -> None:

@@ -59,34 +59,30 @@ Metrics = Annotated[
         help=f"Metric to measure: {METRICS} ('hrseg list metrics'). Repeatable.",
     ),
 ]
-ProtocolName = Annotated[
-    str | None,
-    typer.Option(
+
+
+def protocol_option(more: str = " ('hrseg list protocols')", default: bool | str = True) -> Any:
+    return typer.Option(
         "--protocol",
         metavar="PROTOCOL",
         rich_help_panel=headings.PROTOCOL,
-        show_default="the dataset's own, or ritm",
-        help=f"How a click becomes a mask: {PROTOCOLS}, or a YAML file ('hrseg list protocols').",
-    ),
-]
-FastProtocol = Annotated[
-    str,
-    typer.Option(
-        "--protocol",
-        metavar="PROTOCOL",
-        rich_help_panel=headings.PROTOCOL,
-        help=f"How a click becomes a mask: {PROTOCOLS}, or a YAML file ('hrseg list protocols').",
-    ),
-]
-Changes = Annotated[
-    list[str],
-    typer.Option(
+        show_default=default,
+        help=f"How a click becomes a mask: {PROTOCOLS}, or a YAML file{more}.",
+    )
+
+
+def changes_option(heading: str, changed: str, example: str) -> Any:
+    return typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        rich_help_panel=headings.PROTOCOL,
-        help="Change a value of the protocol, e.g. zoom.target=600. Repeatable.",
-    ),
-]
+        rich_help_panel=heading,
+        help=f"Change a value of the {changed}, e.g. {example}. Repeatable.",
+    )
+
+
+ProtocolName = Annotated[str | None, protocol_option(default="the dataset's own, or ritm")]
+FastProtocol = Annotated[str, protocol_option()]
+Changes = Annotated[list[str], changes_option(headings.PROTOCOL, "protocol", "zoom.target=600")]
 Until = Annotated[
     list[str],
     typer.Option(
@@ -187,20 +183,40 @@ Precision = Annotated[
         help="Network precision: fp32, or bf16 (faster where the processor supports it; results differ slightly).",
     ),
 ]
-Runtime = Annotated[
-    str | None,
-    typer.Option(
+
+
+def runtime_option(more: str = "") -> Any:
+    return typer.Option(
         "--runtime",
         metavar="RUNTIME",
         rich_help_panel=headings.MACHINE,
         show_default="torch, or onnxruntime for an .onnx file",
-        help="Inference library: torch, onnxruntime, openvino or openvino-bf16.",
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option("--device", metavar="DEVICE", rich_help_panel=headings.MACHINE, help="Device: cpu, cuda or cuda:N."),
-]
+        help=f"Inference library: torch, onnxruntime, openvino or openvino-bf16.{more}",
+    )
+
+
+def device_option(default: bool | str = True) -> Any:
+    return typer.Option(
+        "--device",
+        metavar="DEVICE",
+        rich_help_panel=headings.MACHINE,
+        show_default=default,
+        help="Device: cpu, cuda or cuda:N.",
+    )
+
+
+def out_option(metavar: str, text: str, default: bool | str = True) -> Any:
+    return typer.Option(
+        "--out", "-o", metavar=metavar, rich_help_panel=headings.OUTPUT, show_default=default, help=text
+    )
+
+
+def format_option(text: str) -> Any:
+    return typer.Option("--format", metavar="FORMAT", rich_help_panel=headings.OUTPUT, help=text)
+
+
+Runtime = Annotated[str | None, runtime_option()]
+Device = Annotated[str, device_option()]
 Band = Annotated[
     str,
     typer.Option(

@@ -65,16 +65,13 @@ def predict(
     set_: options.Changes = [],  # noqa: B006
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="FOLDER", rich_help_panel=headings.OUTPUT, help="Folder for the masks."),
+        options.out_option("FOLDER", "Folder for the masks."),
     ] = Path("runs/predict"),
     format_: Annotated[
         list[str],
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            rich_help_panel=headings.OUTPUT,
-            help="png (mask), soft (probability), rle (COCO run lengths), polygon, or cutout (transparent background). "
-            "Repeatable.",
+        options.format_option(
+            "png (mask), soft (probability), rle (COCO run lengths), polygon, or cutout (transparent background). "
+            "Repeatable."
         ),
     ] = ["png"],  # noqa: B006
     tolerance: Annotated[

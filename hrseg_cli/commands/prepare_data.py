@@ -100,12 +100,8 @@ def prepare_data(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="PATH",
-            rich_help_panel=headings.OUTPUT,
-            help="Folder for drawn images or for the indexes of a known dataset; index file of a folder.",
+        options.out_option(
+            "PATH", "Folder for drawn images or for the indexes of a known dataset; index file of a folder."
         ),
     ] = None,
     cache_longest: Annotated[

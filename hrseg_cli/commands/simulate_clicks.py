@@ -40,13 +40,8 @@ def simulate_clicks(
     band: options.Band = "0.02",
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            rich_help_panel=headings.OUTPUT,
-            show_default="stdout",
-            help="Traces file to write (.jsonl). With --shard, the shard is added to its name.",
+        options.out_option(
+            "FILE", "Traces file to write (.jsonl). With --shard, the shard is added to its name.", "stdout"
         ),
     ] = None,
     device: options.Device = "cpu",

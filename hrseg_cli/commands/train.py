@@ -27,15 +27,7 @@ RecipeName = Annotated[
         help="Recipe: a name ('hrseg list recipes') or a YAML file.",
     ),
 ]
-Changes = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        rich_help_panel=headings.TRAINING,
-        help="Change a value of the recipe, e.g. optim.lr=1e-4. Repeatable.",
-    ),
-]
+Changes = Annotated[list[str], options.changes_option(headings.TRAINING, "recipe", "optim.lr=1e-4")]
 Datasets = Annotated[
     list[str],
     typer.Option(
@@ -66,16 +58,7 @@ AdapterName = Annotated[
         help=f"Train only an adapter on the frozen model: {options.ADAPTERS} ('hrseg list adapters').",
     ),
 ]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        rich_help_panel=headings.MACHINE,
-        show_default="cpu",
-        help="Device: cpu, cuda or cuda:N.",
-    ),
-]
+Device = Annotated[str | None, options.device_option("cpu")]
 Processes = Annotated[
     int | None,
     typer.Option(
@@ -130,14 +113,7 @@ def train(
     set_: Changes = [],  # noqa: B006
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            rich_help_panel=headings.OUTPUT,
-            show_default="runs/train-RECIPE",
-            help="Run folder to write.",
-        ),
+        options.out_option("FOLDER", "Run folder to write.", "runs/train-RECIPE"),
     ] = None,
     resume: Resume = None,
     logger: Loggers = [],  # noqa: B006
