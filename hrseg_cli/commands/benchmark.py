@@ -78,8 +78,10 @@ def benchmark(
     Draws images and times each step of a click: medians, after a warm-up object. Prints one JSON row per combination on
     stdout and a table on stderr. Compare only rows of one call, on an idle machine.
     """
+    from hrseg_cli.recipe import load_protocol
+
     sizes = [_size_of(text) for text in size]
-    protocols = [options.protocol_of(name, [], None) for name in protocol]
+    protocols = [load_protocol(name) for name in protocol]
     metrics = tuple(options.until_of([], list(dict.fromkeys(metric))))
     options.device_of(device)
 

@@ -14,6 +14,7 @@ import typer
 from hrseg_cli import catalog
 from hrseg_cli.commands import options
 from hrseg_cli.commands.rows import FORMATS, Rows, written
+from hrseg_cli.data.paths import data_root
 from hrseg_cli.errors import HrsegError, UnknownName
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -42,7 +43,7 @@ def list_names(
     if kind is None:
         rows = [{"kind": name, "about": about} for name, (about, _) in KINDS.items()]
     else:
-        rows = KINDS[kind][1](options.data_root(root))
+        rows = KINDS[kind][1](data_root(root))
     typer.echo(written(rows, format_), nl=False)
 
 

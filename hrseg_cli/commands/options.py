@@ -13,14 +13,12 @@ import typer
 from hrseg_cli import catalog
 from hrseg_cli.commands import headings
 from hrseg_cli.commands.shards import share_of_cores
-from hrseg_cli.data.paths import data_root as data_root
 from hrseg_cli.errors import HrsegError, UnknownName
 
 if TYPE_CHECKING:  # pydantic and rich take longer to import than the help to print
     from rich.progress import Progress
 
     from hrseg_cli.data.datasets import Opened
-    from hrseg_cli.recipe import BinarizeRule, Protocol
 
 METRICS = ", ".join(catalog.METRICS)
 ADAPTERS = ", ".join(catalog.ADAPTERS)
@@ -228,20 +226,6 @@ Band = Annotated[
 ]
 
 
-def protocol_of(name: str | None, changes: list[str], binarize: str | None) -> Protocol:
-    """The protocol, ritm by default, with the changes of the command line, which become part of its name."""
-    from hrseg_cli.recipe import load_protocol
-
-    binarize_of(binarize)
-    return load_protocol(name or "ritm", [*changes, *([f"binarize={binarize}"] if binarize else [])])
-
-
-def binarize_of(text: str | None) -> BinarizeRule:
-    from hrseg_cli.recipe import binarize_rule
-
-    return binarize_rule(text)
-
-
 def until_of(texts: list[str], metrics: list[str]) -> dict[str, float]:
     """Metric -> the score at which clicking stops, 0.90 by default. Raises HrsegError or UnknownName."""
     if not metrics:
@@ -324,17 +308,6 @@ def with_flags(line: str) -> str:
         return FLAGS.get(found[1], f"--{found[1].replace('_', '-')}")
 
     return re.sub("`([a-z][a-z0-9_]*)`", flag, line)
-
-
-def open_datasets(
-    specs: list[str], root: Path | None, instances: bool, binarize: BinarizeRule, limit: int | None
-) -> Opened:
-    """Like :func:`hrseg_cli.data.datasets.open_datasets`; warns on stderr about incomplete known datasets."""
-    from hrseg_cli.data import datasets
-
-    opened = datasets.open_datasets(specs, root=root, instances=instances, binarize=binarize, limit=limit)
-    warn_incomplete(opened)
-    return opened
 
 
 def warn_incomplete(opened: Opened) -> None:
