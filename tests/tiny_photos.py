@@ -49,6 +49,21 @@ def truth(name: str) -> np.ndarray:
     return mask
 
 
+def boxes(folder: Path) -> Path:
+    """A dataset of eight photographs of a bright box on noise, and their masks, 56 x 72 pixels."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for k in range(8):
+        mask = np.zeros((56, 72), np.uint8)
+        mask[10 + k : 40, 20 : 50 + k] = 255
+        image = rng.integers(0, 90, (56, 72, 3), dtype=np.uint8)
+        image[mask > 0] += 140
+        Image.fromarray(image).save(folder / "images" / f"{k}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{k}.png")
+    return folder
+
+
 def folder_of(place: Path, *names: str, flat: bool = False) -> Path:
     """Photographs, in images/ or not; all alike."""
     inside = place if flat else place / "images"

@@ -28,7 +28,7 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Trace
 from hrseg_cli.metrics.masks import band_of
 from hrseg_cli.metrics.noc import THRESHOLDS, Row, per_object_rows, summarise
-from hrseg_cli.recipe import binarize_rule, load_protocol
+from hrseg_cli.recipe import load_protocol, with_binarize
 from hrseg_cli.runs import Run
 from hrseg_cli.writing import write_atomically
 
@@ -117,8 +117,7 @@ def evaluate(
         listed("datasets", datasets),
         targets=_targets(listed("metrics", metrics), until),
         protocol=None if protocol is None else name_of("protocol", protocol),
-        changes=changes_of(changes),
-        binarize=binarize,
+        changes=with_binarize(changes_of(changes), binarize),
         max_clicks=max_clicks,
         limit=limit,
         band=band_of(str(band)),
@@ -171,7 +170,6 @@ def prepare(
     targets: dict[str, float],
     protocol: str | None = None,
     changes: Sequence[str] = (),
-    binarize: str | None = None,
     max_clicks: int | None = None,
     limit: int | None = None,
     band: dict[str, float] | None = None,
@@ -183,10 +181,10 @@ def prepare(
 ) -> Prepared:
     """Check the model and open the datasets. The arguments are those of :func:`evaluate`.
 
-    targets: metric -> target score. device: the device to record, if it differs from that of ``chosen``.
+    targets: metric -> target score. changes: to the protocol and to the datasets' own ones. device: the device to
+    record, if it differs from that of ``chosen``. Raises HrsegError or UnknownName.
     """
-    binarize_rule(binarize)
-    main = load_protocol(protocol or "ritm", [*changes, *([f"binarize={binarize}"] if binarize else [])])
+    main = load_protocol(protocol or "ritm", changes)
     loaded, provenance = chosen.open()
     mirror = loaded.mirror
     del loaded  # it is opened again for clicking; do not keep it twice on a GPU
@@ -306,9 +304,9 @@ def _resumed(prepared: Prepared, run: Run, workers: int, in_flight: int, progres
     files = {f"{ref.dataset}/{ref.id}": file_state(ref, stat) for ref in refs}
     done = run.finished_traces(files, bool(plan.keep_masks))
     left = [ref for ref in refs if f"{ref.dataset}/{ref.id}" not in done]
-    if progress:
-        progress(len(refs) - len(left), len(refs))
     finished = len(refs) - len(left)
+    if progress:
+        progress(finished, len(refs))
     with (
         run.part.open("a", encoding="utf-8") as part,
         run.part_masks.open("a", encoding="utf-8") as masks,
@@ -350,12 +348,10 @@ def _targets(metrics: Sequence[str], until: float | Mapping[str, float]) -> dict
     """Metric -> the score at which clicking stops. Raises HrsegError or UnknownName."""
     for metric in metrics:
         catalog.resolve("metric", metric)
-    targets = dict.fromkeys(metrics, 0.9)
-    if isinstance(until, Mapping):
-        for name in until:
-            if name not in targets:
-                raise HrsegError(f"`until`: '{name}' is not measured; add it to `metrics`")
-        targets.update(until)
-    else:
-        targets = dict.fromkeys(metrics, until)
+    if not isinstance(until, Mapping):
+        return dict.fromkeys(metrics, target_of(until))
+    for name in until:
+        if name not in metrics:
+            raise HrsegError(f"`until`: '{name}' is not measured; add it to `metrics`")
+    targets = {**dict.fromkeys(metrics, 0.9), **until}
     return {name: target_of(value) for name, value in targets.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -13,7 +12,7 @@ from hrseg_cli.engine.devices import available
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import Recipe, load_recipe
 from hrseg_cli.training.judge import BEST_WEIGHTS
-from hrseg_cli.training.recipes import adapter_change, recipe_for
+from hrseg_cli.training.recipes import adapting_recipe
 from hrseg_cli.training.run import train_in
 
 Changes = Mapping[str, Any] | Sequence[str]
@@ -85,17 +84,11 @@ def adapt(
     """
     if adapter is None and recipe is None:
         raise HrsegError("`adapter`: give one, such as 'lora', or a `recipe` with one")
-    base, name = listed("model", model)[0], None if recipe is None else str(recipe)
-    parts = [{"dataset": spec} for spec in listed("datasets", datasets)]
-    own = changes_of(changes)
-    before = [f"model.weights={json.dumps(base)}", f"data.parts={json.dumps(parts)}"]
-    before += [*adapter_change(name, adapter, [*before, *own]), *own]
-    chosen = load_recipe(name or recipe_for(str(adapter)), before)
+    base = listed("model", model)[0]
+    name = None if recipe is None else str(recipe)
+    chosen = adapting_recipe(base, listed("datasets", datasets), adapter, name, changes_of(changes))
     if chosen.adapter.name == "none":
         raise HrsegError(f"`recipe` {name}: trains no adapter; give `adapter`, or use train()")
-    places = [Path(part["dataset"].partition("=")[0].partition(":")[0]).name for part in parts]
-    label = "+".join(["-".join(["adapt", chosen.adapter.name, *places]), *own])
-    chosen = chosen.model_copy(update={"name": label})
     done = _train(chosen, "adapt", out, root, device, workers, loggers, say)
     return done._replace(model=f"{base}+{done.weights}")
 

@@ -10,6 +10,7 @@ import typer
 
 from hrseg_cli.commands import headings, options, train
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.training.recipes import adapting_recipe, recipe_for
 
 
 def adapt(
@@ -29,14 +30,7 @@ def adapt(
     set_: train.Changes = [],  # noqa: B006
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            rich_help_panel=headings.OUTPUT,
-            show_default="runs/adapt-ADAPTER-DATASETS",
-            help="Run folder to write.",
-        ),
+        options.out_option("FOLDER", "Run folder to write.", "runs/adapt-ADAPTER-DATASETS"),
     ] = None,
     resume: train.Resume = None,
     merge: Annotated[
@@ -67,16 +61,11 @@ def adapt(
     if resume:
         chosen, folder = train.resumed(resume, bool(set_ or out or dataset or adapter or recipe), asked), resume
     else:
-        from hrseg_cli.recipe import load_recipe
-
         if adapter is None and recipe is None:
             raise HrsegError("give --adapter ADAPTER (such as lora), or a --recipe with one")
-        start = recipe or train.recipe_for(str(adapter))
-        changes = [f"model.weights={json.dumps(base)}"]
-        changes += train.dataset_changes(start, dataset, [*changes, *set_])
-        changes += [*train.adapter_change(recipe, adapter, [*changes, *set_]), *set_]
-        chosen = load_recipe(start, changes)
-        chosen = train.renamed(chosen, ["adapt", chosen.adapter.name], dataset, set_)
+        start = recipe or recipe_for(str(adapter))
+        train.note_replaced(start, dataset, [f"model.weights={json.dumps(base)}", *set_])
+        chosen = adapting_recipe(base, dataset, adapter, recipe, set_)
         folder = out or options.run_folder(chosen.name)
     if chosen.adapter.name == "none":
         raise HrsegError(f"recipe {chosen.name}: trains no adapter; add --adapter, or use 'hrseg train'")

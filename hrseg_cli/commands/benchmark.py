@@ -45,12 +45,7 @@ def benchmark(
     ] = 4,
     protocol: Annotated[
         list[str],
-        typer.Option(
-            "--protocol",
-            metavar="PROTOCOL",
-            rich_help_panel=headings.PROTOCOL,
-            help=f"How a click becomes a mask: {options.PROTOCOLS}, or a YAML file. Repeatable.",
-        ),
+        options.protocol_option(". Repeatable"),
     ] = ["ritm"],  # noqa: B006
     metric: options.Metrics = ["iou", "biou"],  # noqa: B006
     device: options.Device = "cpu",
@@ -75,13 +70,7 @@ def benchmark(
     ] = ["fp32"],  # noqa: B006
     runtime: Annotated[
         list[str],
-        typer.Option(
-            "--runtime",
-            metavar="RUNTIME",
-            rich_help_panel=headings.MACHINE,
-            show_default="torch, or onnxruntime for an .onnx file",
-            help="Inference library: torch, onnxruntime, openvino or openvino-bf16. Repeatable.",
-        ),
+        options.runtime_option(" Repeatable."),
     ] = [],  # noqa: B006
 ) -> None:
     """Measure time and memory per click, for every combination of the repeatable options.
@@ -89,8 +78,10 @@ def benchmark(
     Draws images and times each step of a click: medians, after a warm-up object. Prints one JSON row per combination on
     stdout and a table on stderr. Compare only rows of one call, on an idle machine.
     """
+    from hrseg_cli.recipe import load_protocol
+
     sizes = [_size_of(text) for text in size]
-    protocols = [options.protocol_of(name, [], None) for name in protocol]
+    protocols = [load_protocol(name) for name in protocol]
     metrics = tuple(options.until_of([], list(dict.fromkeys(metric))))
     options.device_of(device)
 

@@ -35,14 +35,7 @@ def evaluate(
     ] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            rich_help_panel=headings.OUTPUT,
-            show_default="runs/evaluate-MODEL-DATASETS-PROTOCOL",
-            help="Run folder to write.",
-        ),
+        options.out_option("FOLDER", "Run folder to write.", "runs/evaluate-MODEL-DATASETS-PROTOCOL"),
     ] = None,
     keep_masks: Annotated[
         bool,
@@ -64,7 +57,10 @@ def evaluate(
     Writes a run folder (traces, one CSV per dataset, noc.csv) and prints one JSON row per dataset and metric. Rerun the
     same command to resume an interrupted run; 'hrseg report' makes tables and plots of run folders.
     """
-    options.protocol_of(protocol, set_, binarize)
+    from hrseg_cli.recipe import load_protocol, with_binarize
+
+    changes = with_binarize(set_, binarize)
+    load_protocol(protocol or "ritm", changes)  # report a mistake before torch is imported
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     options.device_of(device)
     part = shards.shard_of(shard)
@@ -78,8 +74,7 @@ def evaluate(
         dataset,
         targets=targets,
         protocol=protocol,
-        changes=set_,
-        binarize=binarize,
+        changes=changes,
         max_clicks=max_clicks,
         limit=limit,
         band=band_of(band),

@@ -18,7 +18,7 @@ def export(
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="FILE.onnx", rich_help_panel=headings.OUTPUT, help="ONNX file to write."),
+        options.out_option("FILE.onnx", "ONNX file to write."),
     ],
     int8: Annotated[
         bool,
@@ -69,9 +69,11 @@ def export(
         if not int8:
             header = engine.export(loaded, out, provenance)
         else:
+            from hrseg_cli.data.datasets import open_datasets
             from hrseg_cli.engine.quantize import quantize
 
-            opened = options.open_datasets(calibrate, root, False, "auto", None)
+            opened = open_datasets(calibrate, root=root)
+            options.warn_incomplete(opened)
             header = quantize(loaded, out, provenance, opened.refs, calibrate_count)
     row = {key: header[key] for key in ("opset", "precision", "checked", "int8") if key in header}
     typer.echo(json.dumps({"written": str(out), "bytes": out.stat().st_size, **row}))

@@ -26,14 +26,14 @@ ORDER = (
 )
 WIDEST = 24  # of the column of names; a longer name gets a line of its own
 
-Rows = list[tuple[str, str]]
+Entries = list[tuple[str, str]]  # name and help text
 
 
 class Command(TyperCommand):
     """A command with its options under headings, in :data:`ORDER`; within a heading, in the order of the function."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        sections: dict[str, Rows] = {}
+        sections: dict[str, Entries] = {}
         for parameter in self.get_params(ctx):
             if (record := parameter.get_help_record(ctx)) is None:
                 continue
@@ -52,14 +52,14 @@ class Group(TyperGroup):
     """The program: its own options, then the commands under headings in the order of their registration."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        sections: dict[str, Rows] = {}
+        sections: dict[str, Entries] = {}
         for name in self.list_commands(ctx):
             command: Any = self.get_command(ctx, name)
             sections.setdefault(command.rich_help_panel or "Commands", []).append((name, command.short_help))
         _write(formatter, sections)
 
 
-def _write(formatter: Any, sections: dict[str, Rows]) -> None:
+def _write(formatter: Any, sections: dict[str, Entries]) -> None:
     """All sections in the same two columns."""
     lengths = [len(name) for rows in sections.values() for name, _ in rows]
     width = max((length for length in lengths if length <= WIDEST), default=WIDEST)

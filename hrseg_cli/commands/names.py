@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from hrseg_cli import catalog
-from hrseg_cli.commands import headings, options
+from hrseg_cli.commands import options
 from hrseg_cli.commands.rows import FORMATS, Rows, written
+from hrseg_cli.data.paths import data_root
 from hrseg_cli.errors import HrsegError, UnknownName
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -28,13 +29,7 @@ def list_names(
         ),
     ] = None,
     format_: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            rich_help_panel=headings.OUTPUT,
-            help=f"Output format: {', '.join(FORMATS)} (one JSON object per line).",
-        ),
+        str, options.format_option(f"Output format: {', '.join(FORMATS)} (one JSON object per line).")
     ] = "text",
     root: options.Root = None,
 ) -> None:
@@ -48,7 +43,7 @@ def list_names(
     if kind is None:
         rows = [{"kind": name, "about": about} for name, (about, _) in KINDS.items()]
     else:
-        rows = KINDS[kind][1](options.data_root(root))
+        rows = KINDS[kind][1](data_root(root))
     typer.echo(written(rows, format_), nl=False)
 
 

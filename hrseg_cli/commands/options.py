@@ -13,14 +13,12 @@ import typer
 from hrseg_cli import catalog
 from hrseg_cli.commands import headings
 from hrseg_cli.commands.shards import share_of_cores
-from hrseg_cli.data.paths import data_root as data_root
 from hrseg_cli.errors import HrsegError, UnknownName
 
 if TYPE_CHECKING:  # pydantic and rich take longer to import than the help to print
     from rich.progress import Progress
 
     from hrseg_cli.data.datasets import Opened
-    from hrseg_cli.recipe import BinarizeRule, Protocol
 
 METRICS = ", ".join(catalog.METRICS)
 ADAPTERS = ", ".join(catalog.ADAPTERS)
@@ -59,34 +57,30 @@ Metrics = Annotated[
         help=f"Metric to measure: {METRICS} ('hrseg list metrics'). Repeatable.",
     ),
 ]
-ProtocolName = Annotated[
-    str | None,
-    typer.Option(
+
+
+def protocol_option(more: str = " ('hrseg list protocols')", default: bool | str = True) -> Any:
+    return typer.Option(
         "--protocol",
         metavar="PROTOCOL",
         rich_help_panel=headings.PROTOCOL,
-        show_default="the dataset's own, or ritm",
-        help=f"How a click becomes a mask: {PROTOCOLS}, or a YAML file ('hrseg list protocols').",
-    ),
-]
-FastProtocol = Annotated[
-    str,
-    typer.Option(
-        "--protocol",
-        metavar="PROTOCOL",
-        rich_help_panel=headings.PROTOCOL,
-        help=f"How a click becomes a mask: {PROTOCOLS}, or a YAML file ('hrseg list protocols').",
-    ),
-]
-Changes = Annotated[
-    list[str],
-    typer.Option(
+        show_default=default,
+        help=f"How a click becomes a mask: {PROTOCOLS}, or a YAML file{more}.",
+    )
+
+
+def changes_option(heading: str, changed: str, example: str) -> Any:
+    return typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        rich_help_panel=headings.PROTOCOL,
-        help="Change a value of the protocol, e.g. zoom.target=600. Repeatable.",
-    ),
-]
+        rich_help_panel=heading,
+        help=f"Change a value of the {changed}, e.g. {example}. Repeatable.",
+    )
+
+
+ProtocolName = Annotated[str | None, protocol_option(default="the dataset's own, or ritm")]
+FastProtocol = Annotated[str, protocol_option()]
+Changes = Annotated[list[str], changes_option(headings.PROTOCOL, "protocol", "zoom.target=600")]
 Until = Annotated[
     list[str],
     typer.Option(
@@ -187,20 +181,40 @@ Precision = Annotated[
         help="Network precision: fp32, or bf16 (faster where the processor supports it; results differ slightly).",
     ),
 ]
-Runtime = Annotated[
-    str | None,
-    typer.Option(
+
+
+def runtime_option(more: str = "") -> Any:
+    return typer.Option(
         "--runtime",
         metavar="RUNTIME",
         rich_help_panel=headings.MACHINE,
         show_default="torch, or onnxruntime for an .onnx file",
-        help="Inference library: torch, onnxruntime, openvino or openvino-bf16.",
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option("--device", metavar="DEVICE", rich_help_panel=headings.MACHINE, help="Device: cpu, cuda or cuda:N."),
-]
+        help=f"Inference library: torch, onnxruntime, openvino or openvino-bf16.{more}",
+    )
+
+
+def device_option(default: bool | str = True) -> Any:
+    return typer.Option(
+        "--device",
+        metavar="DEVICE",
+        rich_help_panel=headings.MACHINE,
+        show_default=default,
+        help="Device: cpu, cuda or cuda:N.",
+    )
+
+
+def out_option(metavar: str, text: str, default: bool | str = True) -> Any:
+    return typer.Option(
+        "--out", "-o", metavar=metavar, rich_help_panel=headings.OUTPUT, show_default=default, help=text
+    )
+
+
+def format_option(text: str) -> Any:
+    return typer.Option("--format", metavar="FORMAT", rich_help_panel=headings.OUTPUT, help=text)
+
+
+Runtime = Annotated[str | None, runtime_option()]
+Device = Annotated[str, device_option()]
 Band = Annotated[
     str,
     typer.Option(
@@ -210,20 +224,6 @@ Band = Annotated[
         help="Width of Boundary IoU's band: a share of the image diagonal, or pixels such as 5px.",
     ),
 ]
-
-
-def protocol_of(name: str | None, changes: list[str], binarize: str | None) -> Protocol:
-    """The protocol, ritm by default, with the changes of the command line, which become part of its name."""
-    from hrseg_cli.recipe import load_protocol
-
-    binarize_of(binarize)
-    return load_protocol(name or "ritm", [*changes, *([f"binarize={binarize}"] if binarize else [])])
-
-
-def binarize_of(text: str | None) -> BinarizeRule:
-    from hrseg_cli.recipe import binarize_rule
-
-    return binarize_rule(text)
 
 
 def until_of(texts: list[str], metrics: list[str]) -> dict[str, float]:
@@ -308,17 +308,6 @@ def with_flags(line: str) -> str:
         return FLAGS.get(found[1], f"--{found[1].replace('_', '-')}")
 
     return re.sub("`([a-z][a-z0-9_]*)`", flag, line)
-
-
-def open_datasets(
-    specs: list[str], root: Path | None, instances: bool, binarize: BinarizeRule, limit: int | None
-) -> Opened:
-    """Like :func:`hrseg_cli.data.datasets.open_datasets`; warns on stderr about incomplete known datasets."""
-    from hrseg_cli.data import datasets
-
-    opened = datasets.open_datasets(specs, root=root, instances=instances, binarize=binarize, limit=limit)
-    warn_incomplete(opened)
-    return opened
 
 
 def warn_incomplete(opened: Opened) -> None:

@@ -65,16 +65,13 @@ def predict(
     set_: options.Changes = [],  # noqa: B006
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="FOLDER", rich_help_panel=headings.OUTPUT, help="Folder for the masks."),
+        options.out_option("FOLDER", "Folder for the masks."),
     ] = Path("runs/predict"),
     format_: Annotated[
         list[str],
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            rich_help_panel=headings.OUTPUT,
-            help="png (mask), soft (probability), rle (COCO run lengths), polygon, or cutout (transparent background). "
-            "Repeatable.",
+        options.format_option(
+            "png (mask), soft (probability), rle (COCO run lengths), polygon, or cutout (transparent background). "
+            "Repeatable."
         ),
     ] = ["png"],  # noqa: B006
     tolerance: Annotated[
@@ -97,14 +94,14 @@ def predict(
     from hrseg_cli.data.masks_out import ENDINGS
     from hrseg_cli.data.photos import find_images
     from hrseg_cli.data.pixels import parse_span
-    from hrseg_cli.recipe import load_protocol
+    from hrseg_cli.recipe import binarize_rule, load_protocol
 
     for name in format_:
         if name not in ENDINGS:
             raise UnknownName("format", name, ENDINGS)
     if not 0 <= tolerance < math.inf:
         raise HrsegError(f"--tolerance {tolerance}: give a number of pixels, 0 or more")
-    rule, span = options.binarize_of(binarize), parse_span(range_) if range_ else None
+    rule, span = binarize_rule(binarize), parse_span(range_) if range_ else None
     chosen = load_protocol(protocol, set_)
     options.device_of(device)
     found = find_images(images)

@@ -13,6 +13,7 @@ import typer
 from hrseg_cli.commands import headings, options
 from hrseg_cli.commands.names import datasets
 from hrseg_cli.commands.rows import written
+from hrseg_cli.data.paths import data_root
 from hrseg_cli.errors import HrsegError
 
 if TYPE_CHECKING:
@@ -100,12 +101,8 @@ def prepare_data(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="PATH",
-            rich_help_panel=headings.OUTPUT,
-            help="Folder for drawn images or for the indexes of a known dataset; index file of a folder.",
+        options.out_option(
+            "PATH", "Folder for drawn images or for the indexes of a known dataset; index file of a folder."
         ),
     ] = None,
     cache_longest: Annotated[
@@ -126,8 +123,9 @@ def prepare_data(
     JSON row per part on stdout, problems on stderr.
     """
     from hrseg_cli.data.known import find_known
+    from hrseg_cli.recipe import binarize_rule
 
-    place = options.data_root(root)
+    place = data_root(root)
     for_known = {"--split": split, "--from": from_, "--verify": verify}
     for_folders = {"--binarize": binarize, "--instances": instances}
     for_drawing = {"--count": count, "--size": size, "--seed": seed}
@@ -146,7 +144,7 @@ def prepare_data(
         _prepare(known, split, place, from_, verify, cache_longest, out)
     else:
         _refuse(what, for_known | for_drawing)
-        _check(what, out, instances, options.binarize_of(binarize), place, cache_longest)
+        _check(what, out, instances, binarize_rule(binarize), place, cache_longest)
 
 
 def _refuse(what: str, given: dict[str, Any]) -> None:
@@ -306,11 +304,12 @@ def _check(
         raise HrsegError(f"{spec}: {len(found.problems)} problems, listed above; everything else is indexed")
 
 
-def _index(listing: Listing, name: str, out: Path | None = None, *rule: Any) -> Summary:
+def _index(
+    listing: Listing, name: str, out: Path | None = None, instances: bool = False, binarize: BinarizeRule = "auto"
+) -> Summary:
     """Decode all files of a listing and write its index; prints every problem."""
     from hrseg_cli.data.index import build_index
 
-    instances, binarize = rule or (False, "auto")
     with options.progress() as bar:
         task = bar.add_task(f"checking {name}", total=None)
         found = build_index(

@@ -59,25 +59,10 @@ def report(
             help="Same as --tables adapters FOLDER, with the folder of 'make tables'.",
         ),
     ] = None,
-    format_: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            rich_help_panel=headings.OUTPUT,
-            help=f"Format of the table: {', '.join(catalog.FORMATS)}.",
-        ),
-    ] = "md",
+    format_: Annotated[str, options.format_option(f"Format of the table: {', '.join(catalog.FORMATS)}.")] = "md",
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            rich_help_panel=headings.OUTPUT,
-            show_default="stdout",
-            help="File for the table.",
-        ),
+        options.out_option("FILE", "File for the table.", "stdout"),
     ] = None,
     check: Annotated[
         Path | None,

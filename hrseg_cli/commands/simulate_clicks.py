@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from hrseg_cli.commands import headings, options, shards
 from hrseg_cli.errors import HrsegError, Interrupted
 
 if TYPE_CHECKING:
+    from hrseg_cli.data.samples import Ref
     from hrseg_cli.interaction import Click
 
 
@@ -40,13 +42,8 @@ def simulate_clicks(
     band: options.Band = "0.02",
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            rich_help_panel=headings.OUTPUT,
-            show_default="stdout",
-            help="Traces file to write (.jsonl). With --shard, the shard is added to its name.",
+        options.out_option(
+            "FILE", "Traces file to write (.jsonl). With --shard, the shard is added to its name.", "stdout"
         ),
     ] = None,
     device: options.Device = "cpu",
@@ -61,7 +58,10 @@ def simulate_clicks(
     With --replay, two models receive the same clicks; objects without a trace are skipped and counted on stderr.
     Nothing is kept when interrupted: use 'hrseg evaluate' for long runs.
     """
-    chosen = options.protocol_of(protocol, set_, binarize)
+    from hrseg_cli.recipe import load_protocol, with_binarize
+
+    changes = with_binarize(set_, binarize)
+    load_protocol(protocol or "ritm", changes)  # report a mistake before torch is imported
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     options.device_of(device)
     part = shards.shard_of(shard)
@@ -69,47 +69,39 @@ def simulate_clicks(
         out = part.file(out) if part else out
         _check_writable(out)
 
-    from hrseg_cli.data.datasets import own_protocols
+    given = _read_clicks(replay) if replay else None
+
+    from hrseg_cli.api.evaluation import prepare
     from hrseg_cli.engine.runtimes import ModelChoice
-    from hrseg_cli.engine.simulate import Plan, run
+    from hrseg_cli.engine.simulate import run
     from hrseg_cli.metrics.masks import band_of
     from hrseg_cli.writing import only_one, write_atomically
 
-    refs = options.open_datasets(dataset, root, instances, chosen.binarize, limit).refs
-    given = _read_clicks(replay) if replay else None
+    prepared = prepare(  # before workers start: a broken model is reported once, and exported once
+        ModelChoice(model, runtime, shards.own_device(device), precision),
+        dataset,
+        targets=targets,
+        protocol=protocol,
+        changes=changes,
+        max_clicks=max_clicks,
+        limit=limit,
+        band=band_of(band),
+        instances=instances,
+        root=root,
+    )
+    options.warn_incomplete(prepared.opened)
+    plan, refs = prepared.plan, prepared.opened.refs
     if given is not None:
-        every = {f"{ref.dataset}/{ref.id}" for ref in refs}
-        refs = [ref for ref in refs if f"{ref.dataset}/{ref.id}" in given]
-        if not refs:
-            raise HrsegError(
-                f"--replay {replay}: no trace of these datasets; use the dataset names of that run (NAME=FOLDER)"
-            )
-        if left := len(every - given.keys()):
-            options.note(f"--replay {replay}: skipping {left} of {len(every)} objects, which have no trace")
-        if strangers := given.keys() - every:
-            options.note(
-                f"--replay {replay}: ignoring {len(strangers)} traces of other objects, such as {min(strangers)}"
-            )
+        plan, refs = replace(plan, replay=given), _with_trace(refs, given, replay)
     if part:
         refs = part.share(refs)
-    chosen, own = own_protocols(protocol, chosen, {ref.dataset for ref in refs}, set_)
-    plan = Plan(
-        protocol=chosen,
-        until=targets,
-        max_clicks=max_clicks or chosen.max_clicks,
-        protocols=own,
-        band=band_of(band),
-        replay=given,
-    )
-    served = ModelChoice(model, runtime, shards.own_device(device), precision)
-    served.open()  # before workers start: a broken model is reported once, and exported once
     at_once = options.in_flight_of(in_flight, device)
     workers = options.workers_of(workers, device, at_once)
     lines: dict[int, str] = {}
     printed = 0
     try:
         with only_one(out, f"--out {out}") if out is not None else nullcontext():
-            for index, outcome in run(plan, served, refs, workers, at_once):
+            for index, outcome in run(plan, prepared.chosen, refs, workers, at_once):
                 lines[index] = outcome.trace.to_json() + "\n"
                 while out is None and printed in lines:  # in dataset order, as soon as the order allows
                     typer.echo(lines.pop(printed), nl=False)
@@ -129,6 +121,21 @@ def _check_writable(out: Path) -> None:
         raise HrsegError(f"--out {out}: cannot be written ({error.strerror}); choose another file") from None
     if out.is_dir():
         raise HrsegError(f"--out {out}: is a folder; give a file in it")
+
+
+def _with_trace(refs: list[Ref], given: dict[str, tuple[Click, ...]], replay: Path | None) -> list[Ref]:
+    """The objects that have a trace; notes on stderr what is left out. Raises HrsegError if there are none."""
+    every = {f"{ref.dataset}/{ref.id}" for ref in refs}
+    chosen = [ref for ref in refs if f"{ref.dataset}/{ref.id}" in given]
+    if not chosen:
+        raise HrsegError(
+            f"--replay {replay}: no trace of these datasets; use the dataset names of that run (NAME=FOLDER)"
+        )
+    if left := len(every - given.keys()):
+        options.note(f"--replay {replay}: skipping {left} of {len(every)} objects, which have no trace")
+    if strangers := given.keys() - every:
+        options.note(f"--replay {replay}: ignoring {len(strangers)} traces of other objects, such as {min(strangers)}")
+    return chosen
 
 
 def _read_clicks(path: Path) -> dict[str, tuple[Click, ...]]:

@@ -10,9 +10,7 @@ import typer
 
 from hrseg_cli.commands import headings, options
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.training.recipes import LOGGERS
-from hrseg_cli.training.recipes import adapter_change as adapter_change  # imported from here by adapt
-from hrseg_cli.training.recipes import recipe_for as recipe_for
+from hrseg_cli.training.recipes import LOGGERS, adapter_change, dataset_change, recipe_for, renamed
 
 if TYPE_CHECKING:
     from hrseg_cli.recipe import Recipe
@@ -27,15 +25,7 @@ RecipeName = Annotated[
         help="Recipe: a name ('hrseg list recipes') or a YAML file.",
     ),
 ]
-Changes = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        rich_help_panel=headings.TRAINING,
-        help="Change a value of the recipe, e.g. optim.lr=1e-4. Repeatable.",
-    ),
-]
+Changes = Annotated[list[str], options.changes_option(headings.TRAINING, "recipe", "optim.lr=1e-4")]
 Datasets = Annotated[
     list[str],
     typer.Option(
@@ -66,16 +56,7 @@ AdapterName = Annotated[
         help=f"Train only an adapter on the frozen model: {options.ADAPTERS} ('hrseg list adapters').",
     ),
 ]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        rich_help_panel=headings.MACHINE,
-        show_default="cpu",
-        help="Device: cpu, cuda or cuda:N.",
-    ),
-]
+Device = Annotated[str | None, options.device_option("cpu")]
 Processes = Annotated[
     int | None,
     typer.Option(
@@ -130,14 +111,7 @@ def train(
     set_: Changes = [],  # noqa: B006
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            rich_help_panel=headings.OUTPUT,
-            show_default="runs/train-RECIPE",
-            help="Run folder to write.",
-        ),
+        options.out_option("FOLDER", "Run folder to write.", "runs/train-RECIPE"),
     ] = None,
     resume: Resume = None,
     logger: Loggers = [],  # noqa: B006
@@ -160,7 +134,8 @@ def train(
         chosen, folder = resumed(resume, bool(set_ or out or dataset), asked), resume
     else:
         base = recipe or recipe_for(str(adapter))
-        data = dataset_changes(base, dataset, set_)
+        note_replaced(base, dataset, set_)
+        data = dataset_change(dataset)
         chosen = load_recipe(base, [*data, *adapter_change(recipe, adapter, [*data, *set_]), *set_])
         if dataset:
             chosen = renamed(
@@ -170,27 +145,16 @@ def train(
     run_training(chosen, folder, "train", asked)
 
 
-def dataset_changes(recipe: str, datasets: list[str], changes: list[str]) -> list[str]:
-    """The change that makes a recipe train only on these datasets; notes on stderr which ones it replaces.
-
-    The rest of ``data`` (crop, held-out share) stays, and so do the datasets that the recipe validates on.
-    changes: all others of the recipe.
-    """
+def note_replaced(recipe: str, datasets: list[str], changes: list[str]) -> None:
+    """Note on stderr which datasets of a recipe these ones replace. changes: all others of the recipe."""
     from hrseg_cli.recipe import load_recipe
 
     if not datasets:
-        return []
+        return
     own = load_recipe(recipe, changes)
     replaced = ", ".join(part.dataset for part in own.data.parts)
     judged = f"; validation still on {', '.join(own.validation.datasets)}" if own.validation.datasets else ""
     options.note(f"training on {', '.join(datasets)}, not on {replaced} of recipe {recipe}{judged}")
-    return [f"data.parts={json.dumps([{'dataset': name} for name in datasets])}"]
-
-
-def renamed(recipe: Recipe, first: list[str], datasets: list[str], changes: list[str]) -> Recipe:
-    """The recipe renamed after its adapter or origin, its datasets and its changes, without the folders of paths."""
-    names = [Path(name.partition("=")[0].partition(":")[0]).name for name in datasets]
-    return recipe.model_copy(update={"name": "+".join(["-".join([*first, *names]), *changes])})
 
 
 def resumed(run: Path, more: bool, asked: dict[str, Any]) -> Recipe:

@@ -297,12 +297,12 @@ def _cutout(
 
 def _look(source: np.ndarray, target: np.ndarray, strength: float) -> np.ndarray:
     """uint8, (1, 256, 3): the lookup table that moves Lab colours towards the statistics of another photograph."""
-    looks = []
+    statistics = []
     for image in (source, target):
         step = max(1, min(image.shape[:2]) // 64)
         mean, spread = cv2.meanStdDev(cv2.cvtColor(image[::step, ::step].copy(), cv2.COLOR_RGB2LAB))
-        looks.append((mean[:, 0], spread[:, 0]))
-    (mean, spread), (mean_wanted, spread_wanted) = looks
+        statistics.append((mean[:, 0], spread[:, 0]))
+    (mean, spread), (mean_wanted, spread_wanted) = statistics
     ratio = ((spread_wanted + 1) / (spread + 1)).clip(0.5, 2)  # + 1: the colours of grey pictures have no spread
     moved = (np.arange(256)[:, None] - mean) * (1 + strength * (ratio - 1)) + mean + strength * (mean_wanted - mean)
     table: np.ndarray = np.rint(moved.clip(0, 255)).astype(np.uint8)

@@ -25,11 +25,9 @@ from typing import IO, Any, NamedTuple, cast
 
 from hrseg_cli import __version__
 from hrseg_cli.data.manifest import ArchiveFile
-from hrseg_cli.data.unpack import NO_ROOM, check_archive, looks_like, require_space, size_text
+from hrseg_cli.data.unpack import NO_ROOM, Progress, check_archive, looks_like, require_space, size_text
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.writing import only_one, write_atomically
-
-Progress = Callable[[int, int | None], None]
 
 CHUNK = 1 << 18
 AGAIN = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses worth a retry

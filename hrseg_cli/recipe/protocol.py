@@ -90,6 +90,11 @@ def binarize_rule(name: str | None) -> BinarizeRule:
     return cast(BinarizeRule, name or "auto")
 
 
+def with_binarize(overrides: Iterable[str], rule: str | None) -> list[str]:
+    """Overrides of a protocol, with its label rule if one is given. Raises UnknownName for an unknown rule."""
+    return [*overrides, *([f"binarize={binarize_rule(rule)}"] if rule else [])]
+
+
 def protocol_names() -> list[str]:
     """Names of the protocols shipped with hrseg."""
     return names("protocol")

@@ -28,7 +28,7 @@ class Focus(NamedTuple):
     radius: int
 
 
-class View(NamedTuple):
+class FocusView(NamedTuple):
     """The input of the click model: an enlarged square of the image, (S, S, 3), 0 beyond the image border, the current
     mask, bool (S, S), and the clicks inside, in pixels of the view."""
 
@@ -106,8 +106,9 @@ def views(
     turns: int = 3,
     scale: float = 1.75,
     ratio: float | None = None,
-) -> Generator[View, np.ndarray, np.ndarray]:
-    """Yield each :class:`View`, expect the model's probability for it, float32 (S, S), and return that of the image.
+) -> Generator[FocusView, np.ndarray, np.ndarray]:
+    """Yield each :class:`FocusView`, expect the model's probability for it, float32 (S, S), and return that of the
+    image.
 
     In each turn every focus gets a view. Overlapping results are averaged, replace the previous probabilities, and
     give the mask that the next turn starts from. Views shrink around what changes, and end when nothing changes. No
@@ -140,7 +141,9 @@ def views(
     return result
 
 
-def follow(answer: Callable[[View], np.ndarray], generator: Generator[View, np.ndarray, np.ndarray]) -> np.ndarray:
+def follow(
+    answer: Callable[[FocusView], np.ndarray], generator: Generator[FocusView, np.ndarray, np.ndarray]
+) -> np.ndarray:
     """The result of :func:`views` if ``answer`` computes the probability, float32 (S, S), of each view."""
     try:
         view = next(generator)
@@ -150,7 +153,9 @@ def follow(answer: Callable[[View], np.ndarray], generator: Generator[View, np.n
         return np.asarray(end.value)
 
 
-def _view(image: np.ndarray, mask: np.ndarray, centre: Click, clicks: Sequence[Click], radius: int, side: int) -> View:
+def _view(
+    image: np.ndarray, mask: np.ndarray, centre: Click, clicks: Sequence[Click], radius: int, side: int
+) -> FocusView:
     top, left, width = int(centre.row) - radius, int(centre.col) - radius, 2 * radius + 1
     size = side, side
     picture = cv2.resize(_window(image, top, left, width), size, interpolation=cv2.INTER_LINEAR)
@@ -161,7 +166,7 @@ def _view(image: np.ndarray, mask: np.ndarray, centre: Click, clicks: Sequence[C
         for row, col, positive in placed
         if 0 <= row < width and 0 <= col < width
     )
-    return View(picture, previous, inside)
+    return FocusView(picture, previous, inside)
 
 
 def _window(x: np.ndarray, top: int, left: int, width: int) -> np.ndarray:

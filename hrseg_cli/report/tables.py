@@ -56,7 +56,7 @@ class RowResult:
 
 
 @dataclass(frozen=True)
-class Result:
+class TablesResult:
     """A plan and its measurements. rows: by name. notes: apply to all tables."""
 
     plan: TablesPlan
@@ -64,7 +64,7 @@ class Result:
     notes: tuple[str, ...]
 
 
-def read(folder: Path, plan: TablesPlan) -> Result:
+def read(folder: Path, plan: TablesPlan) -> TablesResult:
     """Read the finished runs in a folder. Raises HrsegError if there are none, UnknownName for an unknown metric."""
     for metric in plan.metrics:
         catalog.resolve("metric", metric)
@@ -92,7 +92,7 @@ def read(folder: Path, plan: TablesPlan) -> Result:
     }
     own = next((done["base_gmac"] for done in trainings.values() if "base_gmac" in done), None)
     rows[plan.base] = replace(rows[plan.base], trained=0, gmac=own)
-    return Result(plan, rows, tuple(_notes(plan, runs, rows, unfinished)))
+    return TablesResult(plan, rows, tuple(_notes(plan, runs, rows, unfinished)))
 
 
 def _is_done(folder: Path) -> bool:
@@ -226,14 +226,14 @@ def _has_trainings(rows: Mapping[str, RowResult]) -> bool:
 # ---- as text ---------------------------------------------------------------------------------------------------------
 
 
-def markdown(result: Result) -> str:
+def markdown(result: TablesResult) -> str:
     """The tables, each under a heading, and the notes."""
     grids = {table.title: _grid(result, table, "**{}**") for table in result.plan.tables}
     out = [f"## {title}\n\n{pipes(lines)}\n" for title, lines in {**grids, **_pairs(result)}.items()]
     return "".join(out) + "\n".join(f"{note}\n" for note in result.notes)
 
 
-def latex(result: Result) -> str:
+def latex(result: TablesResult) -> str:
     """A ``tabular`` with booktabs under each title, and the notes in small type."""
     out = ["% needs \\usepackage{booktabs}"]
     grids = {table.title: _grid(result, table, "\\textbf{{{}}}") for table in result.plan.tables}
@@ -252,7 +252,7 @@ def _typeset(cell: str) -> str:
     return text + (f" {{\\scriptsize [{interval}}}" if space else "")
 
 
-def _grid(result: Result, table: TablePlan, bold: str) -> list[list[str]]:
+def _grid(result: TablesResult, table: TablePlan, bold: str) -> list[list[str]]:
     """Header and rows of one table as text; ``bold`` is the format of the best value in a column."""
     plan = result.plan
     head = [""]
@@ -274,7 +274,7 @@ def _grid(result: Result, table: TablePlan, bold: str) -> list[list[str]]:
     return [head, *(list(texts) for texts in zip(*columns, strict=True))]
 
 
-def _pairs(result: Result) -> dict[str, list[list[str]]]:
+def _pairs(result: TablesResult) -> dict[str, list[list[str]]]:
     """Title -> header and rows of per-object differences from the base; tables without rows are omitted.
 
     NoC depends on a threshold that few objects cross; the mean score does not.

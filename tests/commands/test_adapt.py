@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import tiny_photos
 import torch
-from PIL import Image
 from reference import deterministic_weights
 from safetensors.torch import load_file
 
@@ -28,18 +27,7 @@ FEW = [
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "boxes"
-    rng = np.random.default_rng(0)
-    for kind in ("images", "masks"):
-        (folder / kind).mkdir(parents=True)
-    for k in range(8):
-        mask = np.zeros((56, 72), np.uint8)
-        mask[10 + k : 40, 20 : 50 + k] = 255
-        image = rng.integers(0, 90, (56, 72, 3), dtype=np.uint8)
-        image[mask > 0] += 140
-        Image.fromarray(image).save(folder / "images" / f"{k}.png")
-        Image.fromarray(mask).save(folder / "masks" / f"{k}.png")
-    return folder
+    return tiny_photos.boxes(tmp_path_factory.mktemp("data") / "boxes")
 
 
 @pytest.fixture(scope="module")

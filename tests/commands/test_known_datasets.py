@@ -134,7 +134,8 @@ def test_a_known_dataset_brings_its_protocol(
 ) -> None:
     """RITM looks at DAVIS through crops of 600 pixels; another wish is still heard."""
     words = ["evaluate", "-m", "grabcut", "-d", dataset, "--root", known.root, "--max-clicks", 1, "--workers", 1]
-    for asked, used in (([], protocol), (["--protocol", "plain"], "plain")):
+    rule = ["--binarize", "gt128"]
+    for asked, used in (([], protocol), (["--protocol", "plain"], "plain"), (rule, f"{protocol}+binarize=gt128")):
         assert hrseg(*words, *asked, "-o", tmp_path / used).code == 0
         settings = json.loads((tmp_path / used / "run.json").read_text())["asked"]["settings"]
         assert settings["protocol"]["name"] == used
