@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import sys
 from collections.abc import Callable
@@ -9,6 +10,10 @@ from typing import NamedTuple
 import pytest
 
 from hrseg_cli import cli
+from hrseg_cli.data import procedural
+
+# Tests of commands read the same few drawn images again and again; drawing one takes longer than clicking on it.
+procedural.draw = functools.lru_cache(maxsize=64)(procedural.draw)
 
 
 class Done(NamedTuple):

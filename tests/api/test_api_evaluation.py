@@ -26,9 +26,10 @@ def test_the_numbers_are_those_of_the_command(hrseg_command: Command, tmp_path: 
     """The network that comes with hrseg, two metrics: in memory, into a run folder, and by the command; the two folders
     hold the same settings, so that each way resumes the other's."""
     settings: dict[str, Any] = {"metrics": ["iou", "biou"], "max_clicks": 3, "until": {"biou": 0.8}, "band": "4px"}
+    settings["changes"] = {"zoom.target": 128}
     words = [
         "evaluate", "-m", "h18s", "-d", DATA, "--metric", "iou", "--metric", "biou", "--max-clicks", 3, "--until",
-        "biou=0.8", "--band", "4px", "--workers", 1,
+        "biou=0.8", "--band", "4px", "--workers", 1, "--set", "zoom.target=128",
     ]  # fmt: skip
     seen: list[tuple[int, int]] = []
     result = hrseg.evaluate("h18s", DATA, **settings, progress=lambda *counts: seen.append(counts))
@@ -51,7 +52,9 @@ def test_the_numbers_are_those_of_the_command(hrseg_command: Command, tmp_path: 
 
 def test_tables_are_what_the_report_prints(hrseg_command: Command, tmp_path: Path) -> None:
     for name, clicks in (("few", 1), ("many", 2)):
-        hrseg.evaluate("grabcut", DATA, max_clicks=clicks, until=1.01, out=tmp_path / name, keep_masks=True)
+        hrseg.evaluate(
+            "grabcut", DATA, max_clicks=clicks, until=1.01, protocol="plain", out=tmp_path / name, keep_masks=True
+        )
     assert (tmp_path / "few" / "masks.jsonl").is_file()
     runs = [tmp_path / "few", f"more={tmp_path / 'many'}"]
     found = hrseg.tables(runs, measures=["mean@1", "NoC@90"])

@@ -103,10 +103,10 @@ def test_a_run_folder_and_rows_for_a_pipeline(hrseg: Command, folder: Path, tmp_
 def test_the_number_of_workers_and_the_day_do_not_matter(
     hrseg: Command, folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """A real network from a RITM file: twice with one worker, then with two and four, identical traces but for
+    """A real network from a RITM file: twice with one worker, then with three, identical traces but for
     seconds."""
     found = []
-    for name, workers in (("one", 1), ("again", 1), ("two", 2), ("four", 4)):
+    for name, workers in (("one", 1), ("again", 1), ("three", 3)):
         done = hrseg(
             "evaluate",
             "-m",
@@ -124,12 +124,12 @@ def test_the_number_of_workers_and_the_day_do_not_matter(
             "-o",
             tmp_path / name,
             "--set",
-            "zoom.target=200",
+            "zoom.target=128",
         )
         assert done.code == 0, done.err
         found.append(traces(tmp_path / name / "traces.jsonl"))
     assert len(found[0]) == 4
-    assert found[0] == found[1] == found[2] == found[3]
+    assert found[0] == found[1] == found[2]
     assert all(np.isfinite(line["iou"]).all() for line in found[0])
     assert {len(line["clicks"]) for line in found[0]} == {3}
     assert any(value > 0 for line in found[0] for value in line["iou"])
@@ -245,7 +245,8 @@ def test_workers_do_not_outlive_a_killed_parent(folder: Path, tmp_path: Path) ->
 
 
 def test_a_folder_of_another_run_is_refused(hrseg: Command, folder: Path, tmp_path: Path) -> None:
-    words = ["evaluate", "-m", "grabcut", "-d", folder, "--workers", 1, "--limit", 1, "-o", tmp_path / "run"]
+    words = ["evaluate", "-m", "grabcut", "-d", folder, "--workers", 1, "--limit", 1, "--protocol", "plain"]
+    words += ["-o", tmp_path / "run"]
     assert hrseg(*words, "--max-clicks", 2).code == 0
     before = (tmp_path / "run" / "traces.jsonl").read_bytes()
     done = hrseg(*words, "--max-clicks", 3)
@@ -324,7 +325,8 @@ def test_what_has_changed_is_clicked_again(hrseg: Command, folder: Path, tmp_pat
 
 
 def test_a_target_of_ones_own_is_in_the_table(hrseg: Command, folder: Path, tmp_path: Path) -> None:
-    done = hrseg("evaluate", "-m", "grabcut", "-d", folder, "--until", 0.97, "--max-clicks", 2, "-o", tmp_path / "run")
+    words = ["-m", "grabcut", "-d", folder, "--until", 0.97, "--max-clicks", 2, "--protocol", "plain"]
+    done = hrseg("evaluate", *words, "-o", tmp_path / "run")
     assert "NoC@97" in json.loads(done.out)
     assert "NoC@97" in (tmp_path / "run" / "noc.csv").read_text()
 
@@ -365,7 +367,8 @@ def test_a_broken_file_stops_with_its_name_and_keeps_the_rest(hrseg: Command, fo
     shutil.copytree(folder, copy)
     last = copy / "images" / "case_k.png"
     last.write_bytes(last.read_bytes()[:-300])
-    words = ["evaluate", "-m", "grabcut", "-d", copy, "--max-clicks", 2, "--workers", 1, "-o", tmp_path / "run"]
+    words = ["evaluate", "-m", "grabcut", "-d", copy, "--max-clicks", 2, "--workers", 1, "--protocol", "plain"]
+    words += ["-o", tmp_path / "run"]
     done = hrseg(*words)
     assert done.code == 1
     assert "case_k.png" in done.err

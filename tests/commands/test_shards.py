@@ -17,7 +17,10 @@ from hrseg_cli.errors import HrsegError
 
 Command = Callable[..., Any]
 
-QUICK = ["-m", "grabcut", "-d", "procedural:count=5,size=96", "--max-clicks", "3", "--until", "1.01", "--workers", "1"]
+QUICK = [
+    "-m", "grabcut", "-d", "procedural:count=5,size=96", "--max-clicks", "3", "--until", "1.01", "--workers", "1",
+    "--protocol", "plain",
+]  # fmt: skip
 
 
 def traces(path: Path) -> list[dict[str, Any]]:
@@ -130,7 +133,7 @@ def test_traces_by_shards(hrseg: Command, tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)  # some twenty processes, on a busy machine
 def test_one_two_and_four_workers_and_shards_of_them(hrseg: Command, tmp_path: Path) -> None:
     """Processes within shards: nothing but the seconds may tell."""
-    words = ["-m", "grabcut", "-d", "procedural:count=9,size=160", "--max-clicks", "5", "--until", "1.01"]
+    words = ["-m", "grabcut", "-d", "procedural:count=9,size=96", "--max-clicks", "5", "--until", "1.01"]
     found = []
     for workers in (1, 2, 4):
         assert hrseg("evaluate", *words, "--workers", workers, "-o", tmp_path / str(workers)).code == 0
