@@ -25,7 +25,7 @@ class Interrupted(BaseException):
 
 
 class UnknownName(HrsegError):
-    """An unknown name on the command line: wrong usage rather than a broken file."""
+    """An unknown name, such as that of a model or dataset. The message suggests the nearest known one."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         names = sorted(known)
@@ -45,6 +45,7 @@ def _from_worker(line: str) -> UnknownName:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to ``name``, or None when none is close."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return found[0] if found else None
+    """The known name closest to ``name``, or one that contains it; None when there is none."""
+    names = list(known)
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return next(iter([*found, *(one for one in names if len(name) > 2 and name in one)]), None)

@@ -29,6 +29,7 @@ def test_importing_it_imports_nothing_heavy() -> None:
     code = (
         "import sys, hrseg_cli as hrseg\n"
         "assert set(hrseg.__all__) <= set(dir(hrseg)), hrseg.__all__\n"
+        "assert not {'Any', 'TYPE_CHECKING'} & set(dir(hrseg))\n"
         "hrseg.Click(1, 2, True), hrseg.HrsegError\n"
         "heavy = {'torch', 'numpy', 'pandas', 'cv2', 'PIL', 'pydantic', 'typer'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -87,8 +87,8 @@ def attach_lora(
         r k^2 (in + out) parameters; the product is reshaped to the weight, so that matrix may have full rank. For
         linear layers both are the same.
     alpha: the update is scaled by alpha / rank; None: by 1.
-    layers: which layers to adapt: groups of the model (``layer_groups``), or parts of layer names, such as ``stage4``
-        or ``qkv``; empty: all. Layers that are never trained (:meth:`InteractiveModel.untrained`) are not adapted. A
+    layers: which layers to adapt: groups of the model (``layer_groups``), or parts of layer names, such as ``qkv``;
+        empty: all. Layers that are never trained (:meth:`InteractiveModel.untrained`) are not adapted. A
         log line counts layers that LoRA does not support, such as those inside ``nn.MultiheadAttention``.
     adabn: re-estimate the statistics of all normalisations while training (AdaBN, Li et al. 2016); their scale and
         shift stay frozen.

@@ -30,7 +30,10 @@ def as_image(image: Any, span: str | tuple[float, float] | None = None) -> np.nd
     of black and white in a file with more than 8 bits. Raises HrsegError.
     """
     if isinstance(image, str | os.PathLike):
-        return read_image(Path(image), span=span_of(span))
+        path = Path(image)
+        if not path.exists():  # read_image's error is about a dataset
+            raise HrsegError(f"`image` {path}: no such file")
+        return read_image(path, span=span_of(span))
     if span is not None:
         raise HrsegError("`span`: applies to image files only; omit it")
     if isinstance(image, Image.Image):
@@ -172,6 +175,7 @@ def name_of(parameter: str, name: Any) -> str:
 
 
 def path_of(path: str | os.PathLike[str] | None) -> Path | None:
+    """The path, or None if there is none."""
     return None if path is None else Path(path)
 
 

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL.Image import Image
 
 from hrseg_cli.api.arguments import as_click, as_image, as_initial, changes_of, checked_count, name_of
 from hrseg_cli.engine import session as engine
@@ -17,9 +18,9 @@ from hrseg_cli.interaction import Click
 from hrseg_cli.recipe import load_protocol
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from hrseg_cli.models.base import InteractiveModel
+
+ImageLike = str | PathLike[str] | Image | np.ndarray
 
 
 def load(
@@ -64,11 +65,11 @@ class Model:
 
     def session(
         self,
-        image: str | PathLike[str] | Image | np.ndarray,
+        image: ImageLike,
         *,
         protocol: str | PathLike[str] = "fast",
         changes: Mapping[str, Any] | Sequence[str] = (),
-        initial: str | PathLike[str] | Image | np.ndarray | None = None,
+        initial: ImageLike | None = None,
         span: str | tuple[float, float] | None = None,
         max_undo: int = 20,
     ) -> Session:
@@ -122,9 +123,9 @@ class Session:
         """Undo the last click; False if there is none, or if it can no longer be undone."""
         return self._session.undo()
 
-    def reset(self, initial: Any = None) -> None:
+    def reset(self, initial: ImageLike | None = None) -> None:
         """Start over on the same image, for example for another object: without clicks, and with the mask ``initial``
-        (see :meth:`Model.session`), or none."""
+        (see :meth:`Model.session`), or none. Raises HrsegError for an unsupported mask."""
         self._session.begin(as_initial(initial, self.size))
 
     @property

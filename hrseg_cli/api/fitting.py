@@ -81,6 +81,8 @@ def adapt(
     root, device, workers, loggers, say: as for :func:`train`.
 
     The adapter's file is small and works only with its model: ``load(adapt(...).model)`` loads both.
+
+    Raises HrsegError for errors that the caller can fix, UnknownName for an unknown name.
     """
     if adapter is None and recipe is None:
         raise HrsegError("`adapter`: give one, such as 'lora', or a `recipe` with one")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hrseg_cli.api.arguments import as_click, as_clicks, as_image, as_initial, changes_of, listed, name_of, span_of
-from hrseg_cli.api.clicking import Model, choice_of
+from hrseg_cli.api.clicking import ImageLike, Model, choice_of
 from hrseg_cli.clicks.files import Objects, for_images, read_clicks
 from hrseg_cli.data.masks_out import ENDINGS
 from hrseg_cli.data.photos import find_images
@@ -25,12 +25,15 @@ from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import BinarizeRule, Protocol, binarize_rule, load_protocol
 
+Clicks = Sequence[Click | Sequence[float]]  # each (row, col), (row, col, positive) or a Click
+
 
 class Prediction(NamedTuple):
     """The mask of one object.
 
     image: the path of its image; None for an image in memory. object: its name; "" for the only object of an image.
-    mask: bool (H, W); None if it was written to ``files``.
+    clicks: those it was predicted from. mask: bool (H, W); None if it was written to ``files``. files: the files
+    written, one per format; empty for a mask in memory.
     """
 
     image: Path | None
@@ -42,10 +45,10 @@ class Prediction(NamedTuple):
 
 def predict(
     model: str | PathLike[str] | Model,
-    images: Any,
-    clicks: Any,
+    images: ImageLike | Sequence[ImageLike],
+    clicks: str | PathLike[str] | Clicks | Mapping[str, Clicks] | Sequence[Clicks | Mapping[str, Clicks]],
     *,
-    initial: Any = None,
+    initial: ImageLike | Sequence[ImageLike | None] | None = None,
     protocol: str | PathLike[str] = "fast",
     changes: Mapping[str, Any] | Sequence[str] = (),
     span: str | tuple[float, float] | None = None,
@@ -95,14 +98,14 @@ def predict(
         return _into(Path(out), jobs, options)
 
 
-class _Job(NamedTuple):
+class _Task(NamedTuple):
     image: Any
     object: str
     clicks: tuple[Click, ...]
     initial: Any
 
 
-def _jobs(images: Any, clicks: Any, initial: Any) -> list[_Job]:
+def _jobs(images: Any, clicks: Any, initial: Any) -> list[_Task]:
     """One per object, images in their order."""
     several = isinstance(images, list | tuple)
     if isinstance(clicks, str | PathLike):
@@ -128,7 +131,7 @@ def _jobs(images: Any, clicks: Any, initial: Any) -> list[_Job]:
         if any(len(objects) > 1 for _, objects in per_image):
             raise HrsegError("`initial`: an image has several objects; predict them in separate calls")
     return [
-        _Job(image, name, its_clicks, mask)
+        _Task(image, name, its_clicks, mask)
         for (image, objects), mask in zip(per_image, masks, strict=True)
         for name, its_clicks in objects.items()
     ]
@@ -151,7 +154,7 @@ def _objects(clicks: Any) -> Objects:
 
 
 def _in_memory(
-    job: _Job, network: InteractiveModel, steps: Protocol, span: str | tuple[float, float] | None, rule: BinarizeRule
+    job: _Task, network: InteractiveModel, steps: Protocol, span: str | tuple[float, float] | None, rule: BinarizeRule
 ) -> Prediction:
     path = job.image if isinstance(job.image, Path) else None
     pixels = as_image(job.image, span)
@@ -166,7 +169,7 @@ def _in_memory(
     return Prediction(path, job.object, job.clicks, session.mask)
 
 
-def _into(out: Path, jobs: list[_Job], options: engine.PredictOptions) -> list[Prediction]:
+def _into(out: Path, jobs: list[_Task], options: engine.PredictOptions) -> list[Prediction]:
     for job in jobs:
         if not isinstance(job.image, Path):
             raise HrsegError("`out`: masks are named after image files; give paths as `images`, or omit it")

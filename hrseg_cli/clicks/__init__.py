@@ -1,0 +1,1 @@
+"""Clicks: the simulated annotator, training clicks, and files of clicks."""

@@ -25,7 +25,10 @@ def adapt(
     ] = "h18s",
     dataset: train.Datasets = [],  # noqa: B006 - Typer copies it
     root: options.Root = None,
-    adapter: train.AdapterName = None,
+    adapter: Annotated[
+        str | None,
+        train.adapter_option(f"Adapter to train: {options.ADAPTERS} ('hrseg list adapters')."),
+    ] = None,
     recipe: train.RecipeName = None,
     set_: train.Changes = [],  # noqa: B006
     out: Annotated[
@@ -69,7 +72,7 @@ def adapt(
         folder = out or options.run_folder(chosen.name)
     if chosen.adapter.name == "none":
         raise HrsegError(f"recipe {chosen.name}: trains no adapter; add --adapter, or use 'hrseg train'")
-    train.run_training(chosen, folder, "adapt", asked)
+    train.run_training(chosen, folder, "adapt", asked, own=bool(dataset or resume))
 
 
 def merge(

@@ -77,14 +77,12 @@ def weights(root: Path) -> Rows:
     rows = []
     for path in sorted(WEIGHTS.glob("*.safetensors")):
         header = read_header(path)
-        own = json.loads(header.pop("__metadata__", {}).get("hrseg", "{}"))
-        shapes = [one["shape"] for name, one in header.items() if not _is_statistic(name)]
+        shapes = [one["shape"] for name, one in header.items() if name != "__metadata__" and not _is_statistic(name)]
         card_file = path.with_suffix(".yaml")
         card = yaml.safe_load(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {}
         rows.append(
             {
-                "weights": path.stem,
-                "model": str(own.get("name", "unknown")),
+                "model": path.stem,
                 "parameters": f"{sum(map(math.prod, shapes)) / 1e6:.1f} M",
                 "size": f"{path.stat().st_size / 1e6:.1f} MB",
                 "trained on": str(card.get("trained_on", "unknown")),

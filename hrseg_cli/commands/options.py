@@ -178,7 +178,8 @@ Precision = Annotated[
         "--precision",
         metavar="PRECISION",
         rich_help_panel=headings.MACHINE,
-        help="Network precision: fp32, or bf16 (faster where the processor supports it; results differ slightly).",
+        help="Network precision: fp32, or bf16, which not every model has (faster where the processor supports it; "
+        "results differ slightly).",
     ),
 ]
 

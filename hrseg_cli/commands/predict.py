@@ -80,7 +80,7 @@ def predict(
             "--tolerance",
             metavar="PX",
             rich_help_panel=headings.OUTPUT,
-            help="Maximum distance in pixels between a polygon and the mask's outline.",
+            help="With --format polygon: maximum distance in pixels between the polygon and the mask's outline.",
         ),
     ] = 1.0,
     device: options.Device = "cpu",

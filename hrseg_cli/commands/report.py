@@ -47,7 +47,8 @@ def report(
             "--tables",
             metavar="PLAN",
             rich_help_panel=headings.DATA,
-            help="Lay out the runs of one folder (ROW/SEED/SET) as the tables of a plan: a YAML file, or 'adapters'.",
+            help="Lay out the runs of one folder (ROW/SEED/SET) as the tables of a plan: a YAML file, or 'adapters'. "
+            "Example: hrseg report --tables adapters runs/tables/paper.",
         ),
     ] = None,
     paper: Annotated[
@@ -56,7 +57,7 @@ def report(
             "--paper",
             metavar="FOLDER",
             rich_help_panel=headings.DATA,
-            help="Same as --tables adapters FOLDER, with the folder of 'make tables'.",
+            help="Tables of the adapter paper, from the folder of 'make tables'; same as --tables adapters FOLDER.",
         ),
     ] = None,
     format_: Annotated[str, options.format_option(f"Format of the table: {', '.join(catalog.FORMATS)}.")] = "md",

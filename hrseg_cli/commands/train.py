@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hrseg_cli.commands import headings, options
-from hrseg_cli.errors import HrsegError
+from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.training.recipes import LOGGERS, adapter_change, dataset_change, recipe_for, renamed
 
 if TYPE_CHECKING:
@@ -47,13 +47,17 @@ Resume = Annotated[
         help="Resume the training in this run folder, with its original machine settings.",
     ),
 ]
+
+
+def adapter_option(text: str) -> Any:
+    return typer.Option("--adapter", metavar="ADAPTER", rich_help_panel=headings.TRAINING, help=text)
+
+
 AdapterName = Annotated[
     str | None,
-    typer.Option(
-        "--adapter",
-        metavar="ADAPTER",
-        rich_help_panel=headings.TRAINING,
-        help=f"Train only an adapter on the frozen model: {options.ADAPTERS} ('hrseg list adapters').",
+    adapter_option(
+        f"Train only this adapter, on the frozen model of its recipe: {options.ADAPTERS} ('hrseg list adapters'). For "
+        "another model, use 'hrseg adapt --from MODEL'."
     ),
 ]
 Device = Annotated[str | None, options.device_option("cpu")]
@@ -142,7 +146,7 @@ def train(
                 chosen, [load_recipe(base).name if adapter is None else chosen.adapter.name], dataset, set_
             )
         folder = out or options.run_folder(f"train-{chosen.name}")
-    run_training(chosen, folder, "train", asked)
+    run_training(chosen, folder, "train", asked, own=bool(dataset or resume))
 
 
 def note_replaced(recipe: str, datasets: list[str], changes: list[str]) -> None:
@@ -172,16 +176,34 @@ def resumed(run: Path, more: bool, asked: dict[str, Any]) -> Recipe:
     return recipe_of(settings["recipe"], f"--resume {run}: run.json")
 
 
-def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, Any]) -> None:
+def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, Any], own: bool) -> None:
     """Start or resume the training in ``folder``; prints one JSON line.
 
-    asked: the options of :data:`MACHINE` as given; None or an empty list where not given.
+    asked: the options of :data:`MACHINE` as given; None or an empty list where not given. own: whether the datasets are
+    the user's, not the recipe's.
     """
     asked = {key: MACHINE[key] if value in (None, []) else value for key, value in asked.items()}
+    for name in asked["logger"]:
+        if name not in LOGGERS:
+            raise UnknownName("logger", name, LOGGERS)
     options.device_of(asked["device"])
+    _check_datasets(recipe, asked["root"] and Path(asked["root"]), own)
 
     from hrseg_cli.training.run import train_in
 
     summary = train_in(folder, recipe, command, asked, options.note)
     if summary is not None:
         typer.echo(json.dumps({"run": str(folder), **summary}))
+
+
+def _check_datasets(recipe: Recipe, root: Path | None, own: bool) -> None:
+    """Report a missing dataset before torch is imported."""
+    from hrseg_cli.data.datasets import check_found
+
+    try:
+        for part in recipe.data.parts:
+            check_found(part.dataset, root=root, split="train")
+    except HrsegError as error:
+        if own or isinstance(error, UnknownName):
+            raise
+        raise HrsegError(f"{error}; to train on your own images, give `dataset` my_photos") from None

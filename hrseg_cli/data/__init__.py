@@ -1,0 +1,1 @@
+"""Datasets: finding, downloading, reading and preparing images and masks."""

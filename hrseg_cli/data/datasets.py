@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hrseg_cli.data.index import Index, is_fresh
-from hrseg_cli.data.known import DEFAULT_SPLIT, Piece, find_known, list_parts, pieces_of
+from hrseg_cli.data.known import DEFAULT_SPLIT, Piece, check_folder, find_known, list_parts, pieces_of
 from hrseg_cli.data.manifest import load_manifest, manifest_names
-from hrseg_cli.data.samples import Listing, Ref, list_masks, open_listing, split_options
+from hrseg_cli.data.paths import data_root
+from hrseg_cli.data.samples import Listing, Ref, list_masks, locate, open_listing, split_options
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule, Protocol, load_protocol
 
@@ -107,6 +108,19 @@ def open_datasets(
     return opened
 
 
+def check_found(spec: str, *, root: Path | None = None, split: str = DEFAULT_SPLIT) -> None:
+    """Check that a dataset exists, without listing its files. spec, root, split: as for :func:`open_dataset`.
+
+    Raises UnknownName or HrsegError.
+    """
+    text, options = split_options(spec)
+    if known := find_known(text):
+        for piece in pieces_of(known, options.get("split", split)):
+            check_folder(piece, data_root(root), known.manifest.name)
+    else:
+        locate(spec, root)
+
+
 def own_protocols(
     name: str | None, main: Protocol, datasets: Iterable[str], changes: Iterable[str] = ()
 ) -> tuple[Protocol, dict[str, Protocol]]:
@@ -138,7 +152,7 @@ def in_held_out(ref: Ref, share: float, group: str | None = None) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogateescape")).digest()[:8]) < share * 2**64
 
 
-class _Found(NamedTuple):
+class _Named(NamedTuple):
     """What a spec names. pieces: of a known dataset, one for each listing; none otherwise. share: the options "held",
     "kept" and "group"."""
 
@@ -147,20 +161,20 @@ class _Found(NamedTuple):
     share: dict[str, str]
 
 
-def _find(spec: str, root: Path | None, split: str, instances: bool, binarize: BinarizeRule) -> _Found:
+def _find(spec: str, root: Path | None, split: str, instances: bool, binarize: BinarizeRule) -> _Named:
     text, options = split_options(spec)
     share: dict[str, str] = {key: options.pop(key) for key in ("held", "kept", "group") if key in options}
     if known := find_known(text):
         split = options.pop("split", split)
-        return _Found(
+        return _Named(
             list_parts(text, split=split, root=root, binarize=binarize, **options), pieces_of(known, split), share
         )
     rest = ",".join(f"{key}={value}" for key, value in options.items())
     listing = list_masks(f"{text}:{rest}" if rest else text, root=root, instances=instances, binarize=binarize)
-    return _Found([listing], [], share)
+    return _Named([listing], [], share)
 
 
-def _open(spec: str, found: _Found, limit: int | None) -> list[list[Ref]]:
+def _open(spec: str, found: _Named, limit: int | None) -> list[list[Ref]]:
     if found.share:
         return [_share(spec, open_listing(listing), found.share)[:limit] for listing in found.listings]
     return [open_listing(listing, limit) for listing in found.listings]

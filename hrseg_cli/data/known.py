@@ -66,13 +66,7 @@ def list_piece(
     Raises HrsegError if its folder does not exist.
     """
     split = piece.split
-    folder = root / split.folder
-    if not folder.is_dir():
-        own = whole or piece.manifest.name
-        raise HrsegError(
-            f"{folder}: not found; run 'hrseg prepare-data {own}', set `root` to your data folder, or write ./{own} "
-            "for a local folder"
-        )
+    folder = check_folder(piece, root, whole)
     rule: BinarizeRule = "auto" if split.binarize == "instance" else split.binarize
     told = {"split": piece.place.rpartition("/")[2], "images": split.images, "masks": split.masks}
     known = layout_options(split.layout)
@@ -85,6 +79,18 @@ def list_piece(
         binarize=rule if binarize == "auto" else binarize,
         **options,
     )
+
+
+def check_folder(piece: Piece, root: Path, whole: str | None = None) -> Path:
+    """The folder of a piece. whole: the composed dataset it was requested for. Raises HrsegError if it is missing."""
+    folder = root / piece.split.folder
+    if not folder.is_dir():
+        own = whole or piece.manifest.name
+        raise HrsegError(
+            f"{folder}: not found; run 'hrseg prepare-data {own}', set `root` to your data folder, or write ./{own} "
+            "for a local folder"
+        )
+    return folder
 
 
 def list_parts(

@@ -151,4 +151,5 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def encode_png(file: BinaryIO, pixels: np.ndarray) -> None:
+    """Write pixels, uint8 (H, W) or (H, W, 3 or 4), as a PNG. The compression is light, because masks compress well."""
     Image.fromarray(pixels).save(file, "PNG", compress_level=3)

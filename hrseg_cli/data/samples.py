@@ -62,9 +62,7 @@ def list_masks(
     The arguments are those of :func:`hrseg_cli.data.datasets.open_dataset`, which also opens known datasets.
     Raises UnknownName for an unknown name, HrsegError for a folder that cannot be read as a dataset.
     """
-    with _readable(spec):
-        place = _locate(spec, root)
-    return _list(place, instances, binarize)
+    return _list(locate(spec, root), instances, binarize)
 
 
 def list_split(
@@ -163,8 +161,13 @@ class _Place(NamedTuple):
     options: dict[str, str]
 
 
+def locate(spec: str, root: Path | None) -> _Place:
+    """Name, folder, layout and options of a dataset as typed. Raises UnknownName or HrsegError."""
+    with _readable(spec):
+        return _locate(spec, root)
+
+
 def _locate(spec: str, root: Path | None) -> _Place:
-    """Name, folder, layout and options of a dataset as typed."""
     text, options = split_options(spec)
     if text == "procedural":
         return _Place(text, Path(text), text, options)

@@ -1,0 +1,1 @@
+"""Click sessions, simulated annotators, inference runtimes and export."""

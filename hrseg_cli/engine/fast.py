@@ -8,7 +8,7 @@ from typing import Any
 from hrseg_cli.adapters import lora
 from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.engine.devices import best_precision
-from hrseg_cli.errors import UnknownName
+from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
 
 PRECISIONS = ("fp32", "bf16")
@@ -28,6 +28,9 @@ def open_fast(
     if precision is None:
         best = best_precision(device)
         precision = best if best in model.precisions else "fp32"
+    elif precision not in model.precisions:  # for_inference knows its architecture's name, not the one typed
+        known = " or ".join(model.precisions)
+        raise HrsegError(f"`precision` {precision}: '{spec}' supports only {known}; omit the option")
     if precision != "fp32":
         provenance = {**provenance, "precision": precision}
     return fast(model, precision), provenance

@@ -115,6 +115,7 @@ class GraphModel(InteractiveModel):
 
 
 def start_onnxruntime(path: Path) -> RunGraph:
+    """Load a graph in ONNX Runtime, on the CPU with PyTorch's number of threads. Raises HrsegError if it is missing."""
     ort = need("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
@@ -130,6 +131,8 @@ def start_onnxruntime(path: Path) -> RunGraph:
 
 
 def start_openvino(path: Path, precision: str = "f32") -> RunGraph:
+    """Load a graph in OpenVINO, on the CPU with PyTorch's number of threads. precision: of its arithmetic, "f32" or
+    "bf16". Raises HrsegError if OpenVINO is missing."""
     openvino = need("openvino")
     # Without a hint, OpenVINO uses bfloat16 wherever the processor supports it.
     options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
@@ -143,6 +146,7 @@ def start_openvino(path: Path, precision: str = "f32") -> RunGraph:
 
 
 def start_openvino_bf16(path: Path) -> RunGraph:
+    """:func:`start_openvino` with bf16 arithmetic."""
     return start_openvino(path, "bf16")
 
 

@@ -1,0 +1,1 @@
+"""Scores of masks, and the numbers computed from them over many objects (NoC)."""

@@ -66,7 +66,7 @@ def mba(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 class IoU:
-    """Intersection over union of the object; :func:`iou` against one truth."""
+    """Intersection over union of mask and object. See :func:`iou`."""
 
     label = "IoU"
 
@@ -80,7 +80,7 @@ class IoU:
 
 
 class BoundaryIoU:
-    """Boundary IoU: intersection over union of the bands along the outlines; :func:`boundary_iou` against one truth.
+    """Boundary IoU: intersection over union of the bands along the two outlines. See :func:`boundary_iou`.
 
     ``width``: the band's width in pixels.
 
@@ -126,7 +126,7 @@ class BoundaryIoU:
 
 
 class MeanBoundaryAccuracy:
-    """Mean boundary accuracy: share of correct pixels around the outline; :func:`mba` against one truth."""
+    """Mean boundary accuracy: share of correct pixels around the true outline. See :func:`mba`."""
 
     label = "mBA"
 

@@ -22,7 +22,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Nonnegative = Annotated[float, Field(ge=0)]
 
 
-class Model(Settings):
+class Start(Settings):
     """name: from the catalog. options: of the architecture. weights: a checkpoint to start from.
 
     backbone: pretrained weights to start from: a name such as ``efficientnet_lite2``, or a file of ImageNet weights in
@@ -36,7 +36,7 @@ class Model(Settings):
     coverage: Share = 0.8
 
     @model_validator(mode="after")
-    def _one_start(self) -> Model:
+    def _one_start(self) -> Start:
         if self.weights and self.backbone:
             raise ValueError("set model.weights or model.backbone, not both")
         return self
@@ -281,7 +281,7 @@ class Recipe(Settings):
     """
 
     name: str
-    model: Model = Model()
+    model: Start = Start()
     adapter: Adapter = Adapter()
     data: Data
     clicks: Clicks = Clicks()

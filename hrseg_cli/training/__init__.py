@@ -1,0 +1,1 @@
+"""Training: samples, steps, judging on held-out objects, and the run folder around them."""

@@ -254,6 +254,10 @@ def make_trainer(
     save: Save,
     say: Callable[[str], None],
 ) -> pl.Trainer:
+    """Lightning's trainer for a recipe, with validation, logs and checkpoints as callbacks.
+
+    judged: the objects to validate on. save: writes the weights to a file. say: receives one line per epoch.
+    """
     callbacks: list[Callback] = []
     if recipe.optim.ema:
         callbacks.append(Averaging(multi_avg_fn=partial(move_average, recipe.optim.ema)))

@@ -173,6 +173,8 @@ def test_settings_that_do_not_exist_are_told(model: hrseg.Model) -> None:
         model.session(photograph(), changes={"zoom.tarmac": 3})
     with pytest.raises(hrseg.HrsegError, match="`protocol`: a NoneType; give a name"):
         model.session(photograph(), protocol=None)  # type: ignore[arg-type]
+    with pytest.raises(hrseg.HrsegError, match=r"`image` no\.jpg: no such file$"):
+        model.session("no.jpg")
     with pytest.raises(hrseg.HrsegError, match=r"`protocol` own\.yaml: no such file"):
         model.session(photograph(), protocol=Path("own.yaml"))
     with pytest.raises(hrseg.HrsegError, match="`changes`: give a mapping"):

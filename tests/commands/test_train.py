@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,16 @@ def test_wrong_recipes_are_one_line(
     assert "defect" not in done.err
     assert len(done.err.strip().splitlines()) == 1
     assert not list(tmp_path.glob("runs/*/last.ckpt"))
+
+
+def test_a_missing_dataset_is_reported_before_anything_slow_is_imported(tmp_path: Path) -> None:
+    """The default recipes train on public datasets, which a first try rarely has."""
+    code = "import sys; from hrseg_cli.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    words = ["train", "--adapter", "lora", "--root", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "'hrseg prepare-data hqseg44k'" in done.stderr
+    assert done.stderr.endswith("; to train on your own images, give --dataset my_photos\n")
 
 
 def test_an_unknown_adapter_in_a_recipe_is_wrong_usage(hrseg: Callable[..., Any], tmp_path: Path) -> None:

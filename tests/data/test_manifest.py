@@ -173,7 +173,7 @@ def with_change(path: str, value: object) -> dict[str, object]:
     [
         ("licences", "MIT", "unknown key 'licences'; did you mean 'licence'"),
         ("splits.val.binarise", "gt128", "did you mean 'binarize'"),
-        ("splits.val.layout", "voc", "splits.val.layout: unknown layout 'voc'. Did you mean 'coco'?"),
+        ("splits.val.layout", "voc", "splits.val.layout: unknown layout 'voc'. Did you mean 'pascalvoc'?"),
         ("splits.val.count_objects", 0, "splits.val.count_objects"),
         ("splits.val.folder", "../elsewhere", "relative path"),
         ("files.0.into", "/abs", "relative path"),

@@ -201,6 +201,8 @@ def test_a_precision_is_told_and_checked(h18s: ClickHRNet, tmp_path: Path) -> No
     assert "precision" not in open_fast("grabcut", precision=None)[1]
     with pytest.raises(HrsegError, match="`precision` bf16: 'grabcut' supports only fp32"):
         open_fast("grabcut", precision="bf16")
+    with pytest.raises(HrsegError, match="'clicknet_m' supports only fp32"):  # the name typed, not the family's
+        open_fast("clicknet_m", precision="bf16")
     with pytest.raises(UnknownName, match="Did you mean 'bf16'"):
         open_fast(spec, precision="bf6")
 

@@ -11,5 +11,5 @@ from hrseg_cli.models.clicknet.network import ClickNet
 
 
 def clicknet_m(**options: Any) -> ClickNet:
-    """EfficientNet-Lite2 with a wide decoder: 5.8 M parameters, optimised for few clicks."""
+    """EfficientNet-Lite2 with a wide decoder: 5.6 M parameters, optimised for few clicks."""
     return ClickNet(**{"variant": "lite2", **options})
