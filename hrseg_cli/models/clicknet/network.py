@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.models.clicknet.backbone import EfficientNetLite, Pointwise, normalised
 from hrseg_cli.models.parts.click_maps import disk_maps, valid_slots
-from hrseg_cli.models.parts.folding import folded
 
 STRIDE = 32  # inputs are padded to multiples of it
 MOST_CHANNELS, MOST_BLOCKS = 1024, 32
@@ -210,14 +209,15 @@ class ClickNet(InteractiveModel):
         self.encoder.load_imagenet(backbone)  # complete, or an error
         return 1.0
 
-    def _for_inference(self, precision: str, keep_layers: bool) -> ClickNet:
-        model: ClickNet = folded(self).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return model
+    def _for_inference(self, precision: str, keep_layers: bool) -> InteractiveModel:
+        from hrseg_cli.models.clicknet import inference  # not at the top: it imports this module
+
+        return inference.for_inference(self, keep_layers)
 
     def encode(self, image: Tensor) -> Features:
         """image: (B, 3, H, W), RGB in [0, 1] -> the image, normalised and padded to multiples of 32, and its features
         at strides 2 and 4."""
-        image = normalised(_padded(image))
+        image = normalised(pad_to_stride(image))
         return (image, *self.encoder.first_levels(image))
 
     def decode(
@@ -237,7 +237,7 @@ class ClickNet(InteractiveModel):
         """See :meth:`InteractiveModel.tapped`. "stem": features of the first convolution of the image, at half the
         size. "fine": features of the decoder at a quarter, from which the coarse logits are computed."""
         height, width = image.shape[-2:]
-        photo = normalised(_padded(image[:, :3]))
+        photo = normalised(pad_to_stride(image[:, :3]))
         stem = self.encoder.stem_features(photo)
         given = stem
         if inject is not None:
@@ -254,7 +254,7 @@ class ClickNet(InteractiveModel):
         """Like :meth:`decode`, with "fine" as well, for the padded image."""
         image, *maps = features
         height, width = previous.shape[-2:]
-        previous = _padded(previous)
+        previous = pad_to_stride(previous)
         rows, cols = previous.shape[-2:]
         box = box_maps(boxes, rows, cols) if boxes is not None else torch.zeros_like(previous)
         prompt = torch.cat([image, disk_maps(points, rows, cols, self.radius), previous, box], 1)
@@ -295,7 +295,8 @@ def box_maps(boxes: Tensor, height: int, width: int) -> Tensor:
     return (down[:, None, :, None] & across[:, None, None, :]).float()
 
 
-def _padded(x: Tensor) -> Tensor:
+def pad_to_stride(x: Tensor) -> Tensor:
+    """``x`` padded to multiples of :data:`STRIDE` by repeating its last row and column."""
     height, width = x.shape[-2:]
     right, bottom = -width % STRIDE, -height % STRIDE
     if not (right or bottom or torch.onnx.is_in_onnx_export()):  # the graph must pad sizes other than the traced one

@@ -25,11 +25,11 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.hrnet.network import ClickHRNet, resize
 from hrseg_cli.models.parts.folding import folded, in_bf16
+from hrseg_cli.models.parts.packed import PackedConv, is_possible
 
 STEM_BAND = 2**16  # pixels of a band of the stem, at 1/4 resolution with 256 channels
 HEAD_BAND = 34  # rows of a band of the head, at 1/4 resolution: keeps the upsampling matrices small
 HEAD_COLUMNS = 48  # columns, for the same reason
-SHAPES = 256  # number of input shapes for which a convolution caches its weights
 
 
 def for_inference(model: ClickHRNet, precision: str, keep_layers: bool) -> InteractiveModel:
@@ -39,62 +39,6 @@ def for_inference(model: ClickHRNet, precision: str, keep_layers: bool) -> Inter
         return FastClickHRNet(model, torch.bfloat16 if precision == "bf16" else torch.float32)
     plain: ClickHRNet = folded(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return in_bf16(plain) if precision == "bf16" else plain
-
-
-def is_possible() -> bool:
-    """Whether this PyTorch has oneDNN's convolutions with prepacked weights and fused post-operations."""
-    operators = (
-        "_convolution_pointwise",
-        "_convolution_pointwise_",
-        "_reorder_convolution_weight",
-        "_get_mkldnn_serialized_md",
-    )
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and all(hasattr(torch.ops.mkldnn, name) for name in operators)
-
-
-class Conv:
-    """A convolution with weights prepacked for oneDNN, optionally summed into another tensor.
-
-    The best layout of the weights depends on the input size. oneDNN repacks weights in the wrong layout at every call,
-    which can take ten times as long as the convolution. So each layout is cached; two or three serve all sizes.
-    """
-
-    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, columns: slice = slice(None)) -> None:
-        """columns: use only these input channels."""
-        self.weight = conv.weight[:, columns].to(dtype)
-        self.bias = None if conv.bias is None else conv.bias.to(dtype)
-        assert not isinstance(conv.padding, str)
-        self.padding, self.stride = list(conv.padding), list(conv.stride)
-        self.packed: dict[torch.Size, Tensor] = {}  # by the input's shape
-        self.layouts: dict[bytes, Tensor] = {}
-
-    def __call__(self, x: Tensor, relu: bool = False, onto: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Convolve ``x``, add the result to ``onto`` in place if given, then apply ReLU. bias: replaces the layer's."""
-        shape = (self.padding, self.stride, [1, 1], 1)  # then dilation and groups
-        packed = self.packed.get(x.shape)
-        if packed is None:
-            fresh = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *shape, x.shape)
-            if len(self.packed) == SHAPES:
-                self.packed.clear()
-                self.layouts.clear()
-            packed = self.packed[x.shape] = self.layouts.setdefault(_layout(fresh), fresh)
-        bias = self.bias if bias is None else bias
-        out: Tensor
-        if onto is None:
-            after = "relu" if relu else "none"
-            out = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *shape, after, [], "")
-        else:
-            sum_into = torch.ops.mkldnn._convolution_pointwise_.binary
-            out = sum_into(onto, x, packed, bias, *shape, "add", 1.0, "relu" if relu else None, [], "")
-        return out
-
-
-def _layout(packed: Tensor) -> bytes:
-    """A key for the memory layout of packed weights: oneDNN's descriptor, without dimensions and type, since those are
-    followed by undefined bytes."""
-    described: bytes = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
-    return described[112:]
 
 
 class FastClickHRNet(InteractiveModel):
@@ -113,19 +57,27 @@ class FastClickHRNet(InteractiveModel):
         self.use_disks, self.norm_radius = model.use_disks, model.norm_radius
         self._mean, self._std = model._mean.cpu(), model._std.cpu()
         plain: Any = folded(model)
-        self.mix_first: Conv | None = None
-        self.mix_last: Conv | None = None
-        self.clicks: Conv | None = None
+        self.mix_first: PackedConv | None = None
+        self.mix_last: PackedConv | None = None
+        self.clicks: PackedConv | None = None
         if model.use_rgb_conv:
             first, _, activation, last = plain.rgb_conv
-            self.mix_first, self.slope, self.mix_last = Conv(first, dtype), _slope(activation), Conv(last, dtype)
+            self.mix_first, self.slope, self.mix_last = (
+                PackedConv(first, dtype),
+                _slope(activation),
+                PackedConv(last, dtype),
+            )
         elif isinstance(plain.maps_transform, nn.Conv2d):
-            self.clicks = Conv(plain.maps_transform, dtype)
+            self.clicks = PackedConv(plain.maps_transform, dtype)
         else:
             first, activation, last, scale = plain.maps_transform
             for parameter in (last.weight, last.bias):
                 parameter.data = (parameter.double() * scale.scale.double().abs()).to(parameter.dtype)
-            self.mix_first, self.slope, self.clicks = Conv(first, dtype), _slope(activation), Conv(last, dtype)
+            self.mix_first, self.slope, self.clicks = (
+                PackedConv(first, dtype),
+                _slope(activation),
+                PackedConv(last, dtype),
+            )
         self.stem, self.stages = Stem(plain.feature_extractor, dtype), Stages(plain.feature_extractor, dtype)
         self.head = Head(plain.feature_extractor, dtype)
 
@@ -177,20 +129,20 @@ class Stem:
     """From the image to the first two branches: (1, 3, H, W) -> (1, w, H/4, W/4) and (1, 2w, H/8, W/8)."""
 
     def __init__(self, net: Any, dtype: torch.dtype) -> None:
-        self.conv1, self.conv2 = Conv(net.conv1, dtype), Conv(net.conv2, dtype)
-        self.layer1: list[tuple[Conv, Conv, Conv, Conv | None]] = [
+        self.conv1, self.conv2 = PackedConv(net.conv1, dtype), PackedConv(net.conv2, dtype)
+        self.layer1: list[tuple[PackedConv, PackedConv, PackedConv, PackedConv | None]] = [
             (
-                Conv(block.conv1, dtype),
-                Conv(block.conv2, dtype),
-                Conv(block.conv3, dtype),
-                Conv(block.downsample[0], dtype) if block.downsample else None,
+                PackedConv(block.conv1, dtype),
+                PackedConv(block.conv2, dtype),
+                PackedConv(block.conv3, dtype),
+                PackedConv(block.downsample[0], dtype) if block.downsample else None,
             )
             for block in net.layer1
         ]
-        self.fine, self.coarse = Conv(net.transition1[0][0], dtype), Conv(net.transition1[1][0][0], dtype)
+        self.fine, self.coarse = PackedConv(net.transition1[0][0], dtype), PackedConv(net.transition1[1][0][0], dtype)
         self.halo = (len(self.layer1) + 3) // 2 * 2  # rows at H/4 affected by a border, rounded up to even
 
-    def __call__(self, rgb: Tensor, maps: Tensor | None, clicks: Conv | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, rgb: Tensor, maps: Tensor | None, clicks: PackedConv | None) -> tuple[Tensor, Tensor]:
         x = self.conv1(rgb, relu=True)
         if clicks is not None and maps is not None:
             x = clicks(maps, onto=x)
@@ -206,7 +158,7 @@ class Stages:
 
     def __init__(self, net: Any, dtype: torch.dtype) -> None:
         self.modules = [[_Exchange(module, dtype) for module in part] for part in (net.stage2, net.stage3, net.stage4)]
-        self.added = [Conv(net.transition2[-1][0][0], dtype), Conv(net.transition3[-1][0][0], dtype)]
+        self.added = [PackedConv(net.transition2[-1][0][0], dtype), PackedConv(net.transition3[-1][0][0], dtype)]
 
     def __call__(self, branches: list[Tensor]) -> list[Tensor]:
         for count, modules in enumerate(self.modules):
@@ -221,12 +173,15 @@ class _Exchange:
     """:class:`hrseg_cli.models.hrnet.network.Exchange`; overwrites its inputs."""
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
-        self.branches: list[list[tuple[Conv, Conv]]] = [
-            [(Conv(block.conv1, dtype), Conv(block.conv2, dtype)) for block in branch] for branch in module.branches
+        self.branches: list[list[tuple[PackedConv, PackedConv]]] = [
+            [(PackedConv(block.conv1, dtype), PackedConv(block.conv2, dtype)) for block in branch]
+            for branch in module.branches
         ]
         self.bridges = [
             [
-                [Conv(layer, dtype) for layer in bridge.modules() if isinstance(layer, nn.Conv2d)] if bridge else []
+                [PackedConv(layer, dtype) for layer in bridge.modules() if isinstance(layer, nn.Conv2d)]
+                if bridge
+                else []
                 for bridge in row
             ]
             for row in module.fuse_layers
@@ -266,7 +221,7 @@ class Head:
         self.down, self.up = (_linear(block[name][0], torch.float32) for name in ("f_down", "f_up"))
         middle = mix.out_channels
         self.of_context, self.bias = mix.weight[:, :middle, 0, 0].T.float(), mix.bias
-        self.mix = Conv(mix, dtype, slice(middle, None))
+        self.mix = PackedConv(mix, dtype, slice(middle, None))
 
     def __call__(self, branches: list[Tensor]) -> Tensor:
         finest = branches[0]
@@ -305,7 +260,7 @@ class JoinedConv:
 
     def __init__(self, conv: nn.Conv2d, widths: list[int], dtype: torch.dtype) -> None:
         self.outputs, self.taps = conv.out_channels, conv.kernel_size[0]
-        self.fine = Conv(conv, dtype, slice(0, widths[0]))
+        self.fine = PackedConv(conv, dtype, slice(0, widths[0]))
         parts = torch.split(conv.weight.to(dtype), widths, 1)[1:]
         # Per branch and row of taps: (inputs, tap columns x outputs)
         self.weights = [part.permute(2, 1, 3, 0).flatten(2).contiguous() for part in parts]

@@ -26,6 +26,21 @@ def disk_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:
     """
     if torch.onnx.is_in_onnx_export():
         return _disk_maps_for_export(points, height, width, radius)
+    index, inside = disk_pixels(points, height, width, radius)
+    image, plane, rows, cols = index
+    # All pixels outside the disks write to one spare cell at the end, so that shapes stay static.
+    cells = len(points) * 2 * height * width
+    cell = torch.where(inside, ((image * 2 + plane) * height + rows) * width + cols, cells)
+    flat = torch.zeros(cells + 1, device=points.device)
+    flat[cell.flatten()] = 1.0
+    return flat[:cells].view(-1, 2, height, width)
+
+
+def disk_pixels(
+    points: Tensor, height: int, width: int, radius: float
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Candidate pixels of the disks, (B, 2N, K, K) each: indices (image, plane, row, col), and whether each lies in its
+    disk and in the map."""
     batch, slots, _ = points.shape
     centre = points[..., :2].double()
     reach = math.ceil(radius) + 1
@@ -34,18 +49,12 @@ def disk_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:
     # Subtract in double, square in single precision: this decides borderline pixels as the reference does.
     squared = (near.double() - centre.unsqueeze(-1)).float().square()
     inside = squared[:, :, 0, :, None] + squared[:, :, 1, None, :] <= radius * radius
-    rows, cols = near[:, :, 0, :, None], near[:, :, 1, None, :]
+    image = torch.arange(batch, device=points.device)[:, None, None, None]
+    plane = (torch.arange(slots, device=points.device) >= slots // 2).long()[None, :, None, None]
+    image, plane, rows, cols = torch.broadcast_tensors(image, plane, near[:, :, 0, :, None], near[:, :, 1, None, :])
     inside &= (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
     inside &= valid_slots(points)[..., None, None]
-    # All pixels outside the disks write to one spare cell at the end, so that shapes stay static.
-    plane = torch.arange(batch, device=points.device)[:, None] * 2
-    plane = plane + (torch.arange(slots, device=points.device) >= slots // 2)
-    index = (plane[..., None, None] * height + rows) * width + cols
-    cells = batch * 2 * height * width
-    index = torch.where(inside, index, cells)
-    flat = torch.zeros(cells + 1, device=points.device)
-    flat[index.flatten()] = 1.0
-    return flat[:cells].view(batch, 2, height, width)
+    return (image, plane, rows, cols), inside
 
 
 def distance_maps(points: Tensor, height: int, width: int, norm_radius: float) -> Tensor:
