@@ -84,19 +84,19 @@ def timed_parts(recipe, feed, options) -> dict[str, float]:
     module.to(memory_format=torch.channels_last)
     optimizer = step.make_optimizer(model, recipe.optim)
     seen = defaultdict(list)
-    order = Order(recipe.data.epoch, recipe.batch, 0, 1)
+    order = Order(recipe, 0, 1)
     batches = iter(Loader(feed, order, 0))
     for _ in range(min(len(order), 8)):
         clock = Clock(options.device)
         batch = next(batches)
         seen["data"].append(clock.lap())
         batch = {name: value.to(options.device) for name, value in batch.items()}
-        image = batch["image"].float().div_(255)
         with torch.autocast(options.device, PRECISIONS[options.precision], enabled=options.precision != "fp32"):
-            points, previous = module.rounds(image, batch["truth"], batch["points"], batch["key"])
+            current = step.begun(batch, recipe.channels_last)
+            module.interact(current, int(batch["turn"][1]))
             seen["clicks"].append(clock.lap())
-            step.train_mode(model, len(image))
-            out = model(module.joined(image, previous), points)
+            step.train_mode(model, recipe.batch)
+            out = module.predict(current)
             seen["forward"].append(clock.lap())
         loss = module.loss(out, batch)[0]
         seen["loss"].append(clock.lap())

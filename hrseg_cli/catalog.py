@@ -61,6 +61,7 @@ LOSSES = {
     "nfl": "hrseg_cli.losses:normalized_focal",
     "focal": "hrseg_cli.losses:focal",
     "bce": "hrseg_cli.losses:bce",
+    "boundary_bce": "hrseg_cli.losses:boundary_bce",
     "weighted_bce": "hrseg_cli.losses:weighted_bce",
     "dice": "hrseg_cli.losses:dice",
     "soft_iou": "hrseg_cli.losses:soft_iou",

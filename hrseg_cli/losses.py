@@ -71,6 +71,18 @@ def bce(logits: Tensor, target: Tensor, *, over: Literal["all", "valid"] = "all"
     return values.mean(PIXELS) if over == "all" else _mean(values, valid)
 
 
+def boundary_bce(logits: Tensor, target: Tensor, *, radius: int = 2) -> Tensor:
+    """Mean binary cross entropy over the pixels near the object's boundary, in [0, inf).
+
+    radius: chessboard distance in pixels within which there is both an object pixel (target above 0.5) and a background
+    pixel. Ignored pixels are neither. A sample without a boundary scores 0.
+    """
+    z, y, valid = _masked(logits, target)
+    inside, outside = (F.max_pool2d((part & valid).float(), 2 * radius + 1, 1, radius) for part in (y > 0.5, y <= 0.5))
+    values = F.binary_cross_entropy_with_logits(z, y, reduction="none")
+    return _mean(values, inside * outside * valid)
+
+
 def weighted_bce(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross entropy balanced within each sample, in [0, inf): object and background contribute half each.
 

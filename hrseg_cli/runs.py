@@ -16,7 +16,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from importlib import metadata
 from itertools import zip_longest
@@ -87,13 +87,19 @@ class Run:
 
     settings: everything that affects the numbers. A folder with the same settings is resumed: the record keeps where
     the run started and adds up the seconds. A folder with other settings is refused. machine: what the command runs on,
-    which does not affect the numbers; a resumed run may use another machine.
+    which does not affect the numbers; a resumed run may use another machine. completed: adds the defaults of newer
+    settings to the recorded ones of an earlier version.
     """
 
     def __init__(
-        self, folder: Path, command: str, settings: dict[str, Any], machine: dict[str, Any] | None = None
+        self,
+        folder: Path,
+        command: str,
+        settings: dict[str, Any],
+        machine: dict[str, Any] | None = None,
+        completed: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> None:
-        self.folder = folder
+        self.folder, self._completed = folder, completed
         self.summary: Any = None
         self._held = ExitStack()
         self._here = environment()
@@ -148,7 +154,8 @@ class Run:
         asked = before["asked"]
         if asked["command"] != self._record["asked"]["command"]:
             raise HrsegError(f"`out` {self.folder}: contains a run of '{asked['command']}'; use another folder")
-        differing = _difference(asked["settings"], json.loads(json.dumps(self._record["asked"]["settings"])))
+        settings = json.loads(json.dumps(self._record["asked"]["settings"]))
+        differing = _difference(self._completed(asked["settings"]), settings)
         if differing:
             key, old, new = differing
             raise HrsegError(

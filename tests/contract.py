@@ -37,7 +37,7 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Recipe, load_protocol, recipe_of
 from hrseg_cli.training import fit
-from hrseg_cli.training.step import ClickTraining, make_optimizer, train_mode
+from hrseg_cli.training.step import ClickTraining, begun, make_optimizer, train_mode
 
 __all__ = [
     "adapter",
@@ -155,9 +155,11 @@ def two_steps(model: InteractiveModel) -> None:
     truth[:, :, 8:24, 10:40] = 1
     for step in range(2):
         key = torch.tensor([[0, step], [0, step + 1]])
-        seen, previous = training.rounds(image[:, :3], truth, points, key)
+        batch = {"image": (image[:, :3] * 255).byte(), "truth": truth, "points": points.float(), "key": key}
+        current = begun(batch)
+        training.interact(current, 1)
         train_mode(model, 2)
-        total, _ = training.loss(model(training.joined(image[:, :3], previous), seen), {"truth": truth})
+        total, _ = training.loss(training.predict(current), batch)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

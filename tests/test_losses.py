@@ -16,6 +16,7 @@ from torch import Tensor
 from hrseg_cli.losses import (
     bce,
     boundary,
+    boundary_bce,
     dice,
     focal,
     lovasz_hinge,
@@ -39,6 +40,7 @@ ALL: dict[str, Loss] = {
     "bce": bce,
     "bce_valid": partial(bce, over="valid"),
     "weighted_bce": weighted_bce,
+    "boundary_bce": boundary_bce,
     "dice": dice,
     "soft_iou": soft_iou,
     "lovasz_hinge": lovasz_hinge,
@@ -218,6 +220,17 @@ def test_shapes_that_would_broadcast_are_refused(loss: Loss) -> None:
     """(B, 1, H, W) against (B, H, W) makes B * B samples of nonsense."""
     with pytest.raises(ValueError, match=r"both must be \(B, 1, H, W\)"):
         loss(torch.zeros(2, 1, 3, 3), torch.zeros(2, 3, 3))
+
+
+def test_boundary_bce_counts_pixels_near_both_classes() -> None:
+    """Distances are chessboard distances to a pixel of the other class; ignored pixels are no class."""
+    logits, target = row(*[0.5] * 9), row(0, 0, 0, 0, 1, 1, 1, 1, 1)
+    _, gradient = answer(boundary_bce, logits, target)
+    assert (gradient.ravel() != 0).tolist() == [False, False, True, True, True, True, False, False, False]
+    _, gradient = answer(partial(boundary_bce, radius=1), logits, row(0, 0, 0, -1, 1, 1, 1, 1, 1))
+    assert not gradient.any()
+    values, _ = answer(boundary_bce, logits, target)
+    assert values == pytest.approx(answer(bce, row(*[0.5] * 4), row(0, 0, 1, 1))[0])
 
 
 def test_weighted_bce_halves_its_weight_between_the_classes() -> None:

@@ -1,4 +1,5 @@
-"""Training clicks: initial clicks sampled from the ground truth, and corrections where the network is wrong.
+"""Training prompts: initial clicks, boxes and faulty masks sampled from the ground truth, and corrections where the
+network is wrong.
 
 Sofiiuk et al. 2021 (iterative sampling strategy); random initial clicks after Xu et al. 2016.
 A click is a row (row, col, order) of a float32 array (2 * max_points, 3), in pixels: the first half are positive slots,
@@ -20,17 +21,23 @@ SCATTERED, FIRST = 100, 0  # the order of sampled clicks; corrections count from
 
 
 class Drawn(NamedTuple):
-    """The target of a training sample, and its clicks.
+    """The target of a training sample, and the prompt of its first prediction.
 
     truth: int8, (H, W): 1 target, 0 background, -1 ignored. points: float32, (2 * max_points, 3).
+    box: float32, (4): its top, left, bottom, right in pixels, inclusive; negative without a box.
+    previous: float32, (H, W), in [0, 1]: the previous mask; None: empty. corrections: number of clicks that already
+    correct it.
     """
 
     truth: np.ndarray
     points: np.ndarray
+    box: np.ndarray
+    previous: np.ndarray | None = None
+    corrections: int = 0
 
 
 def draw(targets: np.ndarray, labelled: np.ndarray, rng: np.random.Generator, settings: Clicks) -> Drawn:
-    """Sample a target object (or several merged) and initial clicks; no click falls on an ignored pixel.
+    """Sample a target object (or several merged) and its initial prompt; no click falls on an ignored pixel.
 
     targets: int8, (N, H, W), 1 / 0 / -1: candidate objects. With N = 0 the truth is empty and all clicks are negative.
     labelled: bool, (H, W): ignored pixels and pixels of any object, including those too small to be targets; with N = 0
@@ -47,7 +54,44 @@ def draw(targets: np.ndarray, labelled: np.ndarray, rng: np.random.Generator, se
         slots[: len(pixels), 0], slots[: len(pixels), 1] = np.divmod(pixels, labelled.shape[1])
         slots[: len(pixels), 2] = SCATTERED
     points[0, : len(orders), 2] = orders
-    return Drawn(truth, points.reshape(-1, 3))
+    drawn = Drawn(truth, points.reshape(-1, 3), np.full(4, -1, np.float32))
+    if not (truth == 1).any():
+        return drawn
+    if rng.random() < settings.box_probability:
+        kept = np.full_like(drawn.points, -1) if rng.random() < settings.box_only else drawn.points
+        return drawn._replace(points=kept, box=_jittered_box(truth == 1, rng, settings.box_jitter))
+    if rng.random() < settings.perturbed_probability:
+        previous = perturbed(truth, targets, rng)
+        points = add_next_click(drawn.points, previous, truth, order=1, rng=rng, off_centre=settings.off_centre)
+        return drawn._replace(points=points, previous=previous, corrections=1)
+    return drawn
+
+
+def perturbed(truth: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """float32, (H, W), in [0, 1]: the mask of ``truth`` with the typical faults of a prediction.
+
+    A neighbour is included, or a part is missing, or there is an extra blob; the edge is displaced and blurred.
+    truth: int8, (H, W), with object pixels. targets: int8, (N, H, W): the objects of the image.
+    """
+    mask = truth == 1
+    kind = rng.random()
+    neighbours = [target == 1 for target in targets if np.count_nonzero((target == 1) & (truth == 0)) > 50]
+    if neighbours and kind < 0.55:
+        mask = mask | neighbours[int(rng.integers(len(neighbours)))]
+    else:
+        extra = kind >= 0.8
+        places = np.flatnonzero(mask)
+        size = math.sqrt(len(places)) * rng.uniform(0.3, 0.9)
+        row, col = np.divmod(places[int(rng.integers(len(places)))], mask.shape[1]) + extra * rng.normal(0, size, 2)
+        axes = int(size) + 2, int(size * rng.uniform(0.4, 1)) + 2
+        blob = np.zeros(mask.shape, np.uint8)
+        cv2.ellipse(blob, (int(col), int(row)), axes, rng.uniform(0, 180), 0, 360, 1, -1)
+        mask = mask | (blob > 0) if extra else mask & (blob == 0)
+    change = (cv2.MORPH_DILATE, cv2.MORPH_ERODE, cv2.MORPH_OPEN, cv2.MORPH_CLOSE)[int(rng.integers(4))]
+    side = 2 * int(rng.integers(4)) + 1
+    changed = cv2.morphologyEx(mask.astype(np.uint8), change, np.ones((side, side), np.uint8)).astype(np.float32)
+    blurred: np.ndarray = cv2.GaussianBlur(changed, (0, 0), rng.uniform(0.5, 4))
+    return blurred
 
 
 def add_next_click(
@@ -84,6 +128,17 @@ def add_next_click(
         pixel = _off_centre(mistake, rng) if rng.random() < off_centre else _inner(mistake, 2, rng)
         points[(slots if positive else 2 * slots) - order] = *divmod(pixel, truth.shape[1]), order
     return points
+
+
+def _jittered_box(mask: np.ndarray, rng: np.random.Generator, jitter: float) -> np.ndarray:
+    """float32, (4): the box of a non-empty mask, each edge displaced by a normal deviate of ``jitter`` times its
+    size."""
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    ends = np.array([top, left, top + height - 1, left + width - 1])
+    sizes = np.array([height, width, height, width])
+    limit = np.array([*mask.shape, *mask.shape]) - 1
+    moved: np.ndarray = (ends + rng.normal(0, jitter, 4) * sizes).round().clip(0, limit).astype(np.float32)
+    return np.concatenate([np.minimum(moved[:2], moved[2:]), np.maximum(moved[:2], moved[2:])])
 
 
 def _choose(count: int, rng: np.random.Generator, settings: Clicks) -> list[int]:

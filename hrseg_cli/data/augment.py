@@ -1,4 +1,5 @@
-"""Training augmentation: cut, resize and recolour a window of an image, and paste in an object of another photograph.
+"""Training augmentation: cut, resize and recolour a window of an image, and paste in an object of another photograph or
+copies of one of its own.
 
 All randomness comes from the generator passed in: the same state gives the same bytes.
 """
@@ -17,6 +18,7 @@ from hrseg_cli.recipe import Augmentation, Composite
 TRIES = 20  # random windows searched for an object before one is placed on an object
 ALIASED = 0.6  # below this factor linear interpolation, which reads two pixels per axis, would skip some: use area
 ELASTIC_CELLS = 4  # independent displacements per axis
+DUPLICATED = 0.004, 0.35  # objects of an area between these fractions of the image can have copies
 
 Cut = tuple[
     tuple[bool, bool], tuple[bool, bool]
@@ -261,6 +263,24 @@ def paste(
     masks[(slice(None), *there)] *= ~solid
     masks[-1][there] = solid
     return made, masks
+
+
+def duplicate(
+    image: np.ndarray, truths: np.ndarray, rng: np.random.Generator, settings: Composite
+) -> tuple[np.ndarray, np.ndarray]:
+    """The image with one or two copies of one of its objects pasted in, similar in size and colour; see :func:`paste`.
+
+    An object that fills too little or too much of the image for a copy next to it changes nothing.
+    """
+    truth = truths[int(rng.integers(len(truths)))]
+    area = float((truth == 1).mean())
+    if not DUPLICATED[0] < area < DUPLICATED[1]:
+        return image, truths
+    similar = settings.model_copy(update={"area": (0.6 * area, 1.5 * area), "colour": (0.0, 0.2)})
+    original = image
+    for _ in range(int(rng.integers(1, 3))):
+        image, truths = paste(image, truths, original, truth, rng, similar)
+    return image, truths
 
 
 def _cutout(

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -26,7 +26,7 @@ from PIL import Image
 
 from hrseg_cli.data.index import Index
 from hrseg_cli.data.paths import below, checked
-from hrseg_cli.data.pixels import read_image, read_mask
+from hrseg_cli.data.pixels import MaskPixels, Span, read_image, read_mask
 from hrseg_cli.data.refs import PAIRS, Ref
 from hrseg_cli.data.samples import fingerprint, load, relative, truth_of
 from hrseg_cli.errors import HrsegError
@@ -34,6 +34,8 @@ from hrseg_cli.writing import is_empty, only_one_in, sweep, write_atomically
 
 STAMP = "cache.json"
 VERSION = 3  # increase when the same originals give different copies or names
+
+Kept = TypeVar("Kept", np.ndarray, MaskPixels)
 
 log = logging.getLogger(__name__)
 
@@ -80,14 +82,48 @@ class Scene:
     truths: np.ndarray
 
 
-def load_scene(refs: Sequence[Ref]) -> Scene:
+class Decoded:
+    """Decoded images and masks, kept in memory until they fill a number of bytes.
+
+    Nothing is evicted: where files are read in random order, those kept first are as useful as any others, and the most
+    recent ones are not. The arrays are read-only.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._kept: dict[object, np.ndarray | MaskPixels] = {}
+
+    def image(self, path: Path, span: Span | None) -> np.ndarray:
+        """See :func:`read_image`."""
+        found = self._kept.get((path, span))
+        return found if isinstance(found, np.ndarray) else self._keep((path, span), read_image(path, span=span))
+
+    def mask(self, path: Path) -> MaskPixels:
+        """See :func:`read_mask`."""
+        found = self._kept.get(path)
+        return found if isinstance(found, MaskPixels) else self._keep(path, read_mask(path))
+
+    def _keep(self, key: object, read: Kept) -> Kept:
+        arrays = [one for one in (read if isinstance(read, tuple) else (read,)) if isinstance(one, np.ndarray)]
+        size = sum(array.nbytes for array in arrays)
+        if self.size + size <= self.limit:
+            for array in arrays:
+                array.flags.writeable = False
+            self._kept[key] = read
+            self.size += size
+        return read
+
+
+def load_scene(refs: Sequence[Ref], decoded: Decoded | None = None) -> Scene:
     """Load one image and its objects; each file is decoded once. Raises HrsegError naming a broken file."""
     first = refs[0]
     if first.draw:
         sample = load(first)
         return Scene((first,), sample.image, sample.truth[None])
-    image = read_image(first.image, span=first.span)
-    read = cache(read_mask)
+    decoded = decoded or Decoded(0)
+    image = decoded.image(first.image, first.span)
+    read = cache(decoded.mask)
     return Scene(tuple(refs), image, np.stack([truth_of(ref, image.shape[:2], read)[0] for ref in refs]))
 
 
@@ -110,15 +146,21 @@ def epoch_order(
     if any(share and not size for share, size in zip(shares, sizes, strict=True)):
         raise HrsegError("a part with a weight above 0 has no images; remove it or set its weight to 0")
     rng = np.random.default_rng((seed, epoch))
-    exact = count * shares / shares.sum()
-    draws = np.floor(exact).astype(int)
-    draws[np.argsort(draws - exact, kind="stable")[: count - draws.sum()]] += 1  # largest remainder method
     rows = []
-    for part, (size, number) in enumerate(zip(sizes, draws, strict=True)):
+    for part, (size, number) in enumerate(zip(sizes, apportion(count, shares), strict=True)):
         passes = [rng.permutation(size) for _ in range(math.ceil(number / size) if number else 0)]
         chosen = np.concatenate([*passes, np.zeros(0, np.int64)])[:number]
         rows.append(np.stack([np.full(number, part), chosen], axis=1))
     return rng.permutation(np.concatenate(rows).astype(np.int64))
+
+
+def apportion(count: int, shares: Sequence[float] | np.ndarray) -> np.ndarray:
+    """int64, (parts): ``count`` distributed in proportion to ``shares``, which are not all 0 (largest remainder
+    method)."""
+    exact = count * np.asarray(shares, np.float64) / np.sum(shares)
+    parts = np.floor(exact).astype(np.int64)
+    parts[np.argsort(parts - exact, kind="stable")[: count - parts.sum()]] += 1
+    return parts
 
 
 class Window(NamedTuple):

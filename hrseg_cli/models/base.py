@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class InteractiveModel(nn.Module):
 
     name, config: name in the catalog and keyword arguments, which rebuild the model.
     with_prev_mask: whether the previous mask is part of the input.
+    with_boxes: whether ``decode`` takes ``boxes`` as a fourth argument.
     mirror: whether protocols with mirroring also run it on the mirrored image.
     weightless: whether it works without weights.
     unused: parts of the names of parameters that do not affect the output.
@@ -47,6 +49,7 @@ class InteractiveModel(nn.Module):
     name: str
     config: dict[str, Any]
     with_prev_mask: bool = True
+    with_boxes: bool = False
     mirror: bool = True
     precisions: tuple[str, ...] = ("fp32",)
     has_encoder: bool = False
@@ -64,6 +67,18 @@ class InteractiveModel(nn.Module):
         ("backbone") and layers that are not trained ("fixed"). Every parameter is in exactly one group; groups may be
         missing."""
         return {"new": list(self.parameters())}
+
+    @contextmanager
+    def backbone_fixed(self) -> Iterator[None]:
+        """Context in which a prediction trains only the layers outside the group "backbone", for faster steps."""
+        learning = [p for p in self.parameter_groups().get("backbone", ()) if p.requires_grad]
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
 
     def untrained(self) -> set[nn.Parameter]:
         """Parameters that no training and no adapter changes: the group "fixed", and those that do not affect the

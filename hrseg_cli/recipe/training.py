@@ -6,6 +6,7 @@ its public configurations) wherever RITM has the setting.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
@@ -98,7 +99,8 @@ class Augmentation(Settings):
     zoom: probability that the window is the box of one object, with its sides times a factor from ``zoom_expansion``,
         instead of using ``scale``; this is what zoom-in shows the network. zoom_limit: maximum enlargement of that
         window.
-    keep_background: probability of keeping a window without an object instead of drawing another.
+    keep_background: probability of keeping a window without an object instead of drawing another. With 0, an image in
+        whose window no object is large enough is replaced by another image.
     pad: mask value of pixels outside the image; their colour is black.
     """
 
@@ -130,23 +132,44 @@ class Composite(Settings):
     colour: strength of the colour transfer (mean and spread in Lab) from its own photograph to the image: 0 none,
         1 complete.
     feather: sigma of the blur of its edge, in pixels. From 0.75 up, lines one pixel wide vanish.
+    duplicate: probability that instead one or two copies of one of the image's own objects are pasted into it: only
+        clicks tell it from its copies.
     """
 
     probability: Share = 0.0
+    duplicate: Share = 0.0
     area: tuple[Positive, Positive] = (0.02, 0.25)
     enlarge: Positive = 1.5
     flip: Share = 0.5
     colour: tuple[Share, Share] = (0.0, 0.5)
     feather: tuple[Nonnegative, Nonnegative] = (0.4, 0.8)
 
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Composite:
+        if self.probability + self.duplicate > 1:
+            raise ValueError("probability and duplicate add up to more than 1; lower one of them")
+        return self
+
+
+class Size(Settings):
+    """One size of training crops. crop: (height, width). batch: samples per step and process. share: of the samples,
+    relative to the other sizes."""
+
+    crop: tuple[Pixels, Pixels]
+    batch: int = Field(ge=1)
+    share: Positive = 1.0
+
 
 class Data(Settings):
     """crop: size of a training image. epoch: samples per epoch. min_area: objects with fewer pixels in the crop are not
     used as targets. held_out: fraction of the images that training never sees, chosen by a hash of their names.
 
+    sizes: crops of several sizes, each with its own batch, instead of ``crop`` and ``batch``. ``augment.scale`` and
+        ``min_area`` are then those of ``crop``; other sizes have them in proportion.
     longest: use copies with sides of at most this many pixels, made once.
     max_objects: of an image with more objects, load only this many, chosen at random each time; the others are
         background.
+    cache: megabytes of decoded images and masks that each training process keeps in memory.
     """
 
     parts: list[Part] = Field(min_length=1)
@@ -154,10 +177,20 @@ class Data(Settings):
     epoch: int = Field(30000, ge=1)
     min_area: int = Field(1000, ge=1)
     held_out: float = Field(0.0, ge=0, lt=1)
+    sizes: list[Size] = []
     longest: int | None = Field(None, ge=64)
     max_objects: int = Field(1000, ge=1)
+    cache: int = Field(0, ge=0, le=10**7)
     augment: Augmentation = Augmentation()
     composite: Composite = Composite()
+
+    def at(self, crop: tuple[int, int]) -> Data:
+        """These settings for crops of another size: the scale in proportion, the smallest area to its square."""
+        ratio = math.sqrt(crop[0] * crop[1] / (self.crop[0] * self.crop[1]))
+        low, high = self.augment.scale
+        augment = self.augment.model_copy(update={"scale": (low * ratio, high * ratio)})
+        area = max(1, round(self.min_area * ratio**2))
+        return self.model_copy(update={"crop": crop, "min_area": area, "augment": augment})
 
 
 class Clicks(Settings):
@@ -174,8 +207,14 @@ class Clicks(Settings):
     only_one_first_click: of merged objects only one is guaranteed to get a click.
     off_centre: fraction of first clicks and corrections placed as people click: at any pixel, with a probability that
         grows with its squared distance to the edge.
-    rounds: maximum number of corrective rounds, random per batch, before the forward pass that is trained.
-        drop_previous: probability of clearing the previous mask after such rounds.
+    rounds: maximum number of corrective rounds, random per batch; or the relative probabilities of 0, 1, 2, ... rounds.
+    trained: which predictions of these rounds are trained: the ``last``, or ``every`` one, each by an optimizer step.
+    drop_previous: probability of clearing the previous mask before the last prediction, after such rounds.
+    box_probability: fraction of samples whose prompt includes the object's box, for networks that take boxes. Each edge
+        is displaced by a normal deviate of ``box_jitter`` times the box's size. box_only: fraction of these without
+        clicks.
+    perturbed_probability: fraction of the other samples that start from a faulty previous mask (a neighbour included, a
+        part missing, an extra blob) and one correction of it.
     """
 
     max_points: int = Field(24, ge=1)
@@ -193,8 +232,26 @@ class Clicks(Settings):
     inner_k: Nonnegative = 1.7
     only_one_first_click: bool = False
     off_centre: Share = 0.0
-    rounds: int = Field(3, ge=0)
+    rounds: Annotated[int, Field(ge=0)] | Annotated[list[Nonnegative], Field(min_length=1)] = 3
+    trained: Literal["last", "every"] = "last"
     drop_previous: Share = 0.0
+    box_probability: Share = 0.0
+    box_only: Share = 0.7
+    box_jitter: Annotated[float, Field(ge=0, le=1)] = 0.05
+    perturbed_probability: Share = 0.0
+
+    @property
+    def round_shares(self) -> list[float]:
+        """Relative probabilities of 0, 1, 2, ... corrective rounds."""
+        return [1.0] * (self.rounds + 1) if isinstance(self.rounds, int) else self.rounds
+
+    @model_validator(mode="after")
+    def _correctable(self) -> Clicks:
+        if not sum(self.round_shares):
+            raise ValueError("rounds are all 0; set one of them above 0")
+        if self.trained == "every" and self.drop_previous:
+            raise ValueError("drop_previous works with trained=last only; set it to 0")
+        return self
 
     @model_validator(mode="after")
     def _drawable(self) -> Clicks:
@@ -232,7 +289,11 @@ class Optim(Settings):
     """backbone: learning rate factor of layers that start from pretrained weights. heads: the same for the classifiers,
     which RITM trains at the backbone's rate although they start from random weights.
 
-    schedule: ``steps`` multiplies by ``gamma`` at the epochs in ``milestones``; ``cosine`` decays to ``floor`` * lr.
+    backbone_later: with ``clicks.trained=every``, fraction of the steps after a batch's first that train the backbone
+        too. The other steps train only the other layers, which is faster.
+    freeze_norms: BatchNorm normalises with its running statistics and does not update them, as small batches need.
+    schedule: ``steps`` multiplies by ``gamma`` at the epochs in ``milestones``; ``cosine`` decays to ``floor`` * lr,
+        after a constant first part of the training of ``level``.
     warmup: steps of linear warmup. clip: maximum gradient norm. accumulate: batches per step.
     ema: decay of an exponential moving average of the weights, which is validated and saved instead of them; 0: none.
     """
@@ -243,10 +304,13 @@ class Optim(Settings):
     weight_decay: float = Field(0.0, ge=0)
     backbone: float = Field(0.1, ge=0)
     heads: float = Field(0.1, ge=0)
+    backbone_later: Share = 1.0
+    freeze_norms: bool = False
     schedule: Literal["constant", "steps", "cosine"] = "steps"
     milestones: list[int] = [200, 220]
     gamma: float = Field(0.1, gt=0, le=1)
     floor: float = Field(0.0, ge=0, le=1)
+    level: float = Field(0.0, ge=0, lt=1)
     warmup: int = Field(0, ge=0)
     clip: float | None = Field(None, gt=0)
     accumulate: int = Field(1, ge=1)
@@ -305,7 +369,17 @@ class Recipe(Settings):
             raise ValueError("losses: 'boundary' is listed twice; keep one")
         if self.loss_schedule.kind != "constant" and boundaries in ([], [0]):
             raise ValueError("loss_schedule: needs another loss first and 'boundary' after it")
+        corrections = len(self.clicks.round_shares) - 1 + (self.clicks.perturbed_probability > 0)
+        if corrections > self.clicks.max_points:
+            raise ValueError(f"clicks.max_points: must be at least {corrections}, for the corrections of a sample")
+        if self.clicks.trained == "every" and self.optim.accumulate > 1:
+            raise ValueError("clicks.trained=every takes a step after each click; set optim.accumulate=1")
         return self
+
+    @property
+    def sizes(self) -> list[Size]:
+        """The sizes of training crops with their batches."""
+        return self.data.sizes or [Size(crop=self.data.crop, batch=self.batch)]
 
     @property
     def boundary(self) -> Loss | None:

@@ -13,21 +13,22 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from hrseg_cli.clicks.sampler import draw
-from hrseg_cli.data.augment import augment, paste
+from hrseg_cli.data.augment import augment, duplicate, paste
 from hrseg_cli.data.datasets import in_held_out, open_dataset, open_for_training
 from hrseg_cli.data.paths import below
 from hrseg_cli.data.samples import Ref
-from hrseg_cli.data.views import Images, Scene, cache_longest, epoch_order, identity, load_scene
+from hrseg_cli.data.views import Decoded, Images, apportion, cache_longest, epoch_order, identity, load_scene
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.losses import signed_distance
 from hrseg_cli.recipe import Data, Recipe
 from hrseg_cli.recipe.training import Part
 
 Batch = dict[str, Tensor]
-_DONOR_TRIES = 5
+Key = tuple[int, int, int]  # epoch, step and index of the crop size
+_TRIES = 5  # images tried for a large enough object, before one without is accepted
 
 
 def training_images(data: Data, root: Path | None, cache: Path) -> list[Images]:
@@ -67,15 +68,18 @@ def open_part(part: Part, root: Path | None) -> Sequence[Ref]:
 
 
 class Feed(Dataset[Batch]):
-    """Training samples by (epoch, step).
+    """Training samples by (epoch, step, index of the crop size).
 
     image: uint8 (3, h, w), RGB. truth: int8 (1, h, w), 1 object, 0 background, -1 ignored. points: float32 (2N, 3), see
-    :mod:`hrseg_cli.models.parts.click_maps`. key: int64 (2), epoch and step. distance: float32 (1, h, w), signed
-    distance to the object's edge, if the recipe has a boundary loss.
+    :mod:`hrseg_cli.models.parts.click_maps`. key: int64 (2), epoch and step. Where the recipe asks for them: box:
+    float32 (4); previous: float32 (1, h, w), and corrections: int64 (), see :class:`hrseg_cli.clicks.sampler.Drawn`;
+    distance: float32 (1, h, w), signed distance to the object's edge, for the boundary loss.
     """
 
     def __init__(self, images: Sequence[Images], recipe: Recipe) -> None:
         self.images, self.recipe = images, recipe
+        self.decoded = Decoded(recipe.data.cache * 10**6)
+        self._data = [recipe.data.at(size.crop) for size in recipe.sizes]
         data = recipe.data
         sizes = [len(part) for part in images]
         weights = [size if part.weight is None else part.weight for part, size in zip(data.parts, sizes, strict=True)]
@@ -89,26 +93,19 @@ class Feed(Dataset[Batch]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # the cache of the order cannot be pickled
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        epoch, step = key
-        data = self.recipe.data
+    def __getitem__(self, key: Key) -> Batch:
+        epoch, step, size = key
+        data, clicks = self._data[size], self.recipe.clicks
         rng = np.random.default_rng((self.recipe.seed, epoch, step))
         part, index = self._order(epoch)[step]
-        refs = self.images[part][int(index)]
-        if len(refs) > data.max_objects:
-            chosen = np.sort(rng.choice(len(refs), data.max_objects, replace=False))
-            refs = tuple(refs[k] for k in chosen)
-        scene = load_scene(refs)
-        image, truths = scene.image, scene.truths
-        if any(ref.stuff is not None for ref in scene.refs) and rng.random() >= data.parts[part].stuff:
-            truths = truths[[ref.stuff is None for ref in scene.refs]]
-        if rng.random() < data.composite.probability:
-            donor, truth = self._donor(epoch, rng)
-            image, truths = paste(image, truths, donor, truth, rng, data.composite)
-        image, truths = augment(image, truths, data.crop, data.augment, rng)
-        objects = truths == 1
-        targets = truths[objects.sum((1, 2)) >= data.min_area]
-        drawn = draw(targets, (truths != 0).any(0), rng, self.recipe.clicks)
+        for _ in range(_TRIES):
+            image, truths = augment(*self._scene(epoch, part, index, data, rng), data.crop, data.augment, rng)
+            objects = truths == 1
+            targets = truths[objects.sum((1, 2)) >= data.min_area]
+            if len(targets) or data.augment.keep_background:
+                break
+            part, index = self._any(epoch, rng)
+        drawn = draw(targets, (truths != 0).any(0), rng, clicks)
         if not len(targets):
             drawn.truth[(truths == -1).any(0) & ~objects.any(0)] = -1
         batch = {
@@ -117,35 +114,89 @@ class Feed(Dataset[Batch]):
             "points": torch.from_numpy(drawn.points),
             "key": torch.tensor([epoch, step]),
         }
+        if clicks.box_probability:
+            batch["box"] = torch.from_numpy(drawn.box)
+        if clicks.perturbed_probability:
+            previous = np.zeros(data.crop, np.float32) if drawn.previous is None else drawn.previous
+            batch |= {"previous": torch.from_numpy(previous[None]), "corrections": torch.tensor(drawn.corrections)}
         if boundary := self.recipe.boundary:
             batch["distance"] = torch.from_numpy(signed_distance(drawn.truth, **boundary.options)[None])
         return batch
 
+    def _scene(
+        self, epoch: int, part: int, index: int, data: Data, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """An image and its objects, some of them possibly pasted in."""
+        refs = self.images[part][int(index)]
+        if len(refs) > data.max_objects:
+            chosen = np.sort(rng.choice(len(refs), data.max_objects, replace=False))
+            refs = tuple(refs[k] for k in chosen)
+        scene = load_scene(refs, self.decoded)
+        image, truths = scene.image, scene.truths
+        if any(ref.stuff is not None for ref in scene.refs) and rng.random() >= data.parts[part].stuff:
+            truths = truths[[ref.stuff is None for ref in scene.refs]]
+        kind = rng.random()
+        if kind < data.composite.probability:
+            donor, truth = self._donor(epoch, rng)
+            return paste(image, truths, donor, truth, rng, data.composite)
+        if kind < data.composite.probability + data.composite.duplicate and len(truths):
+            return duplicate(image, truths, rng, data.composite)
+        return image, truths
+
     def _donor(self, epoch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """An image and one of its objects, from a random step; after a few tries a tiny object is accepted."""
-        order = self._order(epoch)
-        for _ in range(_DONOR_TRIES):
-            part, index = order[rng.integers(len(order))]
+        for _ in range(_TRIES):
+            part, index = self._any(epoch, rng)
             refs = self.images[part][int(index)]
-            scene: Scene = load_scene((refs[rng.integers(len(refs))],))
+            scene = load_scene((refs[rng.integers(len(refs))],), self.decoded)
             truth = scene.truths[0]
             if (truth == 1).mean() > 0.01:
                 break
         return scene.image, truth
 
+    def _any(self, epoch: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Part and index of the image of a random step."""
+        order = self._order(epoch)
+        part, index = order[rng.integers(len(order))]
+        return int(part), int(index)
 
-class Order(Sampler[list[tuple[int, int]]]):
-    """The (epoch, step) keys of each batch of this rank; all ranks together take consecutive steps."""
 
-    def __init__(self, steps: int, batch: int, rank: int, world: int) -> None:
-        self.batch, self.rank, self.world = batch, rank, world
-        self.batches = steps // (batch * world)
+def batches(recipe: Recipe, epoch: int, world: int) -> np.ndarray:
+    """int64, (batches, 2): index of the crop size, and number of corrective rounds, of each batch of an epoch.
+
+    Sizes and rounds get exactly their shares, so the number of batches and steps is the same in every epoch. world:
+    number of processes, each of which takes such a batch. Raises HrsegError for an epoch that is too short.
+    """
+    total = sum(size.share for size in recipe.sizes)
+    counts = []
+    for size in recipe.sizes:
+        counts.append(int(recipe.data.epoch * size.share / total + 1e-9) // (size.batch * world))
+        if not counts[-1]:
+            raise HrsegError(
+                f"data.epoch={recipe.data.epoch}: fewer samples than one batch of {size.batch} x {world}"
+                f"{f' at {size.crop[0]}x{size.crop[1]}' if recipe.data.sizes else ''}; raise it"
+            )
+    rounds = apportion(sum(counts), recipe.clicks.round_shares)
+    rng = np.random.default_rng((recipe.seed, epoch, 0, 0, 1))  # of no sample
+    columns = (rng.permutation(np.repeat(np.arange(len(part)), part)) for part in (counts, rounds))
+    return np.stack(list(columns), 1)
+
+
+def steps_per_epoch(recipe: Recipe, world: int) -> int:
+    """Number of predictions that are trained in an epoch."""
+    found = batches(recipe, 0, world)
+    return len(found) + (int(found[:, 1].sum()) if recipe.clicks.trained == "every" else 0)
+
+
+class Order(Sampler[list[Key]]):
+    """The keys of each batch of this rank; all ranks together take consecutive steps."""
+
+    def __init__(self, recipe: Recipe, rank: int, world: int) -> None:
+        self.recipe, self.rank, self.world = recipe, rank, world
         self.epoch = self.done = 0
-        if not self.batches:
-            raise HrsegError(f"data.epoch={steps}: fewer samples than one batch of {batch} x {world}; raise it")
 
     def __len__(self) -> int:
-        return self.batches
+        return len(batches(self.recipe, self.epoch, self.world))
 
     @property
     def sampler(self) -> Order:
@@ -156,18 +207,27 @@ class Order(Sampler[list[tuple[int, int]]]):
         if epoch != self.epoch:
             self.epoch, self.done = epoch, 0
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch
-        for number in range(self.done, self.batches):
-            first = (number * self.world + self.rank) * self.batch
-            yield [(epoch, first + k) for k in range(self.batch)]
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, done = self.epoch, self.done
+        first = 0
+        for number, (size, _) in enumerate(batches(self.recipe, epoch, self.world).tolist()):
+            batch = self.recipe.sizes[size].batch
+            if number >= done:
+                mine = first + self.rank * batch
+                yield [(epoch, mine + k, size) for k in range(batch)]
+            first += batch * self.world
 
 
 class Loader(DataLoader[Batch]):
-    """Resumes at the exact batch at which a checkpoint was saved: the Trainer stores ``state_dict`` in it."""
+    """The batches of an epoch, each once per prediction that is trained, with "turn", int64 (3): number of the batch,
+    corrective rounds before this prediction, and before the batch's last one. After the first, only "turn" is given.
+
+    Resumes at the exact batch at which a checkpoint was saved: the Trainer stores ``state_dict`` in it.
+    """
 
     def __init__(self, feed: Feed, order: Order, workers: int, pin: bool = False) -> None:
         self.order = order
+        self._length = steps_per_epoch(order.recipe, order.world)
         super().__init__(
             feed,
             batch_sampler=order,
@@ -177,10 +237,18 @@ class Loader(DataLoader[Batch]):
             worker_init_fn=_start_worker,
         )
 
+    def __len__(self) -> int:
+        return self._length
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        recipe = self.order.recipe
+        rounds = batches(recipe, self.order.epoch, self.order.world)[:, 1].tolist()
         for batch in super().__iter__():
+            number, last = self.order.done, rounds[self.order.done]
             self.order.done += 1
-            yield batch
+            for turn in range(0 if recipe.clicks.trained == "every" else last, last + 1):
+                yield {**batch, "turn": torch.tensor([number, turn, last])}
+                batch = {}
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.order.epoch, "done": self.order.done}
@@ -194,3 +262,5 @@ def _start_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    if info := get_worker_info():
+        info.dataset.decoded.limit //= info.num_workers

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a deprecation in a dependency of Lightning
@@ -38,7 +39,7 @@ from hrseg_cli.recipe import Recipe
 from hrseg_cli.training.feed import Feed, Loader, Order
 from hrseg_cli.training.judge import Averaging, Judge, Save, move_average, trained_model
 from hrseg_cli.training.logs import Logs, join_events, loggers, rewind
-from hrseg_cli.training.step import ClickTraining
+from hrseg_cli.training.step import ClickTraining, make_optimizer
 from hrseg_cli.writing import writing_atomically
 
 LAST = "last.ckpt"
@@ -92,8 +93,11 @@ class Checkpointing(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        _, turn, last = batch["turn"].tolist()
         if batch_idx + 1 == trainer.num_training_batches or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # the end of the epoch saves anyway; between two updates accumulated gradients would be lost
+        if turn < last:
+            return  # the batch's next click follows
         due = trainer.is_global_zero and time.monotonic() - self.saved > KEEP_EVERY
         if trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False):
             self._save_checkpoint(trainer)
@@ -147,7 +151,7 @@ def fit(
     if machine.device == "cpu" and recipe.precision == "fp16":
         raise HrsegError("precision=fp16: only supported on a GPU; set precision=auto")
     last = folder / LAST
-    steps, epoch = _progress(last) if last.exists() else (0, 0)
+    steps, epoch = _progress(last, make_optimizer(model, recipe.optim)) if last.exists() else (0, 0)
     first = not getattr(rank_zero_only, "rank", 0)
     if first:
         rewind(folder, steps, epoch)
@@ -155,7 +159,7 @@ def fit(
     module = ClickTraining(model, recipe)
     if recipe.channels_last:
         module.to(memory_format=torch.channels_last)
-    order = Order(recipe.data.epoch, recipe.batch, trainer.global_rank, trainer.world_size)
+    order = Order(recipe, trainer.global_rank, trainer.world_size)
     loader = Loader(feed, order, machine.workers, pin=machine.device != "cpu")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning|torch")
@@ -217,22 +221,33 @@ def check_recipe(model: InteractiveModel, recipe: Recipe) -> None:
                 loss(sample, sample, **term.options)
         except (TypeError, ValueError, AttributeError) as error:
             raise HrsegError(f"losses: '{term.name}': {error}; fix its options") from None
-    size = [side if side <= 128 else 128 + side % 32 for side in recipe.data.crop]
-    planes = 4 if model.with_prev_mask else 3
-    try:
-        with torch.no_grad():
-            out = model.eval()(torch.zeros(1, planes, *size), torch.full((1, 2, 3), -1.0))
-    except (RuntimeError, ValueError) as error:
-        raise HrsegError(
-            f"data.crop={list(recipe.data.crop)}: the network does not accept this size "
-            f"({str(error).splitlines()[0]}); use even sides of at least 32 pixels"
-        ) from None
+    if recipe.clicks.box_probability and not model.with_boxes:
+        raise HrsegError(f"clicks.box_probability: '{model.name}' does not take boxes; set it to 0")
+    if recipe.clicks.perturbed_probability and not model.with_prev_mask:
+        raise HrsegError(f"clicks.perturbed_probability: '{model.name}' sees no previous mask; set it to 0")
+    for size in recipe.sizes:
+        out = _outputs(model, size.crop)
     for term in recipe.losses:
         if term.output not in out:
             raise HrsegError(
                 f"losses: '{term.name}' applies to output '{term.output}', which this network does not have; "
                 f"use one of {', '.join(out)}, or remove the term"
             )
+
+
+def _outputs(model: InteractiveModel, crop: tuple[int, int]) -> dict[str, Tensor]:
+    """The network's outputs for a small crop with the sides of ``crop`` modulo 32. Raises HrsegError."""
+    size = [side if side <= 128 else 128 + side % 32 for side in crop]
+    planes = 4 if model.with_prev_mask else 3
+    try:
+        with torch.no_grad():
+            found: dict[str, Tensor] = model.eval()(torch.zeros(1, planes, *size), torch.full((1, 2, 3), -1.0))
+    except (RuntimeError, ValueError) as error:
+        raise HrsegError(
+            f"data.crop={list(crop)}: the network does not accept this size "
+            f"({str(error).splitlines()[0]}); use even sides of at least 32 pixels"
+        ) from None
+    return found
 
 
 def write_weights(
@@ -270,7 +285,7 @@ def make_trainer(
         accelerator="cpu" if machine.device == "cpu" else "gpu",
         devices=devices_of(machine),
         num_nodes=machine.nodes,
-        strategy="ddp" if processes > 1 else "auto",
+        strategy=_strategy(recipe) if processes > 1 else "auto",
         precision=PRECISION[recipe.precision],  # type: ignore[arg-type]
         max_epochs=recipe.epochs,
         gradient_clip_val=recipe.optim.clip,
@@ -289,6 +304,12 @@ def make_trainer(
     )
 
 
+def _strategy(recipe: Recipe) -> str:
+    """Lightning's strategy for several processes. Where steps skip the backbone, its gradients must not be awaited."""
+    skips = recipe.clicks.trained == "every" and recipe.optim.backbone_later < 1
+    return "ddp_find_unused_parameters_true" if skips else "ddp"
+
+
 def devices_of(machine: Machine) -> int | list[int]:
     """The Trainer's ``devices``: a number, or the GPU that was named. Raises HrsegError for one GPU and several
     processes."""
@@ -300,14 +321,22 @@ def devices_of(machine: Machine) -> int | list[int]:
     return [int(number)]
 
 
-def _progress(last: Path) -> tuple[int, int]:
-    """Number of steps of a checkpoint, and its last validated epoch. Raises HrsegError for a damaged file."""
+def _progress(last: Path, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """Number of steps of a checkpoint, and its last validated epoch. Raises HrsegError for a damaged file, or one of an
+    earlier version that trained other layers than ``optimizer``."""
     try:
         kept = torch.load(last, mmap=True, weights_only=True)
         judge = kept["callbacks"]["Judge"]
-        return int(kept["global_step"]), int(judge.get("epoch", kept["epoch"] + 1))  # older checkpoints lack it
+        steps, epoch = int(kept["global_step"]), int(judge.get("epoch", kept["epoch"] + 1))  # older ones lack it
+        groups = [len(group["params"]) for group in kept["optimizer_states"][0]["param_groups"]]
     except Exception:  # a damaged file can raise nearly anything
         raise HrsegError(f"{last}: damaged checkpoint; delete it to restart the training from the beginning") from None
+    if groups != [len(group["params"]) for group in optimizer.param_groups]:
+        raise HrsegError(
+            f"{last}: of an earlier version, which trained other layers; resume with that version, or start a new run "
+            f"with model.weights={last.with_name(LAST_WEIGHTS)}"
+        )
+    return steps, epoch
 
 
 def _bars() -> list[Callback]:

@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hrseg_cli.data.paths import data_root
 from hrseg_cli.engine.devices import best_precision
 from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
-from hrseg_cli.recipe import Recipe
+from hrseg_cli.recipe import Recipe, recipe_of
 from hrseg_cli.runs import Run
 from hrseg_cli.training import fit
 from hrseg_cli.training.feed import Feed, training_images
@@ -67,9 +68,14 @@ def train_in(
             fit.fit(model, recipe, feed, judged, folder, runs_on, provenance)
         return None
     root = machine["root"] and str(Path(machine["root"]).absolute())
-    with Run(folder, command, settings, {**machine, "root": root}) as run:
+    with Run(folder, command, settings, {**machine, "root": root}, partial(_completed, folder)) as run:
         run.summary = summary = fit.fit(model, recipe, feed, judged, folder, runs_on, provenance, say)
     return summary
+
+
+def _completed(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    recipe = recipe_of(settings["recipe"], f"{folder}/run.json")
+    return {**settings, "recipe": recipe.model_dump(mode="json")}
 
 
 def _is_first() -> bool:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,14 +32,36 @@ from hrseg_cli import catalog
 from hrseg_cli.clicks.sampler import add_next_click
 from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.losses import scheduled
-from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.recipe import Optim, Recipe
-from hrseg_cli.training.feed import Batch
+from hrseg_cli.training.feed import Batch, steps_per_epoch
+
+
+@dataclass
+class Interaction:
+    """A batch of objects and the clicks on them so far.
+
+    batch: from the feed. image: (B, 3, H, W) in [0, 1]. points: (B, 2N, 3). previous: (B, 1, H, W) in [0, 1], the mask
+    that the network sees next. seen: the mask that it has predicted from these, and that the next click corrects; None
+    before the prediction. rounds: corrective rounds so far.
+    features: of the image, if they stay the same for the whole batch; else None.
+    """
+
+    batch: Batch
+    image: Tensor
+    points: Tensor
+    previous: Tensor
+    seen: Tensor | None = None
+    rounds: int = 0
+    features: Features | None = None
 
 
 class ClickTraining(pl.LightningModule):
-    """One step: up to ``clicks.rounds`` predictions without gradient, each followed by a simulated corrective click,
-    then the prediction that is trained."""
+    """One step: corrective clicks on earlier predictions, then the prediction that is trained.
+
+    With ``clicks.trained=last`` a batch takes one step, and the earlier predictions are computed for it, without
+    gradient. With ``every`` it takes one step per prediction, and each step corrects the prediction of the one before.
+    """
 
     def __init__(self, model: InteractiveModel, recipe: Recipe) -> None:
         super().__init__()
@@ -46,18 +71,70 @@ class ClickTraining(pl.LightningModule):
         self.values: dict[str, Tensor] = {}  # the loss and its terms at the last step
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(_seed(self.recipe.seed, batch["key"][0].tolist(), self.global_rank))  # for dropout
+        if "image" in batch:
+            self.current = begun(batch, self.recipe.channels_last)
+        key = self.current.batch["key"][0].tolist()
+        torch.manual_seed(_seed(self.recipe.seed, key, self.global_rank, int(batch["turn"][1])))  # for dropout
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        image = batch["image"].float().div_(255)
-        truth = batch["truth"]
-        points, previous = self.rounds(image, truth, batch["points"], batch["key"])
-        train_mode(self.model, len(image))
-        total, values = self.loss(self.model(self.joined(image, previous), points), batch, self.current_epoch)
-        self._refuse_nan(total, batch)
+        number, turn, _ = batch["turn"].tolist()
+        current, epoch = self.current, self.current_epoch
+        rng = np.random.default_rng((self.recipe.seed, epoch, number, 1, turn))  # the same in all processes
+        self.interact(current, turn)
+        if turn and self.recipe.clicks.drop_previous:
+            kept = rng.random(len(current.image)) >= self.recipe.clicks.drop_previous
+            current.previous = current.previous * torch.from_numpy(kept).to(current.previous)[:, None, None, None]
+        optim = self.recipe.optim
+        train_mode(self.model, len(current.image), optim.freeze_norms)
+        later = turn and self.recipe.clicks.trained == "every"
+        out = self.predict(current, whole=not later or rng.random() < optim.backbone_later)
+        current.seen = out["logits"].detach().float().sigmoid()
+        total, values = self.loss(out, current.batch, epoch)
+        self._refuse_nan(total, current)
         self.values = {name: value.detach() for name, value in {"train/loss": total, **values}.items()}
-        self.log("train/loss", total, prog_bar=True, logger=False)
+        self.log("train/loss", total, prog_bar=True, logger=False, batch_size=len(current.image))
         return total
+
+    def predict(self, current: Interaction, whole: bool = True) -> dict[str, Tensor]:
+        """The network's outputs for the clicks so far. whole: whether the backbone is trained by them too."""
+        model = self.model
+        if not model.has_encoder:
+            with nullcontext() if whole else model.backbone_fixed():
+                out: dict[str, Tensor] = model(self.joined(current.image, current.previous), current.points)
+                return out
+        features = current.features or model.encode(current.image)
+        if model.training and not any(one.requires_grad for one in features):
+            current.features = features  # nothing that is trained precedes them
+        if not whole:
+            features = tuple(one.detach() for one in features)
+        boxes = (current.batch["box"],) if "box" in current.batch else ()
+        with nullcontext() if whole else model.backbone_fixed():
+            return model.decode(features, current.previous, current.points, *boxes)
+
+    def interact(self, current: Interaction, rounds: int) -> None:
+        """Corrective rounds until there have been so many. Predictions for them are made without gradient."""
+        if current.rounds == rounds:
+            return
+        while current.rounds < rounds:
+            if current.seen is None:
+                self.model.eval()
+                with torch.no_grad():
+                    current.seen = self.predict(current)["logits"].float().sigmoid()
+            self._correct(current, current.seen)
+        torch.clear_autocast_cache()  # before torch 2.11, weights cached without gradient would get none below
+
+    def _correct(self, current: Interaction, seen: Tensor) -> None:
+        """Add a click to each object where the prediction is wrong."""
+        batch, seed = current.batch, self.recipe.seed
+        current.rounds += 1
+        earlier = batch["corrections"].tolist() if "corrections" in batch else [0] * len(seen)
+        rounds = [current.rounds + corrections for corrections in earlier]
+        seeds = [(seed, *pair, 1 + current.rounds) for pair in batch["key"].tolist()]
+        arrays = (part.cpu().numpy() for part in (current.points, seen[:, 0], batch["truth"][:, 0]))
+        add = partial(_with_correction, self.recipe.clicks.off_centre)
+        each = _threads().map if seen.is_cuda else map  # on a CPU the network already uses all cores
+        points = np.stack(list(each(add, *arrays, rounds, seeds)))
+        current.points, current.previous, current.seen = torch.from_numpy(points).to(seen.device), seen, None
 
     def loss(self, out: dict[str, Tensor], batch: Batch, epoch: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The recipe's weighted loss and its unweighted terms by name, averaged over the batch."""
@@ -77,48 +154,19 @@ class ClickTraining(pl.LightningModule):
         total = sum(weight * value for weight, value in zip(weights, values.values(), strict=True))
         return torch.as_tensor(total), values
 
-    def rounds(self, image: Tensor, truth: Tensor, points: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Points and previous masks after a random number of click rounds, which is the same on all ranks.
-
-        image: (B, 3, H, W) in [0, 1]. truth: (B, 1, H, W). points: (B, 2N, 3). key: (B, 2), epoch and step.
-        """
-        clicks, seed = self.recipe.clicks, self.recipe.seed
-        previous = torch.zeros_like(image[:, :1])
-        world = self.trainer.world_size if self._trainer else 1
-        epoch, first = key[0].tolist()
-        turn = np.random.default_rng((seed, epoch, first // (len(image) * world), 1))
-        count = int(turn.integers(clicks.rounds, endpoint=True))
-        if not count:
-            return points, previous
-        truths = truth[:, 0].cpu().numpy()
-        self.model.eval()
-        with torch.no_grad():
-            for number in range(1, count + 1):
-                previous = self.model(self.joined(image, previous), points)["logits"].float().sigmoid()
-                seen = previous[:, 0].cpu().numpy()
-                lists = points.cpu().numpy()
-                seeds = [(seed, *pair, 1 + number) for pair in key.tolist()]
-                correct = partial(_correct, number, clicks.off_centre)
-                each = _threads().map if image.is_cuda else map  # on a CPU the network already uses all cores
-                points = torch.from_numpy(np.stack(list(each(correct, lists, seen, truths, seeds)))).to(image.device)
-        torch.clear_autocast_cache()  # before torch 2.11, weights cached without gradient would get none below
-        if clicks.drop_previous:
-            kept = turn.random(len(image)) >= clicks.drop_previous
-            previous = previous * torch.from_numpy(kept).to(previous)[:, None, None, None]
-        return points, previous
-
     def joined(self, image: Tensor, previous: Tensor) -> Tensor:
         """The network's image input: RGB and, if the model uses it, the previous mask."""
         joined = torch.cat([image, previous], 1) if self.model.with_prev_mask else image
         return joined.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else joined
 
-    def _refuse_nan(self, loss: Tensor, batch: Batch) -> None:
+    def _refuse_nan(self, loss: Tensor, current: Interaction) -> None:
         """Raise HrsegError for a loss that is not finite, in all processes at once: a single one would leave the others
         waiting."""
         bad = not bool(torch.isfinite(loss))
         folder = Path(self.trainer.default_root_dir)
         if bad:
-            kept = {name: value.cpu() for name, value in batch.items()}
+            kept = {**current.batch, "points": current.points, "previous": current.previous}
+            kept = {name: value.cpu() for name, value in kept.items()}
             torch.save(kept, folder / f"bad_batch_{self.global_rank}.pt")
         if not self.trainer.strategy.reduce_boolean_decision(bad, all=False):
             return
@@ -133,9 +181,18 @@ class ClickTraining(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optim = self.recipe.optim
         optimizer = make_optimizer(self.model, optim)
-        steps = math.ceil(self.recipe.data.epoch // (self.recipe.batch * self.trainer.world_size) / optim.accumulate)
+        steps = math.ceil(steps_per_epoch(self.recipe, self.trainer.world_size) / optim.accumulate)
         factor = schedule(optim, steps, self.recipe.epochs)
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}]
+
+
+def begun(batch: Batch, channels_last: bool = False) -> Interaction:
+    """A batch from the feed, before its first prediction."""
+    image = batch["image"].float().div_(255)
+    if channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+    previous = batch["previous"] if "previous" in batch else torch.zeros_like(image[:, :1])
+    return Interaction(batch, image, batch["points"], previous)
 
 
 def reduced(truth: Tensor, size: torch.Size) -> Tensor:
@@ -148,8 +205,8 @@ def reduced(truth: Tensor, size: torch.Size) -> Tensor:
     return share.masked_fill(ignored, -1.0)
 
 
-def _correct(
-    order: int, off_centre: float, points: np.ndarray, seen: np.ndarray, truth: np.ndarray, seed: tuple[int, ...]
+def _with_correction(
+    off_centre: float, points: np.ndarray, seen: np.ndarray, truth: np.ndarray, order: int, seed: tuple[int, ...]
 ) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return add_next_click(points, seen, truth, order=order, rng=rng, off_centre=off_centre)
@@ -161,29 +218,48 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 
-def train_mode(model: InteractiveModel, batch: int) -> None:
-    """``model.train()``, but with one sample per batch, BatchNorm layers on pooled features stay in eval mode: they
-    would see a single value per channel."""
+def train_mode(model: InteractiveModel, batch: int, freeze_norms: bool = False) -> None:
+    """``model.train()``, but BatchNorm layers stay in eval mode if ``freeze_norms``; with one sample per batch, those
+    on pooled features do, which would see a single value per channel."""
     model.train()
-    if batch == 1:
+    if batch == 1 or freeze_norms:
         for name, module in model.named_modules():
-            if isinstance(module, nn.BatchNorm2d) and any(part in name for part in model.pooled_norms):
+            frozen = freeze_norms or any(part in name for part in model.pooled_norms)
+            if isinstance(module, nn.BatchNorm2d) and frozen:
                 module.eval()
 
 
 def make_optimizer(model: InteractiveModel, optim: Optim) -> torch.optim.Optimizer:
-    """An optimizer over the model's parameter groups: new layers at ``optim.lr``, the others scaled by their factor."""
-    factors = {"new": 1.0, "heads": optim.heads, "backbone": optim.backbone}
+    """An optimizer over the model's parameter groups: new layers at ``optim.lr``, the others scaled by their factor.
+
+    Raises HrsegError if the groups do not have every parameter exactly once.
+    """
+    factors = {"new": 1.0, "heads": optim.heads, "backbone": optim.backbone, "fixed": 0.0}
+    found = model.parameter_groups()
+    _check_groups(model, found, factors)
     groups = [
         {"params": [p for p in parameters if p.requires_grad], "lr": optim.lr * factors[name]}
-        for name, parameters in model.parameter_groups().items()
-        if name in factors
+        for name, parameters in found.items()
+        if name != "fixed"
     ]
     groups = [group for group in groups if group["params"]]
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.betas[0], weight_decay=optim.weight_decay)
     kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+
+
+def _check_groups(model: InteractiveModel, groups: dict[str, list[nn.Parameter]], known: Collection[str]) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    listed = Counter(id(parameter) for parameters in groups.values() for parameter in parameters)
+    wrong = [f"unknown group '{name}'" for name in groups.keys() - known]
+    wrong += [f"{name} is in {listed[key]} groups" for key, name in names.items() if listed[key] != 1]
+    wrong += ["a listed parameter is not one of the model's"] if listed.keys() - names.keys() else []
+    if wrong:
+        raise HrsegError(
+            f"model '{model.name}': parameter_groups() must list each parameter once, under {', '.join(known)}; "
+            f"{wrong[0]}"
+        )
 
 
 def schedule(optim: Optim, steps: int, epochs: int) -> Callable[[int], float]:
@@ -194,7 +270,8 @@ def schedule(optim: Optim, steps: int, epochs: int) -> Callable[[int], float]:
         if optim.schedule == "steps":
             return rise * optim.gamma ** sum(step >= steps * epoch for epoch in optim.milestones)
         if optim.schedule == "cosine":
-            share = min(1.0, step / max(1, steps * epochs))
+            level = optim.level * steps * epochs
+            share = min(1.0, max(0.0, step - level) / max(1.0, steps * epochs - level))
             return rise * (optim.floor + (1 - optim.floor) * (1 + math.cos(math.pi * share)) / 2)
         return rise
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from reference import GOLDEN
 from scipy import ndimage
 
-from hrseg_cli.clicks.sampler import Drawn, add_next_click, draw
+from hrseg_cli.clicks.sampler import Drawn, add_next_click, draw, perturbed
 from hrseg_cli.recipe import Clicks
 
 RECORDED = json.loads((GOLDEN / "unit_fixture.json").read_text())["get_next_points"]["cases"]
@@ -427,3 +427,51 @@ def test_off_centre_clicks_lie_between_the_middle_and_anywhere() -> None:
 def test_impossible_settings_name_themselves(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         Clicks(**wrong)
+
+
+# --- boxes and faulty masks -------------------------------------------------------------------------------------------
+
+
+def test_boxes_come_as_often_as_asked_alone_and_with_clicks() -> None:
+    targets, labelled = three_objects()
+    settings = Clicks(box_probability=0.5, box_only=0.5, box_jitter=0, merge_probability=0)
+    rng = np.random.default_rng(0)
+    drawn = [draw(targets, labelled, rng, settings) for _ in range(400)]
+    boxed = [one for one in drawn if one.box[0] >= 0]
+    alone = [one for one in boxed if (one.points < 0).all()]
+    assert abs(len(boxed) - 200) < 40
+    assert abs(len(alone) - len(boxed) / 2) < 30
+    for one in boxed:
+        rows, cols = np.nonzero(one.truth == 1)
+        assert one.box.tolist() == [rows.min(), cols.min(), rows.max(), cols.max()]
+    jittered = draw(targets, labelled, rng, Clicks(box_probability=1, box_jitter=1.0, merge_probability=0)).box
+    assert (jittered[:2] <= jittered[2:]).all()
+    assert (jittered >= 0).all()
+    assert (jittered < [*labelled.shape, *labelled.shape]).all()
+    assert (draw(targets[:0], labelled, rng, settings).box == -1).all()
+
+
+def test_faulty_masks_are_near_their_object_and_get_a_correction() -> None:
+    """Mistakes of both kinds, a neighbour included now and then, and a click that corrects the largest."""
+    targets, labelled = three_objects()
+    rng = np.random.default_rng(0)
+    settings = Clicks(perturbed_probability=1, merge_probability=0, gamma=0)
+    overlaps, signs = [], set()
+    for _ in range(150):
+        one = draw(targets, labelled, rng, settings)
+        assert one.previous is not None
+        assert one.previous.dtype == np.float32
+        assert 0 <= one.previous.min() <= one.previous.max() <= 1
+        truth, found = one.truth == 1, one.previous > 0.49
+        overlaps.append((truth & found).sum() / (truth | found).sum())
+        positive, negative = clicks_of(one)
+        corrections = [(click, sign) for sign, part in ((True, positive), (False, negative)) for click in part]
+        for (row, col, order), sign in corrections:
+            if order == 1:
+                assert truth[row, col] == sign != found[row, col]
+                signs.add(sign)
+        assert one.corrections == 1
+    assert signs == {True, False}
+    assert 0.4 < np.mean(overlaps) < 0.9
+    others = [np.count_nonzero((perturbed(targets[0], targets, rng) > 0.49) & (targets[1] == 1)) for _ in range(40)]
+    assert max(others) > 0.6 * np.count_nonzero(targets[1] == 1)

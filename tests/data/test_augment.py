@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from hrseg_cli.data.augment import augment, paste
+from hrseg_cli.data.augment import augment, duplicate, paste
 from hrseg_cli.recipe import Augmentation, Composite
 
 STILL: dict[str, Any] = {"scale": (1.0, 1.0), "flip": 0.0, "colour_probability": 0.0, "keep_background": 1.0}
@@ -463,3 +463,24 @@ def test_the_smallest_pastes(height: int, width: int, side: int, seed: int) -> N
     )
     assert made.shape == (height, width, 3)
     assert masks.shape == (1, height, width)
+
+
+def test_copies_of_an_object_resemble_it_and_leave_its_mask() -> None:
+    """Up to two further objects of about its size and colour; none where it is too large."""
+    rng = np.random.default_rng(0)
+    image, truth = disc(80, 100, 12)
+    counts = set()
+    for _ in range(12):
+        made, truths = duplicate(image, truth[None], rng, Composite())
+        counts.add(len(truths))
+        original, *copies = (mask == 1 for mask in truths)
+        assert not (original & ~(truth == 1)).any()
+        for copy in copies:
+            assert 0.25 * truth.sum() < np.count_nonzero(copy) < 1.7 * truth.sum()
+            if not cv2.erode(copy.astype(np.uint8), np.ones((5, 5))).any():
+                continue
+            inner = cv2.erode(copy.astype(np.uint8), np.ones((5, 5))) > 0
+            assert abs(made[inner].mean(0) - image[truth == 1].mean(0)).max() < 30
+    assert counts == {2, 3}
+    image, truth = disc(40, 40, 18)
+    assert duplicate(image, truth[None], rng, Composite())[0] is image

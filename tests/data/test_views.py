@@ -19,7 +19,7 @@ from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.index import Index, build_index
 from hrseg_cli.data.pixels import read_image
 from hrseg_cli.data.samples import load
-from hrseg_cli.data.views import Images, cache_longest, crop_window, epoch_order, load_scene
+from hrseg_cli.data.views import Decoded, Images, cache_longest, crop_window, epoch_order, load_scene
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule
 
@@ -56,6 +56,26 @@ def test_drawn_images_are_scenes_too() -> None:
     images = Images(open_dataset("procedural:count=3,size=128"))
     assert len(images) == 3
     assert load_scene(images[2]).truths.shape[0] == 1
+
+
+def test_decoded_files_are_kept_up_to_a_limit(tmp_path: Path) -> None:
+    """What does not fit is read again, and what is kept cannot be changed by accident."""
+    for name, side in (("a", 20), ("b", 30)):
+        solid(tmp_path / "images" / f"{name}.png", 9, (side, side))
+        half(tmp_path / "masks" / f"{name}.png", (side, side))
+    first, second = (images for images in Images(open_dataset(str(tmp_path))))
+    decoded = Decoded(20 * 20 * 4)
+    before = [load_scene(refs, decoded) for refs in (first, second)]
+    assert decoded.size == 20 * 20 * 4
+    for path in tmp_path.rglob("*.png"):
+        solid(path, 200, Image.open(path).size)
+    again = load_scene(first, decoded)
+    assert np.array_equal(again.image, before[0].image)
+    assert np.array_equal(again.truths, before[0].truths)
+    assert load_scene(second, decoded).image.max() == 200
+    assert before[1].image.max() == 9
+    with pytest.raises(ValueError, match="read-only"):
+        again.image[:] = 0
 
 
 # ---- order ----

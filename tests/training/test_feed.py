@@ -13,7 +13,7 @@ from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.index import Index, build_index
 from hrseg_cli.data.known import list_parts
 from hrseg_cli.data.refs import Ref
-from hrseg_cli.data.views import Scene, cache_longest, load_scene
+from hrseg_cli.data.views import Decoded, Scene, cache_longest, load_scene
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import Recipe, load_recipe, recipe_of
 from hrseg_cli.recipe.training import Part
@@ -38,7 +38,7 @@ def small(name: str, *changes: str) -> Recipe:
 )
 def test_recipes_find_their_known_data(name: str, root: Path, tmp_path: Path) -> None:
     recipe = small(name, "data.held_out=0")
-    sample = Feed(training_images(recipe.data, root, tmp_path), recipe)[(0, 0)]
+    sample = Feed(training_images(recipe.data, root, tmp_path), recipe)[(0, 0, 0)]
     assert sample["image"].shape == (3, 48, 64)
     assert sample["truth"].shape == (1, 48, 64)
     assert sample["points"].shape == (48, 3)
@@ -54,7 +54,7 @@ def test_stuff_comes_as_often_as_asked(root: Path, tmp_path: Path) -> None:
         images = training_images(recipe.data, root, tmp_path)
         assert any(ref.stuff is not None for scene in images[0] for ref in scene)
         feed = Feed(images, recipe)
-        seen[share] = [feed[(epoch, 0)]["truth"].numpy() for epoch in range(30)]
+        seen[share] = [feed[(epoch, 0, 0)]["truth"].numpy() for epoch in range(30)]
     assert not all(np.array_equal(a, b) for a, b in zip(seen[0], seen[1], strict=True))
 
 
@@ -104,22 +104,22 @@ def test_of_a_crowded_image_a_few_objects_are_loaded(tmp_path: Path, monkeypatch
     Image.fromarray(np.repeat(ids[:, :, None] * 20, 3, 2)).save(tmp_path / "crowd" / "images" / "a.png")
     loaded: list[list[str]] = []
 
-    def spied(refs: tuple[Ref, ...]) -> Scene:
+    def spied(refs: tuple[Ref, ...], decoded: Decoded) -> Scene:
         loaded.append([ref.id for ref in refs])
-        return load_scene(refs)
+        return load_scene(refs, decoded)
 
     monkeypatch.setattr(feed, "load_scene", spied)
     data = {"parts": [{"dataset": str(tmp_path / "crowd"), "instances": True}], "crop": [32, 32], "min_area": 1}
     data |= {"epoch": 20, "max_objects": 3, "composite": {"probability": 1.0}}
     recipe = recipe_of({"name": "x", "data": data}, "test")
     samples = Feed(training_images(recipe.data, None, tmp_path), recipe)
-    first = [samples[(0, step)] for step in range(8)]
+    first = [samples[(0, step, 0)] for step in range(8)]
     own, donors = loaded[::2], loaded[1::2]
     assert {len(ids) for ids in own} == {3}
     assert {len(ids) for ids in donors} == {1}
     assert len({tuple(ids) for ids in own}) > 4
     assert all(ids == sorted(ids, key=lambda name: int(name.partition("#")[2])) for ids in own)
-    again = samples[(0, 5)]
+    again = samples[(0, 5, 0)]
     assert loaded[16] == own[5]
     assert all((again[key] == first[5][key]).all() for key in again)
 

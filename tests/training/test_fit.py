@@ -146,6 +146,7 @@ def test_backbone_and_heads_have_factors_of_their_own() -> None:
         (Optim(schedule="steps", milestones=[1, 2]), [1, 1, 0.1, 0.1, 0.01, 0.01]),
         (Optim(schedule="constant", warmup=4), [0.25, 0.5, 0.75, 1, 1, 1]),
         (Optim(schedule="cosine", floor=0.5), [1, 0.9665, 0.875, 0.75, 0.625, 0.5335]),
+        (Optim(schedule="cosine", level=0.5), [1, 1, 1, 1, 0.75, 0.25]),
     ],
 )
 def test_schedules(optim: Optim, expected: list[float]) -> None:
@@ -166,14 +167,14 @@ def test_one_sample_a_batch_trains(photos: Path, tmp_path: Path) -> None:
 def test_samples_do_not_depend_on_who_makes_them(photos: Path, tmp_path: Path) -> None:
     recipe = recipe_on(photos)
     feed = Feed(training_images(recipe.data, None, tmp_path), recipe)
-    alone = list(Loader(feed, Order(8, 2, 0, 1), workers=0))
-    helped = list(Loader(feed, Order(8, 2, 0, 1), workers=2))
+    alone = list(Loader(feed, Order(recipe, 0, 1), workers=0))
+    helped = list(Loader(feed, Order(recipe, 0, 1), workers=2))
     shared = [
-        batch for pair in zip(*(Loader(feed, Order(8, 2, r, 2), 0) for r in (0, 1)), strict=True) for batch in pair
+        batch for pair in zip(*(Loader(feed, Order(recipe, r, 2), 0) for r in (0, 1)), strict=True) for batch in pair
     ]
     for other in (helped, shared):
         for one, two in zip(alone, other, strict=True):
-            assert all(torch.equal(one[name], two[name]) for name in one)
+            assert all(torch.equal(one[name], two[name]) for name in one if name != "turn")  # which counts batches
     assert alone[0]["image"].shape == (2, 3, 32, 48)
     assert not torch.equal(alone[0]["image"], alone[1]["image"])
 
@@ -524,7 +525,7 @@ def test_the_boundary_loss_gets_distances_from_the_loader(photos: Path, tmp_path
     terms = [{"name": "nfl"}, {"name": "boundary", "weight": 0.1, "options": {"normalize": "diagonal"}}]
     recipe = recipe_on(photos, losses=terms, loss_schedule={"kind": "increase"})
     feed = Feed(training_images(recipe.data, None, tmp_path), recipe)
-    sample = feed[(0, 0)]
+    sample = feed[(0, 0, 0)]
     distance, truth = sample["distance"], sample["truth"]
     assert (distance[truth == 1] < 0).all()
     assert (distance[truth == 0] > 0).all()

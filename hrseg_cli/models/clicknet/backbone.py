@@ -88,6 +88,7 @@ class EfficientNetLite(nn.Module):
                 self.channels.append(out)
         self.blocks = nn.ModuleList(blocks)
         self.ends = tuple(ends)
+        self.detached = False  # no gradient through the levels
 
     def forward(self, image: Tensor) -> list[Tensor]:
         features = self.first_levels(normalised(image))
@@ -114,13 +115,21 @@ class EfficientNetLite(nn.Module):
     def level(self, number: int, x: Tensor) -> Tensor:
         """Features of level ``number`` (0: stride 2, 1: stride 4, ...) from those of the previous level, or of the stem
         for level 0."""
+        if self.detached:
+            with torch.no_grad():
+                return self._level(number, x)
+        return self._level(number, x)
+
+    def _level(self, number: int, x: Tensor) -> Tensor:
         for block in self.blocks[self.ends[number - 1] if number else 0 : self.ends[number]]:
             x = block(x)
         return x
 
-    def frozen(self) -> Sequence[nn.Module]:
-        """The modules that keep their ImageNet weights in training."""
-        return [self.stem, *self.blocks[: self.ends[FROZEN_LEVELS - 1]]]
+    def frozen(self) -> list[nn.Module]:
+        """The modules that keep their ImageNet weights in training: the first levels, and the depthwise convolutions of
+        the others, whose gradients would take a fifth of a step and help little."""
+        first, others = self.blocks[: self.ends[FROZEN_LEVELS - 1]], self.blocks[self.ends[FROZEN_LEVELS - 1] :]
+        return [self.stem, *first, *(block.depthwise for block in cast(Sequence[InvertedResidual], others))]
 
     @torch.no_grad()
     def load_imagenet(self, state: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,8 @@ clicks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -132,6 +133,7 @@ class ClickNet(InteractiveModel):
 
     name = "clicknet"
     has_encoder = True
+    with_boxes = True
     image_layer = "encoder.stem"
     single_precision = ("/stem/", r"/guide\.0/", "/head/", "/coarse/", "/aux16/")
     taps: Mapping[str, int] = {}
@@ -202,6 +204,15 @@ class ClickNet(InteractiveModel):
             "backbone": [parameter for parameter in encoder if parameter not in set(fixed)],
             "fixed": fixed,
         }
+
+    @contextmanager
+    def backbone_fixed(self) -> Iterator[None]:
+        """The decoder alone is trained, on detached features: also without the guide's way through the backbone."""
+        self.encoder.detached = True
+        try:
+            yield
+        finally:
+            self.encoder.detached = False
 
     def initialise(self, backbone: Mapping[str, Tensor] | None, coverage: float) -> float:
         if backbone is None:
