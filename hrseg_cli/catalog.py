@@ -57,6 +57,14 @@ ADAPTERS = {
     "bitfit": "hrseg_cli.adapters.controls:bitfit",
 }
 
+REFINERS = {
+    "guided_filter": "hrseg_cli.refiners.baselines:guided_filter",
+    "dense_crf": "hrseg_cli.refiners.baselines:dense_crf",
+    "graph_cut": "hrseg_cli.refiners.baselines:graph_cut",
+    "zoom_in": "hrseg_cli.refiners.zoom:zoom_in",
+    "segrefiner": "hrseg_cli.refiners.segrefiner.refiner:SegRefiner",
+}
+
 LOSSES = {
     "nfl": "hrseg_cli.losses:normalized_focal",
     "focal": "hrseg_cli.losses:focal",
@@ -84,6 +92,7 @@ TABLES = {
     "metric": METRICS,
     "loss": LOSSES,
     "adapter": ADAPTERS,
+    "refiner": REFINERS,
     "format": FORMATS,
 }
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from hrseg_cli.annotate.folder import COLOURS, Clicked, Folder, Name, Object, Picture, Strict, Stroke, state_of
+from hrseg_cli.annotate.folder import COLOURS, Clicked, Folder, Name, Object, Picture, Refined, Strict, Stroke, state_of
 from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.engine.session import Session, SessionState
 from hrseg_cli.engine.views import Box
@@ -56,7 +56,7 @@ class DoStroke(Act):
 
 
 class DoPlain(Act):
-    do: Literal["undo", "redo", "add", "delete"]
+    do: Literal["undo", "redo", "add", "delete", "refine"]
 
 
 class DoName(Act):
@@ -157,6 +157,7 @@ class Desk:
             "model": self.name,
             "protocol": self.protocol.name,
             "threshold": self.protocol.threshold,
+            "refiner": self.protocol.refine.name if self.protocol.refine else "",
             "images": images,
         }
 
@@ -238,6 +239,10 @@ class Desk:
                 if not all(0 <= row <= size[0] and 0 <= col <= size[1] for row, col in asked.points):
                     raise Refused(422, "the stroke is outside the image")
                 one.actions.append(Stroke(points=asked.points, radius=asked.radius, positive=asked.positive))
+            elif self.protocol.refine is None:
+                raise Refused(422, "the protocol has no refiner; start hrseg annotate with one")
+            else:
+                one.actions.append(Refined())
             one.done += 1
         one.model = self.digest
         state = self._state(number, size, one)
@@ -263,8 +268,10 @@ class Desk:
             if isinstance(action, Clicked):
                 session.click(Click(action.row, action.col, action.positive), Box(*action.box) if action.box else None)
                 action.seconds = action.seconds or round(time.perf_counter() - started, 4)
-            else:
+            elif isinstance(action, Stroke):
                 session.paint(drawn(action, size), action.positive)
+            else:
+                session.refine()
             self.memory.put(keys[index + 1], session.state, 4 * size[0] * size[1])
         return session.state
 

@@ -67,7 +67,13 @@ class Stroke(Strict):
     positive: bool
 
 
-Action = Annotated[Clicked | Stroke, Field(discriminator="kind")]
+class Refined(Strict):
+    """The mask was refined as the protocol says."""
+
+    kind: Literal["refine"] = "refine"
+
+
+Action = Annotated[Clicked | Stroke | Refined, Field(discriminator="kind")]
 Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
@@ -324,7 +330,7 @@ class Folder:
             if one.clicks:
                 notes = {
                     "boxes": sum(click.box is not None for click in one.clicks),
-                    "strokes": one.done - len(one.clicks),
+                    "strokes": sum(isinstance(action, Stroke) for action in one.actions[: one.done]),
                     "restarts": int(bool(one.base or one.start)),
                 }
                 trace = Trace(

@@ -21,6 +21,7 @@ from hrseg_cli.api.clicking import Model, choice_of
 from hrseg_cli.data.datasets import Opened, open_datasets, own_protocols
 from hrseg_cli.data.paths import below
 from hrseg_cli.data.samples import Ref, file_state, size_and_time
+from hrseg_cli.engine.refining import prepare_refiner
 from hrseg_cli.engine.runtimes import ModelChoice
 from hrseg_cli.engine.simulate import Outcome, Plan
 from hrseg_cli.engine.simulate import run as run_plan
@@ -191,6 +192,8 @@ def prepare(
     opened = open_datasets(datasets, root=root, instances=instances, binarize=main.binarize, limit=limit)
     names = list(dict.fromkeys(ref.dataset for ref in opened.refs))
     main, own = own_protocols(protocol, main, names, changes)
+    for one in (main, *own.values()):
+        prepare_refiner(one, chosen.device)
     plan = Plan(
         protocol=main,
         protocols=own,

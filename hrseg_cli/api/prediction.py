@@ -166,7 +166,7 @@ def _in_memory(
         raise HrsegError(f"{path}: {error}" if path else str(error)) from None
     for click in inside:
         session.click(click)
-    return Prediction(path, job.object, job.clicks, session.mask)
+    return Prediction(path, job.object, job.clicks, session.finish())
 
 
 def _into(out: Path, jobs: list[_Task], options: engine.PredictOptions) -> list[Prediction]:

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrseg_cli import catalog
 from hrseg_cli.errors import HrsegError, UnknownName
@@ -35,7 +35,7 @@ def read_checkpoint(path: Path) -> tuple[InteractiveModel, dict[str, Any]]:
     """The model in a checkpoint file and its provenance. Raises HrsegError that says what else the file is."""
     kind = sniff(path)
     try:
-        name, options, tensors, provenance = (_read_own if kind == "safetensors" else _read_public)(path)
+        name, options, tensors, provenance = (read_own if kind == "safetensors" else _read_public)(path)
     except HrsegError as error:
         raise HrsegError(f"{path}: {error}") from None
     try:
@@ -46,9 +46,9 @@ def read_checkpoint(path: Path) -> tuple[InteractiveModel, dict[str, Any]]:
         raise HrsegError(
             f"{path}: its options describe a model that cannot be built ({reason}); use the original, unedited file"
         ) from None
-    _check_shapes(shapes, tensors, path)
+    check_shapes(shapes, tensors, path)
     model: InteractiveModel = catalog.resolve("model", name)(**options)
-    _check_finite(tensors, path)
+    check_finite(tensors, path)
     model.load_state_dict(tensors)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return model, {"name": name, "options": model.config, "file": path.name, "sha256": digest, **provenance}
@@ -81,7 +81,14 @@ def read_backbone(spec: str) -> dict[str, Tensor]:
 
 def save_checkpoint(model: InteractiveModel, path: Path, provenance: dict[str, Any], half: bool = False) -> None:
     """Write hrseg's format, as float16 if ``half``. Equal models and provenance give identical files."""
-    header = {"format": FORMAT, "kind": "model", "name": model.name, "options": model.config, "provenance": provenance}
+    save_network(model, path, {"kind": "model", "name": model.name, "options": model.config}, provenance, half)
+
+
+def save_network(
+    model: nn.Module, path: Path, what: dict[str, Any], provenance: dict[str, Any], half: bool = False
+) -> None:
+    """:func:`save_checkpoint` for any network. what: its kind, name and options."""
+    header = {"format": FORMAT, **what, "provenance": provenance}
     tensors = {
         key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
         for key, value in model.state_dict().items()
@@ -134,7 +141,8 @@ def _check_zip(path: Path) -> None:
 Loaded = tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]
 
 
-def _read_own(path: Path) -> Loaded:
+def read_own(path: Path, wanted: str = "model") -> Loaded:
+    """Name, options, tensors and provenance of a ``wanted`` in hrseg's format. Raises HrsegError without the path."""
     blob = path.read_bytes()
     try:
         size = int.from_bytes(blob[:8], "little")
@@ -151,8 +159,10 @@ def _read_own(path: Path) -> Loaded:
         kind, version, name, options = header["kind"], int(header["format"]), header["name"], dict(header["options"])
     except (ValueError, KeyError, TypeError):
         raise HrsegError("its 'hrseg' metadata cannot be read; recreate the file with hrseg") from None
-    if kind != "model":
-        raise HrsegError(f"contains an {kind}, not a whole model; give the base checkpoint it was made for")
+    if kind != wanted:
+        fix = "give the base checkpoint it was made for" if wanted == "model" else "give a file of such weights"
+        whole = "a whole model" if wanted == "model" else f"a {wanted}"
+        raise HrsegError(f"contains a{'n' if kind[:1] in 'aeiou' else ''} {kind}, not {whole}; {fix}")
     if version > FORMAT:
         raise HrsegError(
             f"written by a newer hrseg (format {version}; this version reads up to {FORMAT}); update hrseg"
@@ -218,7 +228,7 @@ def _what_else(content: dict[Any, Any]) -> str:
     return f"unknown layout; {readable}"
 
 
-def _check_shapes(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
+def check_shapes(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
     missing = [key for key in wanted if key not in tensors]
     extra = [key for key in tensors if key not in wanted]
     if missing or extra:
@@ -235,7 +245,7 @@ def _check_shapes(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: P
             )
 
 
-def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
+def check_finite(tensors: dict[str, Tensor], path: Path) -> None:
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise HrsegError(

@@ -19,6 +19,7 @@ def annotate(
     model: options.Model = "h18s",
     protocol: options.FastProtocol = "fast",
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
+    refine: options.Refine = None,
     device: options.Device = "cpu",
     precision: Annotated[
         str | None,
@@ -58,13 +59,14 @@ def annotate(
     from hrseg_cli.recipe import load_protocol
 
     span = parse_span(range_) if range_ else None
-    chosen = load_protocol(protocol, set_)
+    chosen = load_protocol(protocol, options.with_refiner(set_, refine))
     options.device_of(device)
 
     from hrseg_cli.annotate.desk import Desk
     from hrseg_cli.annotate.folder import NOTES, Folder, images_of
     from hrseg_cli.annotate.server import serve
     from hrseg_cli.engine.devices import reproducible
+    from hrseg_cli.engine.refining import prepare_refiner
     from hrseg_cli.engine.runtimes import open_model
     from hrseg_cli.writing import only_one_in
 
@@ -72,6 +74,7 @@ def annotate(
     with only_one_in(folder / NOTES, str(folder)):  # locked before it is read, so that nothing changes in between
         # The faster precision by default: in interactive use, speed matters more than the last bits.
         loaded, provenance = open_model(model, runtime, device, precision)
+        prepare_refiner(chosen, device)
         opened = Folder(folder, chosen.threshold)
         try:
             with reproducible():

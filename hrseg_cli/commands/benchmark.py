@@ -47,6 +47,8 @@ def benchmark(
         list[str],
         options.protocol_option(". Repeatable"),
     ] = ["ritm"],  # noqa: B006
+    set_: options.Changes = [],  # noqa: B006
+    refine: options.Refine = None,
     metric: options.Metrics = ["iou", "biou"],  # noqa: B006
     device: options.Device = "cpu",
     threads: Annotated[
@@ -81,7 +83,8 @@ def benchmark(
     from hrseg_cli.recipe import load_protocol
 
     sizes = [_size_of(text) for text in size]
-    protocols = [load_protocol(name) for name in protocol]
+    changes = options.with_refiner(set_, refine)
+    protocols = [load_protocol(name, changes) for name in protocol]
     metrics = tuple(options.until_of([], list(dict.fromkeys(metric))))
     options.device_of(device)
 

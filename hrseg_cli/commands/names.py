@@ -25,7 +25,8 @@ def list_names(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="KIND", help="models, weights, datasets, protocols, recipes, adapters, losses, metrics or layouts."
+            metavar="KIND",
+            help="models, weights, datasets, protocols, recipes, adapters, refiners, losses, metrics or layouts.",
         ),
     ] = None,
     format_: Annotated[
@@ -188,6 +189,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], Rows]]] = {
     "protocols": ("ways to turn clicks into masks, for --protocol", protocols),
     "recipes": ("settings of trainings, for --recipe", recipes),
     "adapters": ("small trainable parts of a frozen model, for --adapter", _table("adapter")),
+    "refiners": ("ways to improve a mask, for 'hrseg refine' and --refine", _table("refiner")),
     "losses": ("training losses, for recipes", _table("loss")),
     "metrics": ("scores of a mask, for --metric", _table("metric")),
     "layouts": ("arrangements of a dataset's files, for --dataset LAYOUT=FOLDER", _table("layout")),

@@ -81,6 +81,16 @@ def changes_option(heading: str, changed: str, example: str) -> Any:
 ProtocolName = Annotated[str | None, protocol_option(default="the dataset's own, or ritm")]
 FastProtocol = Annotated[str, protocol_option()]
 Changes = Annotated[list[str], changes_option(headings.PROTOCOL, "protocol", "zoom.target=600")]
+Refine = Annotated[
+    str | None,
+    typer.Option(
+        "--refine",
+        metavar="REFINER",
+        rich_help_panel=headings.PROTOCOL,
+        help=f"Refine masks after every click: {', '.join(catalog.REFINERS)} ('hrseg list refiners'). Short for --set "
+        "refine.name=REFINER; also: refine.when=last, refine.weights=FILE, refine.options.KEY=VALUE.",
+    ),
+]
 Until = Annotated[
     list[str],
     typer.Option(
@@ -247,6 +257,15 @@ def until_of(texts: list[str], metrics: list[str]) -> dict[str, float]:
             raise HrsegError(f"--until {text}: write a number above 0 such as 0.90, or biou=0.85")
         targets.update(dict.fromkeys([name] if equals else metrics, number))
     return targets
+
+
+def with_refiner(changes: list[str], name: str | None) -> list[str]:
+    """Changes of a protocol, with the refiner of --refine if one is given. Raises UnknownName."""
+    if name is None:
+        return changes
+    if name not in catalog.REFINERS:
+        raise UnknownName("refiner", name, catalog.REFINERS)
+    return [f"refine.name={name}", *changes]
 
 
 def in_flight_of(number: int, device: str) -> int:

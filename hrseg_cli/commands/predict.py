@@ -63,6 +63,7 @@ def predict(
     ] = None,
     protocol: options.FastProtocol = "fast",
     set_: options.Changes = [],  # noqa: B006
+    refine: options.Refine = None,
     out: Annotated[
         Path,
         options.out_option("FOLDER", "Folder for the masks."),
@@ -102,7 +103,7 @@ def predict(
     if not 0 <= tolerance < math.inf:
         raise HrsegError(f"--tolerance {tolerance}: give a number of pixels, 0 or more")
     rule, span = binarize_rule(binarize), parse_span(range_) if range_ else None
-    chosen = load_protocol(protocol, set_)
+    chosen = load_protocol(protocol, options.with_refiner(set_, refine))
     options.device_of(device)
     found = find_images(images)
     for image in found:
@@ -114,12 +115,14 @@ def predict(
 
     from hrseg_cli.engine import predict as engine
     from hrseg_cli.engine.devices import reproducible
+    from hrseg_cli.engine.refining import prepare_refiner
     from hrseg_cli.engine.runtimes import open_model
 
     jobs = [engine.Job(image, name, its) for image, inside in objects.items() for name, its in inside.items()]
     if init_mask:
         jobs = _with_masks(jobs, init_mask, out)
     loaded, provenance = open_model(model, runtime, device, precision)
+    prepare_refiner(chosen, device)
     asked = engine.PredictOptions(loaded, provenance, chosen, tuple(dict.fromkeys(format_)), tolerance, rule, span)
     errors: dict[str, None] = {}
     kept = 0

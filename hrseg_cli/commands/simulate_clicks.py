@@ -36,6 +36,7 @@ def simulate_clicks(
     ] = None,
     protocol: options.ProtocolName = None,
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
+    refine: options.Refine = None,
     max_clicks: options.MaxClicks = None,
     metric: options.Metrics = ["iou"],  # noqa: B006
     until: options.Until = [],  # noqa: B006
@@ -60,7 +61,7 @@ def simulate_clicks(
     """
     from hrseg_cli.recipe import load_protocol, with_binarize
 
-    changes = with_binarize(set_, binarize)
+    changes = with_binarize(options.with_refiner(set_, refine), binarize)
     load_protocol(protocol or "ritm", changes)  # report a mistake before torch is imported
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     options.device_of(device)

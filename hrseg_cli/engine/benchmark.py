@@ -33,12 +33,13 @@ from hrseg_cli.data.samples import load
 from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.session import Session
+from hrseg_cli.engine.views import drive
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
 
-PARTS = ("next_click", "view", "encode", "network", "paste", "metrics")
+PARTS = ("next_click", "view", "encode", "network", "paste", "metrics")  # paste includes refining
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,10 @@ def measure(case: Case) -> dict[str, Any]:
                 click = next_click(sample.truth, mask, clicks) or Click(0, 0, False)
                 laps.lap("next_click")
                 mask = session.click(click)
+                shown = drive(model, session.final_queries())
                 laps.lap("paste")
                 for metric in metrics:
-                    metric(mask)
+                    metric(shown)
                 laps.lap("metrics")
                 clicks.append(click)
                 if number:

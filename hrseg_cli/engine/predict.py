@@ -180,6 +180,7 @@ def segment(job: Job, options: PredictOptions, image: np.ndarray) -> tuple[np.nd
     started = time.perf_counter()
     for click in job.clicks:
         session.click(click)
+    session.finish()
     return session.probability, time.perf_counter() - started
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hrseg_cli.engine import views
+from hrseg_cli.engine.refining import Refiner, open_refiner
 from hrseg_cli.engine.views import Box, Query, View, ViewCache
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
@@ -136,7 +137,9 @@ class Session:
     """An image, a model and the clicks so far.
 
     image: uint8 (H, W, 3) RGB. initial: optional mask to start from, float (H, W) in [0, 1]. undo: maximum number of
-    undo steps (each stores a probability map). Raises HrsegError for an image or a mask of another shape or type.
+    undo steps (each stores a probability map). The protocol's refiner runs after every click, or only in
+    :meth:`refine` and :meth:`final_queries`, as the protocol says. Raises HrsegError for an image or a mask of another
+    shape or type.
     """
 
     def __init__(
@@ -151,6 +154,8 @@ class Session:
             raise HrsegError(f"an image must be uint8 (height, width, 3), not {image.dtype} {image.shape}")
         device = next(iter(model.parameters()), torch.empty(0)).device
         self.model, self.protocol = model, protocol
+        self._image = image  # for refiners
+        self._refiner = open_refiner(protocol.refine, str(device)) if protocol.refine else None
         pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
         if device.type != "cpu":  # on a CPU uint8 saves memory, and time whenever a large image is cropped
             pixels = views.unit(pixels)
@@ -186,8 +191,42 @@ class Session:
         if not click.lies_in(height, width):
             raise HrsegError(f"click {click.row},{click.col} lies outside the image ({height} rows, {width} columns)")
         model, state = self.model, self.state
-        self._advance((yield from click_queries(model.enlarge, self._cache, state, click, self.protocol, around)))
+        after = yield from click_queries(model.enlarge, self._cache, state, click, self.protocol, around)
+        if self._refiner and self._refiner.settings.when == "each":
+            after = yield from self._refined(self._refiner, after)
+        self._advance(after)
         return self.mask
+
+    def refine(self, refiner: Refiner | None = None) -> np.ndarray:
+        """Refine the current mask, by default as the protocol says, and return the new one; :meth:`undo` undoes it.
+
+        Raises HrsegError if neither names a refiner.
+        """
+        chosen = refiner or self._refiner
+        if chosen is None:
+            raise HrsegError("no refiner; name one in the protocol, such as `changes` refine.name=guided_filter")
+        self._advance(views.drive(self.model, self._refined(chosen, self.state)))
+        return self.mask
+
+    def final_queries(self) -> Generator[Query, Tensor, np.ndarray]:
+        """The mask if the last click was the last one: refined, if the protocol refines last. The state, from which
+        the next click continues, is not refined."""
+        if not (self._refiner and self._refiner.settings.when == "last" and self.state.clicks):
+            return self.mask
+        after = yield from self._refined(self._refiner, self.state)
+        return np.asarray(_above(after.probability, self.protocol.threshold).cpu().numpy())
+
+    def finish(self) -> np.ndarray:
+        """Call it after the last click: refines the mask if the protocol refines last. Returns the mask."""
+        if self._refiner and self._refiner.settings.when == "last" and self.state.clicks:
+            return self.refine()
+        return self.mask
+
+    def _refined(self, refiner: Refiner, state: SessionState) -> Generator[Query, Tensor, SessionState]:
+        device = state.probability.device
+        before = np.asarray(state.probability[0, 0].cpu().numpy())
+        after = yield from refiner.queries(self._image, before, state.clicks, device)
+        return replace(state, probability=torch.from_numpy(after)[None, None].to(device))
 
     def paint(self, where: np.ndarray, positive: bool) -> np.ndarray:
         """Set the pixels of a bool mask (H, W) to object or background and return the new mask. Later clicks may change

@@ -98,7 +98,7 @@ def clicking(
     seconds: list[float] = []
     kept: dict[int, np.ndarray] = {}
     given = plan.replay[f"{sample.dataset}/{sample.id}"] if plan.replay is not None else None
-    mask = session.mask
+    mask = shown = session.mask
     for number in range(1, (plan.max_clicks if given is None else len(given)) + 1):
         started = time.perf_counter()
         click = given[number - 1] if given is not None else next_click(sample.truth, mask, clicks)
@@ -108,18 +108,19 @@ def clicking(
             click = Click(0, 0, False)
         try:
             mask = yield from session.queries(click)
+            shown = yield from session.final_queries()
         except HrsegError as error:
             raise HrsegError(f"{sample.dataset}/{sample.id}: {error}") from None
         seconds.append((time.perf_counter() - started) / live())
         clicks.append(click)
         for name, metric in metrics.items():
-            scores[name].append(metric(mask))
+            scores[name].append(metric(shown))
         if number in plan.keep_masks:
-            kept[number] = mask
+            kept[number] = shown
         if given is None and all(scores[name][-1] >= value for name, value in plan.until.items()):
             break
     if plan.keep_masks and clicks:
-        kept[len(clicks)] = mask
+        kept[len(clicks)] = shown
     trace = Trace(
         id=sample.id,
         dataset=sample.dataset,

@@ -2,12 +2,15 @@
 
 from hrseg_cli.recipe.protocol import BinarizeRule as BinarizeRule
 from hrseg_cli.recipe.protocol import Protocol as Protocol
+from hrseg_cli.recipe.protocol import Refine as Refine
 from hrseg_cli.recipe.protocol import Tiles as Tiles
 from hrseg_cli.recipe.protocol import ZoomIn as ZoomIn
 from hrseg_cli.recipe.protocol import binarize_rule as binarize_rule
 from hrseg_cli.recipe.protocol import load_protocol as load_protocol
 from hrseg_cli.recipe.protocol import protocol_names as protocol_names
+from hrseg_cli.recipe.protocol import weights_of as weights_of
 from hrseg_cli.recipe.protocol import with_binarize as with_binarize
+from hrseg_cli.recipe.protocol import with_hash as with_hash
 from hrseg_cli.recipe.reading import data_folder as data_folder
 from hrseg_cli.recipe.tables import TablePlan as TablePlan
 from hrseg_cli.recipe.tables import TablesPlan as TablesPlan

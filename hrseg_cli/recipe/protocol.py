@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
-from typing import Annotated, Literal, cast, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from hrseg_cli.errors import UnknownName
+from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.recipe.reading import Settings, names, read
 
 BinarizeRule = Literal["auto", "nonzero", "gt128", "void128", "void255", "grabcut"]
@@ -48,6 +50,23 @@ class Tiles(Settings):
         return self
 
 
+class Refine(Settings):
+    """A refiner that improves the masks of a protocol ('hrseg list refiners').
+
+    weights: file of its network; None: the one that comes with hrseg, if it needs any. sha256: of the weights, filled
+        in by :func:`load_protocol`; a file with another hash is refused.
+    when: "each": after every click; the model and the annotator see the refined mask. "last": they see the model's own
+        masks, and a click is scored as if it were the last one, after which the mask is refined.
+    options: keyword arguments of the refiner.
+    """
+
+    name: str
+    weights: str | None = None
+    sha256: str | None = None
+    when: Literal["each", "last"] = "each"
+    options: dict[str, Any] = {}
+
+
 class Protocol(Settings):
     """How clicks become a mask, and how the mask is evaluated.
 
@@ -59,6 +78,7 @@ class Protocol(Settings):
     keep_stale_roi: as in RITM, keep the old crop when the mask becomes empty, squeezing the whole-image answer into it.
     click_when_perfect: as in RITM, place a negative click on the first pixel when there is no error left; otherwise
         stop there.
+    refine: how masks are refined after a click (None: not at all).
     """
 
     name: str
@@ -72,6 +92,12 @@ class Protocol(Settings):
     binarize: BinarizeRule = "auto"
     keep_stale_roi: bool = False
     click_when_perfect: bool = True
+    refine: Refine | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Runs of earlier versions, whose protocols know no refiner, must still be resumed.
+        return {key: value for key, value in handler(self).items() if key != "refine" or value is not None}
 
 
 def load_protocol(name: str, overrides: Iterable[str] = ()) -> Protocol:
@@ -79,7 +105,32 @@ def load_protocol(name: str, overrides: Iterable[str] = ()) -> Protocol:
 
     The name of a changed protocol includes the changes. Raises UnknownName or HrsegError.
     """
-    return read(Protocol, "protocol", name, overrides)
+    protocol = read(Protocol, "protocol", name, overrides)
+    if protocol.refine is None:
+        return protocol
+    return protocol.model_copy(update={"refine": with_hash(protocol.refine)})
+
+
+def with_hash(refine: Refine) -> Refine:
+    """The same with the hash of its weights. Raises HrsegError for a missing file, or one with another hash."""
+    file = weights_of(refine)
+    if file is None:
+        return refine
+    try:
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise HrsegError(f"refiner {refine.name}: weights {file}: {error.strerror}; give an existing file") from None
+    if refine.sha256 not in (None, found):
+        raise HrsegError(f"refiner {refine.name}: weights {file}: not the file with SHA-256 {refine.sha256}")
+    return refine.model_copy(update={"sha256": found})
+
+
+def weights_of(refine: Refine) -> Path | None:
+    """The file of its weights: the given one, otherwise the one that comes with hrseg; None if there is none."""
+    if refine.weights is not None:
+        return Path(refine.weights)
+    shipped = Path(__file__).resolve().parent.parent / "weights" / f"{refine.name}.safetensors"
+    return shipped if shipped.is_file() else None
 
 
 def binarize_rule(name: str | None) -> BinarizeRule:

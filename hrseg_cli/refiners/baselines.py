@@ -7,12 +7,14 @@ shape. A mask counts as probabilities 0 and 1. Inputs are not modified.
 from __future__ import annotations
 
 import logging
+from typing import Annotated
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 from hrseg_cli import cutting
-from hrseg_cli.refiners import check_sizes
+from hrseg_cli.refiners import Count, Positive, Share, check_sizes
 from hrseg_cli.refiners.lattice import Lattice
 
 log = logging.getLogger(__name__)
@@ -26,9 +28,9 @@ def guided_filter(
     image: np.ndarray,
     probability: np.ndarray,
     *,
-    radius: int | None = None,
-    smoothness: float = 1e-4,
-    step: int | None = None,
+    radius: Count | None = None,
+    smoothness: Positive = 1e-4,
+    step: Count | None = None,
 ) -> np.ndarray:
     """Guided filter: fit the probability as a linear function of colour in every window, which follows image edges.
 
@@ -105,13 +107,13 @@ def dense_crf(
     probability: np.ndarray,
     *,
     appearance: float = 4.0,
-    distance: float = 60.0,
-    colour: float = 5.0,
+    distance: Positive = 60.0,
+    colour: Positive = 5.0,
     smoothness: float = 3.0,
-    near: float = 3.0,
-    trust: float = 0.7,
-    iterations: int = 5,
-    largest: int = 2**19,
+    near: Positive = 3.0,
+    trust: Annotated[float, Field(ge=0.5, lt=1)] = 0.7,
+    iterations: Count = 5,
+    largest: Count = 2**19,
 ) -> np.ndarray:
     """Mean field of a fully connected CRF: similar pixels and neighbouring pixels tend to have the same label.
 
@@ -169,10 +171,10 @@ def graph_cut(
     image: np.ndarray,
     probability: np.ndarray,
     *,
-    width: int | None = None,
-    unsure: float = 0.1,
-    rounds: int = 1,
-    max_side: int = 640,
+    width: Count | None = None,
+    unsure: Share = 0.1,
+    rounds: Count = 1,
+    max_side: Count = 640,
 ) -> np.ndarray:
     """OpenCV's graph cut, which reassigns a band along the outline, given certain object and certain background.
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from hrseg_cli.interaction import Click
-from hrseg_cli.refiners import check_sizes
+from hrseg_cli.refiners import Look, check_sizes
 
 SMALLEST = 5  # pixels; views of this radius or less are skipped
 
@@ -26,15 +26,6 @@ class Focus(NamedTuple):
 
     click: Click
     radius: int
-
-
-class FocusView(NamedTuple):
-    """The input of the click model: an enlarged square of the image, (S, S, 3), 0 beyond the image border, the current
-    mask, bool (S, S), and the clicks inside, in pixels of the view."""
-
-    image: np.ndarray
-    previous: np.ndarray
-    clicks: tuple[Click, ...]
 
 
 def focus(click: Click, before: np.ndarray, after: np.ndarray) -> Focus | None:
@@ -106,9 +97,9 @@ def views(
     turns: int = 3,
     scale: float = 1.75,
     ratio: float | None = None,
-) -> Generator[FocusView, np.ndarray, np.ndarray]:
-    """Yield each :class:`FocusView`, expect the model's probability for it, float32 (S, S), and return that of the
-    image.
+) -> Generator[Look, np.ndarray, np.ndarray]:
+    """Yield each view as a :class:`Look` at an enlarged square, (S, S), 0 beyond the image border; expect the model's
+    probability for it, float32 (S, S), and return that of the image.
 
     In each turn every focus gets a view. Overlapping results are averaged, replace the previous probabilities, and
     give the mask that the next turn starts from. Views shrink around what changes, and end when nothing changes. No
@@ -141,9 +132,7 @@ def views(
     return result
 
 
-def follow(
-    answer: Callable[[FocusView], np.ndarray], generator: Generator[FocusView, np.ndarray, np.ndarray]
-) -> np.ndarray:
+def follow(answer: Callable[[Look], np.ndarray], generator: Generator[Look, np.ndarray, np.ndarray]) -> np.ndarray:
     """The result of :func:`views` if ``answer`` computes the probability, float32 (S, S), of each view."""
     try:
         view = next(generator)
@@ -153,9 +142,7 @@ def follow(
         return np.asarray(end.value)
 
 
-def _view(
-    image: np.ndarray, mask: np.ndarray, centre: Click, clicks: Sequence[Click], radius: int, side: int
-) -> FocusView:
+def _view(image: np.ndarray, mask: np.ndarray, centre: Click, clicks: Sequence[Click], radius: int, side: int) -> Look:
     top, left, width = int(centre.row) - radius, int(centre.col) - radius, 2 * radius + 1
     size = side, side
     picture = cv2.resize(_window(image, top, left, width), size, interpolation=cv2.INTER_LINEAR)
@@ -166,7 +153,7 @@ def _view(
         for row, col, positive in placed
         if 0 <= row < width and 0 <= col < width
     )
-    return FocusView(picture, previous, inside)
+    return Look(picture, previous, inside)
 
 
 def _window(x: np.ndarray, top: int, left: int, width: int) -> np.ndarray:

@@ -509,3 +509,39 @@ def test_what_is_wrong_is_one_line(hrseg: Callable[..., Any], tmp_path: Path) ->
         done = hrseg("annotate", *words, "--no-browser")
         assert done.code == code
         assert text in done.err
+
+
+# Refining
+
+
+def test_refine_is_an_action_that_can_be_undone(place: Path) -> None:
+    """And is repeated when the folder is opened again."""
+    protocol = load_protocol("plain", ["refine.name=guided_filter", "refine.options.radius=9", "refine.when=last"])
+
+    def opened() -> TestClient:
+        desk = Desk(Folder(place, protocol.threshold), SameColour(), {}, protocol)
+        client = TestClient(application(desk, TOKEN, [HOST]), f"http://{HOST}", raise_server_exceptions=False)
+        client.headers.update({"authorization": f"Bearer {TOKEN}"})
+        return client
+
+    client = opened()
+    assert client.get("/api/folder").json()["refiner"] == "guided_filter"
+    key = post(client, do="click", **RED).json()["object"]["key"]
+    stroke = post(client, object=key, do="stroke", points=[[40, 80]], radius=6).json()["object"]
+    refined = post(client, object=key, do="refine").json()["object"]
+    assert refined["mask"] != stroke["mask"]
+    assert refined["undo"] == 3
+    undone = post(client, object=key, do="undo").json()["object"]
+    assert (undone["mask"], undone["redo"]) == (stroke["mask"], 1)
+    client = opened()
+    assert post(client, object=key, do="redo").json()["object"]["mask"] == refined["mask"]
+    (trace,) = map(json.loads, (place / "annotations" / "traces.jsonl").read_text().splitlines())
+    assert trace["notes"]["strokes"] == 1
+
+
+def test_without_a_refiner_nothing_is_refined(client: TestClient) -> None:
+    assert client.get("/api/folder").json()["refiner"] == ""
+    key = post(client, do="click", **RED).json()["object"]["key"]
+    answer = post(client, object=key, do="refine")
+    assert (answer.status_code, answer.json()["error"].partition(";")[0]) == (422, "the protocol has no refiner")
+    assert client.get("/api/images/0").json()["objects"][0]["undo"] == 1

@@ -28,6 +28,7 @@ NAMES = {
     "protocols": protocol_names(),
     "recipes": recipe_names(),
     "adapters": list(catalog.ADAPTERS),
+    "refiners": list(catalog.REFINERS),
     "losses": list(catalog.LOSSES),
     "metrics": list(catalog.METRICS),
     "layouts": list(catalog.LAYOUTS),

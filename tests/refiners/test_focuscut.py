@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
-from hrseg_cli.refiners.focuscut import Focus, FocusView, focus, follow, next_scale, radius_of, views
+from hrseg_cli.refiners import Look
+from hrseg_cli.refiners.focuscut import Focus, focus, follow, next_scale, radius_of, views
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -27,7 +28,7 @@ def clicks_of(rows: np.ndarray) -> list[Click]:
     return [Click(int(y), int(x), bool(label)) for x, y, label in np.atleast_2d(rows)]
 
 
-def toy(view: FocusView) -> np.ndarray:
+def toy(view: Look) -> np.ndarray:
     """The network of the recorded answers: redness, the previous mask, and nearness to clicks."""
     red = (view.image[..., 0] / np.float32(255) - np.float32(0.485)) / np.float32(0.229)
     logits = 4 * red + 1.5 * (view.previous - 0.5)
@@ -66,7 +67,7 @@ def test_recorded_course(golden: dict[str, np.ndarray]) -> None:
     places = [Focus(click, int(radius)) for click, radius in zip(clicks[1:], golden["e2e_expand_r"], strict=True)]
     changes = []
 
-    def answer(view: FocusView) -> np.ndarray:
+    def answer(view: Look) -> np.ndarray:
         probability = toy(view)
         changes.append(next_scale(view.previous, probability > 0.5))
         return probability
@@ -138,7 +139,7 @@ def test_views_zoom_in_on_what_changes() -> None:
     truth[95:106, 95:106] = False
     places, seen = [Focus(Click(100, 100, False), 40)], []
 
-    def answer(view: FocusView) -> np.ndarray:
+    def answer(view: Look) -> np.ndarray:
         seen.append(int(np.count_nonzero(view.image[..., 0] < 120)))
         return (view.image[..., 0] / np.float32(255)).astype(np.float32)
 
@@ -152,7 +153,7 @@ def test_no_further_view_where_nothing_changes() -> None:
     mask[30:70, 30:70] = 1
     shown = []
 
-    def answer(view: FocusView) -> np.ndarray:
+    def answer(view: Look) -> np.ndarray:
         shown.append(view)
         return view.previous.astype(np.float32)
 
@@ -165,7 +166,7 @@ def test_a_fixed_ratio_starts_every_turn_from_the_first_mask() -> None:
     image, probability = np.zeros((80, 80, 3), np.uint8), np.zeros((80, 80), np.float32)
     shown = []
 
-    def answer(view: FocusView) -> np.ndarray:
+    def answer(view: Look) -> np.ndarray:
         shown.append(view.previous.any())
         return np.full(view.previous.shape, 0.9, np.float32)
 
@@ -195,7 +196,7 @@ def test_no_view_is_wider_than_the_image() -> None:
     image, probability = np.full((60, 100, 3), 90, np.uint8), np.zeros((60, 100), np.float32)
     widths = []
 
-    def answer(view: FocusView) -> np.ndarray:
+    def answer(view: Look) -> np.ndarray:
         rows = np.count_nonzero(view.image[..., 0].any(1))  # that show some of the image's 60
         widths.append(60 * 200 / rows)
         return np.where(view.previous, np.float32(0.1), np.float32(0.9))

@@ -17,6 +17,7 @@ const KEYS = { // a bar separates keys for the alternatives in the text
     ["Enter", "start a box or stroke; again to end it"],
     [",|.", "smaller / larger brush"],
     ["T|Shift T", "threshold up / down"],
+    ["F", "refine the mask, if the protocol has a refiner"],
   ],
   "Objects": [
     ["N", "new object"],
@@ -264,6 +265,7 @@ function showState() {
   const one = scene.chosen;
   $("undo").disabled = !one?.undo;
   $("redo").disabled = !one?.redo;
+  $("refine").disabled = !one;
   $("finish").setAttribute("aria-pressed", String(picture?.finished ?? false));
   if (document.activeElement !== $("threshold") || !waiting) {
     $("threshold").disabled = !one;
@@ -518,7 +520,7 @@ const PRESSED = {
   ArrowUp: (e) => move(-1, 0, e.shiftKey), ArrowDown: (e) => move(1, 0, e.shiftKey),
   ArrowLeft: (e) => move(0, -1, e.shiftKey), ArrowRight: (e) => move(0, 1, e.shiftKey),
   Enter: (e) => enter(!e.shiftKey),
-  z: () => again("undo"), y: () => again("redo"),
+  z: () => again("undo"), y: () => again("redo"), f: () => { if (!$("refine").hidden) again("refine"); },
   v: () => setTool("click"), x: () => setTool("box"), b: () => setTool("brush"), e: () => setTool("eraser"),
   ",": () => slide("size", -4), ".": () => slide("size", 4),
   t: () => slide("threshold", 0.05), T: () => slide("threshold", -0.05),
@@ -578,6 +580,7 @@ document.addEventListener("keyup", (event) => {
 for (const button of $("tools").children) button.onclick = () => setTool(button.dataset.tool);
 $("undo").onclick = () => again("undo");
 $("redo").onclick = () => again("redo");
+$("refine").onclick = () => again("refine");
 $("finish").onclick = () => PRESSED.d();
 $("add").onclick = add;
 $("help-button").onclick = () => $("help").showModal();
@@ -637,6 +640,7 @@ async function start() {
     $("folder").textContent = folder.folder;
     $("folder").title = folder.folder;
     $("model").textContent = `${folder.model}, ${folder.protocol}`;
+    $("refine").hidden = !folder.refiner;
     showImages();
     const wanted = Number(sessionStorage.getItem("image") ?? NaN);
     await open(images[wanted] ? wanted : Math.max(0, images.findIndex((image) => image.state !== "done")));
