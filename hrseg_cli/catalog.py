@@ -51,6 +51,7 @@ METRICS = {
 ADAPTERS = {
     "lora": "hrseg_cli.adapters.lora:attach_lora",
     "conv": "hrseg_cli.adapters.resample:Resampled",
+    "pointrend": "hrseg_cli.adapters.pointrend:PointRendered",
     "full": "hrseg_cli.adapters.controls:full",
     "head": "hrseg_cli.adapters.controls:head",
     "bn": "hrseg_cli.adapters.controls:bn",

@@ -76,7 +76,8 @@ def adapt(
 
     model: a name or a file, as for :func:`hrseg_cli.load`. datasets: the training data, as for
         :func:`hrseg_cli.evaluate`.
-    adapter: "lora" or "conv", or a control: "full", "head", "bn", "bitfit". None: the adapter of ``recipe``.
+    adapter: "lora", "conv" or "pointrend", or a control: "full", "head", "bn", "bitfit". None: the
+        adapter of ``recipe``.
     out: the run folder. recipe: the name of a recipe, or a YAML file; None: the adapter's own. changes: to the recipe.
     root, device, workers, loggers, say: as for :func:`train`.
 

@@ -64,9 +64,10 @@ def save_adapter(
 
 def merged(model: InteractiveModel) -> InteractiveModel:
     """The same model with its adapter merged into the weights, in place. Raises HrsegError if that is impossible."""
-    if model.name == "resample":
+    if hasattr(model, "base"):
         raise HrsegError(
-            "a resampling adapter cannot be merged into the weights; use `model` BASE+ADAPTER, or the base alone"
+            f"a {model.name} adapter adds layers that cannot be merged into the weights; use `model` BASE+ADAPTER, or "
+            "the base alone"
         )
     fold(model)
     for module in model.modules():

@@ -81,7 +81,7 @@ def merge(
 ) -> None:
     """Fold an adapter into its base model and write one stand-alone checkpoint with the same predictions.
 
-    Works for lora and the controls; adapters that add layers (conv) stay separate files.
+    Works for lora and the controls; adapters that add layers (conv, pointrend) stay separate files.
     """
     write_merged(model, out, "MODEL", "OUT")
 

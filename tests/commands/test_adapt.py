@@ -45,7 +45,14 @@ def adapt(hrseg: Command, photos: Path, base: Path) -> Command:
 
 
 @pytest.mark.parametrize(
-    "name", ["lora", "conv", "bn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "head", "bitfit"))]
+    "name",
+    [
+        "lora",
+        "conv",
+        "pointrend",
+        "bn",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "head", "bitfit")),
+    ],
 )
 def test_only_what_the_adapter_changes_is_kept(adapt: Command, base: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "run"
