@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from hrseg_cli.commands.report import report
 from hrseg_cli.commands.simulate_clicks import simulate_clicks
 from hrseg_cli.commands.train import train
 from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
+from hrseg_cli.limits import MESSAGE
 
 app = typer.Typer(
     name="hrseg",
@@ -74,6 +77,10 @@ _command("Data and models", "export", export, "Export a model to ONNX.")
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 an error the user can fix, 2 wrong usage, 130 interrupted."""
+    codecs.register_error("hrseg", _escape)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="hrseg")
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -95,17 +102,40 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if _is_short_of_memory(error):
+            _complain(
+                "out of memory; lower --workers, --in-flight, --set zoom.target=N or --set tiles.size=N (in training "
+                "--set batch=N), give smaller images, or raise the limit (ulimit -v); then rerun the same command"
+            )
+            sys.exit(1)
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is too slow to import for a name
             _complain(
                 "the GPU is out of memory; lower --in-flight, --workers, --set zoom.target=N or --set tiles.size=N (in "
                 "training --set batch=N), or use --device cpu"
             )
             sys.exit(1)
-        _complain(f"a defect of hrseg: {type(error).__name__}: {error}; please report it with the output of --debug")
+        _complain(
+            f"a defect of hrseg: {type(error).__name__}: {str(error)[:MESSAGE]}; please report it with the output of "
+            "--debug"
+        )
         sys.exit(1)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: each library says it in its own way."""
+    text = str(error).lower()
+    signs = ("allocate memory", "bad_alloc", "bad allocation", "insufficient memory", "can't start new thread")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Characters that the terminal or file cannot take, as JSON writes them: a row stays readable, also by programs."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[k : k + 4]}" for k in range(0, len(units), 4)), error.end
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -114,7 +144,8 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _complain(line: str) -> None:
-    note(f"hrseg: {' '.join(line.split())}")
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(line.split()))
+    note(f"hrseg: {text if len(text) <= MESSAGE else f'{text[:MESSAGE]}...'}")
 
 
 if __name__ == "__main__":

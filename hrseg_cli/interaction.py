@@ -10,6 +10,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hrseg_cli.limits import LINE
+from hrseg_cli.parsing import parse_json, shown
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -85,8 +88,17 @@ class Trace:
 
     @classmethod
     def from_json(cls, line: str) -> Trace:
-        """The inverse of :meth:`to_json`. Raises ValueError, KeyError or TypeError for anything else."""
-        record = json.loads(line)
+        """The inverse of :meth:`to_json`. Raises ValueError for anything else."""
+        record = parse_json(line, LINE)
+        try:
+            return cls._from_record(record)
+        except KeyError as error:
+            raise ValueError(f"no {error}") from None
+        except (TypeError, AttributeError):
+            raise ValueError("values of other types than those of a trace") from None
+
+    @classmethod
+    def _from_record(cls, record: dict[str, Any]) -> Trace:
         fixed = {"id", "dataset", "clicks", "seconds", "until", "size", "area", "rule", "notes"}
         clicks = tuple(Click(_number(r), _number(c), bool(p)) for r, c, p in record["clicks"])
         after = {k: tuple(map(_number, v)) for k, v in record.items() if k not in fixed and isinstance(v, list) and v}
@@ -114,5 +126,5 @@ class Trace:
 def _number(value: Any) -> Any:
     """``value`` where it is a finite number. Raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is not a number")
+        raise ValueError(f"{shown(value)} is not a number")
     return value

@@ -26,6 +26,8 @@ from typing import Any
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Trace
+from hrseg_cli.limits import DATASET, LINE
+from hrseg_cli.parsing import parse_json, read_json, read_text, reason
 from hrseg_cli.writing import is_empty, only_one_in, write_atomically, writing_atomically
 
 
@@ -35,15 +37,17 @@ def read_traces(path: Path, torn: bool = False) -> Iterator[Trace]:
     torn: ignore an incomplete last line, which an interrupted run leaves.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError):
-        raise HrsegError(f"{path}: cannot be read as traces; give a traces.jsonl file written by hrseg") from None
+        lines = read_text(path, DATASET).split("\n")
+    except (OSError, ValueError) as error:
+        raise HrsegError(
+            f"{path}: cannot be read as traces ({reason(error)}); give a traces.jsonl file written by hrseg"
+        ) from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             yield Trace.from_json(line)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             if number < len(lines):
                 raise HrsegError(f"{path}, line {number}: not a trace ({error}); delete the line or the file") from None
             if torn:
@@ -202,7 +206,7 @@ class Run:
             kept = self._mask_lines()
             done = {key: trace for key, trace in done.items() if key in kept}
         record = self.folder / "files.json"
-        then = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        then = _file_states(record)
         current = {key: trace for key, trace in done.items() if then.get(key) == files.get(key)}
         if len(current) < len(done):
             self._will_add()
@@ -218,6 +222,11 @@ class Run:
             lines = self._mask_lines()
             with writing_atomically(self.folder / "masks.jsonl") as file:
                 for key in keys:
+                    if key not in lines:
+                        raise HrsegError(
+                            f"{self.part_masks}: the masks of {key} are gone; was the folder changed during the run? "
+                            "Rerun the same command"
+                        )
                     path, start, length = lines[key]
                     with path.open("rb") as part:
                         part.seek(start)
@@ -235,11 +244,32 @@ class Run:
             if path.exists():
                 with path.open("rb") as file:
                     start = 0
-                    for line in file:
-                        record = json.loads(line)
-                        found[f"{record['dataset']}/{record['id']}"] = (path, start, len(line))
+                    for number, line in enumerate(iter(lambda: file.readline(LINE.bytes), b""), 1):
+                        try:
+                            record = parse_json(line, LINE)
+                            found[f"{record['dataset']}/{record['id']}"] = (path, start, len(line))
+                        except (ValueError, KeyError, TypeError) as error:
+                            raise HrsegError(
+                                f"{path}, line {number}: not a mask record ({reason(error)}); delete the file, and "
+                                "its objects are evaluated again"
+                            ) from None
                         start += len(line)
         return found
+
+
+def _file_states(path: Path) -> dict[str, str]:
+    """``dataset/id`` -> state of the object's files when it was clicked on."""
+    try:
+        found = read_json(path, DATASET)
+        if not isinstance(found, dict):
+            raise ValueError("not a table")
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise HrsegError(
+            f"{path}: cannot be read ({error}); delete it, and finished objects are evaluated again"
+        ) from None
+    return found
 
 
 def _cut_torn_line(path: Path) -> None:
@@ -263,18 +293,21 @@ def read_run(folder: Path) -> dict[str, Any]:
     """``run.json`` of a run folder. Raises HrsegError if the folder is not a run."""
     path = folder / "run.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        asked, got = record["asked"], record.get("got", {})
-        places = [record.get("where", {}), *record.get("where_later", [])]
-        if not all(isinstance(one, dict) for one in (asked["settings"], got, *places)):
+        record = read_json(path)
+        asked, got, later = record["asked"], record.get("got", {}), record.get("where_later", [])
+        if not isinstance(later, list):
+            raise ValueError("'where_later' is not a list")
+        if not all(isinstance(one, dict) for one in (asked["settings"], got, record.get("where", {}), *later)):
             raise ValueError("'settings', 'got' or 'where' is not a table")
-        if not (isinstance(asked["command"], str) and isinstance(got.get("seconds", 0.0), int | float)):
+        seconds = got.get("seconds", 0.0)
+        if not isinstance(asked["command"], str) or isinstance(seconds, bool) or not isinstance(seconds, int | float):
             raise ValueError("'command' is not a string or 'seconds' not a number")
     except FileNotFoundError:
         raise HrsegError(f"{folder}: no run.json; give a folder written by 'hrseg evaluate --out'") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise HrsegError(f"{path}: cannot be read as a run ({reason}); rerun the command that wrote it") from None
+        raise HrsegError(
+            f"{path}: cannot be read as a run ({reason(error)}); rerun the command that wrote it"
+        ) from None
     return dict(record)
 
 

@@ -35,6 +35,8 @@ from hrseg_cli.data.refs import PAIRS
 from hrseg_cli.data.samples import relative, size_and_time
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Trace
+from hrseg_cli.limits import TEXT
+from hrseg_cli.parsing import Malformed, read_bytes, read_table, reason
 from hrseg_cli.writing import rename, sweep, temporaries, write_atomically, write_pending
 
 COLOURS = 8
@@ -295,10 +297,10 @@ class Folder:
         if not path.is_file():
             return Picture()
         try:
-            picture = Picture.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-            raise HrsegError(f"{path}: not a record written by hrseg annotate ({reason}); fix or remove it") from None
+            picture = Picture.model_validate_json(read_bytes(path, TEXT.bytes))
+        except (OSError, ValueError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else reason(error)
+            raise HrsegError(f"{path}: not a record written by hrseg annotate ({why}); fix or remove it") from None
         _check_names(path, picture, self.stems[number])
         return picture
 
@@ -418,12 +420,12 @@ def _read_pairs(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError, csv.Error):
-        raise HrsegError(f"{path}: cannot be read; fix or remove it") from None
+        rows = [row for _, row in read_table(path, ("image", "mask"))]
+    except (OSError, Malformed) as error:
+        raise HrsegError(f"{path}: cannot be read ({reason(error)}); fix or remove it") from None
     for row in rows:
-        if None in row or not row.get("image") or row.get("mask") is None:
-            raise HrsegError(f"{path}: a row lacks image or mask, or has too many columns; fix or remove it")
+        if not row["image"]:
+            raise HrsegError(f"{path}: a row lacks its image; fix or remove it")
         if not row["mask"].startswith("masks/") or row.get("kind") == "instance":
             raise HrsegError(f"{path}: lists masks that annotate cannot edit; move it away, or annotate another folder")
     return rows

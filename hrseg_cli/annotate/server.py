@@ -8,6 +8,7 @@ send it, and it does not appear in logs or cookies.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import socket
 import sys
@@ -26,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hrseg_cli.annotate.desk import AnyAct, Desk, Refused
 from hrseg_cli.errors import HrsegError
@@ -33,6 +35,7 @@ from hrseg_cli.errors import HrsegError
 HOST = "127.0.0.1"
 BODY = 512 * 1024  # bytes; a stroke of 5000 points takes 200 KB
 WAITING = 64  # queued requests; more are refused
+PATIENCE = 20.0  # seconds that a client may take to send a request
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -81,10 +84,10 @@ def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
     work, read = TaskQueue("desk").do, TaskQueue("images").do
 
     def number(request: Request) -> int:
-        found = request.path_params["number"]
-        if not 0 <= found < len(desk.folder.stems):
+        text = request.path_params["number"]
+        if not re.fullmatch("[0-9]{1,9}", text) or int(text) >= len(desk.folder.stems):
             raise Refused(404, "no such image")
-        return int(found)
+        return int(text)
 
     async def overview(request: Request) -> Response:
         return JSONResponse(await work(request, desk.overview))
@@ -120,10 +123,10 @@ def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
         routes=[
             *map(page, PAGE),
             Route("/api/folder", overview),
-            Route("/api/images/{number:int}", picture),
-            Route("/api/images/{number:int}", act, methods=["POST"]),
-            Route("/api/images/{number:int}/revision", revision),
-            Route("/api/images/{number:int}/pixels", pixels),
+            Route("/api/images/{number}", picture),
+            Route("/api/images/{number}", act, methods=["POST"]),
+            Route("/api/images/{number}/revision", revision),
+            Route("/api/images/{number}/pixels", pixels),
         ],
         exception_handlers={
             Refused: _refused,
@@ -240,6 +243,36 @@ async def _body(receive: Receive) -> bytes | None:
             return body
 
 
+class _Protocol(H11Protocol):
+    """HTTP that closes the connection of a client who does not finish a request; uvicorn waits for it for ever."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._timer:
+            self._timer.cancel()
+
+    def _wait(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(PATIENCE, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.cycle and not self.cycle.more_body and not self.cycle.response_complete:
+            self._wait()  # the whole request is here, and being answered
+        else:
+            self.transport.close()
+
+
 def serve(desk: Desk, port: int, browser: bool, say: Callable[[str], None]) -> None:
     """Serve until Ctrl-C. port: 0 for any free one. Raises HrsegError if the port is in use."""
     token = secrets.token_urlsafe(24)
@@ -249,6 +282,7 @@ def serve(desk: Desk, port: int, browser: bool, say: Callable[[str], None]) -> N
         app = application(desk, token, [f"{HOST}:{port}", f"localhost:{port}"])
         config = uvicorn.Config(
             app,
+            http=_Protocol,
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from hrseg_cli.clicks.files import LARGEST
@@ -18,6 +17,7 @@ from hrseg_cli.data.labels import read_object
 from hrseg_cli.data.pixels import Span, parse_span, read_image
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
+from hrseg_cli.parsing import Malformed, parse_yaml
 from hrseg_cli.recipe import BinarizeRule
 
 
@@ -147,8 +147,8 @@ def changes_of(changes: Mapping[str, Any] | Sequence[str]) -> list[str]:
 def _yaml(value: Any) -> str:
     if isinstance(value, str):
         try:
-            return value if yaml.safe_load(value) == value else json.dumps(value)
-        except yaml.YAMLError:
+            return value if parse_yaml(value) == value else json.dumps(value)
+        except Malformed:
             return json.dumps(value)
     try:
         return json.dumps(value, default=lambda other: other.item() if isinstance(other, np.generic) else str(other))

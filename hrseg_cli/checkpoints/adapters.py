@@ -24,7 +24,9 @@ from hrseg_cli.adapters.lora import merge as fold
 from hrseg_cli.checkpoints.formats import FORMAT
 from hrseg_cli.checkpoints.provenance import weights_hash
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.limits import WEIGHTS
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.parsing import hrseg_metadata, read_bytes, safetensors_header
 from hrseg_cli.writing import write_atomically
 
 
@@ -126,20 +128,19 @@ def _shapes_of(model: InteractiveModel) -> InteractiveModel:
 
 def read_adapter(path: Path) -> AdapterFile | None:
     """The contents of an adapter file; None for any other file, which :func:`read_checkpoint` can identify."""
-    blob = path.read_bytes()
     try:
-        size = int.from_bytes(blob[:8], "little")
-        header = json.loads(json.loads(blob[8 : 8 + size]).get("__metadata__", {})["hrseg"])
-        if header["kind"] != "adapter":
+        blob = read_bytes(path, WEIGHTS)
+        header = hrseg_metadata(safetensors_header(blob))
+        if header is None or header["kind"] != "adapter":
             return None
         tensors = load_safetensors(blob)
+        version, name = int(header["format"]), str(header["name"])
         found = dict(header["options"]), str(header["base"]), dict(header["provenance"])
     except (SafetensorError, ValueError, KeyError, TypeError):
         return None
-    if header["format"] > FORMAT:
+    if version > FORMAT:
         raise HrsegError(
-            f"{path}: written by a newer hrseg (format {header['format']}; this version reads up to {FORMAT}); update "
-            "hrseg"
+            f"{path}: written by a newer hrseg (format {version}; this version reads up to {FORMAT}); update hrseg"
         )
     bad = next((k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())), None)
     if bad:
@@ -147,4 +148,4 @@ def read_adapter(path: Path) -> AdapterFile | None:
             f"{path}: {bad} contains NaN or infinite values; its training diverged: use an earlier checkpoint"
         )
     options, base, provenance = found
-    return AdapterFile(path, str(header["name"]), options, base, str(provenance.get("base")), tensors, provenance)
+    return AdapterFile(path, name, options, base, str(provenance.get("base")), tensors, provenance)

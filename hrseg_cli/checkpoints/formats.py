@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from hrseg_cli import catalog
 from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.limits import WEIGHTS
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.parsing import hrseg_metadata, read_bytes, reason, safetensors_header
 from hrseg_cli.writing import write_atomically
 
 FORMAT = 1
@@ -50,7 +52,7 @@ def read_checkpoint(path: Path) -> tuple[InteractiveModel, dict[str, Any]]:
     model: InteractiveModel = catalog.resolve("model", name)(**options)
     check_finite(tensors, path)
     model.load_state_dict(tensors)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(read_bytes(path, WEIGHTS)).hexdigest()
     return model, {"name": name, "options": model.config, "file": path.name, "sha256": digest, **provenance}
 
 
@@ -65,7 +67,7 @@ def read_backbone(spec: str) -> dict[str, Tensor]:
     content: Any
     try:
         if sniff(path) == "safetensors":
-            content = load_safetensors(path.read_bytes())
+            content = load_safetensors(read_bytes(path, WEIGHTS))
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except HrsegError:
@@ -103,6 +105,8 @@ def sniff(path: Path) -> str:
             head = file.read(512)
     except OSError as error:
         raise HrsegError(f"{path}: cannot be read ({error.strerror})") from None
+    if path.stat().st_size > WEIGHTS:
+        raise HrsegError(f"{path}: larger than {WEIGHTS / 1e9:.0f} GB, too large for weights; download it again")
     text = head.lstrip().lower()
     if not head:
         raise HrsegError(f"{path}: empty file; download it again")
@@ -126,7 +130,7 @@ def _check_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             unpacked = sum(entry.file_size for entry in archive.infolist())
-    except zipfile.BadZipFile:
+    except Exception:  # a damaged archive can raise nearly anything
         raise HrsegError(f"{path}: damaged or truncated PyTorch file; download it again") from None
     if any(name.endswith("/constants.pkl") for name in names):
         raise HrsegError(
@@ -143,22 +147,29 @@ Loaded = tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]
 
 def read_own(path: Path, wanted: str = "model") -> Loaded:
     """Name, options, tensors and provenance of a ``wanted`` in hrseg's format. Raises HrsegError without the path."""
-    blob = path.read_bytes()
+    blob = read_bytes(path, WEIGHTS)
     try:
-        size = int.from_bytes(blob[:8], "little")
-        metadata = json.loads(blob[8 : 8 + size]).get("__metadata__", {})
+        found = safetensors_header(blob)
         tensors = load_safetensors(blob)
-    except (SafetensorError, ValueError):
-        raise HrsegError("damaged or truncated safetensors file; download it again or recreate it") from None
-    if "hrseg" not in metadata:
+    except (SafetensorError, ValueError) as error:
         raise HrsegError(
-            "a safetensors file of another program, which does not name its model; give a checkpoint written by hrseg"
-        )
+            f"damaged or truncated safetensors file ({reason(error)}); download it again or recreate it"
+        ) from None
     try:
-        header = json.loads(metadata["hrseg"])
+        header = hrseg_metadata(found)
+        if header is None:
+            raise HrsegError(
+                "a safetensors file of another program, which does not name its model; give a checkpoint written by "
+                "hrseg"
+            )
         kind, version, name, options = header["kind"], int(header["format"]), header["name"], dict(header["options"])
-    except (ValueError, KeyError, TypeError):
-        raise HrsegError("its 'hrseg' metadata cannot be read; recreate the file with hrseg") from None
+        provenance = dict(header.get("provenance", {}))
+        if not (isinstance(kind, str) and isinstance(name, str)):
+            raise ValueError("'kind' or 'name' is not text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise HrsegError(
+            f"its 'hrseg' metadata cannot be read ({reason(error)}); recreate the file with hrseg"
+        ) from None
     if kind != wanted:
         fix = "give the base checkpoint it was made for" if wanted == "model" else "give a file of such weights"
         whole = "a whole model" if wanted == "model" else f"a {wanted}"
@@ -167,7 +178,7 @@ def read_own(path: Path, wanted: str = "model") -> Loaded:
         raise HrsegError(
             f"written by a newer hrseg (format {version}; this version reads up to {FORMAT}); update hrseg"
         )
-    return name, options, tensors, dict(header.get("provenance", {}))
+    return name, options, tensors, provenance
 
 
 def _read_public(path: Path) -> Loaded:

@@ -12,11 +12,9 @@ must be below the height and the width.
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from operator import attrgetter
@@ -25,12 +23,16 @@ from typing import Any
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
+from hrseg_cli.parsing import Malformed, read_json, read_table, reason
 from hrseg_cli.runs import read_traces
 
 Objects = dict[str, tuple[Click, ...]]  # name of an object ("" if it has none) -> its clicks
 HOW = "write [row, col, 1], or [row, col, 0] for background"
 LARGEST = 1e9
-SIDES = {"1": True, "0": False, "pos": True, "neg": False, "true": True, "false": False, "": True}
+SIDES = {
+    **dict.fromkeys(("1", "1.0", "pos", "true", ""), True),  # pandas writes 1.0 in a column with gaps
+    **dict.fromkeys(("0", "0.0", "neg", "false"), False),
+}
 
 
 def read_clicks(path: Path) -> dict[str, Objects]:
@@ -40,11 +42,12 @@ def read_clicks(path: Path) -> dict[str, Objects]:
             raise HrsegError(f"`clicks` {path}: no such file; give a JSON, CSV or traces file")
         return _from_traces(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise HrsegError(f"`clicks` {path}: cannot be read ({reason}); give a JSON, CSV or traces file") from None
-    return _from_csv(path, text) if path.suffix.lower() == ".csv" else _from_json(path, text)
+        return _from_csv(path) if path.suffix.lower() == ".csv" else _from_json(path)
+    except (OSError, Malformed) as error:
+        raise HrsegError(
+            f"`clicks` {path}: cannot be read ({reason(error)}); give a JSON file, a table named .csv, or traces named "
+            ".jsonl"
+        ) from None
 
 
 def parse_click(text: str) -> Click:
@@ -132,11 +135,8 @@ def _object(
     return [], ""
 
 
-def _from_json(path: Path, text: str) -> dict[str, Objects]:
-    try:
-        content = json.loads(text, object_pairs_hook=_once)
-    except ValueError as error:
-        raise HrsegError(f"`clicks` {path}: not valid JSON ({error}); fix it, or name a CSV file .csv") from None
+def _from_json(path: Path) -> dict[str, Objects]:
+    content = read_json(path)
     if not isinstance(content, dict):
         raise HrsegError(f'`clicks` {path}: write {{"cat.jpg": [[row, col, 1], ...]}}')
     found = {}
@@ -146,15 +146,6 @@ def _from_json(path: Path, text: str) -> dict[str, Objects]:
         except (TypeError, ValueError):
             raise HrsegError(f"`clicks` {path}, {image}: not clicks; {HOW}") from None
         _check_some(path, image, found[image])
-    return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; raises ValueError for a duplicate name, which would silently lose its first clicks."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"duplicate name '{name}'")
     return found
 
 
@@ -168,20 +159,17 @@ def _objects(value: Any) -> Iterator[tuple[str, Any]]:
         yield "", value
 
 
-def _from_csv(path: Path, text: str) -> dict[str, Objects]:
-    table = csv.DictReader(text.splitlines())
-    if not {"image", "row", "col"} <= set(table.fieldnames or ()):
-        raise HrsegError(f"`clicks` {path}: the first line must name the columns image,row,col[,positive][,object]")
+def _from_csv(path: Path) -> dict[str, Objects]:
     found: dict[str, dict[str, list[Click]]] = defaultdict(lambda: defaultdict(list))
-    for line in table:
+    for number, line in read_table(path, ("image", "row", "col")):
         try:
-            side = SIDES[(line.get("positive") or "").strip().lower()]
+            side = SIDES[line.get("positive", "").lower()]
             click = _click([float(line["row"]), float(line["col"]), side])
-        except (TypeError, ValueError, KeyError):
+        except (ValueError, KeyError):
             raise HrsegError(
-                f"`clicks` {path}, line {table.line_num}: not a click; row and col must be numbers, positive 1 or 0"
+                f"`clicks` {path}, line {number}: not a click; row and col must be numbers, positive 1 or 0"
             ) from None
-        found[line["image"].strip()][(line.get("object") or "").strip()].append(click)
+        found[line["image"]][line.get("object", "")].append(click)
     return {image: {name: tuple(clicks) for name, clicks in its.items()} for image, its in found.items()}
 
 

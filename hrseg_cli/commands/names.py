@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from hrseg_cli.commands import options
 from hrseg_cli.commands.rows import FORMATS, Rows, written
 from hrseg_cli.data.paths import data_root
 from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.parsing import header_of, read_yaml
 
 PACKAGE = Path(__file__).resolve().parent.parent
 WEIGHTS = PACKAGE / "weights"
@@ -73,14 +73,13 @@ def datasets(root: Path) -> Rows:
 
 def weights(root: Path) -> Rows:
     """The weights shipped with hrseg, from the header of each file and the card next to it."""
-    import yaml
 
     rows = []
     for path in sorted(WEIGHTS.glob("*.safetensors")):
         header = read_header(path)
         shapes = [one["shape"] for name, one in header.items() if name != "__metadata__" and not _is_statistic(name)]
         card_file = path.with_suffix(".yaml")
-        card = yaml.safe_load(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {}
+        card = read_yaml(card_file) if card_file.is_file() else {}
         rows.append(
             {
                 "model": path.stem,
@@ -97,10 +96,9 @@ def read_header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: names, types and shapes of its tensors, and its ``__metadata__``."""
     try:
         with path.open("rb") as file:
-            header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            return header_of(file)
     except (OSError, ValueError):
         raise HrsegError(f"{path}: not a safetensors file; install hrseg again") from None
-    return header
 
 
 def _is_statistic(name: str) -> bool:

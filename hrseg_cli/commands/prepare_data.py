@@ -15,6 +15,8 @@ from hrseg_cli.commands.names import datasets
 from hrseg_cli.commands.rows import written
 from hrseg_cli.data.paths import data_root
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.limits import DATASET
+from hrseg_cli.parsing import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -336,7 +338,6 @@ def _index(
 
 def _shrink(listing: Listing, folder: Path, longest: int, index: Path | None = None) -> None:
     """Smaller copies of the indexed, hence valid, objects."""
-    import csv
 
     from hrseg_cli.data.index import Index
     from hrseg_cli.data.refs import PAIRS
@@ -346,8 +347,7 @@ def _shrink(listing: Listing, folder: Path, longest: int, index: Path | None = N
     with options.progress() as bar:
         task = bar.add_task(f"shrinking {listing.name}", total=None)
         cache_longest(refs, folder, longest, progress=lambda done, total: bar.update(task, completed=done, total=total))
-    with (folder / PAIRS).open(encoding="utf-8", newline="") as table:
-        kept = sum(1 for _ in csv.DictReader(table))
+    kept = sum(1 for _ in read_table(folder / PAIRS, ("image", "mask"), DATASET))
     if lost := len(refs) - kept:
         options.note(f"{folder}: skipped {lost} of {len(refs)} objects, which have no pixel left at {longest} pixels")
     _row(dataset=listing.name, cache=str(folder), longest=longest, objects=kept)

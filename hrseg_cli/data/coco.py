@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
@@ -18,6 +18,8 @@ from pycocotools import mask as pycoco
 from hrseg_cli.data.paths import inner
 from hrseg_cli.data.refs import Ref, Rule
 from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.limits import DATASET
+from hrseg_cli.parsing import read_json, reason, shown
 from hrseg_cli.recipe import BinarizeRule
 
 log = logging.getLogger(__name__)
@@ -91,7 +93,7 @@ def truth(ref: Ref, size: tuple[int, int]) -> np.ndarray:
     if annotation is None:
         raise HrsegError(f"{ref.mask}: annotation {ref.instance} is gone; open the dataset again")
     image = file.images[annotation["image_id"]]
-    said = image.get("height") or size[0], image.get("width") or size[1]
+    said = tuple(_side(ref.mask, image, key) or side for key, side in zip(("height", "width"), size, strict=True))
     if said != size:
         raise HrsegError(
             f"{ref.mask}: gives {said[1]}x{said[0]} for {ref.image}, which has {size[1]}x{size[0]} pixels; "
@@ -108,6 +110,16 @@ def truth(ref: Ref, size: tuple[int, int]) -> np.ndarray:
 
 def _file_name(file: _File, image_id: Any) -> str:
     return str(file.images[image_id]["file_name"]).replace("\\", "/")
+
+
+def _side(path: Path, image: dict[str, Any], key: str) -> int:
+    """The height or width of an image, which some programs write as text; 0 if it is not given."""
+    value = image.get(key) or 0
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value.strip()):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise HrsegError(f"{path}: image {image['id']}: {key} is {shown(value)}; write a number")
+    return int(value)
 
 
 def _last_part(text: str) -> str:
@@ -150,12 +162,11 @@ def _read(path: Path) -> _File:
 def _parse(path: Path, _time: int, _size: int) -> _File:
     """Parse the file once for all its objects; modification time and size are cache keys, so changes are noticed."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path, DATASET)
     except OSError as error:
         raise HrsegError(f"{path}: cannot be read ({error.strerror}); fix its permissions") from None
-    except (ValueError, RecursionError) as error:
-        reason = "an empty file" if _size == 0 else " ".join(str(error).split())
-        raise HrsegError(f"{path}: cannot be read as JSON ({reason}); export it again") from None
+    except ValueError as error:
+        raise HrsegError(f"{path}: cannot be read as JSON ({error}); export it again") from None
     wanted = {"images": ("id", "file_name"), "annotations": ("id", "image_id")}
     for key, fields in wanted.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -191,17 +202,16 @@ def _is_crowd(path: Path, annotation: dict[str, Any]) -> bool:
         return False
     if text in ("1", "1.0", "true"):
         return True
-    raise HrsegError(f"{path}: annotation {annotation['id']}: iscrowd is {text[:40]!r}; write 0 or 1")
+    raise HrsegError(f"{path}: annotation {annotation['id']}: iscrowd is {shown(text)}; write 0 or 1")
 
 
 def _mask(path: Path, annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     """bool (H, W). The C library does not validate its input, so everything is checked before the call."""
     shape = annotation["segmentation"]
     try:
-        return _runs(shape, size) if isinstance(shape, dict) else _polygons(shape, size)
-    except (TypeError, ValueError, KeyError) as error:
-        reason = f"no '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
-        raise HrsegError(f"{path}: annotation {annotation['id']}: {reason}; correct or remove it") from None
+        return from_runs(shape, size) if isinstance(shape, dict) else _polygons(shape, size)
+    except (TypeError, ValueError, LookupError, OverflowError) as error:
+        raise HrsegError(f"{path}: annotation {annotation['id']}: {reason(error)}; correct or remove it") from None
 
 
 def _polygons(polygons: Any, size: tuple[int, int]) -> np.ndarray:
@@ -215,17 +225,21 @@ def _polygons(polygons: Any, size: tuple[int, int]) -> np.ndarray:
             raise ValueError("a polygon with values that are not numbers")
         if not all(-side <= v <= 2 * side for k, side in enumerate((width, height)) for v in ring[k::2]):
             raise ValueError(f"a polygon far outside its image of {width}x{height} pixels")
+        corners = np.array(ring, float).reshape(-1, 2)
+        if np.abs(np.diff(corners, axis=0)).max(axis=1).sum() > 4 * height * width + 100 * (height + width):
+            raise ValueError("a polygon whose outline is longer than all rows of its image together")
     runs = pycoco.merge(pycoco.frPyObjects([[float(v) for v in ring] for ring in rings], height, width))
-    return _runs({"size": size, "counts": runs["counts"].decode()}, size)
+    return from_runs({"size": size, "counts": runs["counts"].decode()}, size)
 
 
-def _runs(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Run lengths of background, object, background, ... down the columns; numbers or COCO's compressed string."""
+def from_runs(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """bool (H, W) from run lengths of background, object, background, ... down the columns: numbers, or COCO's
+    compressed string. Raises ValueError, KeyError or TypeError unless they fit ``size``."""
     counts = shape["counts"]
     if isinstance(counts, str):
         counts = _unpacked(counts)
-    if list(shape["size"]) != list(size):
-        raise ValueError(f"run lengths for {shape['size']} (height, width), but the image has {list(size)}")
+    if [int(side) for side in shape["size"]] != list(size):
+        raise ValueError(f"run lengths for {shown(shape['size'])} (height, width), but the image has {list(size)}")
     if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != size[0] * size[1]:
         raise ValueError(f"run lengths that do not add up to {size[0]} x {size[1]} pixels")
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
@@ -243,6 +257,8 @@ def _unpacked(text: str) -> list[int]:
             raise ValueError("run lengths with an invalid character")
         value |= (code & 31) << shift
         shift += 5
+        if shift > 60:
+            raise ValueError("run lengths with a number of more than 60 bits")
         if code & 32:
             continue
         if code & 16:

@@ -27,6 +27,7 @@ from hrseg_cli import __version__
 from hrseg_cli.data.manifest import ArchiveFile
 from hrseg_cli.data.unpack import NO_ROOM, Progress, check_archive, looks_like, require_space, size_text
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.parsing import read_json
 from hrseg_cli.writing import only_one, write_atomically
 
 CHUNK = 1 << 18
@@ -134,7 +135,7 @@ def pins(root: Path) -> dict[str, str]:
     """``into/name`` of an archive -> SHA-256, for all archives pinned under this data root."""
     path = root / ".hrseg" / "pins.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return {str(name): str(sum_) for name, sum_ in dict(read_json(path)).items()}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, TypeError):
@@ -344,15 +345,18 @@ def _ask(url: str, have: int, notes: dict[str, Any], job: _Job) -> http.client.H
         )
     except urllib.error.HTTPError as error:
         with error:
-            answer = f"HTTP {error.code} {str(error.reason).splitlines()[0]}"
+            said = " ".join(str(error.reason).split()) or http.client.responses.get(error.code, "")
+            answer = f"HTTP {error.code} {said[:100]}".strip()
             if error.code == 416 and have:
                 _drop(job.part)
                 raise _Interrupted(answer) from None
             if error.code in AGAIN:
-                raise _Interrupted(answer, _seconds(error.headers.get("Retry-After"))) from None
+                raise _Interrupted(answer, _digits(error.headers.get("Retry-After"))) from None
             raise _Useless(answer) from None
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(_reason(error)) from None
+    except ValueError as error:  # redirected to an address that is none
+        raise _Useless(_reason(error)) from None
 
 
 def _receive(job: _Job, response: http.client.HTTPResponse, have: int, total: int | None) -> int:
@@ -363,7 +367,7 @@ def _receive(job: _Job, response: http.client.HTTPResponse, have: int, total: in
                 chunk = response.read1(CHUNK)
                 while have == 0 and 0 < len(chunk) < 512 and (more := response.read1(CHUNK)):
                     chunk += more
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 raise _Interrupted(f"{_reason(error)} after {size_text(have)}") from None
             if not chunk:
                 return have
@@ -373,6 +377,9 @@ def _receive(job: _Job, response: http.client.HTTPResponse, have: int, total: in
             out.write(chunk)
             job.running.add(chunk)
             have += len(chunk)
+            if total and have > total:
+                _drop(job.part)
+                raise _Useless(f"sent more than {size_text(total)}")
             if job.progress:
                 job.progress(have, total)
 
@@ -380,12 +387,11 @@ def _receive(job: _Job, response: http.client.HTTPResponse, have: int, total: in
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     """(offset of the first byte, total bytes or None) of a response."""
     if response.status == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", response.headers.get("Content-Range", ""))
         if not found:
             return -1, None
         return int(found[1]), None if found[2] == "*" else int(found[2])
-    length = response.headers.get("Content-Length")
-    return 0, int(length) if length and length.isdigit() else None
+    return 0, _digits(response.headers.get("Content-Length"))
 
 
 def _reason(error: Exception) -> str:
@@ -395,8 +401,9 @@ def _reason(error: Exception) -> str:
     return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
 
 
-def _seconds(text: str | None) -> float | None:
-    return float(text) if text and text.isdigit() else None
+def _digits(text: str | None) -> int | None:
+    """A header's number; None for anything else, such as the digits of other alphabets."""
+    return int(text) if text and re.fullmatch("[0-9]{1,18}", text.strip()) else None
 
 
 # ---- notes next to a partial download --------------------------------------------------------------------------------
@@ -414,8 +421,9 @@ def _notes(part: Path) -> Path:
 def _read_notes(part: Path, url: str) -> dict[str, Any]:
     """Notes that allow a download from the same URL to resume; empty if it must restart."""
     try:
-        notes = json.loads(_notes(part).read_text(encoding="utf-8"))
+        notes = read_json(_notes(part))
         usable = notes["url"] == url and (notes["validator"] or notes["total"]) is not None
+        usable = usable and isinstance(notes["validator"], str | None) and isinstance(notes["total"], int | None)
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return dict(notes) if usable else {}

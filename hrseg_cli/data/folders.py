@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from hrseg_cli.data.paths import inner
 from hrseg_cli.data.pixels import SUFFIXES
 from hrseg_cli.data.refs import PAIRS, Ref, Rule, layout
 from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.parsing import Malformed, read_table, reason
 from hrseg_cli.recipe import BinarizeRule
 
 log = logging.getLogger(__name__)
@@ -190,16 +190,14 @@ def _list_table(folder: Path, name: str, instances: bool, binarize: BinarizeRule
     images: dict[str, Path] = {}
     found: dict[str, list[tuple[str, Path, Rule]]] = defaultdict(list)
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if not {"image", "mask"} <= set(reader.fieldnames or ()):
-                raise HrsegError(f"{table}: the first line must name the columns image,mask (and kind, if any)")
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise HrsegError(f"{table}: cannot be read ({error}); save it as comma-separated UTF-8 text") from None
+        rows = list(read_table(table, ("image", "mask")))
+    except (OSError, Malformed) as error:
+        raise HrsegError(
+            f"{table}: cannot be read ({reason(error)}); write UTF-8 text with the columns image,mask[,kind]"
+        ) from None
     for line, row in rows:
-        image, mask = folder / (row["image"] or ""), folder / (row["mask"] or "")
-        kind = (row.get("kind") or "").strip()
+        image, mask = folder / row["image"], folder / row["mask"]
+        kind = row.get("kind", "")
         for path in (image, mask):
             if not path.is_file():
                 raise HrsegError(f"{table}, line {line}: no file {path}; correct the line or add the file")

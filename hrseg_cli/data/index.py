@@ -34,6 +34,8 @@ from hrseg_cli.data.pixels import parse_span, read_image, read_mask
 from hrseg_cli.data.refs import Listing, Ref
 from hrseg_cli.data.samples import expand, fingerprint, instance_ids, list_masks, relative, truth_of
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.limits import LINE
+from hrseg_cli.parsing import parse_json
 from hrseg_cli.recipe import BinarizeRule
 from hrseg_cli.writing import only_one, write_atomically, writing_atomically
 
@@ -112,8 +114,8 @@ def build_index(
 def is_fresh(found: Listing) -> bool:
     """Whether the index matches these files and found no problem in them."""
     try:
-        with found.index_file.open(encoding="utf-8") as file:
-            head = json.loads(file.readline())
+        with found.index_file.open("rb") as file:
+            head = parse_json(file.readline(LINE.bytes), LINE)
         return bool(head["version"] == 1 and not head["incomplete"] and head.items() >= _state(found).items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -160,7 +162,7 @@ def _records(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
         position = file.tell()
         line = file.readline()
         try:
-            record = json.loads(line)
+            record = parse_json(line, LINE)
         except ValueError:
             return
         if not line.endswith(b"\n") or not isinstance(record, dict):
@@ -280,7 +282,7 @@ class Index(Sequence[Ref]):
         try:
             with path.open("rb") as file:
                 first = file.readline()
-                self.head: dict[str, Any] = json.loads(first)
+                self.head: dict[str, Any] = parse_json(first, LINE)
                 self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             if self.head["version"] != 1:
                 raise ValueError("another version")
@@ -323,8 +325,12 @@ class Index(Sequence[Ref]):
         """The line of an object: its paths, ``height``, ``width``, ``area`` and ``void`` in pixels, ``rule``."""
         k = range(len(self))[index]
         try:
-            return dict(json.loads(self._text[self._table[k, 0] : self._table[k + 1, 0]]))
-        except ValueError:
+            record = parse_json(self._text[self._table[k, 0] : self._table[k + 1, 0]], LINE)
+            texts = all(isinstance(record[key], str) for key in ("id", "image", "mask", "rule"))
+            if not texts or not isinstance(record["instance"], int | None):
+                raise ValueError
+            return dict(record)
+        except (ValueError, KeyError, TypeError):
             raise HrsegError(f"{self.path}, object {k}: not a valid index line; rerun 'hrseg prepare-data'") from None
 
     def image_starts(self) -> np.ndarray:
@@ -356,7 +362,7 @@ def _read_table(path: Path, text: mmap.mmap, first: int) -> np.ndarray:
     image, last = -1, None
     if text[size - 1] != 10:
         raise ValueError("an incomplete line")
-    for line in re.finditer(rb'\n.*?"image": "([^"]*)', text):  # ten times as fast as reading JSON
+    for line in re.finditer(rb'\n.*?"image": "((?:[^"\\]|\\.)*)', text):  # ten times as fast as reading JSON
         image += line[1] != last
         last = line[1]
         starts.extend((line.start() + 1, image))

@@ -12,8 +12,9 @@ from typing import get_args
 import cv2
 import numpy as np
 
-from hrseg_cli.data.pixels import MAX_PIXELS, MaskPixels, read_mask
+from hrseg_cli.data.pixels import MaskPixels, read_mask
 from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.limits import PIXELS
 from hrseg_cli.recipe import BinarizeRule
 
 # Rule -> (values that are object, values that are ignored), of 0..255.
@@ -80,7 +81,7 @@ def read_object(
     size: tuple[int, int],
     rule: BinarizeRule | None = None,
     owner: Path | str = "its image",
-    at_most: int = MAX_PIXELS,
+    at_most: int = PIXELS,
 ) -> np.ndarray:
     """bool (H, W): an initial mask for the image ``owner`` of ``size`` (H, W); ignored pixels are background.
 

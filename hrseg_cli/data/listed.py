@@ -10,6 +10,8 @@ from hrseg_cli.data.folders import by_stem
 from hrseg_cli.data.packed import load_pickle
 from hrseg_cli.data.refs import Ref, Rule, layout
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.limits import OBJECTS
+from hrseg_cli.parsing import read_text, reason
 from hrseg_cli.recipe import BinarizeRule
 
 
@@ -46,9 +48,9 @@ def _list_named(
         others = ", ".join(sorted(p.stem for p in lists.glob("[!.]*.txt"))) or "none"
         raise HrsegError(f"{path}: no such list; available splits: {others}")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise HrsegError(f"{path}: not a text file; replace it") from None
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        raise HrsegError(f"{path}: cannot be read ({reason(error)}); replace it") from None
     images, masks = by_stem(folder / parts[0])[0], by_stem(folder / parts[1], suffixes)[0]
     refs: dict[str, Ref] = {}
     for number, line in enumerate(lines, 1):
@@ -94,7 +96,7 @@ def list_coco_lvis(
                 refs.append(Ref(f"{stem}#{k}", name, image, mask, "layers", k, parent=parents.get(k)))
             if stuff == "1":
                 refs.append(Ref(stem, name, image, mask, "layers", stuff=count))
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
         raise HrsegError(f"{path}: not a COCO+LVIS annotation; replace the file") from None
     return refs
 
@@ -103,7 +105,10 @@ def _objects(image: dict[str, Any]) -> tuple[int, dict[int, int]]:
     """(number of objects, part -> the object it belongs to) of one image."""
     hierarchy = image["hierarchy"].items()
     parents = {int(k): int(node["parent"]) for k, node in hierarchy if node and node["parent"] is not None}
-    return int(image["num_instance_masks"]), parents
+    count = int(image["num_instance_masks"])
+    if not 0 <= count <= OBJECTS:
+        raise ValueError
+    return count, parents
 
 
 def list_procedural(

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import io
 import math
+import struct
+import warnings
+import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from hrseg_cli.data import packed
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.limits import DENSITY, IMAGE_BYTES, LIGHT_PIXELS, OBJECTS, PIXELS, PNG_TEXT
+from hrseg_cli.parsing import read_bytes
 
-SUFFIXES = (".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 10**9
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm"),
+    *(".tif", ".tiff", ".webp"),
+)
+# Pillow knows more formats, and starts Ghostscript for one of them, whatever the file is called.
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF")
+PNG_START = b"\x89PNG\r\n\x1a\n"
 DIM = 1 << 14  # 16-bit images that stay below this have fewer significant bits, or are nearly black
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> operation
     2: lambda a: a[:, ::-1],
@@ -28,7 +39,9 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> 
     8: np.rot90,
 }
 
-Image.MAX_IMAGE_PIXELS = None  # gigapixel images are allowed; _decode has its own limit
+Image.MAX_IMAGE_PIXELS = None  # _decode has its own limit
+PngImagePlugin.MAX_TEXT_CHUNK = PNG_TEXT  # cameras and editors store profiles and histories of several MB
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata, in lines that name no file
 
 
 class Span(NamedTuple):
@@ -61,9 +74,7 @@ class MaskPixels(NamedTuple):
     lossy: bool = False
 
 
-def read_image(
-    path: Path, at_most: int = MAX_PIXELS, span: Span | None = None, data: bytes | None = None
-) -> np.ndarray:
+def read_image(path: Path, at_most: int = PIXELS, span: Span | None = None, data: bytes | None = None) -> np.ndarray:
     """uint8, (H, W, 3), RGB, as read by OpenCV: EXIF orientation applied, alpha dropped, the upper 8 of 16 bits.
 
     at_most: pixels; a larger image is refused by its header. data: the bytes of the file; ``path`` is then only a name.
@@ -73,7 +84,7 @@ def read_image(
     found = _decode(path, data, at_most)
     mode = found.picture.mode
     if mode != "F" and not mode.startswith("I"):
-        colours = np.array(found.picture.convert("RGB"))
+        colours = _array(found.picture, "RGB")
         if not found.deep or (span is None and colours.max(initial=0) >= DIM >> 8):
             return colours
         return _to_8_bits(path, _deep_colours(found, path, data), span)
@@ -81,7 +92,7 @@ def read_image(
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def read_mask(path: Path, at_most: int = MAX_PIXELS) -> MaskPixels:
+def read_mask(path: Path, at_most: int = PIXELS) -> MaskPixels:
     """A mask as stored, with its EXIF orientation applied. RGB is reduced to the largest channel.
 
     ``.mat`` is an SBD file, ``.pickle`` a COCO+LVIS file. at_most: as for :func:`read_image`.
@@ -94,7 +105,7 @@ def read_mask(path: Path, at_most: int = MAX_PIXELS) -> MaskPixels:
     picture, alpha = found.picture, _alpha(found.picture)
     if picture.mode in ("P", "PA"):
         colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        indices = np.array(picture if picture.mode == "P" else picture.getchannel(0))
+        indices = _array(picture if picture.mode == "P" else picture.getchannel(0))
         used = int(indices.max(initial=0)) + 1
         palette = np.concatenate([colours, np.zeros((256, 3), np.uint8)])[:used]
         return MaskPixels(indices, palette, alpha=alpha, lossy=found.lossy)
@@ -103,9 +114,9 @@ def read_mask(path: Path, at_most: int = MAX_PIXELS) -> MaskPixels:
     elif picture.mode in ("1", "L", "F") or picture.mode.startswith("I"):
         values = _numbers(found)
     elif picture.mode == "LA":
-        values = np.array(picture.getchannel("L"))
+        values = _array(picture.getchannel("L"))
     else:
-        values = np.array(picture.convert("RGB"))
+        values = _array(picture, "RGB")
     if values.dtype.kind == "f":
         if not np.isfinite(values).all() or not np.array_equal(values, np.rint(values)):
             raise HrsegError(f"{path}: floating-point pixels; save the mask as an 8-bit PNG")
@@ -159,15 +170,15 @@ def _to_8_bits(path: Path, values: np.ndarray, span: Span | None) -> np.ndarray:
 
 def _numbers(found: _Found) -> np.ndarray:
     """(H, W) for one channel: bool, uint8, uint16, int32, uint32 or float32."""
-    values = np.array(found.picture)
+    values = _array(found.picture)
     # Pillow stores unsigned 32-bit values as signed.
     return values.view(np.uint32) if found.layout.startswith("I;32") and "S" not in found.layout else values
 
 
 def _deep_colours(found: _Found, path: Path, data: bytes | None) -> np.ndarray:
     """uint16 (H, W, 3), RGB, for 16 bits per channel, of which Pillow returns only the upper 8. Raises HrsegError."""
-    shown = np.array(found.picture.convert("RGB"))
-    pixels = cv2.imdecode(np.frombuffer(data or path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    shown = _array(found.picture, "RGB")
+    pixels = cv2.imdecode(np.frombuffer(data or read_bytes(path, IMAGE_BYTES), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is not None and pixels.dtype == np.uint16:
         colours = pixels[:, :, 2::-1] if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
         for turned in (TURNS.get(found.turn, np.asarray)(colours), colours):
@@ -181,12 +192,14 @@ def _read_layers(path: Path) -> MaskPixels:
     """RITM's format for a COCO+LVIS image: layers of ids, each a PNG, and the (layer, id) of each object k."""
     content = packed.load_pickle(path)
     try:
-        blobs, objects = content
-        places = tuple((int(layer), int(value)) for layer, value in objects)
-        layers = [np.asarray(_decode(path, blob if isinstance(blob, bytes) else blob.data).picture) for blob in blobs]
+        blobs, objects = list(content[0]), list(content[1])
+        places = tuple((int(layer), int(value)) for layer, value in objects[:OBJECTS])
+        most = PIXELS // max(1, len(blobs))
+        layers = [_array(_decode(path, one if isinstance(one, bytes) else one.data, most).picture) for one in blobs]
         values = np.stack(layers, axis=2)
         sound = values.dtype == np.uint8 and all(0 <= k < len(layers) and 0 < v < 256 for k, v in places)
-    except (TypeError, ValueError, AttributeError):
+        sound = sound and len(content) == 2 and len(objects) <= OBJECTS
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError):
         sound = False
     if not sound:
         raise HrsegError(f"{path}: not the (layers, objects) of COCO+LVIS; replace the file")
@@ -204,29 +217,18 @@ class _Found(NamedTuple):
     lossy: bool
 
 
-def _decode(path: Path, data: bytes | None = None, at_most: int = MAX_PIXELS) -> _Found:
+def _decode(path: Path, data: bytes | None = None, at_most: int = PIXELS) -> _Found:
     """Decode a picture completely, upright. With PIL, because it detects truncated files and keeps palettes.
 
     data: its bytes, if they are embedded in ``path``.
     """
     try:
-        with _opened(path, data) as picture:
-            if picture.width * picture.height > at_most:
-                limit = "1 gigapixel" if at_most == MAX_PIXELS else f"{at_most / 1e6:g} megapixels"
-                raise HrsegError(
-                    f"{path}: {picture.width}x{picture.height} exceeds the limit of {limit}; make it smaller"
-                )
-            if picture.format == "PNG":  # Pillow decodes corrupt PNG data without an error
-                picture.verify()
-        with _opened(path, data) as picture:
-            if (pages := _pages(picture)) > 1:
-                raise HrsegError(f"{path}: contains {pages} pages; save each one as a separate file")
-            layout, deep = _layout(picture)
-            lossy = _is_lossy(picture)
-            turn = picture.getexif().get(0x0112, 1) if deep else 1
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)
-            return _Found(picture, layout, deep, turn, lossy)
+        try:
+            return _decoded(path, data, at_most)
+        except (SyntaxError, OSError):
+            if (repaired := _without_broken_extras(path, data)) is None:
+                raise
+            return _decoded(path, repaired, at_most)
     except (HrsegError, MemoryError):
         raise
     except FileNotFoundError:
@@ -234,12 +236,83 @@ def _decode(path: Path, data: bytes | None = None, at_most: int = MAX_PIXELS) ->
     except Exception as error:  # a broken file can raise nearly anything inside a decoder
         empty = path.is_file() and path.stat().st_size == 0
         reason = "an empty file" if empty else getattr(error, "strerror", None) or str(error).split("\n")[0]
+        if isinstance(error, UnidentifiedImageError) and not empty:
+            reason = f"not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         reason = reason.replace(repr(str(path)), "it").replace(str(path), "it")
         raise HrsegError(f"{path}: cannot be read as an image ({reason}); replace the file") from None
 
 
+def _decoded(path: Path, data: bytes | None, at_most: int) -> _Found:
+    with _opened(path, data) as picture:
+        _check_pixels(path, picture.size, len(data) if data else path.stat().st_size, at_most)
+        if picture.format == "PNG":  # Pillow decodes corrupt PNG data without an error
+            picture.verify()
+    with _opened(path, data) as picture:
+        if (pages := _pages(picture)) > 1:
+            raise HrsegError(f"{path}: contains {pages} pages; save each one as a separate file")
+        layout, deep = _layout(picture)
+        lossy = _is_lossy(picture)
+        turn = picture.getexif().get(0x0112, 1) if deep else 1
+        picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)
+        return _Found(picture, layout, deep, turn, lossy)
+
+
+def _check_pixels(path: Path, size: tuple[int, int], its_bytes: int, at_most: int) -> None:
+    """Raises HrsegError for a picture that is too large, or far larger than its file can honestly contain."""
+    pixels = size[0] * size[1]
+    if pixels > at_most:
+        raise HrsegError(
+            f"{path}: {size[0]}x{size[1]} exceeds the limit of {at_most / 1e6:g} megapixels; make it smaller"
+        )
+    if pixels > max(LIGHT_PIXELS, DENSITY * its_bytes):
+        raise HrsegError(f"{path}: {size[0]}x{size[1]} pixels in {its_bytes} bytes is no photograph; replace the file")
+
+
+def _without_broken_extras(path: Path, data: bytes | None) -> bytes | None:
+    """A PNG without those ancillary chunks whose checksum is wrong, as other programs read it; None for other files.
+    Transparency is ancillary too, but changes a mask, so it stays."""
+    blob = data or read_bytes(path, IMAGE_BYTES)
+    if not blob.startswith(PNG_START):
+        return None
+    kept, place = [PNG_START], len(PNG_START)
+    while place + 12 <= len(blob):
+        (length,) = struct.unpack_from(">I", blob, place)
+        chunk = blob[place : place + 12 + length]
+        name, body, sum_ = chunk[4:8], chunk[4:-4], chunk[-4:]
+        sound = len(chunk) == 12 + length and struct.pack(">I", zlib.crc32(body)) == sum_
+        if sound or name == b"tRNS" or not name[:1].islower():
+            kept.append(chunk)
+        place += 12 + length
+    repaired = b"".join([*kept, blob[place:]])
+    return repaired if len(repaired) < len(blob) else None
+
+
+def _array(picture: Image.Image, mode: str | None = None) -> np.ndarray:
+    """The pixels, converted to ``mode``, band by band: Pillow's own conversion needs three times the memory."""
+    rows = max(1, (1 << 22) // max(1, picture.width))
+    if rows >= picture.height:
+        return np.array(picture if mode is None else picture.convert(mode))
+    found: np.ndarray | None = None
+    for top in range(0, picture.height, rows):
+        band = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        part = np.asarray(band if mode is None else band.convert(mode))
+        if found is None:
+            found = np.empty((picture.height, *part.shape[1:]), part.dtype)
+        found[top : top + len(part)] = part
+    assert found is not None
+    return found
+
+
 def _opened(path: Path, data: bytes | None) -> ImageFile.ImageFile:
-    return Image.open(path if data is None else io.BytesIO(data))
+    return Image.open(path if data is None else io.BytesIO(data), formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of :data:`FORMATS` that this Pillow can read."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _pages(picture: Image.Image) -> int:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import logging
 import os
 import re
@@ -43,6 +42,8 @@ from hrseg_cli.data.refs import Ref as Ref
 from hrseg_cli.data.refs import Rule as Rule
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Sample
+from hrseg_cli.limits import LINE
+from hrseg_cli.parsing import parse_json
 from hrseg_cli.recipe import BinarizeRule
 
 INDEX = "index.jsonl"
@@ -416,15 +417,16 @@ def _indexed_ids(found: Listing) -> dict[Path, list[int]]:
     """Ids of the masks from an up-to-date index; empty for a stale, foreign or broken one."""
     ids: dict[str, list[int]] = defaultdict(list)
     try:
-        with found.index_file.open(encoding="utf-8") as file:
-            head = json.loads(next(file))
+        with found.index_file.open("rb") as file:
+            head = parse_json(file.readline(LINE.bytes), LINE)
             if head["version"] != 1 or head["fingerprint"] != fingerprint(found.folder, found.masks):
                 log.warning("%s: out of date, not used; rerun 'hrseg prepare-data' to update it", found.index_file)
                 return {}
             for line in file:
-                record = json.loads(line)
+                record = parse_json(line, LINE)
                 if record["instance"] is not None:
                     ids[record["mask"]].append(int(record["instance"]))
-    except (OSError, StopIteration, ValueError, KeyError, TypeError):
+        broken = set(head["incomplete"])
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return {found.folder / mask: sorted(values) for mask, values in ids.items() if mask not in head["incomplete"]}
+    return {found.folder / mask: sorted(values) for mask, values in ids.items() if mask not in broken}

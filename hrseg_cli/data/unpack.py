@@ -22,10 +22,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NoReturn
 
 from hrseg_cli.data.paths import below, fault
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.limits import TAR_HEADER, TAR_HEADERS
+from hrseg_cli.parsing import read_json
 from hrseg_cli.writing import only_one
 
 Kind = Literal["zip", "tar"]
@@ -44,6 +46,7 @@ DAMAGED = (
     EOFError,
     NotImplementedError,  # a compression method that Python does not support
     ValueError,  # names that are not text
+    RecursionError,  # headers about headers about headers
     struct.error,
 )
 
@@ -233,11 +236,37 @@ def _zip_entries(
                 progress(done, total)
 
 
+class _Member(tarfile.TarInfo):
+    """A header that is refused before it is read if it is too long: tarfile reads long names as a whole, and keeps all
+    headers."""
+
+    left: int
+    archive: Path
+
+    def _proc_member(self, file: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type not in tarfile.SUPPORTED_TYPES:
+            raise _refused(self.archive, self.name, "an unknown kind of entry")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            self._sparse()
+        if self.type in tarfile.GNU_TYPES or self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
+            type(self).left -= self.size
+            if self.size > TAR_HEADER or type(self).left < 0:
+                raise HrsegError(f"{self.archive}: a header of {size_text(self.size)}; get an intact archive")
+        found: tarfile.TarInfo = super()._proc_member(file)  # type: ignore[misc]
+        return found
+
+    def _sparse(self, *_: object) -> NoReturn:
+        raise _refused(self.archive, self.name, "a sparse file")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
+
+
 def _tar_entries(
     archive: Path, prefix: tuple[str, ...], progress: Progress | None
 ) -> Iterator[tuple[PurePosixPath, Read | None]]:
     total = archive.stat().st_size
-    with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as file:
+    members = type("Member", (_Member,), {"left": max(TAR_HEADERS, total), "archive": archive})
+    with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*", tarinfo=members) as file:
         for info in file:
             path = _safe(archive, info.name, prefix)
             if path is None:
@@ -327,7 +356,7 @@ def _merge(source: Path, target: Path) -> None:
 
 def _stamps(into: Path) -> dict[str, dict[str, int]]:
     try:
-        return dict(json.loads((into / STAMP).read_text(encoding="utf-8")))
+        return dict(read_json(into / STAMP))
     except (OSError, ValueError, TypeError):
         return {}
 

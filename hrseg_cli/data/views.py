@@ -30,6 +30,7 @@ from hrseg_cli.data.pixels import MaskPixels, Span, read_image, read_mask
 from hrseg_cli.data.refs import PAIRS, Ref
 from hrseg_cli.data.samples import fingerprint, load, relative, truth_of
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.parsing import read_json
 from hrseg_cli.writing import is_empty, only_one_in, sweep, write_atomically
 
 STAMP = "cache.json"
@@ -291,7 +292,7 @@ def _read_stamp(folder: Path, wanted: dict[str, object]) -> object:
     """What the copies in ``folder`` were made from; None if there are none yet. Raises HrsegError if the folder does
     not match what is ``wanted``."""
     try:
-        stamp = json.loads((folder / STAMP).read_bytes())
+        stamp = read_json(folder / STAMP)
     except FileNotFoundError:
         if not is_empty(folder):
             raise HrsegError(f"{folder}: not empty and not a cache; use another folder") from None

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.parsing import read_json
 from hrseg_cli.writing import write_atomically
 
 Precision = Literal["bf16", "fp32"]
@@ -36,7 +37,7 @@ def best_precision(device: str) -> Precision:
         return "fp32"
     path, processor = cache_folder() / "precision.json", f"{_processor()}, PyTorch {torch.__version__}"
     try:
-        known = dict(json.loads(path.read_text(encoding="utf-8")))
+        known = dict(read_json(path))
     except (OSError, ValueError, TypeError):  # missing or damaged
         known = {}
     if known.get(processor) in get_args(Precision):

@@ -31,7 +31,9 @@ from torch import Tensor, nn
 from hrseg_cli import __version__
 from hrseg_cli.adapters.lora import merge
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.limits import WEIGHTS
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.parsing import Malformed, own_metadata, read_bytes, reason
 from hrseg_cli.writing import write_atomically
 
 FORMAT = 1
@@ -208,14 +210,16 @@ def read_header(path: Path) -> tuple[dict[str, Any], str]:
     """The metadata of a file written by :func:`export`, and the file's sha256. Raises HrsegError for other files."""
     onnx = need("onnx")
     try:
-        blob = path.read_bytes()
+        blob = read_bytes(path, WEIGHTS)
         graph = onnx.load_model_from_string(blob)
-    except OSError as error:
-        raise HrsegError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, Malformed) as error:
+        raise HrsegError(f"{path}: cannot be read ({reason(error)}); export it again with 'hrseg export'") from None
     except Exception:  # protobuf's own, which is not always the same class
         raise HrsegError(f"{path}: is not an ONNX file, or is damaged; export it again with 'hrseg export'") from None
+    if any(one.data_location == one.EXTERNAL for one in graph.graph.initializer):
+        raise HrsegError(f"{path}: keeps its weights in other files; export it again with 'hrseg export'")
     try:
-        header: dict[str, Any] = json.loads({entry.key: entry.value for entry in graph.metadata_props}["hrseg"])
+        header = own_metadata({entry.key: entry.value for entry in graph.metadata_props}["hrseg"])
         version = int(header["format"])
         kinds = {"name": str, "options": dict, "provenance": dict, "precision": str, "with_prev_mask": bool}
         sound = all(isinstance(header[key], kind) for key, kind in {**kinds, "mirror": bool}.items())

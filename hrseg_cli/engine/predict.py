@@ -23,7 +23,9 @@ from hrseg_cli.data.samples import size_and_time
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
+from hrseg_cli.limits import DATASET, LINE
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.parsing import parse_json, read_bytes
 from hrseg_cli.recipe import BinarizeRule, Protocol
 from hrseg_cli.writing import is_empty, only_one_in, write_atomically
 
@@ -234,14 +236,20 @@ def _read_all(out: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], list[st
     records: dict[tuple[str, str], dict[str, Any]] = {}
     replaced: list[str] = []
     owners: dict[str, tuple[str, str]] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        lines = read_bytes(path, DATASET.bytes).decode(errors="replace").split("\n")
+    except ValueError as error:
+        raise HrsegError(f"{path}: cannot be read ({error}); choose another folder") from None
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line, LINE)
             key = str(record["image"]), str(record["object"])
-            record = {**record, "name": record["name"], "files": record["files"], "asked": record["asked"]}
+            for name in ("name", "files", "asked", "clicks", "area", "seconds"):
+                record[name]
+            if not isinstance(record["name"], str) or not isinstance(record["files"], list):
+                raise ValueError
             _check_files(path, record)
         except (ValueError, KeyError, TypeError):
             if number < len(lines):

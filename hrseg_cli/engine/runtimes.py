@@ -92,7 +92,22 @@ def open_model(
         "weights": header["precision"],
         "arithmetic": arithmetic if header["precision"] == "fp32" else header["precision"],
     }
-    return GraphModel(start(path), header).eval(), provenance
+    try:
+        run = start(path)
+    except Exception as error:  # each runtime has its own
+        raise HrsegError(f"{path}: {chosen} cannot load it ({_line(error)}); export the model again") from None
+
+    def guarded(inputs: GraphInputs) -> np.ndarray:
+        try:
+            return run(inputs)
+        except Exception as error:
+            raise HrsegError(f"{path}: {chosen} cannot run it ({_line(error)}); export the model again") from None
+
+    return GraphModel(guarded, header).eval(), provenance
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class GraphModel(InteractiveModel):

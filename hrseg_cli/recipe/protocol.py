@@ -13,7 +13,8 @@ from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.recipe.reading import Settings, names, read
 
 BinarizeRule = Literal["auto", "nonzero", "gt128", "void128", "void255", "grabcut"]
-Pixels = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]  # of what a network sees at once
+MAX_CLICKS = 10_000
 
 
 class ZoomIn(Settings):
@@ -29,9 +30,9 @@ class ZoomIn(Settings):
     """
 
     target: Pixels | tuple[Pixels, Pixels] = 400
-    skip_clicks: int = Field(1, ge=-1)
-    expansion: float = Field(1.4, ge=1)
-    min_crop: int | None = Field(200, ge=1)
+    skip_clicks: int = Field(1, ge=-1, le=MAX_CLICKS)
+    expansion: float = Field(1.4, ge=1, le=100)
+    min_crop: int | None = Field(200, ge=1, le=100_000)
     recompute_iou: float = Field(0.5, ge=0, le=1)
     mask_threshold: float = Field(0.5, ge=0, le=1)
     pad: Pixels | None = None
@@ -40,7 +41,7 @@ class ZoomIn(Settings):
 class Tiles(Settings):
     """Inputs with a side longer than ``size`` pixels are processed in square tiles, ``overlap`` pixels overlapping."""
 
-    size: int = Field(1024, ge=64)
+    size: int = Field(1024, ge=64, le=4096)
     overlap: int = Field(128, ge=0)
 
     @model_validator(mode="after")
@@ -87,8 +88,8 @@ class Protocol(Settings):
     flip: bool = False
     tiles: Tiles | None = None
     threshold: float = Field(0.49, gt=0, lt=1)
-    max_clicks: int = Field(20, ge=1)
-    network_clicks: int | None = Field(None, ge=1)
+    max_clicks: int = Field(20, ge=1, le=MAX_CLICKS)
+    network_clicks: int | None = Field(None, ge=1, le=MAX_CLICKS)
     binarize: BinarizeRule = "auto"
     keep_stale_roi: bool = False
     click_when_perfect: bool = True

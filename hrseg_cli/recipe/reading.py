@@ -6,20 +6,30 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from hrseg_cli.errors import HrsegError, UnknownName, nearest
+from hrseg_cli.limits import SETTINGS
+from hrseg_cli.parsing import Malformed, parse_yaml, read_yaml, reason, shown
 
 FOLDERS = {"protocol": "protocols", "tables": "paper/tables", "recipe": "."}  # below recipes/
 EXAMPLES = {"protocol": "zoom.target=600", "recipe": "optim.lr=1e-4", "tables": "level=0.85"}
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Kind = TypeVar("Kind", bound=Settings)
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the first of (low, high) must not exceed the second")
+    return pair
+
+
+RISING = AfterValidator(_rising)  # for a field (low, high)
 
 
 def read(model: type[Kind], kind: str, name: str, changes: Iterable[str] = ()) -> Kind:
@@ -78,9 +88,9 @@ def _read_extended(path: Path, kind: str, seen: tuple[Path, ...] = ()) -> dict[s
     if path.resolve() in seen:
         raise HrsegError(f"{path}: 'extends' forms a cycle; remove one of them")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise HrsegError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
+        settings = read_yaml(path)
+    except (OSError, Malformed) as error:
+        raise HrsegError(f"{path}: cannot be read as YAML ({reason(error)}); fix the file") from None
     if not isinstance(settings, dict):
         raise HrsegError(f"{path}: must contain 'key: value' lines")
     base = settings.pop("extends", None)
@@ -108,15 +118,17 @@ def _set(settings: dict[str, Any], change: str, example: str) -> None:
     if not equals or not key:
         raise HrsegError(f"`changes` {change}: write key=value, for example `changes` {example}")
     *path, leaf = key.strip().split(".")
+    if len(path) > SETTINGS.nesting:
+        raise HrsegError(f"`changes` {shown(change)}: nested too deeply; write key=value, for example {example}")
     place = settings
     for part in path:
         if not isinstance(place.get(part), dict):
             place[part] = {}
         place = place[part]
     try:
-        place[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise HrsegError(f"`changes` {change}: the value is not valid YAML") from None
+        place[leaf] = parse_yaml(text)
+    except Malformed as error:
+        raise HrsegError(f"`changes` {change}: the value is not valid YAML ({error})") from None
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:
@@ -128,7 +140,7 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
         what = f"{place}: " if place else ""
-        got = f" (got {first['input']!r})" if place else ""
+        got = f" (got {shown(first['input'])})" if place else ""
         return f"{what}{message[0].lower()}{message[1:]}{got}"
     known = [*_below(model, first["loc"][:-1]).model_fields]
     guess = nearest(str(first["loc"][-1]), known)

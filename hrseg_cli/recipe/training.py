@@ -13,14 +13,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hrseg_cli.recipe.protocol import BinarizeRule, Pixels
-from hrseg_cli.recipe.reading import Settings, checked, names, read
+from hrseg_cli.limits import OBJECTS
+from hrseg_cli.recipe.protocol import MAX_CLICKS, BinarizeRule, Pixels
+from hrseg_cli.recipe.reading import RISING, Settings, checked, names, read
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Expansion = Annotated[float, Field(ge=1)]
+Expansion = Annotated[float, Field(ge=1, le=100)]
+Factor = Annotated[float, Field(ge=0.01, le=100)]
+Shift = Annotated[float, Field(ge=-2, le=2)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Nonnegative = Annotated[float, Field(ge=0)]
+Area = Annotated[float, Field(gt=0, le=1)]
+Blur = Annotated[float, Field(ge=0, le=100)]  # sigma in pixels
 
 
 class Start(Settings):
@@ -104,21 +109,21 @@ class Augmentation(Settings):
     pad: mask value of pixels outside the image; their colour is black.
     """
 
-    scale: tuple[Positive, Positive] = (0.75, 1.40)
+    scale: Annotated[tuple[Factor, Factor], RISING] = (0.75, 1.40)
     flip: Share = 0.5
     rotate90: Share = 0.0
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
     elastic: Annotated[float, Field(ge=0, le=0.25)] = 0.0
-    brightness: tuple[float, float] = (-0.25, 0.25)
-    contrast: tuple[float, float] = (-0.15, 0.40)
+    brightness: Annotated[tuple[Shift, Shift], RISING] = (-0.25, 0.25)
+    contrast: Annotated[tuple[Shift, Shift], RISING] = (-0.15, 0.40)
     colour_probability: Share = 0.75
-    rgb_shift: Nonnegative = 10.0
+    rgb_shift: Annotated[float, Field(ge=0, le=255)] = 10.0
     blur: Share = 0.0
     jpeg: Share = 0.0
     noise: Share = 0.0
     zoom: Share = 0.0
-    zoom_expansion: tuple[Expansion, Expansion] = (1.1, 2.0)
-    zoom_limit: Positive = 2.0
+    zoom_expansion: Annotated[tuple[Expansion, Expansion], RISING] = (1.1, 2.0)
+    zoom_limit: Factor = 2.0
     keep_background: Share = 0.05
     pad: Literal["background", "ignore"] = "background"
 
@@ -138,11 +143,11 @@ class Composite(Settings):
 
     probability: Share = 0.0
     duplicate: Share = 0.0
-    area: tuple[Positive, Positive] = (0.02, 0.25)
-    enlarge: Positive = 1.5
+    area: Annotated[tuple[Area, Area], RISING] = (0.02, 0.25)
+    enlarge: Factor = 1.5
     flip: Share = 0.5
-    colour: tuple[Share, Share] = (0.0, 0.5)
-    feather: tuple[Nonnegative, Nonnegative] = (0.4, 0.8)
+    colour: Annotated[tuple[Share, Share], RISING] = (0.0, 0.5)
+    feather: Annotated[tuple[Blur, Blur], RISING] = (0.4, 0.8)
 
     @model_validator(mode="after")
     def _at_most_one(self) -> Composite:
@@ -174,12 +179,12 @@ class Data(Settings):
 
     parts: list[Part] = Field(min_length=1)
     crop: tuple[Pixels, Pixels] = (320, 480)
-    epoch: int = Field(30000, ge=1)
-    min_area: int = Field(1000, ge=1)
+    epoch: int = Field(30000, ge=1, le=10**9)
+    min_area: int = Field(1000, ge=1, le=10**9)
     held_out: float = Field(0.0, ge=0, lt=1)
     sizes: list[Size] = []
-    longest: int | None = Field(None, ge=64)
-    max_objects: int = Field(1000, ge=1)
+    longest: int | None = Field(None, ge=64, le=65_500)  # a JPEG has no longer sides
+    max_objects: int = Field(1000, ge=1, le=OBJECTS)
     cache: int = Field(0, ge=0, le=10**7)
     augment: Augmentation = Augmentation()
     composite: Composite = Composite()
@@ -217,22 +222,24 @@ class Clicks(Settings):
         part missing, an extra blob) and one correction of it.
     """
 
-    max_points: int = Field(24, ge=1)
+    max_points: int = Field(24, ge=1, le=1000)
     gamma: Share = 0.8
     merge_probability: Share = 0.15
-    max_merged: int = Field(2, ge=2)
+    max_merged: int = Field(2, ge=2, le=1000)
     erode_probability: Share = 0.9
-    erode_iterations: int = Field(3, ge=0)
+    erode_iterations: int = Field(3, ge=0, le=1000)
     background: Nonnegative = 0.1
     other: Nonnegative = 0.4
     border: Nonnegative = 0.5
-    expand_ratio: Nonnegative = 0.1
+    expand_ratio: Annotated[float, Field(ge=0, le=10)] = 0.1
     first_click_center: bool = False
     first_click_anywhere: Share = 0.0
     inner_k: Nonnegative = 1.7
     only_one_first_click: bool = False
     off_centre: Share = 0.0
-    rounds: Annotated[int, Field(ge=0)] | Annotated[list[Nonnegative], Field(min_length=1)] = 3
+    rounds: (
+        Annotated[int, Field(ge=0, le=1000)] | Annotated[list[Nonnegative], Field(min_length=1, max_length=1000)]
+    ) = 3
     trained: Literal["last", "every"] = "last"
     drop_previous: Share = 0.0
     box_probability: Share = 0.0
@@ -307,13 +314,13 @@ class Optim(Settings):
     backbone_later: Share = 1.0
     freeze_norms: bool = False
     schedule: Literal["constant", "steps", "cosine"] = "steps"
-    milestones: list[int] = [200, 220]
+    milestones: list[Annotated[int, Field(ge=0, le=10**9)]] = [200, 220]
     gamma: float = Field(0.1, gt=0, le=1)
     floor: float = Field(0.0, ge=0, le=1)
     level: float = Field(0.0, ge=0, lt=1)
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(0, ge=0, le=10**9)
     clip: float | None = Field(None, gt=0)
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1, le=10**6)
     ema: float = Field(0.0, ge=0, lt=1)
 
 
@@ -327,14 +334,14 @@ class Validation(Settings):
     """
 
     datasets: list[str] = []
-    objects: int = Field(20, ge=1)
-    every: int = Field(1, ge=1)
+    objects: int = Field(20, ge=1, le=10**9)
+    every: int = Field(1, ge=1, le=10**9)
     protocol: str = "ritm"
     changes: list[str] = []
     metric: str = "iou"
     until: float = Field(0.9, gt=0)
-    max_clicks: int = Field(20, ge=1)
-    patience: int | None = Field(None, ge=1)
+    max_clicks: int = Field(20, ge=1, le=MAX_CLICKS)
+    patience: int | None = Field(None, ge=1, le=10**9)
 
 
 class Recipe(Settings):
@@ -353,8 +360,8 @@ class Recipe(Settings):
     loss_schedule: LossSchedule = LossSchedule()
     optim: Optim = Optim()
     validation: Validation = Validation()
-    batch: int = Field(28, ge=1)
-    epochs: int = Field(230, ge=1)
+    batch: int = Field(28, ge=1, le=10_000)
+    epochs: int = Field(230, ge=1, le=10**9)
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     channels_last: bool = False
     half: bool = False
@@ -362,6 +369,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _trainable(self) -> Recipe:
+        if not any(part.weight is None or part.weight for part in self.data.parts):
+            raise ValueError("data.parts: every weight is 0; set one of them above 0")
         if self.adapter.name != "none" and not self.model.weights:
             raise ValueError("an adapter needs a trained base; set model.weights, or use 'hrseg adapt --from MODEL'")
         boundaries = [k for k, term in enumerate(self.losses) if term.name == "boundary"]

@@ -6,8 +6,6 @@ Every function returns a matplotlib ``Figure`` that needs no display and changes
 from __future__ import annotations
 
 import io
-import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -17,7 +15,9 @@ import numpy as np
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Trace
+from hrseg_cli.limits import LINE, PIXELS
 from hrseg_cli.metrics.noc import auc, mean_at, noc, reached
+from hrseg_cli.parsing import parse_json, reason, shown
 from hrseg_cli.report.table import Evaluation, datasets, label_of, summary
 
 if TYPE_CHECKING:
@@ -347,16 +347,28 @@ def _mask_records(run: Evaluation) -> Iterator[dict[str, Any]]:
     if not any(path.is_file() for path in paths):
         raise HrsegError(f"`pictures`: {run.folder} has no masks.jsonl; rerun evaluate with `keep_masks`")
     for path in filter(Path.is_file, paths):
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LINE.bytes), b""), 1):
                 try:
-                    record = json.loads(line)
-                    record["dataset"], record["id"], record["image"], record["size"], record["truth"], record["masks"]
-                except (ValueError, KeyError, TypeError) as error:
-                    if run.status != "done" and not line.endswith("\n"):  # incomplete after an interrupt
+                    yield _mask_record(line)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    if run.status != "done" and not line.endswith(b"\n"):  # incomplete after an interrupt
                         return
-                    raise HrsegError(f"{path}, line {number}: not a mask record ({error}); rerun evaluate") from None
-                yield record
+                    raise HrsegError(
+                        f"{path}, line {number}: not a mask record ({reason(error)}); rerun evaluate"
+                    ) from None
+
+
+def _mask_record(line: bytes) -> dict[str, Any]:
+    """A line of ``masks.jsonl``. Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
+    record: dict[str, Any] = parse_json(line, LINE)
+    height, width = record["size"]
+    if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= PIXELS and height > 0):
+        raise ValueError(f"a size of {shown(record['size'])}")
+    texts = [record["dataset"], record["id"], record["image"], record["truth"], *record["masks"].values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("values that are not text")
+    return record
 
 
 def _key(record: dict[str, Any]) -> tuple[str, str]:
@@ -368,14 +380,16 @@ def _key_of(trace: Trace) -> tuple[str, str]:
 
 
 def _decode(record: dict[str, Any], counts: str | None) -> np.ndarray | None:
-    """bool, (H, W), from COCO's compressed run lengths (column-major)."""
-    from pycocotools import mask
+    """bool, (H, W), from COCO's compressed run lengths (column-major). Raises HrsegError."""
+    from hrseg_cli.data.coco import from_runs
 
     if counts is None:
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools still uses NumPy 1's array protocol
-        return np.asarray(mask.decode({"size": list(record["size"]), "counts": counts.encode()}), dtype=bool)
+    height, width = record["size"]
+    try:
+        return from_runs({"size": (height, width), "counts": counts}, (height, width))
+    except ValueError as error:
+        raise HrsegError(f"masks of {record['dataset']}/{record['id']}: {error}; rerun evaluate") from None
 
 
 def _read_small(record: dict[str, Any], complain: Callable[[str], None]) -> np.ndarray:

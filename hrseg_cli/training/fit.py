@@ -163,7 +163,15 @@ def fit(
     loader = Loader(feed, order, machine.workers, pin=machine.device != "cpu")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning|torch")
-        trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
+        try:
+            trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise HrsegError(
+                "a process that prepares samples died, most likely because memory ran out; rerun the same command "
+                "with `resume` and fewer `workers`"
+            ) from None
     if first:
         join_events(folder)
     judge = next(callback for callback in trainer.callbacks if isinstance(callback, Judge))  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ training that was killed at any moment and resumed has the same logs as an unint
 from __future__ import annotations
 
 import csv
+import re
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -157,7 +158,7 @@ def _drop_rows(path: Path, column: str, last: int) -> None:
 
 
 def _number(row: list[str], place: int) -> int:
-    return int(row[place]) if place < len(row) and row[place].isdigit() else 0
+    return int(row[place]) if place < len(row) and re.fullmatch("[0-9]{1,18}", row[place]) else 0
 
 
 def join_events(folder: Path, steps: int | None = None) -> None:

@@ -10,6 +10,7 @@ import cv2
 
 from hrseg_cli.data.procedural.scene import check, draw, kind
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.parsing import read_json, shown
 from hrseg_cli.writing import is_empty, only_one_in, sweep, write_atomically
 
 VERSION = 1  # increase when the same arguments give different pixels
@@ -32,8 +33,12 @@ def _write(folder: Path, count: int, size: int, seed: int, progress: Callable[[i
     note = folder / "procedural.json"
     if not note.exists() and not is_empty(folder):
         raise HrsegError(f"{folder}: not empty and not a procedural set; use another folder")
-    if note.exists() and (old := json.loads(note.read_text(encoding="utf-8"))) != settings:
-        raise HrsegError(f"{folder}: contains a procedural set with {old}, not {settings}; use another folder")
+    try:
+        old = read_json(note) if note.exists() else settings
+    except ValueError as error:
+        raise HrsegError(f"{note}: cannot be read ({error}); use another folder") from None
+    if old != settings:
+        raise HrsegError(f"{folder}: contains a procedural set with {shown(old)}, not {settings}; use another folder")
     write_atomically(note, json.dumps(settings) + "\n")
     rows = ["image,mask"]
     for index in range(count):
