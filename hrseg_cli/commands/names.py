@@ -84,6 +84,7 @@ def weights(root: Path) -> Rows:
         rows.append(
             {
                 "weights": path.stem,
+                "default": "yes" if path.stem == catalog.DEFAULT_MODEL else "no",
                 "model": str(own.get("name", "unknown")),
                 "parameters": f"{sum(map(math.prod, shapes)) / 1e6:.1f} M",
                 "size": f"{path.stat().st_size / 1e6:.1f} MB",
