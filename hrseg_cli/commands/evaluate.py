@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hrseg_cli import catalog
 from hrseg_cli.commands import headings, options, shards
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def evaluate(
     limit: options.Limit = None,
     binarize: options.Binarize = None,
     instances: options.Instances = False,
-    model: options.Model = "h18s",
+    model: options.Model = catalog.DEFAULT_MODEL,
     protocol: options.ProtocolName = None,
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
     refine: options.Refine = None,
