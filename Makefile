@@ -17,10 +17,10 @@ DEMO_RUN = "$(OUT)/$(MODEL)"
 test: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tables test lint types contracts docs pictures fresh check wheel clean
+.PHONY: help demo tables test test-page lint types contracts docs pictures fresh check wheel clean
 
 help: ## list all targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: ## evaluate, report and draw pictures on drawn images, or on DATA=folder (images/ + masks/); MODEL=, OUT=
 ifeq ($(DATA),)
@@ -40,6 +40,10 @@ tables: ## reproduce tables 3 and 4 of the adapter paper; DATA=paper or photos, 
 
 test: ## run the tests; ARGS="-k noc" adds pytest options, JOBS=4 sets the number of processes
 	./run python -m pytest -n $(JOBS) $(ARGS)
+
+test-page: export OMP_NUM_THREADS ?= 1
+test-page: ## run the tests of the annotation page, which need Chromium; ARGS= adds pytest options
+	./run python -m pytest -m page tests/annotate $(ARGS)
 
 lint: ## check rules and formatting with ruff
 	./run ruff check .

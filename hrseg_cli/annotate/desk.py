@@ -8,118 +8,55 @@ from __future__ import annotations
 
 import io
 import json
-import time
-from collections import OrderedDict
-from collections.abc import Iterator
 from hashlib import sha256
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
-from pydantic import Field
 
-from hrseg_cli.annotate.folder import COLOURS, Clicked, Folder, Name, Object, Picture, Refined, Strict, Stroke, state_of
+from hrseg_cli.annotate.acts import (
+    LARGEST,
+    AnyAct,
+    DoClick,
+    DoColour,
+    DoCopy,
+    DoFinish,
+    DoLock,
+    DoMove,
+    DoName,
+    DoOutline,
+    DoRefine,
+    DoScribble,
+    DoShape,
+    DoStroke,
+    DoThreshold,
+    Refused,
+)
+from hrseg_cli.annotate.answers import Answer, Memory, after, beginnings, first_pins
+from hrseg_cli.annotate.folder import Folder, state_of
+from hrseg_cli.annotate.records import (
+    COLOURS,
+    Action,
+    Clicked,
+    Object,
+    Outline,
+    Picture,
+    Refined,
+    Reshaped,
+    Scribble,
+    Stroke,
+    is_label,
+)
+from hrseg_cli.annotate.shapes import runs, sampled
 from hrseg_cli.data.pixels import Span, read_image
-from hrseg_cli.engine.session import Session, SessionState
-from hrseg_cli.engine.views import Box
+from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
 
-LARGEST = 120_000_000  # pixels of an image: twelve bytes each for the model, four for each cached answer
 REPLACED = "the image file was replaced; the new one is shown now; repeat your last action"
 MEMORY = 1_500_000_000  # bytes for cached images and answers; evicted answers are recomputed from their clicks
-
-
-class Act(Strict):
-    """A request from a tab. revision: of the picture it shows. object: a key, None for a new object."""
-
-    revision: int
-    object: str | None = None
-
-
-class DoClick(Act):
-    do: Literal["click"]
-    row: int = Field(ge=0, le=LARGEST)
-    col: int = Field(ge=0, le=LARGEST)
-    positive: bool = True
-    box: tuple[int, int, int, int] | None = None
-
-
-class DoStroke(Act):
-    do: Literal["stroke"]
-    points: list[tuple[float, float]] = Field(min_length=1, max_length=5000)
-    radius: float = Field(ge=0.5, le=2000)
-    positive: bool = True
-
-
-class DoPlain(Act):
-    do: Literal["undo", "redo", "add", "delete", "refine"]
-
-
-class DoName(Act):
-    do: Literal["rename"]
-    name: Name
-
-
-class DoColour(Act):
-    do: Literal["colour"]
-    colour: int = Field(ge=0, lt=COLOURS)
-
-
-class DoThreshold(Act):
-    do: Literal["threshold"]
-    threshold: float = Field(ge=0.01, le=0.99)
-
-
-class DoFinish(Act):
-    do: Literal["finish"]
-    finished: bool
-
-
-AnyAct = Annotated[DoClick | DoStroke | DoPlain | DoName | DoColour | DoThreshold | DoFinish, Field(discriminator="do")]
-
-
-class Refused(Exception):
-    """A rejected action: status 404 for a missing object, 409 for a picture that has changed since, 422 for a position
-    outside the image. The message is shown to the annotator."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class Memory:
-    """An LRU cache of images and answers, up to ``limit`` bytes (more only for the current image and answer)."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.size = limit, 0
-        self._kept: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get(self, key: Any) -> Any:
-        """The value, or None if it was evicted."""
-        if key not in self._kept:
-            return None
-        self._kept.move_to_end(key)
-        return self._kept[key][0]
-
-    def put(self, key: Any, value: Any, size: int) -> None:
-        """Add a value. key: must not exist yet."""
-        self._kept[key] = value, size
-        self.size += size
-        while self.size > self.limit and len(self._kept) > 2:
-            _, (_, freed) = self._kept.popitem(last=False)
-            self.size -= freed
-
-    def drop(self, number: int) -> None:
-        """Drop everything of one image: its session, keyed by its number, and answers, whose keys start with it."""
-        for key in [key for key in self._kept if key == number or (isinstance(key, tuple) and key[0] == number)]:
-            self.size -= self._kept.pop(key)[1]
 
 
 class Desk:
@@ -146,19 +83,25 @@ class Desk:
     # Reading
 
     def overview(self) -> dict[str, Any]:
-        """The list of images, for the page."""
+        """The list of images and labels, for the page."""
+        folder = self.folder
         images = []
-        for number, picture in enumerate(self.folder.pictures):
-            worked = "work" if picture.objects else "todo"
-            state = "done" if picture.finished else worked
-            images.append({"id": number, "name": self.folder.title(number), "state": state})
+        for number, picture in enumerate(folder.pictures):
+            names = [one.name for one in picture.objects]
+            image = {"id": number, "name": folder.title(number), "state": picture.state, "labels": names}
+            images.append(image | {"spent": round(sum(one.spent for one in picture.objects), 1)})
         return {
-            "folder": self.folder.name,
+            "folder": folder.name,
+            "place": sha256(str(folder.place.resolve()).encode()).hexdigest()[:16],
+            "files": "masks/ and annotations/" if not folder.pairs else "masks/, pairs.csv and annotations/",
             "model": self.name,
             "protocol": self.protocol.name,
             "threshold": self.protocol.threshold,
             "refiner": self.protocol.refine.name if self.protocol.refine else "",
             "images": images,
+            "last": folder.last,
+            "labels": folder.labels,
+            "fixed": bool(folder.fixed),
         }
 
     def pixels(self, number: int) -> bytes:
@@ -184,43 +127,75 @@ class Desk:
     # Acting
 
     def act(self, number: int, asked: AnyAct) -> dict[str, Any]:
-        """Apply an action, save it, return the changes. If it raises Refused or HrsegError, nothing has changed."""
-        known = self._seen.get(number)
-        size = self._size(number)
-        if known and known != self._seen[number]:
-            raise Refused(409, REPLACED)
+        """Apply an action, save it, return the changes. If it raises Refused or HrsegError, nothing has changed, unless
+        it says so."""
+        size = self._shown_size(number)
         picture = self.folder.pictures[number].model_copy(deep=True)
+        if asked.ident and asked.ident == picture.last[0]:  # applied, but its answer was lost on the way
+            one = picture.find(picture.last[1])
+            return self._told(number, picture, one, self.folder.mask(one, size) if one else None)
         if asked.revision != picture.revision:
             raise Refused(409, "this image was changed in another tab; its new state is shown; repeat your last action")
         picture.gone.clear()
+        picture.last = asked.ident, ""
         if isinstance(asked, DoFinish):
             picture.finished = asked.finished
             return self._save(number, picture, size)
-        one = picture.find(asked.object) if asked.object is not None else None
-        if asked.object is not None and one is None:
-            raise Refused(404, "this object no longer exists")
-        if one is None:
-            if not isinstance(asked, DoClick | DoStroke) and asked.do != "add":
-                raise Refused(422, f"select an object to {asked.do}")
-            one = self._new(number, picture)
-        if asked.do == "add":
-            return self._save(number, picture, size, one, np.zeros(size, bool))
-        if asked.do == "delete":
+        one = self._object(number, picture, asked)
+        picture.last = asked.ident, one.key
+        one.spent = round(one.spent + asked.spent, 1)
+        if isinstance(asked, DoLock):
+            one.locked = asked.locked
+        elif isinstance(asked, DoMove):
+            picture.objects.remove(one)
+            picture.objects.insert(asked.to, one)
+        elif one.locked:
+            raise Refused(423, f"'{one.name}' is locked; unlock it to change it")
+        elif isinstance(asked, DoName):
+            one.name = asked.name
+            colour = self.folder.colour_of(asked.name)
+            one.colour = one.colour if colour is None else colour
+        elif isinstance(asked, DoColour):
+            one.colour = asked.colour
+        elif asked.do == "delete":
             picture.objects.remove(one)
             self.folder.settle(one, self.digest)  # keeps a copy of a mask from elsewhere
             if one.file:
                 self.folder.remove(picture, one.file)
             return self._save(number, picture, size)
-        if isinstance(asked, DoName):
-            one.name = asked.name
-        elif isinstance(asked, DoColour):
-            one.colour = asked.colour
         else:
-            return self._save(number, picture, size, one, self._change(number, size, one, asked))
+            mask, note = self._change(number, size, one, asked)
+            if asked.apart:
+                mask = mask & ~self._others(number, picture, one, size)
+            return self._save(number, picture, size, one, mask, note)
         return self._save(number, picture, size, one)
 
-    def _change(self, number: int, size: tuple[int, int], one: Object, asked: AnyAct) -> np.ndarray:
-        """The object's new mask, bool (H, W)."""
+    def preview(self, number: int, revision: int, key: str | None, click: Clicked) -> dict[str, Any]:
+        """The mask that a click would give. Nothing is saved; the click itself is then answered from the cache."""
+        size = self._shown_size(number)
+        picture = self.folder.pictures[number].model_copy(deep=True)
+        one = self._new(number, picture, None) if key is None else picture.find(key)
+        if revision != picture.revision or one is None or one.locked or self.folder.is_foreign(one, self.digest):
+            raise Refused(409, "no preview")
+        del one.actions[one.done :]
+        _add(one, click, size)
+        one.done += 1
+        return runs(self._mask(one, self._answer(number, size, one)))
+
+    def _object(self, number: int, picture: Picture, asked: AnyAct) -> Object:
+        if asked.object is not None:
+            one = picture.find(asked.object)
+            if one is None:
+                raise Refused(404, "this object no longer exists")
+            return one
+        if isinstance(asked, DoClick | DoScribble | DoStroke | DoOutline | DoCopy) or asked.do == "add":
+            return self._new(number, picture, asked.label)
+        raise Refused(422, f"select an object to {asked.do}")
+
+    def _change(self, number: int, size: tuple[int, int], one: Object, asked: AnyAct) -> tuple[np.ndarray, str]:
+        """The object's new mask, bool (H, W), and a note for the annotator."""
+        if isinstance(asked, DoCopy):
+            self._copy(number, size, one, asked)
         self.folder.settle(one, self.digest)
         if isinstance(asked, DoThreshold):
             one.threshold = asked.threshold
@@ -228,52 +203,74 @@ class Desk:
             one.done = max(one.base, one.done - 1)
         elif asked.do == "redo":
             one.done = min(len(one.actions), one.done + 1)
-        else:
+        elif isinstance(asked, DoRefine) and self.protocol.refine is None:
+            raise Refused(422, "the protocol has no refiner; start hrseg annotate with one")
+        elif (action := _recorded(asked, one, size)) is not None:
             del one.actions[one.done :]
-            if isinstance(asked, DoClick):
-                if not Click(asked.row, asked.col, asked.positive).lies_in(*size):
-                    raise Refused(422, "the click is outside the image")
-                box = _inside(asked.box, size) if asked.box else None
-                one.actions.append(Clicked(row=asked.row, col=asked.col, positive=asked.positive, box=box))
-            elif isinstance(asked, DoStroke):
-                if not all(0 <= row <= size[0] and 0 <= col <= size[1] for row, col in asked.points):
-                    raise Refused(422, "the stroke is outside the image")
-                one.actions.append(Stroke(points=asked.points, radius=asked.radius, positive=asked.positive))
-            elif self.protocol.refine is None:
-                raise Refused(422, "the protocol has no refiner; start hrseg annotate with one")
-            else:
-                one.actions.append(Refined())
+            _add(one, action, size)
             one.done += 1
         one.model = self.digest
-        state = self._state(number, size, one)
-        return np.asarray(state.probability[0, 0].cpu().numpy() > one.threshold)
+        answer = self._answer(number, size, one)
+        mask = self._mask(one, answer)
+        note = ""
+        if isinstance(asked, DoClick) and answer.pins is not None and mask[asked.row, asked.col] != asked.positive:
+            by = answer.pins[asked.row, asked.col]
+            if by:
+                done, to_do = ("painted", "erase it to change it") if by == 1 else ("erased", "paint it to change it")
+                note = f"this pixel was {done} by hand and stays; {to_do}"
+        return mask, note
 
-    def _state(self, number: int, size: tuple[int, int], one: Object) -> SessionState:
+    def _copy(self, number: int, size: tuple[int, int], one: Object, asked: DoCopy) -> None:
+        """Make the mask of another image's object the start of a new one."""
+        pictures = self.folder.pictures
+        source = pictures[asked.image].find(asked.source) if asked.image < len(pictures) else None
+        if source is None or not source.file:
+            raise Refused(404, "the object to copy no longer exists, or has no pixels")
+        if self._size(asked.image) != size:
+            raise Refused(
+                422, "the images have different sizes; a mask can be copied only to an image of the same size"
+            )
+        self.folder.mask(source, size)  # a broken one is refused
+        one.name, one.colour, one.threshold = source.name, source.colour, source.threshold
+        if not is_label(source.name):
+            one.name = pictures[number].new_name()
+        one.start = self.folder.keep(one.key, self.folder.masks / source.file)
+
+    def _mask(self, one: Object, answer: Answer) -> np.ndarray:
+        return np.asarray(answer.state.probability[0, 0].cpu().numpy() > one.threshold)
+
+    def _others(self, number: int, picture: Picture, one: Object, size: tuple[int, int]) -> np.ndarray:
+        """bool (H, W): the pixels of the image's other objects."""
+        taken = np.zeros(size, bool)
+        for other in picture.objects:
+            if other is one or not other.file:
+                continue
+            key = number, other.key, "mask", state_of(self.folder.masks / other.file)
+            mask = self.memory.get(key)
+            if mask is None:
+                mask = self.folder.mask(other, size)
+                self.memory.put(key, mask, size[0] * size[1])
+            taken |= mask
+        return taken
+
+    def _answer(self, number: int, size: tuple[int, int], one: Object) -> Answer:
         """The state after all actions that are not undone: cached, or recomputed from the longest cached prefix."""
         session = self._session(number)
-        keys = list(_beginnings(number, one))
+        keys = list(beginnings(number, one))
         known = len(keys) - 1
-        state: SessionState | None = self.memory.get(keys[known])
-        while state is None and known:
+        answer: Answer | None = self.memory.get(keys[known])
+        while answer is None and known:
             known -= 1
-            state = self.memory.get(keys[known])
-        if state is None:
-            session.begin(self.folder.first_mask(one, size))
-            self.memory.put(keys[0], session.state, 4 * size[0] * size[1])
-        else:
-            session.state = state
+            answer = self.memory.get(keys[known])
+        if answer is None:
+            first = self.folder.first_mask(one, size)
+            session.begin(first)
+            answer = Answer(session.state, first_pins(one, first, size))
+            self.memory.put(keys[0], answer, answer.size)
         for index in range(known, len(keys) - 1):
-            action = one.actions[one.base + index]
-            started = time.perf_counter()
-            if isinstance(action, Clicked):
-                session.click(Click(action.row, action.col, action.positive), Box(*action.box) if action.box else None)
-                action.seconds = action.seconds or round(time.perf_counter() - started, 4)
-            elif isinstance(action, Stroke):
-                session.paint(drawn(action, size), action.positive)
-            else:
-                session.refine()
-            self.memory.put(keys[index + 1], session.state, 4 * size[0] * size[1])
-        return session.state
+            answer = after(session, answer, one.actions[one.base + index], size)
+            self.memory.put(keys[index + 1], answer, answer.size)
+        return answer
 
     def _read(self, number: int) -> np.ndarray:
         return read_image(self.folder.path(number), at_most=LARGEST, span=self.span)
@@ -309,12 +306,23 @@ class Desk:
         self._seen[number] = state, (rows, cols)
         return rows, cols
 
-    def _new(self, number: int, picture: Picture) -> Object:
+    def _shown_size(self, number: int) -> tuple[int, int]:
+        """The image's size. Raises Refused if its file is not the one that tabs show."""
+        known = self._seen.get(number)
+        size = self._size(number)
+        if known and known != self._seen[number]:
+            raise Refused(409, REPLACED)
+        return size
+
+    def _new(self, number: int, picture: Picture, label: str | None) -> Object:
         colours = [one.colour for one in picture.objects]
+        colour = self.folder.colour_of(label) if label else None
         one = Object(
             key=self.folder.new_key(number),
-            name=picture.new_name(),
-            colour=min(range(COLOURS), key=lambda colour: (colours.count(colour), colour)),
+            name=label or picture.new_name(),
+            colour=min(range(COLOURS), key=lambda colour: (colours.count(colour), colour))
+            if colour is None
+            else colour,
             threshold=self.protocol.threshold,
         )
         picture.objects.append(one)
@@ -327,6 +335,7 @@ class Desk:
         size: tuple[int, int],
         one: Object | None = None,
         mask: np.ndarray | None = None,
+        note: str = "",
     ) -> dict[str, Any]:
         """mask: of the object, if it has changed."""
         picture.revision += 1
@@ -335,13 +344,13 @@ class Desk:
         try:
             self.folder.write_tables()
         except OSError as error:
-            raise Refused(
-                507, f"{error.filename}: {error.strerror}; your change is saved, but this file is not updated"
-            ) from None
+            told = f"{error.filename}: {error.strerror}; your change is saved, but this file is not updated"
+            raise Refused(507, told, saved=True) from None
+        return self._told(number, picture, one, mask) | ({"note": note} if note else {})
+
+    def _told(self, number: int, picture: Picture, one: Object | None, mask: np.ndarray | None) -> dict[str, Any]:
         answer = {**_about(picture), "id": number, "order": [other.key for other in picture.objects]}
-        if one is not None:
-            answer["object"] = _shown(one, mask)
-        return answer
+        return answer if one is None else answer | {"object": _shown(one, mask)}
 
 
 def _about(picture: Picture) -> dict[str, Any]:
@@ -354,6 +363,8 @@ def _shown(one: Object, mask: np.ndarray | None) -> dict[str, Any]:
         "name": one.name,
         "colour": one.colour,
         "threshold": one.threshold,
+        "locked": one.locked,
+        "spent": one.spent,
         "clicks": [[click.row, click.col, int(click.positive)] for click in one.clicks],
         "undo": one.done - one.base,
         "redo": len(one.actions) - one.done,
@@ -365,43 +376,29 @@ def _shown(one: Object, mask: np.ndarray | None) -> dict[str, Any]:
     return shown
 
 
-def runs(mask: np.ndarray) -> dict[str, Any]:
-    """A bool mask (H, W) as ``{"box": [top, left, height, width], "runs": [...]}``: run lengths inside the box, row by
-    row, alternating background, object, background, ..."""
-    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        return {"box": [0, 0, 0, 0], "runs": []}
-    top, left = int(rows[0]), int(cols[0])
-    inside = mask[top : int(rows[-1]) + 1, left : int(cols[-1]) + 1]
-    flat = np.concatenate([[False], inside.ravel(), [not inside[-1, -1]]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    return {"box": [top, left, *inside.shape], "runs": np.diff(edges, prepend=0).tolist()}
+def _recorded(asked: AnyAct, one: Object, size: tuple[int, int]) -> Action | None:
+    """The action to record for a request, None for one that changes no pixel."""
+    if isinstance(asked, DoClick):
+        if asked.box and not (
+            0 <= asked.box[0] <= asked.box[1] < size[0] and 0 <= asked.box[2] <= asked.box[3] < size[1]
+        ):
+            raise Refused(422, "the box is outside the image")
+        clip = asked.box is not None
+        return Clicked(row=asked.row, col=asked.col, positive=asked.positive, box=asked.box, clip=clip)
+    if isinstance(asked, DoStroke | DoScribble):
+        if not all(0 <= row <= size[0] and 0 <= col <= size[1] for row, col in asked.points):
+            raise Refused(422, "the stroke is outside the image")
+        if isinstance(asked, DoScribble):
+            return Scribble(points=sampled(asked.points, size), positive=asked.positive)
+        return Stroke(points=asked.points, radius=asked.radius, positive=asked.positive, pinned=True)
+    if isinstance(asked, DoShape):
+        return Reshaped(how=asked.how, threshold=one.threshold)
+    if isinstance(asked, DoOutline):
+        return Outline(rings=asked.rings, threshold=one.threshold)
+    return Refined() if isinstance(asked, DoRefine) else None
 
 
-def drawn(stroke: Stroke, size: tuple[int, int]) -> np.ndarray:
-    """bool (H, W): the pixels under a round brush."""
-    canvas = np.zeros(size, np.uint8)
-    # A brush on the bottom or right edge of the image paints the last pixel.
-    points = np.minimum(np.floor(stroke.points), np.subtract(size, 1))[:, ::-1].astype(np.int32)
-    width = max(1, round(2 * stroke.radius))
-    if len(points) == 1:
-        cv2.circle(canvas, points[0].tolist(), width // 2, 1, cv2.FILLED)
-    else:
-        cv2.polylines(canvas, [points.reshape(-1, 1, 2)], isClosed=False, color=1, thickness=width)
-    return canvas > 0
-
-
-def _inside(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    top, bottom, left, right = box
-    if not (0 <= top <= bottom < size[0] and 0 <= left <= right < size[1]):
-        raise Refused(422, "the box is outside the image")
-    return box
-
-
-def _beginnings(number: int, one: Object) -> Iterator[tuple[Any, ...]]:
-    """Cache keys: of the initial state, and of the state after each action that is not undone."""
-    digest = sha256(f"{one.start} {one.base}".encode())
-    yield number, one.key, digest.hexdigest()
-    for action in one.actions[one.base : one.done]:
-        digest.update(action.model_dump_json(exclude={"seconds"}).encode())
-        yield number, one.key, digest.hexdigest()
+def _add(one: Object, action: Action, size: tuple[int, int]) -> None:
+    if isinstance(action, Clicked) and not Click(action.row, action.col, action.positive).lies_in(*size):
+        raise Refused(422, "the click is outside the image")
+    one.actions.append(action)

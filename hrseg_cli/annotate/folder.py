@@ -6,6 +6,7 @@
     annotations/traces.jsonl        their clicks, in the format of ``simulate-clicks --replay``
     annotations/images/STEM.json    names, colours, clicks and strokes of an image, including undone ones
     annotations/start/              copies of existing masks from before their first click
+    labels.txt                      only read: the labels to choose from, one a line
 
 Every file is written atomically: first the new mask, to a temporary file; then the image's record; then the mask is
 renamed into place and replaced files are deleted. If a kill interrupts these steps, the next start completes them.
@@ -13,19 +14,18 @@ renamed into place and replaced files are deleted. If a kill interrupts these st
 
 from __future__ import annotations
 
-import csv
 import filecmp
 import io
-import json
 import os
 import re
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from hrseg_cli.annotate import tables
+from hrseg_cli.annotate.records import COLOURS, Clicked, Name, Object, Picture, Scribble, check_names, is_label
 from hrseg_cli.data.folders import by_stem
 from hrseg_cli.data.labels import read_object
 from hrseg_cli.data.masks_out import encode_png, run_lengths
@@ -34,100 +34,12 @@ from hrseg_cli.data.photos import find_images
 from hrseg_cli.data.refs import PAIRS
 from hrseg_cli.data.samples import relative, size_and_time
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Click, Trace
 from hrseg_cli.limits import TEXT
 from hrseg_cli.parsing import Malformed, read_bytes, read_table, reason
 from hrseg_cli.writing import rename, sweep, temporaries, write_atomically, write_pending
 
-COLOURS = 8
 NOTES = "annotations"
-
-
-class Strict(BaseModel):
-    """Strict parsing: no unknown keys, no strings for numbers, no NaN."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Clicked(Strict):
-    """A click, row and col in pixels. box: [top, bottom, left, right], inclusive, if a box was dragged."""
-
-    kind: Literal["click"] = "click"
-    row: int = Field(ge=0)
-    col: int = Field(ge=0)
-    positive: bool
-    box: tuple[int, int, int, int] | None = None
-    seconds: float = Field(0.0, ge=0)
-
-
-class Stroke(Strict):
-    """A brush stroke along points (row, col), in pixels."""
-
-    kind: Literal["stroke"] = "stroke"
-    points: list[tuple[float, float]] = Field(min_length=1, max_length=5000)
-    radius: float = Field(ge=0.5, le=2000)
-    positive: bool
-
-
-class Refined(Strict):
-    """The mask was refined as the protocol says."""
-
-    kind: Literal["refine"] = "refine"
-
-
-Action = Annotated[Clicked | Stroke | Refined, Field(discriminator="kind")]
-Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f]+$")]
-
-
-class Object(Strict):
-    """One object of an image.
-
-    key: stem of its mask file in masks/. file: the existing mask file, "" for none.
-    actions: all actions; only the first ``done`` are in effect, later ones are undone. The first ``base`` are already
-        included in ``start``.
-    start: the initial mask, in annotations/start/. stamp: size and time of ``file`` when it was written.
-    model: the model used for the clicks. shape: [top, left, bottom, right, pixels] and COCO run lengths of the mask.
-    """
-
-    key: str
-    name: Name
-    colour: int = Field(ge=0, lt=COLOURS)
-    threshold: float = Field(gt=0, lt=1)
-    file: str = ""
-    actions: list[Action] = []
-    done: int = 0
-    base: int = 0
-    start: str = ""
-    stamp: str = ""
-    model: str = ""
-    bbox: list[int] = []
-    area: int = 0
-    counts: str = ""
-
-    @property
-    def clicks(self) -> list[Clicked]:
-        return [action for action in self.actions[: self.done] if isinstance(action, Clicked)]
-
-
-class Picture(Strict):
-    """The record of one image. revision: increases with every change, so that two tabs do not overwrite each other.
-    gone: files in masks/ deleted by the last change, with their size and time before.
-    """
-
-    version: Literal[1] = 1
-    revision: int = 0
-    finished: bool = False
-    size: tuple[int, int] = (0, 0)
-    objects: list[Object] = []
-    gone: dict[str, str] = {}
-
-    def find(self, key: str) -> Object | None:
-        return next((one for one in self.objects if one.key == key), None)
-
-    def new_name(self) -> str:
-        """The first unused name of "object", "object 2", ..."""
-        taken = {one.name for one in self.objects}
-        return next(name for n in count(1) if (name := f"object {n}" if n > 1 else "object") not in taken)
+LABELS = "labels.txt"
 
 
 class Folder:
@@ -144,6 +56,7 @@ class Folder:
         self.stems = list(self.images)
         self.pairs = not (place / "images").is_dir() or (place / PAIRS).is_file()
         self._given = _read_pairs(place / PAIRS) if self.pairs else []
+        self.fixed = _read_labels(place / LABELS)
         self._check_places()
         recorded = [self._recorded(number) for number in range(len(self.stems))]
         for picture in recorded:
@@ -156,7 +69,10 @@ class Folder:
             self._completed(picture, there.get(stem, []), threshold)
             for picture, stem in zip(recorded, self.stems, strict=True)
         ]
-        self._lines = [self._describe(number) for number in range(len(self.stems))]
+        self._lines = [tables.Line.of(*one, self.name) for one in zip(self.stems, self.pictures, strict=True)]
+        self._tables: dict[Path, tuple[str, str]] = {}  # what was written: the file's state, and the text
+        times = [(path.stat().st_mtime_ns, n) for n in range(len(self.stems)) if (path := self.record(n)).is_file()]
+        self.last = max(times)[1] if times else None  # the image changed last
         if any(picture.revision for picture in recorded):
             self.write_tables()
 
@@ -198,25 +114,27 @@ class Folder:
         return read_object(self.notes / "start" / one.start, size, at_most=size[0] * size[1])
 
     def settle(self, one: Object, model: str) -> None:
-        """Restart from the mask on disk if the recorded actions did not produce it: it existed before them, another
-        program wrote it, or another model was used. A copy is kept in annotations/start/."""
-        file = self.masks / one.file
-        if one.file and not file.is_file():  # deleted by the user
-            one.file = one.stamp = ""
-            changed = True
-        else:
-            changed = bool(one.file) and one.stamp != size_and_time(file)
-        answered = any(isinstance(action, Clicked) for action in one.actions[one.base : one.done])
-        if not changed and not (answered and one.model != model):
+        """Restart from the mask on disk if the recorded actions did not produce it. A copy is kept in
+        annotations/start/."""
+        if not self.is_foreign(one, model):
             return
+        if not (self.masks / one.file).is_file():  # deleted by the user
+            one.file = one.stamp = ""
         one.start = ""
         if one.file:
-            one.start = self._keep(one.key, file)
+            file = self.masks / one.file
+            one.start = self.keep(one.key, file)
             one.stamp = size_and_time(file)
         del one.actions[one.done :]
         one.base = one.done
 
-    def _keep(self, key: str, file: Path) -> str:
+    def is_foreign(self, one: Object, model: str) -> bool:
+        """Whether the recorded actions did not produce the mask on disk: it existed before them, another program wrote
+        or deleted it, or another model was used."""
+        answered = any(isinstance(action, Clicked | Scribble) for action in one.actions[one.base : one.done])
+        return (bool(one.file) and one.stamp != state_of(self.masks / one.file)) or (answered and one.model != model)
+
+    def keep(self, key: str, file: Path) -> str:
         """The name of a copy of a mask in annotations/start/: an existing or a new one."""
         start = self.notes / "start"
         for n in count(1):
@@ -239,20 +157,27 @@ class Folder:
                 pending.unlink(missing_ok=True)
             raise
         self.pictures[number] = picture
-        self._lines[number] = self._describe(number)
+        self._lines[number] = tables.Line.of(self.stems[number], picture, self.name)
+        self.last = number
         self._settle_files(picture)
 
     def write_tables(self) -> None:
         """Write the files about all images, if they have changed."""
+        titles = [self.title(number) for number in range(len(self.stems))]
         texts = {
-            self.notes / "traces.jsonl": "".join(lines for lines, _ in self._lines),
-            self.notes / "coco.json": json.dumps(self._coco(), ensure_ascii=False) + "\n",
+            self.notes / "traces.jsonl": "".join(line.traces for line in self._lines),
+            self.notes / "coco.json": tables.coco(titles, self._lines, self.fixed),
         }
         if self.pairs:
-            texts[self.place / PAIRS] = self._table()
+            texts[self.place / PAIRS] = tables.pairs(titles, self.pictures, self._given)
         for path, text in texts.items():
-            if not path.is_file() or path.read_bytes() != text.encode():
+            stamp = state_of(path)
+            # The folder's coco.json may have megabytes: it is read only if somebody else may have written it.
+            known = self._tables.get(path) == (stamp, text) or (stamp and path.read_bytes() == text.encode())
+            if not known:
                 write_atomically(path, text)
+                stamp = state_of(path)
+            self._tables[path] = stamp, text
 
     def remove(self, picture: Picture, file: str) -> None:
         """Delete a mask with the next :meth:`save`."""
@@ -301,7 +226,7 @@ class Folder:
         except (OSError, ValueError) as error:
             why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else reason(error)
             raise HrsegError(f"{path}: not a record written by hrseg annotate ({why}); fix or remove it") from None
-        _check_names(path, picture, self.stems[number])
+        check_names(path, picture, self.stems[number])
         return picture
 
     def _completed(self, picture: Picture, masks: list[tuple[str, str]], threshold: float) -> Picture:
@@ -315,6 +240,19 @@ class Folder:
                 picture.objects.append(one)
         return picture
 
+    @property
+    def labels(self) -> list[str]:
+        """The labels to choose from: those of labels.txt, then those used so far."""
+        used = (one.name for picture in self.pictures for one in picture.objects)
+        return list(dict.fromkeys([*self.fixed, *filter(is_label, used)]))
+
+    def colour_of(self, label: str) -> int | None:
+        """The colour of a label: by its place in labels.txt, else that of the objects that have it."""
+        if label in self.fixed:
+            return self.fixed.index(label) % COLOURS
+        having = (one.colour for picture in self.pictures for one in picture.objects if one.name == label)
+        return next(having, None) if is_label(label) else None
+
     def _masks_there(self) -> dict[str, list[tuple[str, str]]]:
         """Image -> (key, file) of its masks: STEM, or STEM_<digits> unless that is an image itself."""
         found: dict[str, list[tuple[str, str]]] = {}
@@ -322,79 +260,6 @@ class Folder:
             owner = key if key in self.images else re.sub("_[0-9]+$", "", key)
             found.setdefault(owner, []).append((key, relative(path, self.masks)))
         return {stem: sorted(its, key=lambda one: (len(one[0]), one[0])) for stem, its in found.items()}
-
-    def _describe(self, number: int) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-        """An image's contribution to the files about all images: trace lines, and COCO annotations by name."""
-        picture, stem = self.pictures[number], self.stems[number]
-        there = [one for one in picture.objects if one.file]
-        lines = ""
-        for one in there:
-            if one.clicks:
-                notes = {
-                    "boxes": sum(click.box is not None for click in one.clicks),
-                    "strokes": sum(isinstance(action, Stroke) for action in one.actions[: one.done]),
-                    "restarts": int(bool(one.base or one.start)),
-                }
-                trace = Trace(
-                    id=stem if len(there) == 1 else one.key,
-                    dataset=self.name,
-                    clicks=tuple(Click(click.row, click.col, click.positive) for click in one.clicks),
-                    scores={},
-                    seconds=tuple(click.seconds for click in one.clicks),
-                    until={},
-                    size=picture.size,
-                    area=one.area,
-                    notes={name: number for name, number in notes.items() if number},
-                )
-                lines += trace.to_json() + "\n"
-        height, width = picture.size
-        annotations = [
-            (
-                one.name,
-                {
-                    "segmentation": {"size": [height, width], "counts": one.counts},
-                    "area": one.area,
-                    "bbox": one.bbox,
-                    "iscrowd": 0,
-                },
-            )
-            for one in there
-            if one.counts
-        ]
-        return lines, annotations
-
-    def _coco(self) -> dict[str, Any]:
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        known: dict[str, int] = {}  # renumbered each time: the same annotations give the same file, restarts or not
-        for number, (_, its) in enumerate(self._lines):
-            if its:
-                height, width = self.pictures[number].size
-                file = {"file_name": self.title(number), "height": height, "width": width}
-                images.append({"id": number + 1, **file})
-            for name, one in its:
-                which = {"image_id": number + 1, "category_id": known.setdefault(name, len(known) + 1)}
-                annotations.append({"id": len(annotations) + 1, **which, **one})
-        categories = [{"id": number, "name": name} for name, number in known.items()]
-        return {"images": images, "annotations": annotations, "categories": categories}
-
-    def _table(self) -> str:
-        """pairs.csv with the masks of all images; keeps other columns and rows of other images in an existing table."""
-        titles = [self.title(number) for number in range(len(self.stems))]
-        known = {(row["image"], row["mask"]): row for row in self._given}
-        rows = [
-            known.get((title, f"masks/{one.file}"), {"image": title, "mask": f"masks/{one.file}"})
-            for title, picture in zip(titles, self.pictures, strict=True)
-            for one in picture.objects
-            if one.file
-        ]
-        rows += [row for row in self._given if row["image"] not in set(titles)]
-        text = io.StringIO()
-        columns = dict.fromkeys(["image", "mask", *(column for row in self._given for column in row)])
-        table = csv.DictWriter(text, list(columns), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        return text.getvalue()
 
 
 def images_of(place: Path) -> dict[str, Path]:
@@ -414,6 +279,23 @@ def images_of(place: Path) -> dict[str, Path]:
     return images
 
 
+def _read_labels(path: Path) -> list[str]:
+    """The labels of a list, one a line; none if there is no such file. Raises HrsegError for what cannot be a label."""
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise HrsegError(f"{path}: cannot be read; save it as UTF-8 text, one label a line") from None
+    labels = list(dict.fromkeys(label for line in lines if (label := line.strip())))
+    for label in labels:
+        try:
+            TypeAdapter(Name).validate_python(label)
+        except ValidationError:
+            raise HrsegError(f"{path}: '{label[:70]}' is no label; use up to 60 characters a line") from None
+    return labels
+
+
 def _read_pairs(path: Path) -> list[dict[str, str]]:
     """The rows of an existing table. Raises HrsegError if it cannot be read, or if its masks are outside masks/ or
     contain several objects."""
@@ -429,21 +311,6 @@ def _read_pairs(path: Path) -> list[dict[str, str]]:
         if not row["mask"].startswith("masks/") or row.get("kind") == "instance":
             raise HrsegError(f"{path}: lists masks that annotate cannot edit; move it away, or annotate another folder")
     return rows
-
-
-def _check_names(path: Path, picture: Picture, stem: str) -> None:
-    """Check that the file names in a record, whoever wrote it, stay inside their folders."""
-    for file in picture.gone:
-        if not re.fullmatch(rf"{re.escape(stem)}(_\d+)?\.\w+", file):
-            raise HrsegError(f"{path}: invalid name '{file}', not written by hrseg annotate; fix or remove the file")
-    for one in picture.objects:
-        suffix = rf"{re.escape(one.key)}(-\d+)?\.\w+"
-        own = re.fullmatch(rf"{re.escape(stem)}(_\d+)?", one.key)
-        files = all(not name or re.fullmatch(suffix, name) for name in (one.file, one.start))
-        if not (own and files and 0 <= one.base <= one.done <= len(one.actions)):
-            raise HrsegError(
-                f"{path}: invalid object '{one.key}', not written by hrseg annotate; fix or remove the file"
-            )
 
 
 def state_of(path: Path) -> str:

@@ -24,12 +24,15 @@ import uvicorn
 from pydantic import TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from hrseg_cli.annotate.desk import AnyAct, Desk, Refused
+from hrseg_cli.annotate.acts import AnyAct, Refused
+from hrseg_cli.annotate.desk import Desk
+from hrseg_cli.annotate.export import KINDS, pieces, zipped
+from hrseg_cli.annotate.records import Clicked
 from hrseg_cli.errors import HrsegError
 
 HOST = "127.0.0.1"
@@ -37,12 +40,15 @@ BODY = 512 * 1024  # bytes; a stroke of 5000 points takes 200 KB
 WAITING = 64  # queued requests; more are refused
 PATIENCE = 20.0  # seconds that a client may take to send a request
 
+SCRIPTS = (
+    "app", "state", "server", "view", "draw", "pointer", "touch", "keys", "images", "objects", "labels", "outline",
+    "preview", "export",
+)  # fmt: skip
 PAGE = {
     "/": ("index.html", "text/html"),
     "/style.css": ("style.css", "text/css"),
-    "/app.js": ("app.js", "text/javascript"),
-    "/view.js": ("view.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
+    **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in SCRIPTS},
 }
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -111,6 +117,23 @@ def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
             raise Refused(400, f"invalid request: {place + ': ' if place else ''}{first['msg']}") from None
         return JSONResponse(await work(request, desk.act, which, wish))
 
+    async def preview(request: Request) -> Response:
+        which, given = number(request), request.query_params
+        try:
+            revision = int(given["revision"])
+            click = Clicked(row=int(given["row"]), col=int(given["col"]), positive=given.get("positive") == "1")
+        except (KeyError, ValueError):
+            raise Refused(400, "invalid request: revision, row and col must be numbers") from None
+        return JSONResponse(await work(request, desk.preview, which, revision, given.get("object"), click))
+
+    async def export(request: Request) -> Response:
+        given = request.query_params
+        kinds = [kind for kind in given.get("kinds", "").split(",") if kind in KINDS]
+        if not kinds:
+            raise Refused(400, f"choose what to export: {', '.join(KINDS)}")
+        file = await read(request, zipped, desk.folder, kinds, given.get("done") == "1")
+        return StreamingResponse(pieces(file), media_type="application/zip")
+
     def page(path: str) -> Route:
         content, kind = page_file(path), PAGE[path][1]
 
@@ -127,6 +150,8 @@ def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
             Route("/api/images/{number}", act, methods=["POST"]),
             Route("/api/images/{number}/revision", revision),
             Route("/api/images/{number}/pixels", pixels),
+            Route("/api/images/{number}/preview", preview),
+            Route("/api/export", export),
         ],
         exception_handlers={
             Refused: _refused,
@@ -144,12 +169,13 @@ def page_file(path: str) -> bytes:
     return files("hrseg_cli.annotate").joinpath("page", PAGE[path][0]).read_bytes()
 
 
-def _say(status: int, text: str) -> Response:
-    return JSONResponse({"error": text}, status)
+def _say(status: int, text: str, saved: bool = False) -> Response:
+    return JSONResponse({"error": text, **({"saved": True} if saved else {})}, status)
 
 
 async def _refused(_: Request, error: Exception) -> Response:
-    return _say(error.status if isinstance(error, Refused) else 400, str(error))
+    assert isinstance(error, Refused)
+    return _say(error.status, str(error), saved=error.saved)
 
 
 async def _mendable(_: Request, error: Exception) -> Response:

@@ -23,8 +23,12 @@ from pydantic import TypeAdapter
 from tiny_photos import SIZE, SameColour, folder_of, truth
 
 from hrseg_cli.annotate import folder as annotate_folder
-from hrseg_cli.annotate.desk import AnyAct, Desk, Memory, Refused, drawn, runs
-from hrseg_cli.annotate.folder import Folder, Stroke
+from hrseg_cli.annotate.acts import AnyAct, Refused
+from hrseg_cli.annotate.answers import Memory
+from hrseg_cli.annotate.desk import Desk
+from hrseg_cli.annotate.folder import Folder
+from hrseg_cli.annotate.records import Stroke
+from hrseg_cli.annotate.shapes import drawn, runs
 from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.pixels import Span
@@ -205,7 +209,8 @@ def test_brush_threshold_box_and_delete(tmp_path: Path) -> None:
     act(desk, do="stroke", object=key, points=[[10, 55]], radius=10, positive=False)
     assert not stored(place, key)[5:15, 50:60].any()
     click(desk, RED, key)
-    assert stored(place, key)[truth("red")].all()
+    erased = drawn(Stroke(points=[(10, 55)], radius=10, positive=False), SIZE)
+    assert np.array_equal(stored(place, key), (truth("red") | line) & ~erased), "what was painted and erased stays"
     assert act(desk, do="threshold", object=key, threshold=0.9)["object"]["threshold"] == 0.9
     act(desk, do="delete", object=key)
     assert list((place / "masks").iterdir()) == []

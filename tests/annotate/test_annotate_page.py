@@ -3,154 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
+from browser import Served, Tab
 from PIL import Image
-from tiny_photos import SameColour, folder_of, truth
+from tiny_photos import truth
 
-from hrseg_cli.annotate.desk import Desk
-from hrseg_cli.annotate.folder import Folder
-from hrseg_cli.annotate.server import application
-from hrseg_cli.recipe import load_protocol
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+pytestmark = pytest.mark.page
 
 RED, BLUE, GROUND = (40, 40), (70, 120), (10, 100)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with sync_api.sync_playwright() as play:
-        # In a container there are no user namespaces for a sandbox; the only site it visits is ours.
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Served:
-    """A folder under the real server; start() again is what a restart is. delay: seconds that each answer and each
-    image takes longer."""
-
-    def __init__(self, place: Path) -> None:
-        self.place, self.delay = place, 0.0
-        self.start()
-
-    def late(self, answer: Callable[..., Any]) -> Callable[..., Any]:
-        def wait(*arguments: Any) -> Any:
-            time.sleep(self.delay)
-            return answer(*arguments)
-
-        return wait
-
-    def start(self) -> None:
-        protocol = load_protocol("plain")
-        desk = Desk(Folder(self.place, protocol.threshold), SameColour(), {}, protocol)
-        desk.act, desk.pixels = self.late(desk.act), self.late(desk.pixels)  # type: ignore[method-assign]
-        ear = socket.socket()
-        ear.bind(("127.0.0.1", 0))
-        ear.listen()
-        port = ear.getsockname()[1]
-        app = application(desk, "a-token", [f"127.0.0.1:{port}"])
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
-        self.thread = threading.Thread(target=self.server.run, args=([ear],))
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{port}/#a-token"
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join()
-
-    def mask(self, key: str) -> np.ndarray:
-        return np.asarray(Image.open(self.place / "masks" / f"{key}.png")) == 255
-
-
-class Tab:
-    """A page and what a hand does on it, in pixels of the image."""
-
-    def __init__(self, context: Any, url: str) -> None:
-        self.page = context.new_page()
-        self.errors: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", lambda line: line.type == "error" and self.errors.append(line.text))
-        self.page.goto(url)
-        self.ready()
-
-    def ready(self) -> None:
-        self.page.wait_for_selector("#overlay[data-scale]")
-        self.page.wait_for_selector("#empty", state="hidden")
-        self.idle()
-
-    def idle(self) -> None:
-        """Answered, and drawn."""
-        self.page.wait_for_selector('body[data-busy="0"]')
-        self.page.evaluate(
-            "() => new Promise(done => { setTimeout(done, 500);"
-            " requestAnimationFrame(() => requestAnimationFrame(done)); })"
-        )
-
-    def at(self, place: tuple[float, float]) -> tuple[float, float]:
-        scale, x, y = self.page.evaluate(
-            "() => { const o = document.getElementById('overlay'), q = o.getBoundingClientRect();"
-            " return [+o.dataset.scale, q.x + +o.dataset.x, q.y + +o.dataset.y]; }"
-        )
-        return x + (place[1] + 0.5) * scale, y + (place[0] + 0.5) * scale
-
-    def click(self, place: tuple[float, float], button: str = "left") -> None:
-        self.page.mouse.click(*self.at(place), button=button)
-        self.idle()
-
-    def drag(self, *places: tuple[float, float], button: str = "left") -> None:
-        self.page.mouse.move(*self.at(places[0]))
-        self.page.mouse.down(button=button)
-        for place in places[1:]:
-            self.page.mouse.move(*self.at(place), steps=3)
-        self.page.mouse.up(button=button)
-        self.idle()
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-            self.idle()
-
-    def colour(self, place: tuple[float, float]) -> list[int]:
-        """Red, green, blue and alpha of the glass over the picture."""
-        x, y = self.at(place)
-        found: list[int] = self.page.evaluate(
-            "([x, y]) => { const o = document.getElementById('overlay'), q = o.getBoundingClientRect();"
-            " const d = o.width / q.width;"
-            " return [...o.getContext('2d').getImageData((x - q.x) * d, (y - q.y) * d, 1, 1).data]; }",
-            [x, y],
-        )
-        return found
-
-    def text(self, selector: str) -> str:
-        return str(self.page.inner_text(selector))
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    served = Served(folder_of(tmp_path / "shop", "a.png", "b.png"))
-    yield served
-    served.stop()
-
-
-@pytest.fixture
-def context(chromium: Any) -> Iterator[Any]:
-    context = chromium.new_context(viewport={"width": 1000, "height": 640})
-    context.set_default_timeout(60_000)
-    yield context
-    context.close()
 
 
 def test_click_undo_reload_restart(served: Served, context: Any) -> None:
@@ -243,15 +106,22 @@ def test_a_stroke_is_drawn_in_the_colour_that_its_object_gets(served: Served, co
 
 def test_a_narrow_window_shows_all(served: Served, context: Any) -> None:
     tab = Tab(context, served.url)
-    tab.page.set_viewport_size({"width": 400, "height": 700})
+    tab.page.set_viewport_size({"width": 390, "height": 700})
     tab.idle()
     stage = tab.page.locator("#stage").bounding_box()
-    assert stage["width"] == 400
+    assert stage["width"] == 390
     assert stage["height"] > 300
-    for part in ("nav", "aside"):
-        box = tab.page.locator(part).bounding_box()
-        assert box["y"] >= stage["height"]
-        assert box["y"] + box["height"] <= 700
+    tools = tab.page.locator("aside").bounding_box()
+    assert tools["y"] >= stage["height"]
+    assert tools["y"] + tools["height"] <= 700
+    assert tab.page.evaluate("document.documentElement.scrollWidth") == 390
+    tab.page.click("#files-open")
+    tab.page.click("#images li:nth-child(2) button")
+    tab.page.wait_for_selector("#title:has-text('b.png')")
+    tab.page.wait_for_selector("nav", state="hidden")
+    tab.page.click("#previous")
+    tab.page.wait_for_selector("#title:has-text('a.png')")
+    tab.ready()
     tab.click(RED)
     assert np.array_equal(served.mask("a_0"), truth("red"))
 

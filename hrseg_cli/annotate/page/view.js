@@ -1,9 +1,16 @@
 // The image view: zoom, pan, and masks drawn from their own pixels, only for the visible part.
 
+import { drawBrush, drawCorners, drawCross, drawDot, drawDraft, drawPending } from "./draw.js";
+
 export const COLOURS = [
   [230, 57, 70], [29, 120, 220], [40, 160, 80], [240, 150, 20],
   [150, 80, 210], [0, 165, 175], [225, 80, 160], [130, 110, 40],
 ];
+
+// How a mask is drawn. strength: of the fill, times the opacity. above: covers what lies below it.
+const CHOSEN = { strength: 1, edge: 255, thickness: 2, above: true };
+const OTHER = { strength: 0.7, edge: 170, thickness: 1, above: false };
+const PREVIEW = { strength: 0, edge: 230, thickness: 1.5, above: true };
 
 // One byte per pixel of the mask's box; runs alternate between background and object.
 export function unpack({ box, runs }) {
@@ -27,7 +34,10 @@ export class View {
     this.x = 0; // of the image's corner on the screen
     this.y = 0;
     this.cross = [0, 0]; // row, column, in image pixels; a whole number plus a half is a pixel's centre
-    this.scene = { objects: [], chosen: null, opacity: 0.45, draft: null, showCross: false, hidden: false };
+    this.scene = { // outline: the polygons being edited. pending: what is not answered yet. preview: a click's mask
+      objects: [], chosen: null, opacity: 0.45, draft: null, showCross: false, hidden: false,
+      brush: null, outline: null, pending: [], preview: null,
+    };
     new ResizeObserver(() => this.resize()).observe(overlay);
   }
 
@@ -140,25 +150,32 @@ export class View {
     pen.setTransform(1, 0, 0, 1, 0, 0);
     pen.clearRect(0, 0, width, height);
     if (!this.bitmap) return;
-    const { objects, chosen, hidden } = this.scene;
-    if (!hidden) {
+    const { objects, chosen, hidden, preview } = this.scene;
+    const shown = hidden ? [] : objects.filter((one) => !one.hidden);
+    if (shown.length || preview) {
       const sheet = pen.createImageData(width, height);
-      for (const one of objects) if (one !== chosen) this.stain(sheet, one, false);
-      if (chosen) this.stain(sheet, chosen, true);
+      for (const one of shown.toReversed()) if (one !== chosen) this.stain(sheet, one.mask, COLOURS[one.colour], OTHER);
+      if (shown.includes(chosen)) this.stain(sheet, chosen.mask, COLOURS[chosen.colour], CHOSEN);
+      if (preview) this.stain(sheet, preview.mask, [255, 255, 255], PREVIEW);
       pen.putImageData(sheet, 0, 0);
     }
     pen.scale(this.ratio, this.ratio);
-    if (chosen && !hidden) chosen.clicks.forEach((click, index) => this.dot(pen, click, index === chosen.clicks.length - 1));
-    this.drawDraft(pen);
-    if (this.scene.showCross) this.drawCross(pen);
+    if (shown.includes(chosen)) {
+      chosen.clicks.forEach((click, index) => drawDot(pen, this, click, index === chosen.clicks.length - 1));
+    }
+    for (const one of this.scene.pending) drawPending(pen, this, one);
+    if (this.scene.draft) drawDraft(pen, this, this.scene.draft);
+    if (this.scene.brush) drawBrush(pen, this, this.scene.brush);
+    if (this.scene.outline) drawCorners(pen, this, this.scene.outline);
+    if (this.scene.showCross) drawCross(pen, this);
   }
 
   // The visible part of a mask: a transparent colour, and an opaque line along the inside of its edge.
-  stain(sheet, one, chosen) {
-    const { top, left, height, width, inside } = one.mask;
+  stain(sheet, mask, [red, green, blue], { strength, edge, thickness, above }) {
+    const { top, left, height, width, inside } = mask;
     if (!inside.length) return;
     const step = 1 / (this.scale * this.ratio);
-    const thick = Math.round((chosen ? 2 : 1) * this.ratio);
+    const thick = Math.round(thickness * this.ratio);
     const [x0, y0] = this.toScreen(top, left).map((value) => Math.floor(value * this.ratio));
     const [x1, y1] = this.toScreen(top + height, left + width).map((value) => Math.ceil(value * this.ratio));
     const first = [Math.max(0, x0), Math.max(0, y0)], last = [Math.min(sheet.width, x1), Math.min(sheet.height, y1)];
@@ -175,8 +192,7 @@ export class View {
       if (row < 0 || row >= height) continue;
       for (let i = 0; i < w; i++) if (columns[i] >= 0) seen[j * w + i] = inside[row * width + columns[i]];
     }
-    const [red, green, blue] = COLOURS[one.colour];
-    const fill = 255 * this.scene.opacity * (chosen ? 1 : 0.7), edge = chosen ? 255 : 170;
+    const fill = 255 * this.scene.opacity * strength;
     const data = sheet.data;
     for (let j = thick; j < h - thick; j++) {
       let at = ((first[1] + j - thick) * sheet.width + first[0]) * 4;
@@ -184,79 +200,9 @@ export class View {
         if (!seen[k]) continue;
         const deep = seen[k - thick] && seen[k + thick] && seen[k - thick * w] && seen[k + thick * w];
         const alpha = deep ? fill : edge;
-        if (alpha < data[at + 3] && !chosen) continue;
+        if (alpha < data[at + 3] && (!above || !alpha)) continue;
         data[at] = red; data[at + 1] = green; data[at + 2] = blue; data[at + 3] = alpha;
       }
-    }
-  }
-
-  dot(pen, [row, col, positive], last) {
-    const [x, y] = this.toScreen(row + 0.5, col + 0.5);
-    const radius = last ? 6 : 4.5;
-    pen.beginPath();
-    pen.arc(x, y, radius, 0, 7);
-    pen.fillStyle = positive ? "#2fae5b" : "#d8343f";
-    pen.fill();
-    pen.lineWidth = 1.5;
-    pen.strokeStyle = "#fff";
-    pen.stroke();
-    pen.beginPath(); // not by colour alone: a plus on the object, a minus on the background
-    pen.moveTo(x - radius / 2, y);
-    pen.lineTo(x + radius / 2, y);
-    if (positive) {
-      pen.moveTo(x, y - radius / 2);
-      pen.lineTo(x, y + radius / 2);
-    }
-    pen.stroke();
-  }
-
-  // The box or brush stroke being drawn, and the brush outline.
-  drawDraft(pen) {
-    const { draft, brush } = this.scene;
-    if (draft?.box) {
-      const [x0, y0] = this.toScreen(...draft.box[0]), [x1, y1] = this.toScreen(...draft.box[1]);
-      for (const [colour, dash] of [["#000", []], ["#fff", [5, 5]]]) {
-        pen.setLineDash(dash);
-        pen.lineWidth = 1.5;
-        pen.strokeStyle = colour;
-        pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
-      }
-      pen.setLineDash([]);
-    }
-    if (draft?.stroke) {
-      pen.lineCap = pen.lineJoin = "round";
-      pen.lineWidth = 2 * draft.radius * this.scale;
-      pen.strokeStyle = draft.positive ? `rgba(${COLOURS[draft.colour]}, .6)` : "rgba(255, 255, 255, .55)";
-      pen.beginPath();
-      draft.stroke.forEach(([row, col], index) => {
-        const [x, y] = this.toScreen(row, col);
-        if (index) pen.lineTo(x, y); else { pen.moveTo(x, y); pen.lineTo(x + 0.01, y); }
-      });
-      pen.stroke();
-    }
-    if (brush) {
-      const [x, y] = this.toScreen(...brush.at);
-      for (const [colour, wide] of [["#000", 2.5], ["#fff", 1]]) {
-        pen.beginPath();
-        pen.arc(x, y, Math.max(brush.radius * this.scale, 1.5), 0, 7);
-        pen.lineWidth = wide;
-        pen.strokeStyle = colour;
-        pen.stroke();
-      }
-    }
-  }
-
-  drawCross(pen) {
-    const [x, y] = this.toScreen(...this.cross);
-    for (const [colour, wide] of [["#000", 3], ["#fff", 1]]) {
-      pen.beginPath();
-      for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
-        pen.moveTo(x + 5 * dx, y + 5 * dy);
-        pen.lineTo(x + 22 * dx, y + 22 * dy);
-      }
-      pen.lineWidth = wide;
-      pen.strokeStyle = colour;
-      pen.stroke();
     }
   }
 }

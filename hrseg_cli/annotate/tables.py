@@ -1,0 +1,87 @@
+"""The files about all images of a folder: traces.jsonl, coco.json and pairs.csv.
+
+They repeat what the records say. Every change writes them again, so each image keeps its part as text.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hrseg_cli.annotate.records import Picture
+from hrseg_cli.interaction import Click, Trace
+
+
+class Line(NamedTuple):
+    """An image's part of the files. annotations: the name of each object, and the end of its JSON in COCO's file."""
+
+    traces: str
+    size: tuple[int, int]
+    annotations: list[tuple[str, str]]
+
+    @classmethod
+    def of(cls, stem: str, picture: Picture, dataset: str) -> Line:
+        there = [one for one in picture.objects if one.file]
+        traces = ""
+        for one in there:
+            if clicks := one.clicks:
+                trace = Trace(
+                    id=stem if len(there) == 1 else one.key,
+                    dataset=dataset,
+                    clicks=tuple(Click(click.row, click.col, click.positive) for click in clicks),
+                    scores={},
+                    seconds=tuple(click.seconds for click in clicks),
+                    until={},
+                    size=picture.size,
+                    area=one.area,
+                    notes=one.notes(),
+                )
+                traces += trace.to_json() + "\n"
+        annotations = []
+        for one in there:
+            if one.counts:
+                shape = {"size": list(picture.size), "counts": one.counts}
+                more = {"segmentation": shape, "area": one.area, "bbox": one.bbox, "iscrowd": 0}
+                annotations.append((one.name, json.dumps(more)[1:]))
+        return cls(traces, picture.size, annotations)
+
+
+def coco(titles: Sequence[str], lines: Sequence[Line], labels: Sequence[str]) -> str:
+    """COCO's file. labels: categories with the first ids, used or not; other names follow in the order of their first
+    use. Annotations are numbered each time: the same annotations give the same file, restarts or not."""
+    known = {label: number for number, label in enumerate(labels, 1)}
+    images, annotations = [], []
+    for number, (title, line) in enumerate(zip(titles, lines, strict=True), 1):
+        if line.annotations:
+            height, width = line.size
+            images.append({"id": number, "file_name": title, "height": height, "width": width})
+        for name, rest in line.annotations:
+            category = known.setdefault(name, len(known) + 1)
+            start = f'{{"id": {len(annotations) + 1}, "image_id": {number}, "category_id": {category}, '
+            annotations.append(start + rest)
+    categories = [{"id": number, "name": name} for name, number in known.items()]
+    first = json.dumps(images, ensure_ascii=False)
+    last = json.dumps(categories, ensure_ascii=False)
+    return f'{{"images": {first}, "annotations": [{", ".join(annotations)}], "categories": {last}}}\n'
+
+
+def pairs(titles: Sequence[str], pictures: Sequence[Picture], given: Sequence[dict[str, str]]) -> str:
+    """pairs.csv with the masks of all images. given: the rows of an existing table, whose other columns and rows of
+    other images are kept."""
+    known = {(row["image"], row["mask"]): row for row in given}
+    rows = [
+        known.get((title, f"masks/{one.file}"), {"image": title, "mask": f"masks/{one.file}"})
+        for title, picture in zip(titles, pictures, strict=True)
+        for one in picture.objects
+        if one.file
+    ]
+    rows += [row for row in given if row["image"] not in set(titles)]
+    text = io.StringIO()
+    columns = dict.fromkeys(["image", "mask", *(column for row in given for column in row)])
+    table = csv.DictWriter(text, list(columns), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
