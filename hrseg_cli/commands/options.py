@@ -44,7 +44,8 @@ Datasets = Annotated[
         metavar="DATASET",
         rich_help_panel=headings.DATA,
         help="Dataset: a folder (such as one with images/ and masks/), a known name ('hrseg list datasets'), "
-        "NAME=FOLDER to choose its name or layout, or 'procedural' for drawn images. Append :range=LOW..HIGH for "
+        "NAME=FOLDER to choose its name or layout, 'procedural' for drawn images, or 'samples' for "
+        "four photographs. Append :range=LOW..HIGH for "
         "images with more than 8 bits. Repeatable.",
     ),
 ]

@@ -1,7 +1,9 @@
-"""Datasets with their own image lists: SBD, PASCAL VOC, COCO+LVIS as combined by RITM, and the procedural set."""
+"""Datasets with their own image lists: SBD, PASCAL VOC, COCO+LVIS as combined by RITM, the procedural set, and the
+samples."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -128,3 +130,27 @@ def list_procedural(
         Ref(f"{index:05d}_{procedural.kind(start, index)}", name, folder, folder, rule, draw=(start, index, side))
         for start, index, side in draws
     ]
+
+
+SAMPLES = Path(__file__).resolve().parent.parent / "samples"  # masks IMAGE_OBJECT.png, drawn by hand
+PHOTOGRAPHS = {"astronaut": "astronaut.png", "chelsea": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
+
+
+def list_samples(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
+    """Seven objects in the four free photographs that scikit-image contains; without a folder (hrseg[samples]).
+
+    Their masks were drawn by hand. Label rule "void128": pixels without a visible outline are ignored.
+    """
+    images = sample_photographs()
+    if images is None:
+        raise HrsegError(f"dataset {folder}: its photographs are in scikit-image; run pip install 'hrseg[samples]'")
+    rule: Rule = "void128" if binarize == "auto" else binarize
+    masks = sorted(SAMPLES.glob("*.png"))
+    return [Ref(mask.stem, name, images / PHOTOGRAPHS[mask.stem.partition("_")[0]], mask, rule) for mask in masks]
+
+
+def sample_photographs() -> Path | None:
+    """The folder of the photographs in scikit-image, which is not imported; None if they are not installed."""
+    found = importlib.util.find_spec("skimage")
+    folder = Path(found.origin).parent / "data" if found and found.origin else None
+    return folder if folder and all((folder / file).is_file() for file in PHOTOGRAPHS.values()) else None

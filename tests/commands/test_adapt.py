@@ -149,7 +149,7 @@ def test_a_finished_adaptation_is_not_trained_again(adapt: Command, hrseg: Comma
     [
         (["--dataset", "x"], 1, "give --adapter ADAPTER"),
         (["--adapter", "lore"], 2, "Did you mean 'lora'?"),
-        (["--adapter", "lora", "--from", "none.pth"], 1, "none.pth: no such file"),
+        (["--adapter", "lora", "--from", "none.pth", "--dataset", "procedural"], 1, "none.pth: no such file"),
         (["--recipe", "tiny_procedural"], 1, "trains no adapter"),
         (["--merge", "x", "--from", "grabcut"], 1, "has no adapter to merge"),
         (
