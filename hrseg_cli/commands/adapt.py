@@ -19,6 +19,7 @@ def adapt(
         typer.Option(
             "--from",
             metavar="MODEL",
+            autocompletion=options.starting(options.model_names),
             rich_help_panel=headings.MODEL,
             help="Model to adapt: a name with weights such as h18s, a checkpoint, or BASE+ADAPTER.",
         ),

@@ -25,7 +25,9 @@ def list_names(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="KIND", help="models, weights, datasets, protocols, recipes, adapters, losses, metrics or layouts."
+            metavar="KIND",
+            autocompletion=options.starting(lambda: KINDS),
+            help="models, weights, datasets, protocols, recipes, adapters, losses, metrics or layouts.",
         ),
     ] = None,
     format_: Annotated[

@@ -31,6 +31,7 @@ def prepare_data(
         str | None,
         typer.Argument(
             metavar="DATASET",
+            autocompletion=options.starting(options.dataset_names),
             help="Known dataset ('hrseg list datasets'), manifest (.yaml), folder, COCO .json, or 'procedural'.",
         ),
     ] = None,
