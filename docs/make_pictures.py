@@ -22,10 +22,12 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from hrseg_cli.catalog import DEFAULT_MODEL
+
 FOLDER = Path(__file__).resolve().parent / "pictures"
 DRAWN = ["--count", "8", "--size", "400", "--seed", "11"]
 WIDTH = 1100  # pixels of a picture
-MODELS = {"h18s": "h18s", "graph cut": "grabcut"}
+MODELS = {DEFAULT_MODEL: DEFAULT_MODEL, "graph cut": "grabcut"}
 SHOWN = 4  # clicks on the screenshot
 
 
@@ -56,7 +58,8 @@ def screenshot(work: Path) -> None:
     """The page after the clicks that the simulated annotator made on the same images."""
     photos = work / "photos"
     shutil.copytree(work / "drawn" / "images", photos / "images")
-    traces = [json.loads(line) for line in (work / "h18s" / "traces.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = (work / DEFAULT_MODEL / "traces.jsonl").read_text(encoding="utf-8").splitlines()
+    traces = [json.loads(line) for line in lines]
     best = max(traces, key=lambda trace: trace["biou"][:SHOWN][-1])
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:

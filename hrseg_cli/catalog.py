@@ -7,6 +7,8 @@ from typing import Any
 
 from hrseg_cli.errors import UnknownName
 
+DEFAULT_MODEL = "clicknet_m"  # of every command and of the Python API; comes with weights
+
 MODELS = {
     "clicknet_m": "hrseg_cli.models.clicknet:clicknet_m",
     "clicknet": "hrseg_cli.models.clicknet:ClickNet",

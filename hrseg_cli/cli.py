@@ -138,9 +138,10 @@ def _hint(option: str, context: Any) -> str:
     if context.command is group and owners:
         typed = next((word for word in sys.argv if word in owners), owners[0])
         return f"; write it after the command: hrseg {typed} {option}"
-    if near := nearest(option, own):
-        return f"; did you mean {near}?"
-    return f"; 'hrseg {owners[0]}' has it" if owners else ""
+    if owners:
+        return f"; 'hrseg {owners[0]}' has it"
+    near = nearest(option, own)
+    return f"; did you mean {near}?" if near else ""
 
 
 def _interrupt(*_: object) -> NoReturn:

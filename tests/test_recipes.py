@@ -44,6 +44,10 @@ def test_a_recipe_survives_its_run_folder() -> None:
     assert recipe_of(recipe.model_dump(mode="json"), "run.json") == recipe
 
 
+def test_adapters_start_from_the_default_model() -> None:
+    assert {load_recipe(f"adapt_{name}").model.weights for name in ("lora", "conv", "small")} == {catalog.DEFAULT_MODEL}
+
+
 def test_reference_recipes_differ_only_where_the_reference_does() -> None:
     h18, h18s = load_recipe("h18_cocolvis"), load_recipe("h18s_cocolvis")
     assert h18s.data == h18.data

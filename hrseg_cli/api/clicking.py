@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL.Image import Image
 
+from hrseg_cli import catalog
 from hrseg_cli.api.arguments import as_click, as_image, as_initial, changes_of, checked_count, name_of
 from hrseg_cli.engine import session as engine
 from hrseg_cli.engine.devices import available, reproducible
@@ -24,7 +25,7 @@ ImageLike = str | PathLike[str] | Image | np.ndarray
 
 
 def load(
-    model: str | PathLike[str] = "h18s",
+    model: str | PathLike[str] = catalog.DEFAULT_MODEL,
     *,
     device: str = "cpu",
     precision: str | None = "fp32",
@@ -32,8 +33,8 @@ def load(
 ) -> Model:
     """Load a trained model.
 
-    model: a name with weights ("h18s", "grabcut"), the path of a checkpoint (.safetensors, RITM's .pth) or of an
-        exported .onnx file, or "BASE+ADAPTER".
+    model: a name with weights ("clicknet_m", "h18s", "grabcut"), the path of a checkpoint (.safetensors, RITM's .pth)
+        or of an exported .onnx file, or "BASE+ADAPTER".
     device: "cpu", "cuda" or "cuda:N".
     precision: "fp32", "bf16" (faster where the processor supports it; results differ slightly), or None for the faster
         of the two on this machine.

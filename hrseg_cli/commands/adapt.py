@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hrseg_cli import catalog
 from hrseg_cli.commands import headings, options, train
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.training.recipes import adapting_recipe, recipe_for
@@ -21,9 +22,9 @@ def adapt(
             metavar="MODEL",
             autocompletion=options.starting(options.model_names),
             rich_help_panel=headings.MODEL,
-            help="Model to adapt: a name with weights such as h18s, a checkpoint, or BASE+ADAPTER.",
+            help=f"Model to adapt: a name with weights such as {catalog.DEFAULT_MODEL}, a checkpoint, or BASE+ADAPTER.",
         ),
-    ] = "h18s",
+    ] = catalog.DEFAULT_MODEL,
     dataset: train.Datasets = [],  # noqa: B006 - Typer copies it
     root: options.Root = None,
     adapter: Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hrseg_cli import catalog
 from hrseg_cli.commands import headings, options
 from hrseg_cli.errors import Interrupted
 
@@ -16,7 +17,7 @@ def annotate(
         Path, typer.Argument(metavar="FOLDER", help="Folder of images, or a dataset with images/ and masks/.")
     ],
     range_: options.Range = None,
-    model: options.Model = "h18s",
+    model: options.Model = catalog.DEFAULT_MODEL,
     protocol: options.FastProtocol = "fast",
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
     device: options.Device = "cpu",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hrseg_cli import catalog
 from hrseg_cli.commands import headings, options
 from hrseg_cli.errors import HrsegError
 
@@ -25,7 +26,7 @@ def benchmark(
         typer.Option(
             "--model", "-m", metavar="MODEL", rich_help_panel=headings.MODEL, help="Model, as for evaluate. Repeatable."
         ),
-    ] = ["h18s"],  # noqa: B006 - Typer copies it
+    ] = [catalog.DEFAULT_MODEL],  # noqa: B006 - Typer copies it
     size: Annotated[
         list[str],
         typer.Option(

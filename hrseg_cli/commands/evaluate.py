@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hrseg_cli import catalog
 from hrseg_cli.commands import headings, options, shards
 from hrseg_cli.commands.rows import written
 
@@ -22,7 +23,7 @@ def evaluate(
     limit: options.Limit = None,
     binarize: options.Binarize = None,
     instances: options.Instances = False,
-    model: options.Model = "h18s",
+    model: options.Model = catalog.DEFAULT_MODEL,
     protocol: options.ProtocolName = None,
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
     max_clicks: options.MaxClicks = None,

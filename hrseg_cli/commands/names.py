@@ -94,6 +94,7 @@ def weights(root: Path) -> Rows:
         rows.append(
             {
                 "model": path.stem,
+                "default": "yes" if path.stem == catalog.DEFAULT_MODEL else "no",
                 "parameters": f"{sum(map(math.prod, shapes)) / 1e6:.1f} M",
                 "size": f"{path.stat().st_size / 1e6:.1f} MB",
                 "trained on": str(card.get("trained_on", "unknown")),

@@ -58,8 +58,8 @@ Model = Annotated[
         metavar="MODEL",
         autocompletion=starting(model_names),
         rich_help_panel=headings.MODEL,
-        help="Network to use: a name with weights (h18s, grabcut), a checkpoint (.safetensors, or RITM's .pth), an "
-        ".onnx file of 'hrseg export', or BASE+ADAPTER.",
+        help="Network to use: a name with weights (clicknet_m, h18s, grabcut), a checkpoint (.safetensors, or RITM's "
+        ".pth), an .onnx file of 'hrseg export', or BASE+ADAPTER.",
     ),
 ]
 Datasets = Annotated[

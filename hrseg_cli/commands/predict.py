@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hrseg_cli import catalog
 from hrseg_cli.commands import headings, options
 from hrseg_cli.errors import HrsegError, UnknownName
 
@@ -23,7 +24,7 @@ def predict(
         list[str], typer.Argument(metavar="IMAGE", help="Images, folders of images, or quoted patterns ('*.jpg').")
     ],
     range_: options.Range = None,
-    model: options.Model = "h18s",
+    model: options.Model = catalog.DEFAULT_MODEL,
     click: Annotated[
         list[str],
         typer.Option(

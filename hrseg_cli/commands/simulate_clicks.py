@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hrseg_cli import catalog
 from hrseg_cli.commands import headings, options, shards
 from hrseg_cli.errors import HrsegError, Interrupted
 
@@ -24,7 +25,7 @@ def simulate_clicks(
     limit: options.Limit = None,
     binarize: options.Binarize = None,
     instances: options.Instances = False,
-    model: options.Model = "h18s",
+    model: options.Model = catalog.DEFAULT_MODEL,
     replay: Annotated[
         Path | None,
         typer.Option(

@@ -12,6 +12,7 @@ import json
 import os
 from typing import Any
 
+from hrseg_cli.catalog import DEFAULT_MODEL
 from hrseg_cli.data.masks_out import polygons
 from hrseg_cli.engine.remote import Remote, decode_image
 from hrseg_cli.engine.runtimes import open_model
@@ -22,7 +23,7 @@ from hrseg_cli.recipe import load_protocol
 
 def init_context(context: Any) -> None:
     """Called once a worker: the model of HRSEG_MODEL, computed by HRSEG_RUNTIME."""
-    model, provenance = open_model(os.environ.get("HRSEG_MODEL", "h18s"), os.environ.get("HRSEG_RUNTIME"))
+    model, provenance = open_model(os.environ.get("HRSEG_MODEL", DEFAULT_MODEL), os.environ.get("HRSEG_RUNTIME"))
     context.user_data.remote = Remote(model, load_protocol("photo"))
     context.logger.info(f"hrseg is ready: {provenance['name']}")
 

@@ -30,6 +30,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from hrseg_cli import __version__
+from hrseg_cli.catalog import DEFAULT_MODEL
 from hrseg_cli.engine.remote import Remote, decode_image
 from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.errors import HrsegError
@@ -42,7 +43,7 @@ NEGATIVE = ("background", "negative")  # labels whose key points say what is not
 
 def create_app() -> Starlette:
     """The server of the environment's settings."""
-    model, provenance = open_model(os.environ.get("HRSEG_MODEL", "h18s"), os.environ.get("HRSEG_RUNTIME"))
+    model, provenance = open_model(os.environ.get("HRSEG_MODEL", DEFAULT_MODEL), os.environ.get("HRSEG_RUNTIME"))
     version = f"hrseg {__version__} {provenance['name']} {provenance.get('sha256', '')[:12]}".strip()
     images = os.environ.get("HRSEG_IMAGES")
     return app_of(

@@ -52,7 +52,9 @@ def test_every_name_is_a_line_that_says_what_it_is(hrseg: Command, tmp_path: Pat
 
 
 def test_weights_come_with_their_terms(hrseg: Command) -> None:
-    (h18s,) = [row for row in rows(hrseg, "weights") if row["model"] == "h18s"]
+    found = rows(hrseg, "weights")
+    assert [row["model"] for row in found if row["default"] == "yes"] == [catalog.DEFAULT_MODEL]
+    (h18s,) = [row for row in found if row["model"] == "h18s"]
     assert "research" in h18s["terms"]
     assert "photographs" in h18s["trained on"]
     with safe_open(WEIGHTS / "h18s.safetensors", "np") as file:
