@@ -69,7 +69,7 @@ def datasets(root: Path) -> Rows:
             }
         )
     drawn = {"objects": "any number", "download": "none", "present": "yes", "licence": "hrseg's", "source": "drawn"}
-    from hrseg_cli.data.listed import SAMPLES, sample_photographs
+    from hrseg_cli.data.bundled import SAMPLES, sample_photographs
 
     samples = {
         "objects": str(len(list(SAMPLES.glob("*.png")))),

@@ -3,11 +3,11 @@ samples."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
+from hrseg_cli.data.bundled import PHOTOGRAPHS, SAMPLES, sample_photographs
 from hrseg_cli.data.folders import by_stem
 from hrseg_cli.data.packed import load_pickle
 from hrseg_cli.data.refs import Ref, Rule, layout
@@ -132,10 +132,6 @@ def list_procedural(
     ]
 
 
-SAMPLES = Path(__file__).resolve().parent.parent / "samples"  # masks IMAGE_OBJECT.png, drawn by hand
-PHOTOGRAPHS = {"astronaut": "astronaut.png", "chelsea": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
-
-
 def list_samples(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
     """Seven objects in the four free photographs that scikit-image contains; without a folder (hrseg[samples]).
 
@@ -147,10 +143,3 @@ def list_samples(folder: Path, name: str, *, instances: bool, binarize: Binarize
     rule: Rule = "void128" if binarize == "auto" else binarize
     masks = sorted(SAMPLES.glob("*.png"))
     return [Ref(mask.stem, name, images / PHOTOGRAPHS[mask.stem.partition("_")[0]], mask, rule) for mask in masks]
-
-
-def sample_photographs() -> Path | None:
-    """The folder of the photographs in scikit-image, which is not imported; None if they are not installed."""
-    found = importlib.util.find_spec("skimage")
-    folder = Path(found.origin).parent / "data" if found and found.origin else None
-    return folder if folder and all((folder / file).is_file() for file in PHOTOGRAPHS.values()) else None

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hrseg_cli.data.bundled import PHOTOGRAPHS
 from hrseg_cli.data.datasets import open_dataset
-from hrseg_cli.data.listed import PHOTOGRAPHS
 from hrseg_cli.data.samples import load
 from hrseg_cli.errors import HrsegError
 
