@@ -53,7 +53,7 @@ def available(device: str) -> str:
     if device == "cpu":
         return device
     guess = "cuda" if device.lower() in ("gpu", "nvidia") else nearest(device, ("cpu", "cuda"))
-    wrong = HrsegError(f"`device` {device}: {f'did you mean {guess}? ' if guess else ''}Write cpu, cuda or cuda:N")
+    wrong = HrsegError(f"`device` {device}: write cpu, cuda or cuda:N{f' (did you mean {guess}?)' if guess else ''}")
     try:
         found = torch.device(device)
     except RuntimeError:
