@@ -412,7 +412,7 @@ WRONG = [
     (["--model", "{folder}", "--dataset", "{folder}"], 1, "a folder; give the checkpoint"),
     (["--model", "grabcut", "--dataset", "{folder}", "--band", "wide"], 1, "5px"),
     (["--model", "grabcut", "--dataset", "{folder}", "--binarize", "gt12"], 2, "gt128"),
-    (["--model", "grabcut", "--dataset", "{folder}", "--device", "gpu"], 1, "write cpu, cuda or cuda:N (did you mean cuda?)"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--device", "gpu"], 1, "(did you mean cuda?)"),
     (["--model", "grabcut", "--dataset", "{folder}", "--max-clicks", "0"], 2, "max-clicks"),
     (["--model", "grabcut", "--dataset", "{folder}", "--dataset", "{folder}"], 1, "used twice"),
     (["--model", "grabcut", "--datset", "{folder}"], 2, "--dataset"),
