@@ -1,7 +1,7 @@
 # Every target uses ./run, which creates .venv if needed (PYTHON=... chooses the Python for it).
 
 DATA ?=
-MODEL ?= grabcut
+MODEL ?= clicknet_m
 OUT ?= runs/demo$(if $(DATA),-own)
 JOBS ?= 2
 ARGS ?=
@@ -10,8 +10,8 @@ ROWS ?=
 SEEDS ?=
 TABLES_DATA = $(if $(DATA),$(DATA),paper)
 
-DEMO_DATASET = $(if $(DATA),"$(DATA)",procedural="$(OUT)/data")
-DEMO_RUN = "$(OUT)/$(MODEL)"
+DEMO_ARGS = --dataset "$(or $(DATA),samples)" --metric iou --protocol fast --max-clicks 10 --keep-masks
+DEMO_RUN = "$(basename $(notdir $(MODEL)))=$(OUT)/model"
 
 # Numerical libraries would start one thread per core in each test process.
 test: export OMP_NUM_THREADS ?= 1
@@ -22,17 +22,13 @@ test: export OMP_NUM_THREADS ?= 1
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-demo: ## evaluate, report and draw pictures on drawn images, or on DATA=folder (images/ + masks/); MODEL=, OUT=
-ifeq ($(DATA),)
-	./run hrseg prepare-data procedural --count 6 --size 1024 --seed 0 --out "$(OUT)/data"
-endif
-	./run hrseg evaluate --model "$(MODEL)" --dataset $(DEMO_DATASET) --metric iou --metric biou --max-clicks 10 \
-		--keep-masks --out $(DEMO_RUN)
-	./run hrseg report $(DEMO_RUN) --plot "$(OUT)/curves.png" --pictures "$(OUT)/pictures.png"
-ifeq ($(DATA),)
-	./run hrseg train --recipe tiny_procedural --out "$(OUT)/tiny"
-endif
-	@echo 'Pictures: $(OUT)/pictures.png  Curves: $(OUT)/curves.png'
+demo: ## count the clicks of MODEL and a graph cut on four photographs, or on DATA=folder (images/ + masks/); OUT=
+	./run hrseg evaluate --model "$(MODEL)" $(DEMO_ARGS) --out "$(OUT)/model"
+	./run hrseg evaluate --model grabcut $(DEMO_ARGS) --out "$(OUT)/grabcut"
+	./run hrseg report $(DEMO_RUN) "graph cut=$(OUT)/grabcut" --measure NoC@80 --measure NoC@90 --measure NoF@90 --measure mean@3 \
+		--plot "$(OUT)/curves.png"
+	@./run hrseg report $(DEMO_RUN) --pictures "$(OUT)/pictures.png" --out "$(OUT)/table.md"
+	@./run python docs/demo_result.py "$(OUT)"
 
 tables: OUT = runs/tables/$(basename $(notdir $(TABLES_DATA)))
 tables: ## reproduce tables 3 and 4 of the adapter paper; DATA=paper or photos, ROWS="base t3_lora", SEEDS="0 1", OUT=

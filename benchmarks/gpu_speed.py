@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import threading
 import time
@@ -49,6 +48,7 @@ sys.path.append(str(Path(__file__).parent))
 import yardstick as ritm
 
 from hrseg_cli.checkpoints.resolve import load_model
+from hrseg_cli.commands.options import available_cores
 from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.procedural import draw
 from hrseg_cli.data.samples import load
@@ -76,12 +76,12 @@ def main() -> None:
     parser.add_argument("--plain", type=int, default=5, help="objects per set for the yardstick")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[32, 64, 8], help="the first one is timed by part")
     parser.add_argument("--pad", type=int, nargs="+", default=[400, 200], help="zoom.pad of the padded protocols")
-    parser.add_argument("--processes", type=int, default=min(8, len(os.sched_getaffinity(0))))
+    parser.add_argument("--processes", type=int, default=min(8, available_cores()))
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--max-clicks", type=int, default=10)
     parser.add_argument("--until", type=float, default=0.95)
     parser.add_argument("--model", default="h18s")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--budget", type=float, default=300, help="seconds after which no new row is started")
     parser.add_argument("--out", type=Path, help="JSON, rewritten after every row")
     options = parser.parse_args()

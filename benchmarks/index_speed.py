@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from PIL import Image
 
 from hrseg_cli.data.index import Index, build_index
 from hrseg_cli.data.views import Images, epoch_order
+from hrseg_cli.engine.benchmark import peak_memory
 
 T = TypeVar("T")
 
@@ -71,14 +71,14 @@ def main() -> None:
         path = folder / "index.jsonl"
         write_index(path, options.lines)
         cold, _ = timed(lambda: Index(path))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_memory() or 0
         warm, index = timed(lambda: Index(path))
         assert len(index) == options.lines
         grouped, images = timed(lambda: Images(index))
         order, _ = timed(lambda: epoch_order([len(images)], 30_000, seed=0, epoch=0))
         some = np.random.default_rng(0).integers(0, options.lines, 2000)
         read, _ = timed(lambda: [index[int(k)] for k in some])
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        after = peak_memory() or 0
         print(
             json.dumps(
                 {
@@ -92,7 +92,7 @@ def main() -> None:
                     "group_by_image_seconds": round(grouped, 4),
                     "epoch_order_seconds": round(order, 4),
                     "read_one_microseconds": round(read / len(some) * 1e6, 1),
-                    "peak_memory_growth_megabytes": round((after - before) / 1024, 1),
+                    "peak_memory_growth_megabytes": round((after - before) / 2**20, 1),
                 }
             )
         )

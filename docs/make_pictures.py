@@ -2,7 +2,7 @@
 
 python docs/make_pictures.py    needs Playwright (pip install 'hrseg[dev]') and Chromium; takes minutes on two cores
 
-All images in them are drawn by hrseg, so they may be published anywhere.
+The images in them are drawn by hrseg, or free photographs from scikit-image (demo), so they may be published anywhere.
 """
 
 from __future__ import annotations
@@ -45,8 +45,21 @@ def main() -> None:
         hrseg("report", *runs, "--plot", work / "curves.png")
         hrseg("report", runs[0], "--pictures", work / "clicks.png", "--objects", "4")
         screenshot(work)
+        samples = [
+            "--dataset",
+            "samples",
+            "--metric",
+            "iou",
+            "--protocol",
+            "fast",
+            "--max-clicks",
+            "10",
+            "--keep-masks",
+        ]
+        hrseg("evaluate", *samples, "--out", work / "samples")  # as in make demo
+        hrseg("report", work / "samples", "--pictures", work / "demo.png", "--objects", "4")
         FOLDER.mkdir(exist_ok=True)
-        for name in ("curves", "clicks", "annotate"):
+        for name in ("curves", "clicks", "annotate", "demo"):
             small(work / f"{name}.png", FOLDER / f"{name}.webp")
 
 

@@ -42,6 +42,7 @@ LAYOUTS = {  # in the order in which an unknown folder is compared with them
     "pairs": "hrseg_cli.data.folders:list_pairs",
     "coco": "hrseg_cli.data.coco:list_coco",
     "procedural": "hrseg_cli.data.listed:list_procedural",
+    "samples": "hrseg_cli.data.listed:list_samples",
 }
 
 METRICS = {

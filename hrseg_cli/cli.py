@@ -7,7 +7,7 @@ import io
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -25,7 +25,7 @@ from hrseg_cli.commands.prepare_data import prepare_data
 from hrseg_cli.commands.report import report
 from hrseg_cli.commands.simulate_clicks import simulate_clicks
 from hrseg_cli.commands.train import train
-from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
+from hrseg_cli.errors import HrsegError, Interrupted, UnknownName, nearest
 from hrseg_cli.limits import MESSAGE
 
 app = typer.Typer(
@@ -85,7 +85,7 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        app(arguments)
+        sys.exit(app(arguments, prog_name="hrseg", standalone_mode=False))
     except Interrupted as stop:
         _complain(str(stop) or "interrupted; finished work is kept, rerun the same command to resume")
         sys.exit(130)
@@ -100,8 +100,13 @@ def main() -> None:
         _complain(f"{error.filename or 'a file'}: {error.strerror}; fix this, then rerun the same command to resume")
         sys.exit(1)
     except Exception as error:
+        if hasattr(error, "format_message"):  # Typer's error for wrong usage, whose class has moved between versions
+            _explain_usage(error)
+            sys.exit(2)
         if debug:
             raise
+        if type(error).__name__ == "Abort":  # Ctrl-D
+            sys.exit(1)
         if _is_short_of_memory(error):
             _complain(
                 "out of memory; lower --workers, --in-flight, --set zoom.target=N or --set tiles.size=N (in training "
@@ -136,6 +141,37 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[k : k + 4]}" for k in range(0, len(units), 4)), error.end
+
+
+def _explain_usage(error: Any) -> None:
+    """One line for what is wrong, and one that says where to look."""
+    context = error.ctx
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(context.get_help(), err=True)
+        return
+    message = error.format_message().rstrip(".")
+    if option := getattr(error, "option_name", None):
+        message = f"no such option {option}{_hint(option, context)}"
+    _complain(f"{message[0].lower()}{message[1:]}" + ("" if message.endswith("?") else "."))
+    note(f"Try '{context.command_path if context else 'hrseg'} --help'.")
+
+
+def _hint(option: str, context: Any) -> str:
+    """The nearest option of this command, or the commands that have exactly this one."""
+    own = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+    group = context.find_root().command
+    owners = [
+        name
+        for name in group.list_commands(context)
+        if any(option in parameter.opts for parameter in group.get_command(context, name).params)
+    ]
+    if context.command is group and owners:
+        typed = next((word for word in sys.argv if word in owners), owners[0])
+        return f"; write it after the command: hrseg {typed} {option}"
+    if owners:
+        return f"; 'hrseg {owners[0]}' has it"
+    near = nearest(option, own)
+    return f"; did you mean {near}?" if near else ""
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -30,10 +30,10 @@ def as_image(image: Any, span: str | tuple[float, float] | None = None) -> np.nd
     of black and white in a file with more than 8 bits. Raises HrsegError.
     """
     if isinstance(image, str | os.PathLike):
-        path = Path(image)
+        path, given = Path(image), span_of(span)
         if not path.exists():  # read_image's error is about a dataset
             raise HrsegError(f"`image` {path}: no such file")
-        return read_image(path, span=span_of(span))
+        return read_image(path, span=given)
     if span is not None:
         raise HrsegError("`span`: applies to image files only; omit it")
     if isinstance(image, Image.Image):

@@ -85,7 +85,7 @@ def evaluate(
 
     model: a name or a file, as for :func:`hrseg_cli.load`, or a loaded model.
     datasets: one or several; each a known name ("davis"), a folder (for example with images/ and masks/), NAME=FOLDER,
-        a COCO JSON file, or "procedural"; options follow a colon, as in "sbd:split=train".
+        a COCO JSON file, "procedural" or "samples"; options follow a colon, as in "sbd:split=train".
     metrics: any of "iou", "biou" and "mba".
     until: target score in (0, 1]; clicking on an object stops once every metric reaches it. Above 1, every object gets
         all clicks. A mapping sets a target per metric.

@@ -20,6 +20,7 @@ def adapt(
         typer.Option(
             "--from",
             metavar="MODEL",
+            autocompletion=options.starting(options.model_names),
             rich_help_panel=headings.MODEL,
             help=f"Model to adapt: a name with weights such as {catalog.DEFAULT_MODEL}, a checkpoint, or BASE+ADAPTER.",
         ),

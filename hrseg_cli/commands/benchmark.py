@@ -127,7 +127,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         for which, label in (("first", "1"), ("later", "2+")):
             if which in row:
-                once = [_ms(row["decode"]), str(row["memory_mb"])] if which == "first" else ["", ""]
+                once = [_ms(row["decode"]), str(row["memory_mb"] or "–")] if which == "first" else ["", ""]
                 cells = [row[column] for column in COLUMNS] if which == "first" else [""] * len(COLUMNS)
                 table.add_row(*cells, label, once[0], *(_ms(row[which][part]) for part in parts), once[1])
     return table

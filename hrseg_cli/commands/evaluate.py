@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hrseg_cli import catalog
 from hrseg_cli.commands import headings, options, shards
+from hrseg_cli.commands.rows import written
 
 if TYPE_CHECKING:
     from hrseg_cli.api.evaluation import Prepared
@@ -47,6 +49,14 @@ def evaluate(
             help="Also save the masks after 1, 3, 5, 10 and the last click.",
         ),
     ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            rich_help_panel=headings.OUTPUT,
+            help="Print JSON rows on a terminal too, instead of a table.",
+        ),
+    ] = False,
     device: options.Device = "cpu",
     precision: options.Precision = "fp32",
     runtime: options.Runtime = None,
@@ -56,8 +66,9 @@ def evaluate(
 ) -> None:
     """Simulate clicks on every object of a dataset and count how many a model needs (NoC, number of clicks).
 
-    Writes a run folder (traces, one CSV per dataset, noc.csv) and prints one JSON row per dataset and metric. Rerun the
-    same command to resume an interrupted run; 'hrseg report' makes tables and plots of run folders.
+    Writes a run folder (traces, one CSV per dataset, noc.csv). Prints a row per dataset and metric: a short table on a
+    terminal, otherwise JSON with all numbers. Rerun the same command to resume an interrupted run; 'hrseg report' makes
+    tables and plots of run folders.
     """
     from hrseg_cli.recipe import load_protocol, with_binarize
 
@@ -100,8 +111,25 @@ def evaluate(
             at_once,
             lambda done, total: bar.update(task, completed=done),
         )
-    for record in evaluation.records(prepared, traces, numbers):
+    records = evaluation.records(prepared, traces, numbers)
+    if _on_terminal() and not as_json:
+        typer.echo(written([_shown(record) for record in records]), nl=False)
+        typer.echo(f"Mean clicks to 80, 85 and 90 % (NoC), share of failures (NoF). All numbers: {folder / 'noc.csv'}")
+        return
+    for record in records:
         typer.echo(json.dumps(record, ensure_ascii=False))
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _shown(record: dict[str, Any]) -> dict[str, str]:
+    """The numbers for a terminal: NoC at three scores, and the share of objects that never reach 90 %."""
+    names = [key for key in ("dataset", "metric", "n", "shard") if key in record]
+    shown = {key: str(record[key]) for key in names}
+    shown |= {key: f"{record[key]:.2f}" for key in ("NoC@80", "NoC@85", "NoC@90")}
+    return {**shown, "NoF@90": f"{100 * record['NoF@90']:.0f} %"}
 
 
 def _default_folder(model: str, prepared: Prepared) -> Path:

@@ -26,6 +26,7 @@ def list_names(
         str | None,
         typer.Argument(
             metavar="KIND",
+            autocompletion=options.starting(lambda: KINDS),
             help="models, weights, datasets, protocols, recipes, adapters, refiners, losses, metrics or layouts.",
         ),
     ] = None,
@@ -68,7 +69,16 @@ def datasets(root: Path) -> Rows:
             }
         )
     drawn = {"objects": "any number", "download": "none", "present": "yes", "licence": "hrseg's", "source": "drawn"}
-    return [*rows, {"dataset": "procedural", **drawn}]
+    from hrseg_cli.data.bundled import SAMPLES, sample_photographs
+
+    samples = {
+        "objects": str(len(list(SAMPLES.glob("*.png")))),
+        "download": "none",
+        "present": "yes" if sample_photographs() else "no: pip install 'hrseg[samples]'",
+        "licence": "public domain, CC0",
+        "source": "https://scikit-image.org",
+    }
+    return [*rows, {"dataset": "procedural", **drawn}, {"dataset": "samples", **samples}]
 
 
 def weights(root: Path) -> Rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,12 +26,37 @@ ADAPTERS = ", ".join(catalog.ADAPTERS)
 RULES = "auto, nonzero, gt128, void128, void255, grabcut"
 PROTOCOLS = "ritm, ritm-davis, fixed, plain, photo, fast"
 
+
+def starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Shell completion of an option's value: those of ``names()`` that start with what is typed."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
+def model_names() -> list[str]:
+    """Models that need no file: those whose weights come with hrseg, and the graph cut."""
+    weights = Path(__file__).resolve().parent.parent / "weights"
+    return [*sorted(path.stem for path in weights.glob("*.safetensors")), "grabcut"]
+
+
+def dataset_names() -> list[str]:
+    from hrseg_cli.data.manifest import manifest_names
+
+    return [*manifest_names(), "procedural", "samples"]
+
+
+def _protocols() -> list[str]:
+    from hrseg_cli.recipe import protocol_names
+
+    return protocol_names()
+
+
 Model = Annotated[
     str,
     typer.Option(
         "--model",
         "-m",
         metavar="MODEL",
+        autocompletion=starting(model_names),
         rich_help_panel=headings.MODEL,
         help="Network to use: a name with weights (clicknet_m, h18s, grabcut), a checkpoint (.safetensors, or RITM's "
         ".pth), an .onnx file of 'hrseg export', or BASE+ADAPTER.",
@@ -42,9 +68,11 @@ Datasets = Annotated[
         "--dataset",
         "-d",
         metavar="DATASET",
+        autocompletion=starting(dataset_names),
         rich_help_panel=headings.DATA,
         help="Dataset: a folder (such as one with images/ and masks/), a known name ('hrseg list datasets'), "
-        "NAME=FOLDER to choose its name or layout, or 'procedural' for drawn images. Append :range=LOW..HIGH for "
+        "NAME=FOLDER to choose its name or layout, 'procedural' for drawn images, or 'samples' for "
+        "four photographs. Append :range=LOW..HIGH for "
         "images with more than 8 bits. Repeatable.",
     ),
 ]
@@ -53,6 +81,7 @@ Metrics = Annotated[
     typer.Option(
         "--metric",
         metavar="METRIC",
+        autocompletion=starting(lambda: catalog.METRICS),
         rich_help_panel=headings.METRICS,
         help=f"Metric to measure: {METRICS} ('hrseg list metrics'). Repeatable.",
     ),
@@ -63,6 +92,7 @@ def protocol_option(more: str = " ('hrseg list protocols')", default: bool | str
     return typer.Option(
         "--protocol",
         metavar="PROTOCOL",
+        autocompletion=starting(_protocols),
         rich_help_panel=headings.PROTOCOL,
         show_default=default,
         help=f"How a click becomes a mask: {PROTOCOLS}, or a YAML file{more}.",
@@ -208,6 +238,7 @@ def device_option(default: bool | str = True) -> Any:
     return typer.Option(
         "--device",
         metavar="DEVICE",
+        autocompletion=starting(lambda: ("cpu", "cuda")),
         rich_help_panel=headings.MACHINE,
         show_default=default,
         help="Device: cpu, cuda or cuda:N.",
@@ -273,14 +304,17 @@ def in_flight_of(number: int, device: str) -> int:
     return number or (1 if device == "cpu" else 32)
 
 
+def available_cores() -> int:
+    """The cores that this process may use; on systems that do not tell (macOS, Windows), all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def workers_of(number: int, device: str, in_flight: int = 1) -> int:
     """0 means one per available core, at most four with several objects in flight, and one on an accelerator that
     processes one object at a time."""
     if number:
         return number
-    if not hasattr(os, "sched_getaffinity"):
-        return 1
-    cores = share_of_cores(len(os.sched_getaffinity(0)))
+    cores = share_of_cores(available_cores())
     if in_flight > 1:
         # Threads wait for each other: a next click took 1.58 ms with one thread, 1.03 with two, 1.24 with sixteen.
         return min(4, cores)
@@ -342,8 +376,8 @@ def progress(of_bytes: bool = False) -> Progress:
     from rich import progress as rich
     from rich.console import Console
 
+    console = Console(stderr=True)  # knows NO_COLOR
     done = (rich.DownloadColumn(), rich.TransferSpeedColumn()) if of_bytes else (rich.MofNCompleteColumn(),)
-    console = Console(stderr=True)
     return rich.Progress(
         rich.TextColumn("{task.description}"),
         rich.BarColumn(),
@@ -353,5 +387,5 @@ def progress(of_bytes: bool = False) -> Progress:
         rich.TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or console.is_dumb_terminal,
     )

@@ -33,6 +33,7 @@ def prepare_data(
         str | None,
         typer.Argument(
             metavar="DATASET",
+            autocompletion=options.starting(options.dataset_names),
             help="Known dataset ('hrseg list datasets'), manifest (.yaml), folder, COCO .json, or 'procedural'.",
         ),
     ] = None,
@@ -141,6 +142,8 @@ def prepare_data(
     elif what == "procedural":
         _refuse(what, for_known | for_folders | everywhere_else)
         _draw(out or place / what, count or 20, size or 1024, seed or 0)
+    elif what == "samples":
+        raise HrsegError("samples: comes with hrseg, so there is nothing to prepare; use it as --dataset samples")
     elif known := find_known(what):
         _refuse(what, for_folders | for_drawing)
         _prepare(known, split, place, from_, verify, cache_longest, out)

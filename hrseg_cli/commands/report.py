@@ -22,6 +22,7 @@ def report(
         typer.Option(
             "--metric",
             metavar="METRIC",
+            autocompletion=options.starting(lambda: catalog.METRICS),
             rich_help_panel=headings.METRICS,
             show_default="those of the runs",
             help=f"Metric to report: {options.METRICS}. Repeatable.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hrseg_cli import catalog
 from hrseg_cli.commands import headings, options
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.training.recipes import LOGGERS, adapter_change, dataset_change, recipe_for, renamed
@@ -15,12 +16,20 @@ from hrseg_cli.training.recipes import LOGGERS, adapter_change, dataset_change, 
 if TYPE_CHECKING:
     from hrseg_cli.recipe import Recipe
 
+
+def _recipes() -> list[str]:
+    from hrseg_cli.recipe import recipe_names
+
+    return recipe_names()
+
+
 RecipeName = Annotated[
     str | None,
     typer.Option(
         "--recipe",
         "-r",
         metavar="RECIPE",
+        autocompletion=options.starting(_recipes),
         rich_help_panel=headings.TRAINING,
         help="Recipe: a name ('hrseg list recipes') or a YAML file.",
     ),
@@ -32,6 +41,7 @@ Datasets = Annotated[
         "--dataset",
         "-d",
         metavar="DATASET",
+        autocompletion=options.starting(options.dataset_names),
         rich_help_panel=headings.DATA,
         show_default="the recipe's data",
         help="Dataset to train on instead of all data.parts of the recipe: a folder, a known name ('hrseg list "
@@ -50,7 +60,13 @@ Resume = Annotated[
 
 
 def adapter_option(text: str) -> Any:
-    return typer.Option("--adapter", metavar="ADAPTER", rich_help_panel=headings.TRAINING, help=text)
+    return typer.Option(
+        "--adapter",
+        metavar="ADAPTER",
+        autocompletion=options.starting(lambda: catalog.ADAPTERS),
+        rich_help_panel=headings.TRAINING,
+        help=text,
+    )
 
 
 AdapterName = Annotated[

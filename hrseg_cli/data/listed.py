@@ -1,4 +1,5 @@
-"""Datasets with their own image lists: SBD, PASCAL VOC, COCO+LVIS as combined by RITM, and the procedural set."""
+"""Datasets with their own image lists: SBD, PASCAL VOC, COCO+LVIS as combined by RITM, the procedural set, and the
+samples."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hrseg_cli.data.bundled import PHOTOGRAPHS, SAMPLES, sample_photographs
 from hrseg_cli.data.folders import by_stem
 from hrseg_cli.data.packed import load_pickle
 from hrseg_cli.data.refs import Ref, Rule, layout
@@ -133,3 +135,16 @@ def list_procedural(
         Ref(f"{index:05d}_{procedural.kind(start, index)}", name, folder, folder, rule, draw=(start, index, side))
         for start, index, side in draws
     ]
+
+
+def list_samples(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
+    """Seven objects in the four free photographs that scikit-image contains; without a folder (hrseg[samples]).
+
+    Their masks were drawn by hand. Label rule "void128": pixels without a visible outline are ignored.
+    """
+    images = sample_photographs()
+    if images is None:
+        raise HrsegError(f"dataset {folder}: its photographs are in scikit-image; run pip install 'hrseg[samples]'")
+    rule: Rule = "void128" if binarize == "auto" else binarize
+    masks = sorted(SAMPLES.glob("*.png"))
+    return [Ref(mask.stem, name, images / PHOTOGRAPHS[mask.stem.partition("_")[0]], mask, rule) for mask in masks]

@@ -47,6 +47,7 @@ from hrseg_cli.parsing import parse_json
 from hrseg_cli.recipe import BinarizeRule
 
 INDEX = "index.jsonl"
+WITHOUT_FOLDER = ("procedural", "samples")  # layouts that are datasets by themselves
 SOLID = 0.08
 
 log = logging.getLogger(__name__)
@@ -170,14 +171,14 @@ def locate(spec: str, root: Path | None) -> _Place:
 
 def _locate(spec: str, root: Path | None) -> _Place:
     text, options = split_options(spec)
-    if text == "procedural":
+    if text in WITHOUT_FOLDER:
         return _Place(text, Path(text), text, options)
     name, equals, place = text.partition("=")
     if not equals or os.path.isdir(text):
         name, place = "", text
     elif not name or not place or {"/", "\\"} & set(name):
         raise HrsegError(f"dataset {spec}: write NAME=FOLDER; NAME must not contain a slash")
-    elif place == "procedural":
+    elif place in WITHOUT_FOLDER:
         return _Place(name, Path(place), place, options)
     folder = _find(place, root)
     own_name = name or Path(os.path.abspath(folder)).name
@@ -203,7 +204,7 @@ def split_options(spec: str) -> tuple[str, dict[str, str]]:
     if os.path.isdir(spec):
         return spec, {}
     text, _, tail = spec.rpartition(":")
-    ours = text == "procedural" or text.endswith("=procedural")
+    ours = text.rpartition("=")[2] in WITHOUT_FOLDER
     if not text or not (ours or re.match(r"\w+=", tail)):
         return spec, {}
     options: dict[str, str] = {}
@@ -232,7 +233,7 @@ def _find(text: str, root: Path | None) -> Path:
         raise HrsegError(f"{path}: no such folder; give a dataset folder")
     below = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")] if root.is_dir() else []
     hint = f"Looked in {root}; you can also give a path or NAME=FOLDER."
-    raise UnknownName("dataset", text, {"procedural", *manifest_names(), *below}, hint)
+    raise UnknownName("dataset", text, {*WITHOUT_FOLDER, *manifest_names(), *below}, hint)
 
 
 def _marks(layout: str) -> Marks | None:

@@ -6,7 +6,6 @@ its load: compare only rows printed by one call, on an idle machine.
 
 from __future__ import annotations
 
-import resource
 import signal
 import sys
 import time
@@ -132,7 +131,8 @@ def measure(case: Case) -> dict[str, Any]:
         if seen[which]:
             row[which] = {part: _median(one[part] for one in seen[which]) for part in PARTS}
             row[which]["total"] = _median(sum(one.values()) for one in seen[which])
-    row["memory_mb"] = round(peak_memory() / 1e6)
+    peak = peak_memory()
+    row["memory_mb"] = None if peak is None else round(peak / 1e6)
     if case.device != "cpu":
         row["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(case.device) / 1e6)
     return row
@@ -184,13 +184,17 @@ def _median(values: Any) -> float:
     return round(float(median(values)), 5)
 
 
-def peak_memory() -> int:
-    """Peak resident memory of this process in bytes. Linux's ``ru_maxrss`` would include the parent's before the
-    fork."""
+def peak_memory() -> int | None:
+    """Peak resident memory of this process in bytes; None where the system does not tell. Linux's ``ru_maxrss`` would
+    include the parent's before the fork."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

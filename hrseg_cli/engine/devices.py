@@ -16,7 +16,7 @@ import cv2
 import torch
 import torch.nn.functional as F
 
-from hrseg_cli.errors import HrsegError
+from hrseg_cli.errors import HrsegError, nearest
 from hrseg_cli.parsing import read_json
 from hrseg_cli.writing import write_atomically
 
@@ -53,12 +53,14 @@ def available(device: str) -> str:
     """The device itself, if this machine has it: "cpu", "cuda" or "cuda:N". Raises HrsegError."""
     if device == "cpu":
         return device
+    guess = "cuda" if device.lower() in ("gpu", "nvidia") else nearest(device, ("cpu", "cuda"))
+    wrong = HrsegError(f"`device` {device}: write cpu, cuda or cuda:N{f' (did you mean {guess}?)' if guess else ''}")
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise HrsegError(f"`device` {device}: write cpu, cuda or cuda:N") from None
+        raise wrong from None
     if found.type != "cuda":
-        raise HrsegError(f"`device` {device}: write cpu, cuda or cuda:N")
+        raise wrong
     if not torch.cuda.is_available():
         raise HrsegError(f"`device` {device}: this PyTorch sees no GPU; use `device` cpu")
     if (found.index or 0) >= (count := torch.cuda.device_count()):

@@ -53,7 +53,7 @@ def train_in(
         machine["nodes"],
         machine["workers"],
         tuple(machine["logger"]),
-        sys.stderr.isatty(),
+        sys.stderr.isatty() and os.environ.get("TERM") != "dumb",
     )
     settings = {
         "recipe": recipe.model_dump(mode="json"),

@@ -193,7 +193,7 @@ def test_settings_that_do_not_exist_are_told(model: hrseg.Model) -> None:
 def test_the_command_makes_the_same_mask(changes: Any, hrseg_command: Callable[..., Any], tmp_path: Path) -> None:
     """The network that comes with hrseg, by session, by predict() and by hrseg predict."""
     path = saved(tmp_path / "a.png")
-    loaded = hrseg.load("h18s")
+    loaded = hrseg.load()
     session = loaded.session(path, changes=changes)
     session.click(30, 30)
     mask = session.click(70, 100, positive=False)

@@ -23,6 +23,7 @@ FEW = [
     "--set", "data.crop=[32,48]", "--set", "data.min_area=20", "--set", "data.held_out=0.3", "--set", "optim.warmup=0",
     "--set", "validation.objects=1", "--set", "validation.max_clicks=1", "--set", "clicks.rounds=1",
 ]  # fmt: skip
+DRAWN = ["--set", "data.parts=[{dataset: procedural}]"]  # the recipe's own dataset is not here
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_a_finished_adaptation_is_not_trained_again(adapt: Command, hrseg: Comma
     [
         (["--dataset", "x"], 1, "give --adapter ADAPTER"),
         (["--adapter", "lore"], 2, "Did you mean 'lora'?"),
-        (["--adapter", "lora", "--from", "none.pth"], 1, "none.pth: no such file"),
+        (["--adapter", "lora", "--from", "none.pth", *DRAWN], 1, "none.pth: no such file"),
         (["--recipe", "tiny_procedural"], 1, "trains no adapter"),
         (["--merge", "x", "--from", "grabcut"], 1, "has no adapter to merge"),
         (
@@ -164,7 +165,7 @@ def test_a_finished_adaptation_is_not_trained_again(adapt: Command, hrseg: Comma
             1,
             "only merges the model of --from; remove --adapter, --workers",
         ),
-        (["--adapter", "lora", "--set", "adapter.options.rang=2"], 1, "adapter 'lora'"),
+        (["--adapter", "lora", "--set", "adapter.options.rang=2", *DRAWN], 1, "adapter 'lora'"),
     ],
 )
 def test_wrong_usage(

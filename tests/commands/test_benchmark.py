@@ -89,6 +89,13 @@ def test_an_unknown_name_is_wrong_usage_from_another_process_too(hrseg: Command)
     assert done.err.startswith("hrseg: unknown model 'grabcutt'. Did you mean 'grabcut'?")
 
 
+def test_a_system_that_does_not_tell_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has neither /proc nor the module ``resource``."""
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert benchmark.peak_memory() is None
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process's memory")
 def test_the_peak_of_memory_is_not_the_parents() -> None:
     """``ru_maxrss`` of a child begins at what its parent has held."""

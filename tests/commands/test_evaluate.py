@@ -144,6 +144,27 @@ def test_how_many_workers_where_none_are_named(monkeypatch: pytest.MonkeyPatch) 
     assert [options.workers_of(*one) for one in asked] == [2, 2, 2, 1, 7]
 
 
+def test_systems_without_affinity_count_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS and Windows."""
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert [options.workers_of(0, "cpu"), options.workers_of(0, "cuda")] == [6, 1]
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert options.workers_of(0, "cpu") == 1
+
+
+def test_a_terminal_gets_a_table_and_json_on_request(
+    hrseg: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hrseg_cli.commands.evaluate._on_terminal", lambda: True)
+    words = ["-m", "grabcut", "-d", folder, "--max-clicks", 1, "--workers", 1, "--out", tmp_path / "run"]
+    head, line, note = hrseg("evaluate", *words).out.splitlines()
+    assert head.split() == ["dataset", "metric", "n", "NoC@80", "NoC@85", "NoC@90", "NoF@90"]
+    assert line.split()[1] == "iou"
+    assert str(tmp_path / "run" / "noc.csv") in note
+    assert json.loads(hrseg("evaluate", *words, "--json").out)["NoC@80"] == float(line.split()[3])
+
+
 def test_until_above_one_never_stops_early(hrseg: Command, folder: Path, tmp_path: Path) -> None:
     words = ["-m", "grabcut", "-d", folder, "--max-clicks", 6, "--workers", 1, "--protocol", "plain"]
     for until, counts in ((1.01, {6}), (0.01, {1})):
@@ -394,7 +415,7 @@ WRONG = [
     (["--model", "{folder}", "--dataset", "{folder}"], 1, "a folder; give the checkpoint"),
     (["--model", "grabcut", "--dataset", "{folder}", "--band", "wide"], 1, "5px"),
     (["--model", "grabcut", "--dataset", "{folder}", "--binarize", "gt12"], 2, "gt128"),
-    (["--model", "grabcut", "--dataset", "{folder}", "--device", "gpu"], 1, "write cpu, cuda"),
+    (["--model", "grabcut", "--dataset", "{folder}", "--device", "gpu"], 1, "(did you mean cuda?)"),
     (["--model", "grabcut", "--dataset", "{folder}", "--max-clicks", "0"], 2, "max-clicks"),
     (["--model", "grabcut", "--dataset", "{folder}", "--dataset", "{folder}"], 1, "used twice"),
     (["--model", "grabcut", "--datset", "{folder}"], 2, "--dataset"),

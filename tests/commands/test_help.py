@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 from hrseg_cli import catalog, cli
-from hrseg_cli.commands import headings
+from hrseg_cli.commands import headings, options
 from hrseg_cli.recipe import BinarizeRule, protocol_names
 
 Command = Callable[..., Any]
@@ -77,3 +77,66 @@ def test_help_imports_nothing_slow() -> None:
         "assert not slow, slow"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evaluate", "--datset", "x"], "no such option --datset; did you mean --dataset?"),
+        (["predict", "a.jpg", "--count", "3"], "no such option --count; 'hrseg prepare-data' has it."),
+        (
+            ["--model", "x", "evaluate"],
+            "no such option --model; write it after the command: hrseg evaluate --model.",
+        ),
+        (["evaluate"], "missing option '--dataset' / '-d'."),
+        (["evalute"], "no such command 'evalute'. Did you mean 'evaluate'?"),
+        (["evaluate", "-d", "x", "--limit", "0"], "invalid value for '--limit': "),
+        (["report"], "invalid value: give run folders, or one folder with --tables PLAN."),
+    ],
+)
+def test_wrong_usage_takes_one_line_and_a_hint(hrseg: Command, words: list[str], said: str) -> None:
+    done = hrseg(*words)
+    name = words[0] if words[0] in COMMANDS else ""
+    assert (done.code, done.out) == (2, "")
+    line, hint = done.err.splitlines()
+    assert line.startswith(f"hrseg: {said}")
+    assert hint == f"Try '{f'hrseg {name}'.strip()} --help'."
+
+
+def test_without_a_command_the_help_is_shown(hrseg: Command) -> None:
+    done = hrseg()
+    assert done.code == 2
+    assert "Segment your images:" in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("evaluate --metric b", ["biou"]),
+        ("evaluate --protocol fi", ["fixed"]),
+        ("predict --model grab", ["grabcut"]),
+        ("simulate-clicks --dataset gr", ["grabcut"]),
+        ("train --recipe tiny", ["tiny_procedural"]),
+        ("adapt --adapter lo", ["lora"]),
+        ("list prot", ["protocols"]),
+    ],
+)
+def test_the_shell_completes_values(
+    hrseg: Command, monkeypatch: pytest.MonkeyPatch, line: str, found: list[str]
+) -> None:
+    words = f"hrseg {line}"
+    for name, value in (("_HRSEG_COMPLETE", "complete_bash"), ("COMP_WORDS", words)):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert hrseg().out.split() == found
+
+
+def test_a_dumb_terminal_and_no_color_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, as far as rich can know
+    monkeypatch.setenv("TERM", "dumb")
+    assert options.progress().disable
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    bar = options.progress()
+    assert not bar.disable
+    assert bar.console.no_color

@@ -24,7 +24,7 @@ Command = Callable[..., Any]
 NAMES = {
     "models": list(catalog.MODELS),
     "weights": [path.stem for path in sorted(WEIGHTS.glob("*.safetensors"))],
-    "datasets": [*manifest_names(), "procedural"],
+    "datasets": [*manifest_names(), "procedural", "samples"],
     "protocols": protocol_names(),
     "recipes": recipe_names(),
     "adapters": list(catalog.ADAPTERS),

@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import tarfile
 import time
@@ -278,6 +277,7 @@ def test_a_disk_too_small_is_seen_before_the_first_byte(tmp_path: Path, server: 
 
 
 def test_a_disk_that_fills_up_keeps_what_it_has(tmp_path: Path, server: Server) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     server.piece = 10_000
     resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))

@@ -7,7 +7,6 @@ import io
 import multiprocessing
 import os
 import random
-import resource
 import stat
 import tarfile
 import time
@@ -336,6 +335,7 @@ def test_checking_finds_what_unpacking_finds(tmp_path: Path, case: str) -> None:
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
     """The nearest thing to a full disk that needs no rights: files of this process cannot grow beyond ``size``."""
+    resource = pytest.importorskip("resource")  # not on Windows
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -10,7 +10,7 @@ import hrseg_cli
 PACKAGE = Path(hrseg_cli.__file__).parent
 # Families, their parts, and the names of their layers. A name that a user types, as h18s, is no such secret.
 SECRETS = re.compile(
-    r"hrnet|\bocr\b|ocr_|_ocr|feature_extractor|cls_head|aux_head|maps_transform|clicknet|stage\d|transition\d"
+    r"hrnet|\bocr\b|ocr_|_ocr|feature_extractor|cls_head|aux_head|maps_transform|clicknet(?!_m)|stage\d|transition\d"
     r"|f_pixel|f_object",
     re.IGNORECASE,
 )
