@@ -22,9 +22,8 @@ from pydantic import Field
 from hrseg_cli.annotate.folder import COLOURS, Clicked, Folder, Name, Object, Picture, Strict, Stroke, state_of
 from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.engine.session import Session, SessionState
-from hrseg_cli.engine.views import Box
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Click
+from hrseg_cli.interaction import Box, Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
 
@@ -261,7 +260,10 @@ class Desk:
             action = one.actions[one.base + index]
             started = time.perf_counter()
             if isinstance(action, Clicked):
-                session.click(Click(action.row, action.col, action.positive), Box(*action.box) if action.box else None)
+                if action.box:
+                    session.box(Box(*action.box))
+                else:
+                    session.click(Click(action.row, action.col, action.positive))
                 action.seconds = action.seconds or round(time.perf_counter() - started, 4)
             else:
                 session.paint(drawn(action, size), action.positive)

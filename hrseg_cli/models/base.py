@@ -17,7 +17,7 @@ Features = tuple[Tensor, ...]  # batch first
 
 
 class InteractiveModel(nn.Module):
-    """A model that turns an image, the previous mask and clicks into logits.
+    """A model that turns an image, the previous mask, clicks and possibly a box into logits.
 
     A family whose clicks enter at the input, as in RITM, overrides only ``forward``. A family with an encoder that sees
     only the image overrides ``encode`` and ``decode``; a session then encodes a crop once for all clicks on it.
@@ -41,6 +41,7 @@ class InteractiveModel(nn.Module):
         are the classifiers.
     precisions: those it can compute in, see :meth:`for_inference`.
     has_encoder: whether the result of ``encode`` is worth caching.
+    takes_boxes: whether ``decode`` uses a box around the object; otherwise a session clicks on the centre of a box.
     enlarge: factor on a protocol's zoom-in target, for a model that downsamples its input.
     """
 
@@ -57,6 +58,7 @@ class InteractiveModel(nn.Module):
     image_layer: str = ""
     taps: Mapping[str, int] = {}
     layer_groups: Mapping[str, tuple[str, ...]] = {}
+    takes_boxes: bool = False
     enlarge: int = 1
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -99,11 +101,14 @@ class InteractiveModel(nn.Module):
         """Features that depend only on the image, (B, 3, H, W), RGB in [0, 1]."""
         return (image,)
 
-    def decode(self, features: Features, previous: Tensor, points: Tensor) -> dict[str, Tensor]:
+    def decode(
+        self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The outputs for clicks on an encoded image: {"logits": (B, 1, H, W)}, and possibly others for training.
 
         previous: (B, 1, H, W), the previous mask as probabilities. points: (B, 2N, 3), see
-        :mod:`hrseg_cli.models.parts.click_maps`.
+        :mod:`hrseg_cli.models.parts.click_maps`. boxes: (B, 4), rows (top, left, bottom, right) in pixels, the last two
+        inclusive; a row of -1, or None: no box. Given only to a model that ``takes_boxes``.
         """
         (image,) = features
         answer: dict[str, Tensor] = self(torch.cat([image, previous], 1) if self.with_prev_mask else image, points)
