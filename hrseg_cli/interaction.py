@@ -1,4 +1,4 @@
-"""The three types of a click session: a click, the object to segment, and the trace of what happened.
+"""The types of a click session: a click, a box, the object to segment, and the trace of what happened.
 
 Axis order is (row, col) everywhere, in pixels of the full image; row 0 is at the top.
 """
@@ -27,6 +27,39 @@ class Click(NamedTuple):
     def lies_in(self, height: int, width: int) -> bool:
         """Whether the click is inside an image: 0 <= row < height and 0 <= col < width; fractions are allowed."""
         return 0 <= self.row < height and 0 <= self.col < width
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels; ``bottom`` and ``right`` are inclusive."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.bottom - self.top + 1, self.right - self.left + 1
+
+    @property
+    def centre(self) -> Click:
+        """A positive click on its central pixel."""
+        return Click((self.top + self.bottom) // 2, (self.left + self.right) // 2, True)
+
+    def inside(self, height: int, width: int) -> Box | None:
+        """Its part inside an image, None if there is none."""
+        part = Box(max(0, self.top), min(height - 1, self.bottom), max(0, self.left), min(width - 1, self.right))
+        return part if part.top <= part.bottom and part.left <= part.right else None
+
+    def covers(self, other: Box) -> bool:
+        """Whether the other box lies inside this one."""
+        return (
+            self.top <= other.top
+            and other.bottom <= self.bottom
+            and self.left <= other.left
+            and other.right <= self.right
+        )
 
 
 @dataclass(frozen=True)

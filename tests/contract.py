@@ -46,6 +46,7 @@ __all__ = [
     "test_adapters",
     "test_answers_at_any_size",
     "test_answers_in_half_precision",
+    "test_boxes_are_part_of_the_prompt",
     "test_costs_are_those_of_its_layers",
     "test_evaluates",
     "test_exports",
@@ -217,6 +218,30 @@ def test_answers_at_any_size(model: InteractiveModel, size: tuple[int, int]) -> 
     assert all(torch.equal(part, other) for part, other in zip(features, kept, strict=True))
     assert all(len(part) == 2 for part in features)
     assert not torch.equal(model(image, nothing)["logits"], logits)
+
+
+@torch.inference_mode()
+def test_boxes_are_part_of_the_prompt(model: InteractiveModel, tmp_path: Path) -> None:
+    """Where a model takes them: a row of -1 is no box, rows of a batch are apart, its other forms answer alike."""
+    if not model.takes_boxes:
+        return
+    image, points = question(model, 48, 64, 2)
+    boxes = torch.tensor([[8.0, 10, 30, 50], [-1, -1, -1, -1]])
+
+    def boxed(one: InteractiveModel, boxes: Tensor | None) -> Tensor:
+        return one.decode(one.encode(image[:, :3]), image[:, 3:], points, boxes)["logits"]
+
+    found, plain = boxed(model, boxes), boxed(model, None)
+    assert torch.equal(boxed(model, torch.full((2, 4), -1.0)), plain)
+    assert not torch.allclose(found[0], plain[0], atol=1e-4)
+    torch.testing.assert_close(found[1], plain[1], atol=1e-5, rtol=1e-5)
+    spread = float(plain.max() - plain.min())
+    assert float((boxed(fast(model), boxes) - found).abs().max()) < 1e-4 * spread
+    export(model, tmp_path / "model.onnx", {})
+    graph, _ = open_model(str(tmp_path / "model.onnx"))
+    assert graph.takes_boxes
+    torch.testing.assert_close(boxed(graph, boxes), found, atol=1e-4, rtol=0)
+    torch.testing.assert_close(boxed(graph, None), plain, atol=1e-4, rtol=0)
 
 
 @torch.inference_mode()

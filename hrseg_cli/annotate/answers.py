@@ -15,8 +15,7 @@ import torch
 from hrseg_cli.annotate.records import Action, Object, Outline, Refined, Reshaped, Scribble, Stroke
 from hrseg_cli.annotate.shapes import drawn, filled, near_box, reshaped
 from hrseg_cli.engine.session import Session, SessionState
-from hrseg_cli.engine.views import Box
-from hrseg_cli.interaction import Click
+from hrseg_cli.interaction import Box, Click
 
 
 class Memory:
@@ -105,7 +104,7 @@ def after(session: Session, answer: Answer, action: Action, size: tuple[int, int
         session.state = replace(before, clicks=(*before.clicks, *first))
         session.click(last)
     else:
-        session.click(Click(action.row, action.col, action.positive), Box(*action.box) if action.box else None)
+        session.prompt(Box(*action.box) if action.box else Click(action.row, action.col, action.positive))
         if action.box and action.clip:
             within = torch.zeros_like(before.probability, dtype=torch.bool)
             within[(..., *near_box(action.box, size))] = True

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hrseg_cli.clicks.files import LARGEST
+from hrseg_cli.clicks.files import LARGEST, Prompt, as_box
 from hrseg_cli.data.labels import read_object
 from hrseg_cli.data.pixels import Span, parse_span, read_image
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Click
+from hrseg_cli.interaction import Box, Click
 from hrseg_cli.parsing import Malformed, parse_yaml
 from hrseg_cli.recipe import BinarizeRule
 
@@ -107,17 +107,40 @@ def as_click(row: Any, col: Any, positive: Any = True, size: tuple[int, int] | N
     return Click(numbers[0], numbers[1], bool(positive))
 
 
-def as_clicks(clicks: Any) -> tuple[Click, ...]:
-    """The clicks on one object, each given as (row, col), (row, col, positive) or a Click. Raises HrsegError."""
-    how = "give a list of (row, col) or (row, col, positive)"
+def checked_box(values: Any, size: tuple[int, int] | None = None) -> Box:
+    """A checked box from (top, left, bottom, right); ``size``: (H, W) of its image, if known. Raises HrsegError."""
+    try:
+        box = as_box([value.item() if isinstance(value, np.generic) else value for value in values])
+    except (TypeError, ValueError):
+        raise HrsegError(
+            f"`box` {tuple(values)}: give top, left, bottom and right in pixels, bottom and right not below the others"
+        ) from None
+    if size and box.inside(*size) is None:
+        raise HrsegError(f"`box` {tuple(values)}: outside the image, which has {size[0]} rows and {size[1]} columns")
+    return box
+
+
+def as_prompt(prompt: Prompt, size: tuple[int, int]) -> Prompt:
+    """A click or a box, checked against the (H, W) of its image. Raises HrsegError."""
+    if isinstance(prompt, Box):
+        return checked_box((prompt.top, prompt.left, prompt.bottom, prompt.right), size)
+    return as_click(*prompt, size=size)
+
+
+def as_clicks(clicks: Any) -> tuple[Prompt, ...]:
+    """The clicks on one object, each given as (row, col), (row, col, positive) or a Click, and its boxes, each
+    (top, left, bottom, right) or a Box. Raises HrsegError."""
+    how = "give a list of (row, col), (row, col, positive) or boxes (top, left, bottom, right)"
     if isinstance(clicks, str | Mapping) or not np.iterable(clicks):
         raise HrsegError(f"`clicks`: a {type(clicks).__name__}; {how}")
-    found = []
+    found: list[Prompt] = []
     for click in clicks:
+        if isinstance(click, Box):
+            click = (click.top, click.left, click.bottom, click.right)
         values = tuple(click) if np.iterable(click) and not isinstance(click, str) else ()
-        if len(values) not in (2, 3):
+        if len(values) not in (2, 3, 4):
             raise HrsegError(f"`clicks`: {click!r} is not a click; {how}")
-        found.append(as_click(*values))
+        found.append(checked_box(values) if len(values) == 4 else as_click(*values))
     if not found:
         raise HrsegError(f"`clicks`: an object without clicks; {how}")
     return tuple(found)

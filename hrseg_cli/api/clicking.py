@@ -10,7 +10,7 @@ import numpy as np
 from PIL.Image import Image
 
 from hrseg_cli import catalog
-from hrseg_cli.api.arguments import as_click, as_image, as_initial, changes_of, checked_count, name_of
+from hrseg_cli.api.arguments import as_click, as_image, as_initial, changes_of, checked_box, checked_count, name_of
 from hrseg_cli.engine import session as engine
 from hrseg_cli.engine.devices import available, reproducible
 from hrseg_cli.engine.runtimes import ModelChoice
@@ -120,8 +120,20 @@ class Session:
         with reproducible():
             return self._session.click(click)
 
+    def box(self, top: float, left: float, bottom: float, right: float) -> np.ndarray:
+        """Draw a box around the object and return the new mask, bool (H, W).
+
+        A model that takes boxes ("clicknet_m") sees the box and all clicks, also those that follow; a second box
+        replaces the first. For other models the box is a click on its centre, answered from the box and a margin around
+        it. top, left, bottom, right: pixels, the last two inclusive; rounded, and clipped to the image. Raises
+        HrsegError for a box outside the image; the session is then unchanged.
+        """
+        box = checked_box((top, left, bottom, right), self.size)
+        with reproducible():
+            return self._session.box(box)
+
     def undo(self) -> bool:
-        """Undo the last click; False if there is none, or if it can no longer be undone."""
+        """Undo the last click or box; False if there is none, or if it can no longer be undone."""
         return self._session.undo()
 
     def reset(self, initial: ImageLike | None = None) -> None:

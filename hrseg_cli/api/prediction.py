@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hrseg_cli.api.arguments import as_click, as_clicks, as_image, as_initial, changes_of, listed, name_of, span_of
+from hrseg_cli.api.arguments import as_clicks, as_image, as_initial, as_prompt, changes_of, listed, name_of, span_of
 from hrseg_cli.api.clicking import ImageLike, Model, choice_of
-from hrseg_cli.clicks.files import Objects, for_images, read_clicks
+from hrseg_cli.clicks.files import Objects, Prompt, for_images, read_clicks
 from hrseg_cli.data.masks_out import ENDINGS
 from hrseg_cli.data.photos import find_images
 from hrseg_cli.data.pixels import SUFFIXES
@@ -21,24 +21,25 @@ from hrseg_cli.engine import predict as engine
 from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError, UnknownName
-from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import BinarizeRule, Protocol, binarize_rule, load_protocol
 
-Clicks = Sequence[Click | Sequence[float]]  # each (row, col), (row, col, positive) or a Click
+Clicks = Sequence[
+    Prompt | Sequence[float]
+]  # each (row, col), (row, col, positive), (top, left, bottom, right), a Click or a Box
 
 
 class Prediction(NamedTuple):
     """The mask of one object.
 
     image: the path of its image; None for an image in memory. object: its name; "" for the only object of an image.
-    clicks: those it was predicted from. mask: bool (H, W); None if it was written to ``files``. files: the files
-    written, one per format; empty for a mask in memory.
+    clicks: and boxes, in the order in which they were given. mask: bool (H, W); None if it was written to ``files``.
+    files: the files written, one per format; empty for a mask in memory.
     """
 
     image: Path | None
     object: str
-    clicks: tuple[Click, ...]
+    clicks: tuple[Prompt, ...]
     mask: np.ndarray | None
     files: tuple[Path, ...] = ()
 
@@ -65,9 +66,10 @@ def predict(
     model: a name or a file, as for :func:`hrseg_cli.load`, or a loaded model.
     images: one image, or a list of images, each as for :meth:`Model.session`. A path may also be a folder of images or
         a pattern such as "photos/*.jpg".
-    clicks: for one image a list of clicks, each (row, col) or (row, col, positive) in pixels, or a mapping from object
-        names to such lists; for a list of images, a list with one of these per image. Or the path of a click file
-        (JSON, CSV or traces), if images are files; images without clicks are then skipped.
+    clicks: for one image a list of clicks, each (row, col) or (row, col, positive) in pixels, and boxes, each (top,
+        left, bottom, right), see :meth:`Session.box`; or a mapping from object names to such lists. For a list of
+        images, a list with one of these per image. Or the path of a click file (JSON, CSV or traces), if images are
+        files; images without clicks are then skipped.
     initial: a mask to correct, as for :meth:`Model.session`; for a list of images, a list with a mask or None for each.
         Each image then has one object.
     protocol, changes, span: as for :meth:`Model.session`. binarize: label rule for an ``initial`` file, such as
@@ -101,7 +103,7 @@ def predict(
 class _Task(NamedTuple):
     image: Any
     object: str
-    clicks: tuple[Click, ...]
+    clicks: tuple[Prompt, ...]
     initial: Any
 
 
@@ -160,12 +162,12 @@ def _in_memory(
     pixels = as_image(job.image, span)
     size = (pixels.shape[0], pixels.shape[1])
     try:
-        inside = [as_click(*click, size=size) for click in job.clicks]
+        inside = [as_prompt(prompt, size) for prompt in job.clicks]
         session = Session(network, pixels, steps, as_initial(job.initial, size, rule), undo=0)
     except HrsegError as error:
         raise HrsegError(f"{path}: {error}" if path else str(error)) from None
-    for click in inside:
-        session.click(click)
+    for prompt in inside:
+        session.prompt(prompt)
     return Prediction(path, job.object, job.clicks, session.finish())
 
 

@@ -1,13 +1,15 @@
-"""Read click files: the clicks of each object of each image.
+"""Read click files: the clicks and boxes of each object of each image.
 
 JSON    {"cat.jpg": [[row, col, 1], [row, col, 0]]}             one object; 1 on it, 0 on the background
+        {"cat.jpg": [[top, left, bottom, right], [row, col]]}   four numbers are a box around the object
         {"cats.jpg": {"left": [[row, col, 1]], "right": [...]}} several, by name
         {"cats.jpg": [[[row, col, 1]], [[row, col, 1]]]}        several, named 1, 2, ...
-CSV     a header image,row,col[,positive][,object], then one line per click
+CSV     a header image,row,col[,positive][,object][,bottom,right], then one line per click; a line with bottom and right
+        is a box, whose top and left are row and col
 JSONL   traces written by hrseg; STEM#K and STEM_K are object K of that image
 
 Rows and columns are pixels of the upright image, starting at 0, with row 0 at the top. Fractions are allowed; values
-must be below the height and the width.
+must be below the height and the width. A box includes its last row and column, and is clipped to the image.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Click
+from hrseg_cli.interaction import Box, Click
 from hrseg_cli.parsing import Malformed, read_json, read_table, reason
 from hrseg_cli.runs import read_traces
 
-Objects = dict[str, tuple[Click, ...]]  # name of an object ("" if it has none) -> its clicks
-HOW = "write [row, col, 1], or [row, col, 0] for background"
+Prompt = Click | Box
+Objects = dict[str, tuple[Prompt, ...]]  # name of an object ("" if it has none) -> its clicks and boxes
+HOW = "write [row, col, 1], [row, col, 0] for background, or [top, left, bottom, right] for a box"
 LARGEST = 1e9
 SIDES = {
     **dict.fromkeys(("1", "1.0", "pos", "true", ""), True),  # pandas writes 1.0 in a column with gaps
@@ -58,6 +61,33 @@ def parse_click(text: str) -> Click:
         return _click([float(row), float(col), SIDES[side.strip().lower()]])
     except (ValueError, KeyError):
         raise HrsegError(f"`click` {text}: write ROW,COL such as 120,48, or 120,48,neg for background") from None
+
+
+def parse_box(text: str) -> Box:
+    """Parse a box: ``top,left,bottom,right``."""
+    try:
+        return as_box([float(end) for end in text.split(",")])
+    except (ValueError, TypeError):
+        raise HrsegError(f"`box` {text}: write TOP,LEFT,BOTTOM,RIGHT such as 40,60,210,320, in pixels") from None
+
+
+def as_box(values: Any) -> Box:
+    """(top, left, bottom, right) as a box. Raises ValueError or TypeError for anything else."""
+    top, left, bottom, right = values
+    numbers = (top, bottom, left, right)
+    if any(isinstance(end, bool | str) or not abs(end) < LARGEST for end in numbers):  # also true for NaN
+        raise ValueError
+    box = Box(*map(round, numbers))
+    if box.bottom < box.top or box.right < box.left:
+        raise ValueError
+    return box
+
+
+def as_numbers(prompt: Prompt) -> list[float]:
+    """The reverse, for JSON: [row, col, 1 or 0], or [top, left, bottom, right]."""
+    if isinstance(prompt, Box):
+        return [prompt.top, prompt.left, prompt.bottom, prompt.right]
+    return [prompt.row, prompt.col, int(prompt.positive)]
 
 
 def for_images(
@@ -142,7 +172,7 @@ def _from_json(path: Path) -> dict[str, Objects]:
     found = {}
     for image, value in content.items():
         try:
-            found[image] = {name: tuple(_click(one) for one in clicks) for name, clicks in _objects(value)}
+            found[image] = {name: tuple(_prompt(one) for one in clicks) for name, clicks in _objects(value)}
         except (TypeError, ValueError):
             raise HrsegError(f"`clicks` {path}, {image}: not clicks; {HOW}") from None
         _check_some(path, image, found[image])
@@ -160,14 +190,17 @@ def _objects(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _from_csv(path: Path) -> dict[str, Objects]:
-    found: dict[str, dict[str, list[Click]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[str, list[Prompt]]] = defaultdict(lambda: defaultdict(list))
     for number, line in read_table(path, ("image", "row", "col")):
         try:
             side = SIDES[line.get("positive", "").lower()]
-            click = _click([float(line["row"]), float(line["col"]), side])
+            ends = [text for text in (line.get("bottom"), line.get("right")) if text]
+            place = [float(text) for text in (line["row"], line["col"], *ends)]
+            click = as_box(place) if ends else _click([*place, side])
         except (ValueError, KeyError):
             raise HrsegError(
-                f"`clicks` {path}, line {number}: not a click; row and col must be numbers, positive 1 or 0"
+                f"`clicks` {path}, line {number}: not a click; row and col must be numbers, positive 1 or 0; a box "
+                "needs bottom and right too, not above or left of row and col"
             ) from None
         found[line["image"]][line.get("object", "")].append(click)
     return {image: {name: tuple(clicks) for name, clicks in its.items()} for image, its in found.items()}
@@ -186,6 +219,10 @@ def _from_traces(path: Path) -> dict[str, Objects]:
 def _check_some(path: Path, image: str, objects: Objects) -> None:
     if not objects or not all(objects.values()):
         raise HrsegError(f"`clicks` {path}, {image}: an object without clicks; {HOW}")
+
+
+def _prompt(values: Any) -> Prompt:
+    return as_box(values) if len(values) == 4 else _click(values)
 
 
 def _click(values: Any) -> Click:

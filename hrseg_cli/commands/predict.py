@@ -34,13 +34,22 @@ def predict(
             help="Click at ROW,COL in pixels; append ,neg for background. Repeatable.",
         ),
     ] = [],  # noqa: B006 - Typer copies it
+    box: Annotated[
+        str | None,
+        typer.Option(
+            "--box",
+            metavar="TOP,LEFT,BOTTOM,RIGHT",
+            rich_help_panel=headings.CLICKS,
+            help="Box around the object in pixels, alone or before the clicks of --click.",
+        ),
+    ] = None,
     clicks: Annotated[
         Path | None,
         typer.Option(
             "--clicks",
             metavar="FILE",
             rich_help_panel=headings.CLICKS,
-            help="Clicks for many images: JSON, CSV or traces (.jsonl).",
+            help="Clicks and boxes for many images: JSON, CSV or traces (.jsonl).",
         ),
     ] = None,
     init_mask: Annotated[
@@ -112,7 +121,7 @@ def predict(
             raise HrsegError(
                 f"--out {out}: contains the input {image.name}, which a mask could overwrite; choose another folder"
             )
-    objects = _clicks_of(found, click, clicks)
+    objects = _clicks_of(found, click, box, clicks)
 
     from hrseg_cli.engine import predict as engine
     from hrseg_cli.engine.devices import reproducible
@@ -146,19 +155,23 @@ def predict(
         raise HrsegError(last)
 
 
-def _clicks_of(images: list[Path], typed: list[str], path: Path | None) -> dict[Path, Objects]:
-    """Image -> object name -> clicks, from --click or --clicks. Raises HrsegError."""
-    from hrseg_cli.clicks.files import for_images, parse_click, read_clicks
+def _clicks_of(images: list[Path], typed: list[str], box: str | None, path: Path | None) -> dict[Path, Objects]:
+    """Image -> object name -> clicks and boxes, from --click and --box, or from --clicks. Raises HrsegError."""
+    from hrseg_cli.clicks.files import for_images, parse_box, parse_click, read_clicks
     from hrseg_cli.data.pixels import SUFFIXES
 
-    if typed and path:
-        raise HrsegError("--click and --clicks: give only one of them")
-    if typed:
+    given = "--click" if typed else "--box"
+    if (typed or box) and path:
+        raise HrsegError(f"{given} and --clicks: give only one of them")
+    if typed or box:
         if len(images) > 1:
-            raise HrsegError(f"--click works on one image, not on {len(images)}; use --clicks FILE")
-        return {images[0]: {"": tuple(parse_click(text) for text in typed)}}
+            raise HrsegError(f"{given} works on one image, not on {len(images)}; use --clicks FILE")
+        drawn = [parse_box(box)] if box else []
+        return {images[0]: {"": (*drawn, *(parse_click(text) for text in typed))}}
     if path is None:
-        raise HrsegError("no clicks; give --click ROW,COL, or --clicks FILE for several images")
+        raise HrsegError(
+            "no clicks; give --click ROW,COL or --box TOP,LEFT,BOTTOM,RIGHT, or --clicks FILE for several images"
+        )
     found, strangers = for_images(read_clicks(path), images, SUFFIXES, ids=path.suffix.lower() == ".jsonl")
     if not found:
         raise HrsegError(

@@ -3,6 +3,7 @@
     image       (batch, 3, height, width) float32, RGB in [0, 1]
     previous    (batch, 1, height, width) float32, the previous probability; zeros before the first click
     clicks      (batch, clicks, 3) float32, rows (row, col, label): label 1 is object, 0 background, -1 padding
+    box         (batch, 4) float32, (top, left, bottom, right) in pixels, inclusive; -1, -1, -1, -1 if there is none
     probability (batch, 1, height, width) float32 in [0, 1]
     logits      (batch, 1, height, width) float32; the probability is their sigmoid
 
@@ -36,7 +37,7 @@ from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.parsing import Malformed, own_metadata, read_bytes, reason
 from hrseg_cli.writing import write_atomically
 
-FORMAT = 1
+FORMAT = 2  # 1 had no input for boxes
 OPSET = 17
 TOLERANCE = 1e-4
 SIZES = ((1, 96, 128, 3), (2, 101, 75, 6), (1, 64, 160, 1))  # batch, height, width, clicks
@@ -45,15 +46,19 @@ ABOUT = " ".join((__doc__ or "").split())
 
 class ClickStep(nn.Module):
     """A click network with the interface of the file: ``(image, previous, clicks) -> (probability, logits)``, without
-    ``previous`` if the network does not use it."""
+    ``previous`` if the network does not use it, with ``box`` last if it takes boxes."""
 
     def __init__(self, model: InteractiveModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, image: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        *rest, box = rest if self.model.takes_boxes else (*rest, None)
         *previous, clicks = rest
-        logits: Tensor = self.model(torch.cat([image, *previous], 1), points_of(clicks))["logits"]
+        if box is None:
+            logits: Tensor = self.model(torch.cat([image, *previous], 1), points_of(clicks))["logits"]
+        else:
+            logits = self.model.decode(self.model.encode(image), previous[0], points_of(clicks), box)["logits"]
         return logits.sigmoid(), logits
 
 
@@ -88,9 +93,12 @@ def export(model: InteractiveModel, path: Path, provenance: dict[str, Any]) -> d
     model = copy.deepcopy(model).cpu().eval()
     merge(model)
     step = ClickStep(model).eval()
-    names = ["image", *(["previous"] if model.with_prev_mask else []), "clicks"]
-    sizes: dict[str, dict[int, str]] = {name: {0: "batch", 2: "height", 3: "width"} for name in names}
+    maps = ["image", *(["previous"] if model.with_prev_mask else [])]
+    names = [*maps, "clicks", *(["box"] if model.takes_boxes else [])]
+    sizes: dict[str, dict[int, str]] = {name: {0: "batch", 2: "height", 3: "width"} for name in maps}
     sizes["clicks"] = {0: "batch", 1: "clicks"}
+    if model.takes_boxes:
+        sizes["box"] = {0: "batch"}
     sizes["probability"] = sizes["logits"] = sizes["image"]
     traced = trace(step, names, sizes)
     graph = onnx.load_model_from_string(traced)
@@ -102,6 +110,7 @@ def export(model: InteractiveModel, path: Path, provenance: dict[str, Any]) -> d
         "options": model.config,
         "with_prev_mask": model.with_prev_mask,
         "mirror": model.mirror,
+        "takes_boxes": model.takes_boxes,
         "enlarge": model.enlarge,
         "opset": OPSET,
         "precision": "fp32",
@@ -196,14 +205,18 @@ def check(graph: bytes, step: ClickStep) -> list[dict[str, Any]]:
 
 
 def inputs(step: ClickStep, batch: int, height: int, width: int, clicks: int) -> tuple[Tensor, ...]:
-    """Inputs of that size: noise, and random clicks, whole and fractional, a third of each label."""
+    """Inputs of that size: noise, random clicks, whole and fractional, a third of each label, and a box in the first
+    image."""
     random = torch.Generator().manual_seed(height * width)
     image = torch.rand(batch, 3, height, width, generator=random)
     previous = torch.rand(batch, 1, height, width, generator=random)
     place = torch.rand(batch, clicks, 2, generator=random) * torch.tensor([height - 1, width - 1])
     place[:, ::2] = place[:, ::2].round()
     label = torch.tensor([1.0, 0.0, -1.0]).repeat(clicks)[:clicks, None].expand(batch, -1, 1)
-    return (image, *([previous] if step.model.with_prev_mask else []), torch.cat([place, label], 2))
+    box = torch.full((batch, 4), -1.0)
+    box[0] = torch.tensor([height // 4, width // 4, height // 2, width // 2])
+    prompt = [torch.cat([place, label], 2), *([box] if step.model.takes_boxes else [])]
+    return (image, *([previous] if step.model.with_prev_mask else []), *prompt)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], str]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hrseg_cli import __version__
+from hrseg_cli.clicks.files import Prompt, as_numbers
 from hrseg_cli.data.labels import read_object
 from hrseg_cli.data.masks_out import ENDINGS, write_mask
 from hrseg_cli.data.paths import checked
@@ -22,7 +23,7 @@ from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.data.samples import size_and_time
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Click
+from hrseg_cli.interaction import Box
 from hrseg_cli.limits import DATASET, LINE
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.parsing import parse_json, read_bytes
@@ -34,11 +35,12 @@ RECORDS = "predict.jsonl"
 
 @dataclass(frozen=True)
 class Job:
-    """One object of one image. object: its name, "" for an image's only object. initial: an optional initial mask."""
+    """One object of one image. object: its name, "" for an image's only object. clicks: with boxes, in their order.
+    initial: an optional initial mask."""
 
     image: Path
     object: str
-    clicks: tuple[Click, ...]
+    clicks: tuple[Prompt, ...]
     initial: Path | None = None
 
     @property
@@ -144,7 +146,7 @@ def _predict(jobs: Sequence[Job], options: PredictOptions, out: Path) -> Iterato
                 "image": job.key[0],
                 "object": job.object,
                 "name": name,
-                "clicks": [[c.row, c.col, int(c.positive)] for c in job.clicks],
+                "clicks": [as_numbers(one) for one in job.clicks],
                 "area": int(np.count_nonzero(probability > threshold)),
                 "files": files,
                 "seconds": round(seconds, 4),
@@ -170,7 +172,13 @@ def segment(job: Job, options: PredictOptions, image: np.ndarray) -> tuple[np.nd
     """
     height, width = image.shape[:2]
     for click in job.clicks:
-        if not click.lies_in(height, width):
+        if isinstance(click, Box):
+            if not click.inside(height, width):
+                raise HrsegError(
+                    f"{job.image}: box {','.join(map(str, as_numbers(click)))} lies outside the image ({height} rows, "
+                    f"{width} columns); boxes are top,left,bottom,right"
+                )
+        elif not click.lies_in(height, width):
             raise HrsegError(
                 f"{job.image}: click {click.row:g},{click.col:g} lies outside the image ({height} rows, {width} "
                 "columns); clicks are row,col"
@@ -181,7 +189,7 @@ def segment(job: Job, options: PredictOptions, image: np.ndarray) -> tuple[np.nd
     session = Session(options.model, image, options.protocol, initial, undo=0)
     started = time.perf_counter()
     for click in job.clicks:
-        session.click(click)
+        session.prompt(click)
     session.finish()
     return session.probability, time.perf_counter() - started
 

@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from hrseg_cli.data.samples import Ref, load
-from hrseg_cli.engine.export import clicks_of, export, need, write_graph
-from hrseg_cli.engine.runtimes import GraphInputs, RunGraph, start_onnxruntime
+from hrseg_cli.engine.export import export, need, write_graph
+from hrseg_cli.engine.runtimes import GraphInputs, RunGraph, inputs_of, start_onnxruntime
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
@@ -112,11 +112,11 @@ class _Recorder(InteractiveModel):
         super().__init__()
         self.model = model
         self.with_prev_mask, self.mirror, self.enlarge = model.with_prev_mask, model.mirror, model.enlarge
+        self.takes_boxes = model.takes_boxes
         self.steps: list[GraphInputs] = []
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
-        previous = {"previous": image[:, 3:].numpy()} if self.with_prev_mask else {}
-        self.steps.append({"image": image[:, :3].numpy(), **previous, "clicks": clicks_of(points).numpy()})
+        self.steps.append(inputs_of(self, image[:, :3], image[:, 3:], points, None))
         answer: dict[str, Tensor] = self.model(image, points)
         return answer
 

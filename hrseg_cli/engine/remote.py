@@ -11,7 +11,7 @@ import numpy as np
 
 from hrseg_cli.data.pixels import read_image
 from hrseg_cli.engine.session import Session
-from hrseg_cli.interaction import Click
+from hrseg_cli.interaction import Box, Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
 
@@ -42,21 +42,23 @@ class Remote:
         key: identifies the image and the object. read: loads the image, uint8 (H, W, 3), if its session is not cached.
         clicks: all clicks on the object. Those outside the image are moved to its border. Cached clicks may come in any
             order.
-        box: (top, left, bottom, right) in pixels. The mask is clipped to it; without a positive click, its centre is
-            clicked first.
+        box: (top, left, bottom, right) in pixels, the last two inclusive. The mask is clipped to it. A model that takes
+            boxes is given it; for others, without a positive click, its centre is clicked first.
         """
+        drawn = Box(*(round(box[end]) for end in (0, 2, 1, 3))) if box and self.model.takes_boxes else None
         with self._lock:
             session = self._sessions.pop(key, None)
-            if session is None:
-                session = self._start(read())
-            height, width = session.mask.shape
+            height, width = session.mask.shape if session else (0, 0)
+            if session is None or session.state.drawn != (drawn and drawn.inside(height, width)):
+                session = self._start(read(), drawn)
+                height, width = session.mask.shape
             wanted = list(clicks)
-            if box and not any(click.positive for click in wanted):
+            if box and not drawn and not any(click.positive for click in wanted):
                 wanted.insert(0, Click((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, True))
             wanted = [_inside(click, height, width) for click in wanted]
             while not set(session.state.clicks) <= set(wanted):
                 if not session.undo():  # beyond the undo limit
-                    session = self._start(read())
+                    session = self._start(read(), drawn)
             for click in dict.fromkeys(wanted):
                 if click not in session.state.clicks:
                     session.click(click)
@@ -71,8 +73,11 @@ class Remote:
             mask = mask & within
         return mask
 
-    def _start(self, image: np.ndarray) -> Session:
-        return Session(self.model, image, self.protocol, undo=4)
+    def _start(self, image: np.ndarray, drawn: Box | None) -> Session:
+        session = Session(self.model, image, self.protocol, undo=4)
+        if drawn:
+            session.box(drawn)
+        return session
 
 
 def decode_image(blob: bytes) -> np.ndarray:

@@ -20,7 +20,7 @@ from hrseg_cli.engine.devices import cache_folder
 from hrseg_cli.engine.export import FORMAT, OPSET, clicks_of, export, need, read_header
 from hrseg_cli.engine.fast import open_fast
 from hrseg_cli.errors import HrsegError, UnknownName
-from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.base import Features, InteractiveModel
 
 GraphInputs = dict[str, np.ndarray]
 RunGraph = Callable[[GraphInputs], np.ndarray]  # returns logits (B, 1, H, W)
@@ -120,13 +120,29 @@ class GraphModel(InteractiveModel):
         super().__init__()
         self.name, self.config = header["name"], header["options"]
         self.with_prev_mask, self.mirror, self.enlarge = header["with_prev_mask"], header["mirror"], header["enlarge"]
+        self.takes_boxes = header.get("takes_boxes", False)  # not in files of format 1
         self.run = run
 
     def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
-        inputs = {"image": image[:, :3].contiguous().numpy(), "clicks": clicks_of(points).numpy()}
-        if self.with_prev_mask:
-            inputs["previous"] = image[:, 3:4].contiguous().numpy()
-        return {"logits": torch.from_numpy(self.run(inputs))}
+        return self.decode((image[:, :3],), image[:, 3:], points)
+
+    def decode(
+        self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        return {"logits": torch.from_numpy(self.run(inputs_of(self, features[0], previous, points, boxes)))}
+
+
+def inputs_of(
+    model: InteractiveModel, image: Tensor, previous: Tensor, points: Tensor, boxes: Tensor | None
+) -> GraphInputs:
+    """The inputs of the graph of ``model``; the others as for :meth:`InteractiveModel.decode`."""
+    inputs = {"image": image.contiguous().numpy(), "clicks": clicks_of(points).numpy()}
+    if model.with_prev_mask:
+        inputs["previous"] = previous.contiguous().numpy()
+    if model.takes_boxes:
+        none = torch.full((image.shape[0], 4), -1.0)
+        inputs["box"] = (none if boxes is None else boxes.float()).numpy()
+    return inputs
 
 
 def start_onnxruntime(path: Path) -> RunGraph:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from hrseg_cli.engine import views
 from hrseg_cli.engine.refining import Refiner, open_refiner
-from hrseg_cli.engine.views import Box, Query, View, ViewCache
+from hrseg_cli.engine.views import Query, View, ViewCache
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Click
+from hrseg_cli.interaction import Box, Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
 
@@ -26,12 +26,14 @@ class SessionState:
     probability: (1, 1, H, W) float32 in [0, 1]. box: the current crop, None for the whole image.
     stale: how often a prediction for the whole image was pasted into an outdated crop (a quirk of RITM's zoom-in that
         ``keep_stale_roi`` reproduces).
+    drawn: the box around the object that the network is given, None if there is none.
     """
 
     probability: Tensor
     clicks: tuple[Click, ...] = ()
     box: Box | None = None
     stale: int = 0
+    drawn: Box | None = None
 
 
 def step(
@@ -59,6 +61,8 @@ def click_queries(
 ) -> Generator[Query, Tensor, SessionState]:
     """Yield the queries of one more click, receiving the logits of each. Returns the new state.
 
+    A box that was drawn before (:func:`box_queries`) stays part of the prompt, and of what is cropped.
+
     cache: the image and its cached views. enlarge: see :class:`InteractiveModel`. around: a box known to contain the
     object; a protocol with zoom-in crops there instead of relying on the previous mask.
     """
@@ -69,13 +73,26 @@ def click_queries(
         return (yield from _query_view(enlarge, cache, state, guide, clicks, protocol))
     after = yield from _query_view(enlarge, cache, state, state.probability, clicks, protocol)
     zoom = protocol.zoom
-    if zoom and zoom.skip_clicks <= 0 and after.box is None:
+    if zoom and zoom.skip_clicks <= 0 and after.box is None and state.drawn is None:
         # The protocol zooms in from the first click, but there was no mask yet to crop around. If the predicted object
         # fills little of the image, repeat the click on a crop, with the same previous mask.
         found = views.object_box(_above(after.probability, zoom.mask_threshold), (), zoom)
         if found and views.box_iou(found, _whole(cache.image)) < 0.5:
             after = yield from _query_view(enlarge, cache, state, after.probability, clicks, protocol)
     return after
+
+
+def box_queries(
+    enlarge: int, cache: ViewCache, state: SessionState, box: Box, protocol: Protocol
+) -> Generator[Query, Tensor, SessionState]:
+    """Yield the query of a box drawn around the object, for a model that takes boxes. Returns the new state.
+
+    A protocol with zoom-in crops around the box and the positive clicks, whatever the mask so far. A second box
+    replaces the first. box: inside the image. Other arguments as for :func:`click_queries`.
+    """
+    nothing = state.probability.new_zeros(1, 1, 1, 1).expand_as(state.probability)
+    drawn = replace(state, drawn=box)
+    return (yield from _query_view(enlarge, cache, drawn, nothing, state.clicks, protocol))
 
 
 def _query_view(
@@ -88,21 +105,27 @@ def _query_view(
 ) -> Generator[Query, Tensor, SessionState]:
     """One prediction, on the whole image or on a crop around the mask ``guide`` (1, 1, H, W)."""
     height, width = cache.image.shape[-2:]
-    zoom, previous, box = protocol.zoom, state.probability, state.box
+    zoom, previous, box, drawn = protocol.zoom, state.probability, state.box, state.drawn
     wanted = None
-    if zoom and len(clicks) > zoom.skip_clicks:
-        wanted = views.object_box(_above(guide, zoom.mask_threshold), clicks, zoom)
+    if zoom and (drawn or len(clicks) > zoom.skip_clicks):
+        wanted = views.object_box(_above(guide, zoom.mask_threshold), clicks, zoom, drawn)
         if wanted is None and zoom.skip_clicks < 0:
             wanted = _whole(cache.image)
     if wanted is None:
-        probability = yield from _sigmoid(cache.view(None, (height, width)), previous, clicks, protocol)
+        probability = yield from _sigmoid(cache.view(None, (height, width)), previous, clicks, protocol, drawn)
         stale = box is not None and protocol.keep_stale_roi
         if not stale:
-            return SessionState(probability, clicks, None, state.stale)
+            return replace(state, probability=probability, clicks=clicks, box=None)
         assert box is not None
-        return SessionState(views.paste(probability, box, height, width), clicks, box, state.stale + 1)
+        pasted = views.paste(probability, box, height, width)
+        return replace(state, probability=pasted, clicks=clicks, stale=state.stale + 1)
     assert zoom is not None
-    if box is None or not views.holds_positive_clicks(box, clicks) or views.box_iou(wanted, box) < zoom.recompute_iou:
+    if (
+        box is None
+        or not views.holds_positive_clicks(box, clicks)
+        or (drawn and not box.covers(drawn))
+        or views.box_iou(wanted, box) < zoom.recompute_iou
+    ):
         box = wanted
     size = views.crop_size(box, views.enlarged(zoom.target, enlarge))
     cropped = views.crop(previous, box, size)
@@ -112,15 +135,17 @@ def _query_view(
         cropped = views.padded(cropped, multiple)
         # Clicks outside the crop must not land in the padding.
         inside = [c for c in inside[: protocol.network_clicks] if c.row < size[0] and c.col < size[1]]
-    probability = yield from _sigmoid(cache.view(box, size, multiple), cropped, inside, protocol)
+    prompt = drawn and views.crop_box(drawn, box, size)
+    probability = yield from _sigmoid(cache.view(box, size, multiple), cropped, inside, protocol, prompt)
     probability = probability[..., : size[0], : size[1]]
-    return SessionState(views.paste(probability, box, height, width), clicks, box, state.stale)
+    return replace(state, probability=views.paste(probability, box, height, width), clicks=clicks, box=box)
 
 
 def _sigmoid(
-    view: View, previous: Tensor, clicks: Sequence[Click], protocol: Protocol
+    view: View, previous: Tensor, clicks: Sequence[Click], protocol: Protocol, drawn: Box | None
 ) -> Generator[Query, Tensor, Tensor]:
-    return torch.sigmoid((yield from views.crop_queries(view, previous, clicks[: protocol.network_clicks], protocol)))
+    shown = clicks[: protocol.network_clicks]
+    return torch.sigmoid((yield from views.crop_queries(view, previous, shown, protocol, drawn)))
 
 
 def _above(probability: Tensor, threshold: float) -> Tensor:
@@ -134,7 +159,7 @@ def _whole(image: Tensor) -> Box:
 
 
 class Session:
-    """An image, a model and the clicks so far.
+    """An image, a model, and the clicks and box so far.
 
     image: uint8 (H, W, 3) RGB. initial: optional mask to start from, float (H, W) in [0, 1]. undo: maximum number of
     undo steps (each stores a probability map). The protocol's refiner runs after every click, or only in
@@ -191,11 +216,34 @@ class Session:
         if not click.lies_in(height, width):
             raise HrsegError(f"click {click.row},{click.col} lies outside the image ({height} rows, {width} columns)")
         model, state = self.model, self.state
-        after = yield from click_queries(model.enlarge, self._cache, state, click, self.protocol, around)
-        if self._refiner and self._refiner.settings.when == "each":
-            after = yield from self._refined(self._refiner, after)
-        self._advance(after)
+        queries = click_queries(model.enlarge, self._cache, state, click, self.protocol, around)
+        self._advance((yield from self._answer(queries)))
         return self.mask
+
+    def box(self, box: Box) -> np.ndarray:
+        """Draw a box around the object and return the new mask, bool (H, W). A model that takes boxes is given it
+        together with all clicks; a later box replaces it. For other models it is a click on its centre, answered from
+        the box and a margin around it.
+
+        box: clipped to the image. Raises HrsegError for a box that is empty or outside the image.
+        """
+        height, width = self._cache.image.shape[-2:]
+        inside = box.inside(height, width)
+        if inside is None:
+            top, bottom, left, right = box
+            raise HrsegError(
+                f"box {top},{left},{bottom},{right} (top, left, bottom, right) covers no pixel of the image ({height} "
+                f"rows, {width} columns)"
+            )
+        if not self.model.takes_boxes:
+            return self.click(inside.centre, inside)
+        queries = box_queries(self.model.enlarge, self._cache, self.state, inside, self.protocol)
+        self._advance(views.drive(self.model, self._answer(queries)))
+        return self.mask
+
+    def prompt(self, prompt: Click | Box) -> np.ndarray:
+        """:meth:`click` or :meth:`box`."""
+        return self.box(prompt) if isinstance(prompt, Box) else self.click(prompt)
 
     def refine(self, refiner: Refiner | None = None) -> np.ndarray:
         """Refine the current mask, by default as the protocol says, and return the new one; :meth:`undo` undoes it.
@@ -221,6 +269,13 @@ class Session:
         if self._refiner and self._refiner.settings.when == "last" and self.state.clicks:
             return self.refine()
         return self.mask
+
+    def _answer(self, queries: Generator[Query, Tensor, SessionState]) -> Generator[Query, Tensor, SessionState]:
+        """The state after a prompt, refined if the protocol refines each answer."""
+        after = yield from queries
+        if self._refiner and self._refiner.settings.when == "each":
+            after = yield from self._refined(self._refiner, after)
+        return after
 
     def _refined(self, refiner: Refiner, state: SessionState) -> Generator[Query, Tensor, SessionState]:
         device = state.probability.device

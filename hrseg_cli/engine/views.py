@@ -14,24 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hrseg_cli.interaction import Click
+from hrseg_cli.interaction import Box, Click
 from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.recipe import Protocol, Tiles, ZoomIn
 
 T = TypeVar("T")
-
-
-class Box(NamedTuple):
-    """A rectangle of pixels; ``bottom`` and ``right`` are inclusive."""
-
-    top: int
-    bottom: int
-    left: int
-    right: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.bottom - self.top + 1, self.right - self.left + 1
 
 
 class View:
@@ -43,15 +30,17 @@ class View:
 
 
 class Query(NamedTuple):
-    """The input of one forward pass: a view, the previous mask (1, 1, H, W) and the clicks in the view's pixels.
+    """The input of one forward pass: a view, the previous mask (1, 1, H, W), clicks and box in the view's pixels.
 
-    flip: average the logits with those of the mirrored view, if the model supports mirroring.
+    flip: average the logits with those of the mirrored view, if the model supports mirroring. box: may exceed the view;
+    None unless the model takes boxes.
     """
 
     view: View
     previous: Tensor
     clicks: Sequence[Click]
     flip: bool
+    box: Box | None = None
 
 
 @torch.inference_mode()
@@ -73,23 +62,29 @@ def infer(model: InteractiveModel, queries: Sequence[Query]) -> Tensor:
     """
     previous = torch.cat([query.previous for query in queries])
     clicks = [query.clicks for query in queries]
+    boxes = [query.box for query in queries]
     width = previous.shape[-1]
+
+    def decode(features: Features, previous: Tensor, clicks: list[Sequence[Click]], boxes: list[Box | None]) -> Tensor:
+        prompt = [points_tensor(*clicks, device=previous.device)]
+        if any(boxes):
+            prompt.append(boxes_tensor(boxes, previous.device))
+        return model.decode(features, previous, *prompt)["logits"]
+
     straight = encode_views(model, [query.view for query in queries])
-    logits: Tensor
-    flipped: Tensor
     if not (queries[0].flip and model.mirror):
-        logits = model.decode(straight, previous, points_tensor(*clicks, device=previous.device))["logits"]
-        return logits
+        return decode(straight, previous, clicks, boxes)
     mirror = encode_views(model, [query.view for query in queries], mirrored=True)
     mirrored = [[Click(c.row, width - c.col - 1, c.positive) for c in some] for some in clicks]
+    turned = [box and box._replace(left=width - box.right - 1, right=width - box.left - 1) for box in boxes]
     if previous.is_cuda:
-        points = points_tensor(*clicks, *mirrored, device=previous.device)
         both = tuple(torch.cat(pair) for pair in zip(straight, mirror, strict=True))
-        logits, flipped = model.decode(both, torch.cat([previous, previous.flip(3)]), points)["logits"].chunk(2)
+        twice = torch.cat([previous, previous.flip(3)])
+        logits, flipped = decode(both, twice, [*clicks, *mirrored], [*boxes, *turned]).chunk(2)
     else:
         # On a CPU two passes are as fast as one batch of two and need half the memory; the results are bit-identical.
-        logits = model.decode(straight, previous, points_tensor(*clicks))["logits"]
-        flipped = model.decode(mirror, previous.flip(3), points_tensor(*mirrored))["logits"]
+        logits = decode(straight, previous, clicks, boxes)
+        flipped = decode(mirror, previous.flip(3), mirrored, turned)
     return 0.5 * (logits + flipped.flip(3))
 
 
@@ -122,15 +117,22 @@ def points_tensor(*clicks: Sequence[Click], device: torch.device | str = "cpu") 
     return torch.tensor(rows, dtype=torch.float64).to(device, non_blocking=True)  # do not wait for running kernels
 
 
+def boxes_tensor(boxes: Sequence[Box | None], device: torch.device | str = "cpu") -> Tensor:
+    """(B, 4) float32 rows (top, left, bottom, right); -1 where there is no box."""
+    rows = [(box.top, box.left, box.bottom, box.right) if box else (-1, -1, -1, -1) for box in boxes]
+    return torch.tensor(rows, dtype=torch.float32).to(device, non_blocking=True)
+
+
 def crop_queries(
-    view: View, previous: Tensor, clicks: Sequence[Click], protocol: Protocol
+    view: View, previous: Tensor, clicks: Sequence[Click], protocol: Protocol, box: Box | None = None
 ) -> Generator[Query, Tensor, Tensor]:
     """Yield the queries for a view and its previous mask (1, 1, H, W): one, or one per tile. Returns logits
-    (1, 1, H, W)."""
+    (1, 1, H, W). box: see :class:`Query`."""
     tiles = protocol.tiles
     if not tiles or max(previous.shape[-2:]) <= tiles.size:
-        return (yield Query(view, previous, clicks, protocol.flip))
-    # Overlapping tiles, blended with weights that fall off linearly in the overlap. A tile gets the clicks inside it.
+        return (yield Query(view, previous, clicks, protocol.flip, box))
+    # Overlapping tiles, blended with weights that fall off linearly in the overlap. A tile gets the clicks inside it,
+    # and its part of the box.
     height, width = previous.shape[-2:]
     total, weight = torch.zeros_like(previous), torch.zeros_like(previous)
     for top in _starts(height, tiles):
@@ -144,7 +146,8 @@ def crop_queries(
             ]
             ramp = _ramp(rows, tiles.overlap, previous)[:, None] * _ramp(cols, tiles.overlap, previous)[None, :]
             tile = View(view.image[place])
-            total[place] += (yield Query(tile, previous[place], inside, protocol.flip)) * ramp
+            part = box and Box(box.top - top, box.bottom - top, box.left - left, box.right - left)
+            total[place] += (yield Query(tile, previous[place], inside, protocol.flip, part)) * ramp
             weight[place] += ramp
     return total / weight
 
@@ -167,9 +170,9 @@ def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
 # Zoom-in
 
 
-def object_box(mask: Tensor, clicks: Sequence[Click], zoom: ZoomIn) -> Box | None:
-    """The crop for a bool mask (H, W) and the positive clicks: their bounding box, expanded and clamped to the image.
-    None for an empty mask."""
+def object_box(mask: Tensor, clicks: Sequence[Click], zoom: ZoomIn, drawn: Box | None = None) -> Box | None:
+    """The crop for a bool mask (H, W), the positive clicks and a box drawn around the object: their bounding box,
+    expanded and clamped to the image. None for an empty mask without a drawn box."""
     if mask.is_cuda:  # copy two vectors to the CPU, not the mask
         occupied = torch.cat([mask.any(1), mask.any(0)]).cpu().numpy()
         rows, cols = np.flatnonzero(occupied[: mask.shape[0]]), np.flatnonzero(occupied[mask.shape[0] :])
@@ -177,10 +180,13 @@ def object_box(mask: Tensor, clicks: Sequence[Click], zoom: ZoomIn) -> Box | Non
         pixels = mask.numpy()
         rows = np.flatnonzero(pixels.any(axis=1))
         cols = np.flatnonzero(pixels[rows[0] : rows[-1] + 1].any(axis=0)) if rows.size else rows
-    if rows.size == 0:
+    if rows.size == 0 and drawn is None:
         return None
-    down = [int(rows[0]), int(rows[-1]), *(int(c.row) for c in clicks if c.positive)]
-    across = [int(cols[0]), int(cols[-1]), *(int(c.col) for c in clicks if c.positive)]
+    down = [*map(int, rows[[0, -1]] if rows.size else ()), *(int(c.row) for c in clicks if c.positive)]
+    across = [*map(int, cols[[0, -1]] if cols.size else ()), *(int(c.col) for c in clicks if c.positive)]
+    if drawn is not None:
+        down += [drawn.top, drawn.bottom]
+        across += [drawn.left, drawn.right]
     box = Box(min(down), max(down), min(across), max(across))
     return clamp(expand(box, zoom.expansion, zoom.min_crop), *mask.shape)
 
@@ -292,6 +298,17 @@ def crop_clicks(clicks: Sequence[Click], box: Box, size: tuple[int, int]) -> lis
     """Clicks in the coordinates of the resized crop; clicks outside the box stay outside the crop."""
     (height, width), (rows, cols) = size, box.size
     return [Click(height * (c.row - box.top) / rows, width * (c.col - box.left) / cols, c.positive) for c in clicks]
+
+
+def crop_box(drawn: Box, box: Box, size: tuple[int, int]) -> Box:
+    """A box in the coordinates of the resized crop ``box``, whose corner pixels coincide with those of the crop."""
+    down, across = ((to - 1) / max(1, side - 1) for side, to in zip(box.size, size, strict=True))
+    return Box(
+        round((drawn.top - box.top) * down),
+        round((drawn.bottom - box.top) * down),
+        round((drawn.left - box.left) * across),
+        round((drawn.right - box.left) * across),
+    )
 
 
 def paste(probability: Tensor, box: Box, height: int, width: int) -> Tensor:

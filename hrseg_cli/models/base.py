@@ -18,7 +18,7 @@ Features = tuple[Tensor, ...]  # batch first
 
 
 class InteractiveModel(nn.Module):
-    """A model that turns an image, the previous mask and clicks into logits.
+    """A model that turns an image, the previous mask, clicks and possibly a box into logits.
 
     A family whose clicks enter at the input, as in RITM, overrides only ``forward``. A family with an encoder that sees
     only the image overrides ``encode`` and ``decode``; a session then encodes a crop once for all clicks on it.
@@ -27,7 +27,6 @@ class InteractiveModel(nn.Module):
 
     name, config: name in the catalog and keyword arguments, which rebuild the model.
     with_prev_mask: whether the previous mask is part of the input.
-    with_boxes: whether ``decode`` takes ``boxes`` as a fourth argument.
     mirror: whether protocols with mirroring also run it on the mirrored image.
     weightless: whether it works without weights.
     unused: parts of the names of parameters that do not affect the output.
@@ -43,13 +42,13 @@ class InteractiveModel(nn.Module):
         are the classifiers.
     precisions: those it can compute in, see :meth:`for_inference`.
     has_encoder: whether the result of ``encode`` is worth caching.
+    takes_boxes: whether ``decode`` uses a box around the object; otherwise a session clicks on the centre of a box.
     enlarge: factor on a protocol's zoom-in target, for a model that downsamples its input.
     """
 
     name: str
     config: dict[str, Any]
     with_prev_mask: bool = True
-    with_boxes: bool = False
     mirror: bool = True
     precisions: tuple[str, ...] = ("fp32",)
     has_encoder: bool = False
@@ -60,6 +59,7 @@ class InteractiveModel(nn.Module):
     image_layer: str = ""
     taps: Mapping[str, int] = {}
     layer_groups: Mapping[str, tuple[str, ...]] = {}
+    takes_boxes: bool = False
     enlarge: int = 1
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -114,11 +114,14 @@ class InteractiveModel(nn.Module):
         """Features that depend only on the image, (B, 3, H, W), RGB in [0, 1]."""
         return (image,)
 
-    def decode(self, features: Features, previous: Tensor, points: Tensor) -> dict[str, Tensor]:
+    def decode(
+        self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The outputs for clicks on an encoded image: {"logits": (B, 1, H, W)}, and possibly others for training.
 
         previous: (B, 1, H, W), the previous mask as probabilities. points: (B, 2N, 3), see
-        :mod:`hrseg_cli.models.parts.click_maps`.
+        :mod:`hrseg_cli.models.parts.click_maps`. boxes: (B, 4), rows (top, left, bottom, right) in pixels, the last two
+        inclusive; a row of -1, or None: no box. Given only to a model that ``takes_boxes``.
         """
         (image,) = features
         answer: dict[str, Tensor] = self(torch.cat([image, previous], 1) if self.with_prev_mask else image, points)

@@ -229,7 +229,7 @@ def check_recipe(model: InteractiveModel, recipe: Recipe) -> None:
                 loss(sample, sample, **term.options)
         except (TypeError, ValueError, AttributeError) as error:
             raise HrsegError(f"losses: '{term.name}': {error}; fix its options") from None
-    if recipe.clicks.box_probability and not model.with_boxes:
+    if recipe.clicks.box_probability and not model.takes_boxes:
         raise HrsegError(f"clicks.box_probability: '{model.name}' does not take boxes; set it to 0")
     if recipe.clicks.perturbed_probability and not model.with_prev_mask:
         raise HrsegError(f"clicks.perturbed_probability: '{model.name}' sees no previous mask; set it to 0")

@@ -154,8 +154,8 @@ def test_an_edited_outline_is_the_mask_and_stays(place: Path) -> None:
     assert stored(place, key).sum() == wanted.sum() - 2 * (40 + 70) + 4
     act(desk, do="undo", object=key)
     assert np.array_equal(stored(place, key), wanted)
+    act(desk, do="lock", object=key, locked=True)
     with pytest.raises(Refused, match="locked"):
-        act(desk, do="lock", object=key, locked=True)
         act(desk, do="outline", object=key, rings=[])
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hrseg_cli.clicks.files import for_images, parse_click, read_clicks
+from hrseg_cli.clicks.files import as_numbers, for_images, parse_box, parse_click, read_clicks
 from hrseg_cli.data.pixels import SUFFIXES
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Click, Trace
+from hrseg_cli.interaction import Box, Click, Trace
 
 LEFT, RIGHT = (Click(3, 4, True), Click(5, 6.5, False)), (Click(7, 8, True),)
 JSON = '{"a.jpg": {"left": [[3, 4, 1], [5, 6.5, 0]], "right": [[7, 8]]}, "b": [[7, 8, 1]]}'
@@ -35,9 +35,24 @@ def test_a_list_of_lists_is_numbered(tmp_path: Path) -> None:
     assert read_clicks(path) == {"a": {"1": LEFT, "2": RIGHT}}
 
 
+def test_boxes_are_read_in_their_order(tmp_path: Path) -> None:
+    box = Box(top=10, bottom=40, left=20, right=61)
+    (tmp_path / "c.json").write_text(json.dumps({"a": [[10, 20, 40, 61], [3, 4, 0]], "b": [[10, 20, 40, 60.6]]}))
+    assert read_clicks(tmp_path / "c.json") == {"a": {"": (box, Click(3, 4, False))}, "b": {"": (box,)}}
+    (tmp_path / "c.csv").write_text("image,row,col,positive,bottom,right\na,10,20,,40,61\na,3,4,0,,\n")
+    assert read_clicks(tmp_path / "c.csv") == {"a": {"": (box, Click(3, 4, False))}}
+    assert parse_box("10,20,40,61") == box
+    assert as_numbers(box) == [10, 20, 40, 61]
+    for wrong in ("10,20,40", "10,20,5,61", "a,b,c,d", "1,2,nan,4", ""):
+        with pytest.raises(HrsegError, match="write TOP,LEFT,BOTTOM,RIGHT"):
+            parse_box(wrong)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
+        ("c.json", '{"a": [[10, 20, 5, 61]]}', "a: not clicks"),
+        ("c.csv", "image,row,col,bottom,right\na,10,20,40,\n", "line 2: not a click"),
         ("c.json", "{", "not valid JSON"),
         ("c.json", "[1]", "cat.jpg"),
         ("c.json", '{"a": [3, 4, 1]}', r"c\.json, a: not clicks; write \[row, col, 1\]"),

@@ -11,9 +11,8 @@ from reference import GOLDEN, FakeNetwork, case
 
 from hrseg_cli.engine.session import Session, step
 from hrseg_cli.engine.simulate import Plan, simulate
-from hrseg_cli.engine.views import Box
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Click, Sample
+from hrseg_cli.interaction import Box, Click, Sample
 from hrseg_cli.metrics.noc import ge_max, noc
 from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.recipe import load_protocol
@@ -261,7 +260,9 @@ class Counting(InteractiveModel):
         self.encoded.append(image.clone())
         return (image.mean(1, keepdim=True),)
 
-    def decode(self, features: Features, previous: torch.Tensor, points: torch.Tensor) -> dict[str, torch.Tensor]:
+    def decode(
+        self, features: Features, previous: torch.Tensor, points: torch.Tensor, boxes: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         return {"logits": 4 * features[0] - 2 + previous}
 
 

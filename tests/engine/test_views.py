@@ -13,8 +13,7 @@ from reference import GOLDEN, FakeNetwork
 from torch import nn
 
 from hrseg_cli.engine import views
-from hrseg_cli.engine.views import Box
-from hrseg_cli.interaction import Click
+from hrseg_cli.interaction import Box, Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.parts.click_maps import disk_maps, distance_maps
 from hrseg_cli.recipe import Protocol, Tiles

@@ -23,7 +23,9 @@ class Encoding(InteractiveModel):
     def encode(self, image: Tensor) -> Features:
         return (self.encoder(image).relu(),)
 
-    def decode(self, features: Features, previous: Tensor, points: Tensor) -> dict[str, Tensor]:
+    def decode(
+        self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
+    ) -> dict[str, Tensor]:
         mixed = self.mix(features[0].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return {"logits": self.decoder(torch.cat([mixed, previous], 1))}
 

@@ -133,7 +133,7 @@ class ClickNet(InteractiveModel):
 
     name = "clicknet"
     has_encoder = True
-    with_boxes = True
+    takes_boxes = True
     image_layer = "encoder.stem"
     single_precision = ("/stem/", r"/guide\.0/", "/head/", "/coarse/", "/aux16/")
     taps: Mapping[str, int] = {}
@@ -238,7 +238,7 @@ class ClickNet(InteractiveModel):
         training.
 
         previous: (B, 1, H, W), in [0, 1]. points: (B, 2N, 3), see :mod:`hrseg_cli.models.parts.click_maps`.
-        boxes: (B, 4), (top, left, bottom, right) in pixels, inclusive; None, or a row of negative numbers: no box.
+        boxes: (B, 4), rows (top, left, bottom, right) in pixels, the last two inclusive; a row of -1, or None: no box.
         """
         outputs = self._decoded(features, previous, points, boxes)
         del outputs["fine"]
