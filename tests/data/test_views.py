@@ -68,8 +68,8 @@ def test_decoded_files_are_kept_up_to_a_limit(tmp_path: Path) -> None:
     decoded = Decoded(20 * 20 * 4)
     before = [load_scene(refs, decoded) for refs in (first, second)]
     assert decoded.size == 20 * 20 * 4
-    for path in tmp_path.rglob("*.png"):
-        solid(path, 200, Image.open(path).size)
+    for name, side in (("a", 20), ("b", 30)):
+        solid(tmp_path / "images" / f"{name}.png", 200, (side, side))
     again = load_scene(first, decoded)
     assert np.array_equal(again.image, before[0].image)
     assert np.array_equal(again.truths, before[0].truths)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny_photos import boxes
 
@@ -109,6 +114,13 @@ def test_every_epoch_has_the_same_steps_and_ranks_share_its_samples(data: dict[s
         expected = len(plan) * shares / shares.sum()
         assert (abs(np.bincount(plan[:, 1], minlength=len(shares)) - expected) <= 1).all()
     assert len(seen) > 1
+
+
+def test_short_epochs_have_all_numbers_of_rounds_in_turn() -> None:
+    """Where only the last prediction of a batch is trained, its rounds do not change the length of an epoch."""
+    recipe = recipe_on("x", data={"sizes": [], "epoch": 4}, clicks={"rounds": 3, "trained": "last"}, batch=4)
+    assert steps_per_epoch(recipe, 1) == 1
+    assert {int(batches(recipe, epoch, 1)[0, 1]) for epoch in range(40)} == {0, 1, 2, 3}
 
 
 def test_a_share_smaller_than_a_batch_is_refused_with_its_size() -> None:
@@ -234,6 +246,24 @@ def test_stopped_between_clicks_it_goes_on_to_the_same_weights(
     monkeypatch.setattr(ClickNet, "parameter_groups", lambda self: {"new": list(self.parameters())})
     with pytest.raises(HrsegError, match=r"of an earlier version, which trained other layers; .* model.weights="):
         run(recipe, tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_two_processes_skip_the_backbone_together(photos: Path, tmp_path: Path) -> None:
+    """No process waits for gradients that no process has."""
+    recipe = recipe_on(photos, data={"epoch": 12})
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    options = ["--recipe", "r.yaml", "--out", "run", "--processes", "2", "--workers", "0", "--logger", "csv"]
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("hrseg")), "train", *options],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 2 * steps_per_epoch(recipe, 2)
 
 
 def test_a_run_from_before_a_key_existed_has_its_default(tmp_path: Path) -> None:
