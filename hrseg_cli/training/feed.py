@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -268,4 +268,4 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     if info := get_worker_info():
-        info.dataset.decoded.limit //= info.num_workers
+        cast(Feed, info.dataset).decoded.limit //= info.num_workers
