@@ -40,7 +40,6 @@ ALL: dict[str, Loss] = {
     "bce": bce,
     "bce_valid": partial(bce, over="valid"),
     "weighted_bce": weighted_bce,
-    "boundary_bce": boundary_bce,
     "dice": dice,
     "soft_iou": soft_iou,
     "lovasz_hinge": lovasz_hinge,

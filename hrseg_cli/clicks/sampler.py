@@ -90,7 +90,7 @@ def perturbed(truth: np.ndarray, targets: np.ndarray, rng: np.random.Generator) 
     change = (cv2.MORPH_DILATE, cv2.MORPH_ERODE, cv2.MORPH_OPEN, cv2.MORPH_CLOSE)[int(rng.integers(4))]
     side = 2 * int(rng.integers(4)) + 1
     changed = cv2.morphologyEx(mask.astype(np.uint8), change, np.ones((side, side), np.uint8)).astype(np.float32)
-    blurred: np.ndarray = cv2.GaussianBlur(changed, (0, 0), rng.uniform(0.5, 4))
+    blurred: np.ndarray = cv2.GaussianBlur(changed, (0, 0), rng.uniform(0.5, 4)).clip(0, 1)  # its sum is rounded
     return blurred
 
 

@@ -159,7 +159,7 @@ def apportion(count: int, shares: Sequence[float] | np.ndarray) -> np.ndarray:
     """int64, (parts): ``count`` distributed in proportion to ``shares``, which are not all 0 (largest remainder
     method)."""
     exact = count * np.asarray(shares, np.float64) / np.sum(shares)
-    parts = np.floor(exact).astype(np.int64)
+    parts: np.ndarray = np.floor(exact).astype(np.int64)
     parts[np.argsort(parts - exact, kind="stable")[: count - parts.sum()]] += 1
     return parts
 

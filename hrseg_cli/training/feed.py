@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -164,8 +164,9 @@ class Feed(Dataset[Batch]):
 def batches(recipe: Recipe, epoch: int, world: int) -> np.ndarray:
     """int64, (batches, 2): index of the crop size, and number of corrective rounds, of each batch of an epoch.
 
-    Sizes and rounds get exactly their shares, so the number of batches and steps is the same in every epoch. world:
-    number of processes, each of which takes such a batch. Raises HrsegError for an epoch that is too short.
+    Sizes get exactly their shares, and so do rounds that are steps of their own: every epoch has the same number of
+    batches and steps. world: number of processes, each of which takes such a batch. Raises HrsegError for an epoch that
+    is too short.
     """
     total = sum(size.share for size in recipe.sizes)
     counts = []
@@ -176,10 +177,14 @@ def batches(recipe: Recipe, epoch: int, world: int) -> np.ndarray:
                 f"data.epoch={recipe.data.epoch}: fewer samples than one batch of {size.batch} x {world}"
                 f"{f' at {size.crop[0]}x{size.crop[1]}' if recipe.data.sizes else ''}; raise it"
             )
-    rounds = apportion(sum(counts), recipe.clicks.round_shares)
     rng = np.random.default_rng((recipe.seed, epoch, 0, 0, 1))  # of no sample
-    columns = (rng.permutation(np.repeat(np.arange(len(part)), part)) for part in (counts, rounds))
-    return np.stack(list(columns), 1)
+    sizes = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    shares = np.array(recipe.clicks.round_shares)
+    if recipe.clicks.trained == "every":
+        rounds = rng.permutation(np.repeat(np.arange(len(shares)), apportion(len(sizes), shares)))
+    else:
+        rounds = rng.choice(len(shares), len(sizes), p=shares / shares.sum())
+    return np.stack([sizes, rounds], 1)
 
 
 def steps_per_epoch(recipe: Recipe, world: int) -> int:
@@ -208,10 +213,10 @@ class Order(Sampler[list[Key]]):
             self.epoch, self.done = epoch, 0
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, done = self.epoch, self.done
+        epoch, done, sizes = self.epoch, self.done, self.recipe.sizes
         first = 0
         for number, (size, _) in enumerate(batches(self.recipe, epoch, self.world).tolist()):
-            batch = self.recipe.sizes[size].batch
+            batch = sizes[size].batch
             if number >= done:
                 mine = first + self.rank * batch
                 yield [(epoch, mine + k, size) for k in range(batch)]
@@ -263,4 +268,4 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     if info := get_worker_info():
-        info.dataset.decoded.limit //= info.num_workers
+        cast(Feed, info.dataset).decoded.limit //= info.num_workers

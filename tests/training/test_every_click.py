@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny_photos import boxes
 
@@ -111,6 +116,13 @@ def test_every_epoch_has_the_same_steps_and_ranks_share_its_samples(data: dict[s
     assert len(seen) > 1
 
 
+def test_short_epochs_have_all_numbers_of_rounds_in_turn() -> None:
+    """Where only the last prediction of a batch is trained, its rounds do not change the length of an epoch."""
+    recipe = recipe_on("x", data={"sizes": [], "epoch": 4}, clicks={"rounds": 3, "trained": "last"}, batch=4)
+    assert steps_per_epoch(recipe, 1) == 1
+    assert {int(batches(recipe, epoch, 1)[0, 1]) for epoch in range(40)} == {0, 1, 2, 3}
+
+
 def test_a_share_smaller_than_a_batch_is_refused_with_its_size() -> None:
     sizes = [{"crop": [32, 32], "batch": 2, "share": 9}, {"crop": [64, 32], "batch": 8}]
     with pytest.raises(HrsegError, match=r"data.epoch=20: fewer samples than one batch of 8 x 1 at 64x32; raise it"):
@@ -160,6 +172,7 @@ def test_each_step_corrects_the_prediction_of_the_one_before(
     monkeypatch.setattr(ClickNet, "decode", spied)
     monkeypatch.setattr(ClickNet, "encode", counted)
     monkeypatch.setattr(training, "log", lambda *_, **__: None)
+    monkeypatch.setattr(training, "_refuse_nan", lambda *_: None)  # both need a Trainer
     for number, batch in enumerate(found[:3]):
         training.on_train_batch_start(batch, number)
         seen = training.current.seen
@@ -181,6 +194,7 @@ def test_a_step_without_the_backbone_trains_all_else(family: str, photos: Path, 
     model = training.model
     groups = model.parameter_groups()
     current = step.begun(found[0])
+    step.train_mode(model, len(current.image), freeze_norms=True)
     for whole in (False, True):
         model.zero_grad()
         loss, _ = training.loss(training.predict(current, whole), current.batch)
@@ -234,6 +248,24 @@ def test_stopped_between_clicks_it_goes_on_to_the_same_weights(
         run(recipe, tmp_path / "parts")
 
 
+@pytest.mark.slow
+def test_two_processes_skip_the_backbone_together(photos: Path, tmp_path: Path) -> None:
+    """No process waits for gradients that no process has."""
+    recipe = recipe_on(photos, data={"epoch": 12})
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    options = ["--recipe", "r.yaml", "--out", "run", "--processes", "2", "--workers", "0", "--logger", "csv"]
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("hrseg")), "train", *options],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 2 * steps_per_epoch(recipe, 2)
+
+
 def test_a_run_from_before_a_key_existed_has_its_default(tmp_path: Path) -> None:
     recipe = load_recipe("tiny_procedural").model_dump(mode="json")
     old = {**recipe, "clicks": {key: value for key, value in recipe["clicks"].items() if key != "trained"}}
@@ -265,7 +297,7 @@ def test_impossible_settings_name_their_keys(change: str, told: str) -> None:
 
 def test_boxes_need_a_network_that_takes_them() -> None:
     recipe = recipe_on("x", losses=[{"name": "bce"}])
-    with pytest.raises(HrsegError, match=r"clicks.box_probability: 'h18s' does not take boxes; set it to 0"):
+    with pytest.raises(HrsegError, match=r"clicks.box_probability: 'hrnet_ocr' does not take boxes; set it to 0"):
         fit.check_recipe(h18s(), recipe)
 
 
