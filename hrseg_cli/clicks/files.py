@@ -136,7 +136,7 @@ def _object(
 
 
 def _from_json(path: Path) -> dict[str, Objects]:
-    content = read_json(path)
+    content = read_json(path, finite=False)
     if not isinstance(content, dict):
         raise HrsegError(f'`clicks` {path}: write {{"cat.jpg": [[row, col, 1], ...]}}')
     found = {}
