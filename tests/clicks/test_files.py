@@ -156,3 +156,14 @@ def test_a_name_of_two_images_is_refused_and_more_of_its_path_is_not() -> None:
 def test_clicks_given_twice_are_refused() -> None:
     with pytest.raises(HrsegError, match="duplicate clicks"):
         for_images({"cat": {"": LEFT}, "cat.jpg": {"": RIGHT}}, [Path("/p/cat.jpg")], SUFFIXES)
+
+
+def test_names_may_be_written_as_on_windows(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("image,row,col\nsub\\a.png,3,4\n")
+    image = tmp_path / "sub" / "a.png"
+    assert for_images(read_clicks(tmp_path / "c.csv"), [image], (".png",))[0] == {image: {"": (Click(3.0, 4.0, True),)}}
+
+
+def test_a_table_of_pandas_has_positive_as_a_float(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("image;row;col;positive\na.png;3;4;1.0\na.png;5;6;0.0\n")
+    assert read_clicks(tmp_path / "c.csv") == {"a.png": {"": (Click(3.0, 4.0, True), Click(5.0, 6.0, False))}}

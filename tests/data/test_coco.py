@@ -330,7 +330,6 @@ BROKEN = [
     [None],
     {},
     {"counts": 5, "size": 5},
-    [[True] * 6],
     {"size": SIZE},
 ]
 
@@ -342,3 +341,12 @@ def test_a_broken_annotation_is_one_problem_and_the_others_stay(tmp_path: Path, 
     found = build_index(path)
     assert found.objects == 1
     assert ["annotation 1: " in problem for problem in found.problems] == [True] * (segmentation != {})
+
+
+def test_an_equals_sign_in_the_path_is_part_of_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """runs/lr=1/instances.json; a name before a path is NAME=FILE only where no such file exists."""
+    monkeypatch.chdir(tmp_path)
+    picture(Path("lr=1/x.jpg"))
+    put(Path("lr=1/set.json"), [annotation(1, SQUARE)])
+    assert [ref.dataset for ref in open_dataset("lr=1/set.json")] == ["set"]
+    assert [ref.dataset for ref in open_dataset("mine=lr=1/set.json")] == ["mine"]
