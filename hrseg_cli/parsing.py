@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import os
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -35,10 +36,15 @@ class Malformed(ValueError):
 def read_bytes(path: Path, most: int) -> bytes:
     """The content of a file of at most that many bytes. Raises Malformed or OSError."""
     with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise Malformed(f"more than {most / 1e6:.3g} MB")
-    return data
+        size = os.fstat(file.fileno()).st_size
+        if size <= most:
+            # Not read(most + 1), which allocates as much at once; a pipe has no size, and a file may grow.
+            parts = [file.read(size + 1)]
+            while parts[-1] and sum(map(len, parts)) <= most:
+                parts.append(file.read(1 << 20))
+            if sum(map(len, parts)) <= most:
+                return b"".join(parts)
+    raise Malformed(f"more than {most / 1e6:.3g} MB")
 
 
 def read_text(path: Path, limits: TextLimits = TEXT) -> str:
