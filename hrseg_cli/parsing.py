@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import os
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,10 +36,15 @@ class Malformed(ValueError):
 def read_bytes(path: Path, most: int) -> bytes:
     """The content of a file of at most that many bytes. Raises Malformed or OSError."""
     with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise Malformed(f"more than {most / 1e6:.3g} MB")
-    return data
+        size = os.fstat(file.fileno()).st_size
+        if size <= most:
+            # Not read(most + 1), which allocates as much at once; a pipe has no size, and a file may grow.
+            parts = [file.read(size + 1)]
+            while parts[-1] and sum(map(len, parts)) <= most:
+                parts.append(file.read(1 << 20))
+            if sum(map(len, parts)) <= most:
+                return b"".join(parts)
+    raise Malformed(f"more than {most / 1e6:.3g} MB")
 
 
 def read_text(path: Path, limits: TextLimits = TEXT) -> str:
@@ -57,36 +64,45 @@ def reason(error: Exception) -> str:
 
 def shown(value: object) -> str:
     """The repr of a value, shortened to fit into a message: it may be huge, or contain itself."""
-    return " ".join(_SHORT.repr(value).split())
+    text = " ".join(_SHORT.repr(value).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-_SHORT.maxlevel = 3
+_SHORT.maxlevel = 2
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def read_json(path: Path, limits: TextLimits = TEXT) -> Any:
-    """The content of a JSON file. Raises Malformed or OSError."""
-    return parse_json(read_bytes(path, limits.bytes), limits)
+def read_json(path: Path, limits: TextLimits = TEXT, *, finite: bool = True) -> Any:
+    """The content of a JSON file; see :func:`parse_json`. Raises Malformed or OSError."""
+    return parse_json(read_bytes(path, limits.bytes), limits, finite=finite)
 
 
-def parse_json(data: str | bytes, limits: TextLimits = TEXT) -> Any:
-    """The value of a JSON text. Raises Malformed, also for duplicate keys, for NaN and infinity, for integers of more
-    than 18 digits and for halves of surrogate pairs, which no file or terminal can take."""
-    return _guarded(_parse_json, data, limits)
+def parse_json(data: str | bytes, limits: TextLimits = TEXT, *, finite: bool = True) -> Any:
+    """The value of a JSON text. Raises Malformed, also for duplicate keys and for halves of surrogate pairs, which no
+    file or terminal can take.
+
+    finite: refuse NaN, infinity and integers of more than 18 digits. Otherwise these are NaN and infinity, for callers
+    who check every number and can say where it is.
+    """
+    return _guarded(_parse_json if finite else _parse_any_json, data, limits)
 
 
-def _parse_json(data: str | bytes, limits: TextLimits) -> Any:
+def _parse_any_json(data: str | bytes, limits: TextLimits) -> Any:
+    return _parse_json(data, limits, finite=False)
+
+
+def _parse_json(data: str | bytes, limits: TextLimits, finite: bool = True) -> Any:
     blob = data.encode() if isinstance(data, str) else data
     if not blob.strip():
         raise Malformed("an empty file" if not blob else "nothing but white space")
     _check_size(blob, limits)
-    found = json.loads(
-        _text(blob), object_pairs_hook=_unique, parse_int=_integer, parse_constant=_no_number, parse_float=_float
-    )
+    strict: dict[str, Any] = {"parse_int": _integer, "parse_float": _float, "parse_constant": _no_number}
+    lenient = {"parse_int": _integer_or_infinity}
+    found = json.loads(_text(blob), object_pairs_hook=_unique, **(strict if finite else lenient))
     if b"\\ud" in blob or b"\\uD" in blob:
         json.dumps(found, ensure_ascii=False).encode()  # UnicodeEncodeError for half of a pair
     return found
@@ -121,9 +137,13 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+def _integer_or_infinity(text: str) -> float:
+    return int(text) if len(text) <= DIGITS else math.inf
+
+
 def _float(text: str) -> float:
     value = float(text)
-    if value in (float("inf"), float("-inf")):
+    if math.isinf(value):
         raise Malformed(f"the number {shown(text)} is too large")
     return value
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import threading
 from pathlib import Path
 
 import pytest
@@ -72,7 +74,16 @@ def test_a_file_is_not_read_beyond_its_limit(tmp_path: Path) -> None:
         file.truncate(1 << 40)  # takes no disk space
     with pytest.raises(Malformed, match="more than"):
         read_json(tmp_path / "large", SETTINGS)
-    assert read_bytes(Path(__file__), 10**6) == Path(__file__).read_bytes()
+    assert read_bytes(Path(__file__), 1 << 60) == Path(__file__).read_bytes()  # allocates what is there
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    """hrseg predict --clicks <(program)"""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"x" * 3_000_000,))
+    writer.start()
+    assert len(read_bytes(tmp_path / "pipe", 3_000_000)) == 3_000_000
+    writer.join()
 
 
 def test_text_of_another_encoding_is_named(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ from hrseg_cli.parsing import hrseg_metadata, read_bytes, reason, safetensors_he
 from hrseg_cli.writing import write_atomically
 
 FORMAT = 1
+WRAPPERS = ("module.", "_orig_mod.", "model.")
+UNUSED = ".num_batches_tracked"  # a counter of batch normalisation, which old programs do not save
 MAX_COMPRESSION = 20  # PyTorch does not compress, and recompressed weights shrink by about a tenth
 
 
@@ -51,7 +53,7 @@ def read_checkpoint(path: Path) -> tuple[InteractiveModel, dict[str, Any]]:
     check_shapes(shapes, tensors, path)
     model: InteractiveModel = catalog.resolve("model", name)(**options)
     check_finite(tensors, path)
-    model.load_state_dict(tensors)
+    model.load_state_dict({**{k: v for k, v in model.state_dict().items() if k.endswith(UNUSED)}, **tensors})
     digest = hashlib.sha256(read_bytes(path, WEIGHTS)).hexdigest()
     return model, {"name": name, "options": model.config, "file": path.name, "sha256": digest, **provenance}
 
@@ -212,7 +214,7 @@ def _read_public(path: Path) -> Loaded:
         if (read := catalog.resolve("checkpoint layout", layout)(content)) is not None:
             name, options, state = read
             _check_state(state)
-            return name, options, state, {"from": f"{layout} checkpoint"}
+            return name, options, _unwrapped(state), {"from": f"{layout} checkpoint"}
     raise HrsegError(_what_else(content))
 
 
@@ -221,8 +223,15 @@ def _check_state(state: Any) -> None:
         raise HrsegError("its 'state_dict' is not a dictionary of tensors; store model.state_dict() in it")
     if any(value.numel() * value.element_size() > value.untyped_storage().nbytes() for value in state.values()):
         raise HrsegError("one of its tensors is a broadcast view larger than its storage; save contiguous weights")
-    if state and all(str(key).startswith("module.") for key in state):
-        raise HrsegError("saved from a model wrapped in DataParallel; save model.module.state_dict() instead")
+
+
+def _unwrapped(state: dict[Any, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names of the model itself, without the prefix of what it was wrapped in when it was saved:
+    DataParallel, torch.compile, a Lightning module."""
+    found = {str(key): value for key, value in state.items()}
+    while prefix := next((one for one in WRAPPERS if found and all(key.startswith(one) for key in found)), ""):
+        found = {key.removeprefix(prefix): value for key, value in found.items()}
+    return found
 
 
 def _what_else(content: dict[Any, Any]) -> str:
@@ -240,7 +249,7 @@ def _what_else(content: dict[Any, Any]) -> str:
 
 
 def check_shapes(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
-    missing = [key for key in wanted if key not in tensors]
+    missing = [key for key in wanted if key not in tensors and not key.endswith(UNUSED)]
     extra = [key for key in tensors if key not in wanted]
     if missing or extra:
         first = f"missing {missing[0]}" if missing else f"unexpected {extra[0]}"

@@ -114,15 +114,16 @@ def for_images(
     found: dict[Path, Objects] = {}
     strangers = []
     for name, objects in clicks.items():
-        parts = PurePosixPath(name).parts
-        with_suffix = PurePosixPath(name).suffix.lower() in suffixes
-        object_name = ""
-        if ids:
-            meant = stems.get(parts) or named.get(parts)
-            if not meant and not with_suffix:
-                meant, object_name = _object(parts, known, pictures)
-        else:
-            meant = named.get(parts) or (None if with_suffix else stems.get(parts))
+        meant, object_name = None, ""
+        for spelt in dict.fromkeys((name, name.replace("\\", "/"))):  # the second as Windows writes it
+            parts = PurePosixPath(spelt).parts
+            with_suffix = PurePosixPath(spelt).suffix.lower() in suffixes
+            if ids:
+                meant = meant or stems.get(parts) or named.get(parts)
+                if not meant and not with_suffix:
+                    meant, object_name = _object(parts, known, pictures)
+            else:
+                meant = meant or named.get(parts) or (None if with_suffix else stems.get(parts))
         if not meant:
             strangers.append(name)
             continue
@@ -166,7 +167,7 @@ def _object(
 
 
 def _from_json(path: Path) -> dict[str, Objects]:
-    content = read_json(path)
+    content = read_json(path, finite=False)
     if not isinstance(content, dict):
         raise HrsegError(f'`clicks` {path}: write {{"cat.jpg": [[row, col, 1], ...]}}')
     found = {}

@@ -117,7 +117,7 @@ def _side(path: Path, image: dict[str, Any], key: str) -> int:
     value = image.get(key) or 0
     if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value.strip()):
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
         raise HrsegError(f"{path}: image {image['id']}: {key} is {shown(value)}; write a number")
     return int(value)
 
@@ -162,7 +162,7 @@ def _read(path: Path) -> _File:
 def _parse(path: Path, _time: int, _size: int) -> _File:
     """Parse the file once for all its objects; modification time and size are cache keys, so changes are noticed."""
     try:
-        content = read_json(path, DATASET)
+        content = read_json(path, DATASET, finite=False)
     except OSError as error:
         raise HrsegError(f"{path}: cannot be read ({error.strerror}); fix its permissions") from None
     except ValueError as error:

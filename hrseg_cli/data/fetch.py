@@ -398,7 +398,8 @@ def _reason(error: Exception) -> str:
     inner = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(inner, TimeoutError):
         return "stalled"
-    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    return " ".join(text.split())[:200]
 
 
 def _digits(text: str | None) -> int | None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from hrseg_cli.data.pixels import SUFFIXES
 from hrseg_cli.errors import HrsegError
+
+OTHERS = (".heic", ".heif", ".jxl", ".psd", ".svg", ".exr", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf")
+
+log = logging.getLogger(__name__)
 
 
 def find_images(words: Iterable[str]) -> list[Path]:
@@ -21,9 +26,9 @@ def find_images(words: Iterable[str]) -> list[Path]:
         if path.is_file():
             inside = [path]
         elif path.is_dir():
-            inside = _pictures(path.iterdir())
+            inside = _named(word, path.iterdir())
         else:
-            inside = _pictures(map(Path, glob.glob(word, recursive=True)))
+            inside = _once(_named(word, map(Path, glob.glob(word, recursive=True))))
         if not inside:
             raise HrsegError(
                 f"{word}: no image found; give a file, a folder of images, or a quoted pattern such as '*.jpg'"
@@ -35,6 +40,27 @@ def find_images(words: Iterable[str]) -> list[Path]:
                 raise HrsegError(f"{str(image)!r}: the file's name is not UTF-8; rename it") from None
             found.setdefault(os.path.abspath(image), image)
     return list(found.values())
+
+
+def _named(word: str, paths: Iterable[Path]) -> list[Path]:
+    """The pictures among the files that a word stands for, with a warning about those that cannot be read."""
+    files = list(paths)
+    if others := sorted(path.name for path in files if path.suffix.lower() in OTHERS and not path.name.startswith(".")):
+        log.warning(
+            "%s: skipped %d pictures in formats that hrseg cannot read, such as %s; convert them to JPEG or PNG",
+            word,
+            len(others),
+            others[0],
+        )
+    return _pictures(files)
+
+
+def _once(paths: list[Path]) -> list[Path]:
+    """Each file by its shortest path: a link back to a folder above repeats all of its files many times."""
+    found: dict[str, Path] = {}
+    for path in sorted(paths, key=lambda path: len(path.parts)):
+        found.setdefault(os.path.join(os.path.realpath(path.parent), path.name), path)
+    return sorted(found.values())
 
 
 def masks_by_stem(folder: Path) -> dict[str, Path]:

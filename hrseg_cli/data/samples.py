@@ -174,7 +174,7 @@ def _locate(spec: str, root: Path | None) -> _Place:
     if text in WITHOUT_FOLDER:
         return _Place(text, Path(text), text, options)
     name, equals, place = text.partition("=")
-    if not equals or os.path.isdir(text):
+    if not equals or os.path.isdir(text) or (text.lower().endswith(".json") and os.path.isfile(text)):
         name, place = "", text
     elif not name or not place or {"/", "\\"} & set(name):
         raise HrsegError(f"dataset {spec}: write NAME=FOLDER; NAME must not contain a slash")

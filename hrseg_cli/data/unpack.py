@@ -244,8 +244,6 @@ class _Member(tarfile.TarInfo):
     archive: Path
 
     def _proc_member(self, file: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type not in tarfile.SUPPORTED_TYPES:
-            raise _refused(self.archive, self.name, "an unknown kind of entry")
         if self.type == tarfile.GNUTYPE_SPARSE:
             self._sparse()
         if self.type in tarfile.GNU_TYPES or self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):

@@ -128,7 +128,7 @@ def _set(settings: dict[str, Any], change: str, example: str) -> None:
     try:
         place[leaf] = parse_yaml(text)
     except Malformed as error:
-        raise HrsegError(f"`changes` {change}: the value is not valid YAML ({error})") from None
+        raise HrsegError(f"`changes` {key}={shown(text)}: the value is not valid YAML ({error})") from None
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -26,7 +27,9 @@ import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 from tiny_photos import SIZE, SameColour, folder_of, photograph, truth
+from uvicorn.server import ServerState
 
+from hrseg_cli.annotate import server
 from hrseg_cli.annotate.desk import Desk
 from hrseg_cli.annotate.folder import Folder
 from hrseg_cli.annotate.server import BODY, PAGE, application
@@ -546,3 +549,32 @@ def test_without_a_refiner_nothing_is_refined(client: TestClient) -> None:
     answer = post(client, object=key, do="refine")
     assert (answer.status_code, answer.json()["error"].partition(";")[0]) == (422, "the protocol has no refiner")
     assert client.get("/api/images/0").json()["objects"][0]["undo"] == 1
+
+
+@pytest.mark.parametrize("number", ["9" * 4300, "9" * 5000, "٣", "1e0", "-1", "%00"])
+def test_an_odd_number_of_an_image_is_no_image(client: TestClient, number: str) -> None:
+    assert client.get(f"/api/images/{number}").status_code == 404
+
+
+def test_a_request_that_is_never_finished_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a header and half a body; a hundred of them were kept for ever."""
+    monkeypatch.setattr(server, "PATIENCE", 0.2)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    async def wait_for_the_end(text: bytes) -> bytes:
+        config = uvicorn.Config(app, lifespan="off", log_level="critical")
+        config.load()
+        loop = asyncio.get_running_loop()
+        ear = await loop.create_server(lambda: server._Protocol(config, ServerState(), {}), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*ear.sockets[0].getsockname())
+        writer.write(text)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        ear.close()
+        return answer
+
+    for text in (b"", b"GET / HTTP/1.1\r\nHost: x", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nab"):
+        assert asyncio.run(wait_for_the_end(text)) == b""

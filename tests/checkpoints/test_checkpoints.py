@@ -16,6 +16,7 @@ from reference import GOLDEN, deterministic_weights
 from safetensors.torch import save_file
 
 from hrseg_cli import catalog
+from hrseg_cli.checkpoints import formats
 from hrseg_cli.checkpoints.adapters import attach, save_adapter
 from hrseg_cli.checkpoints.formats import read_checkpoint, save_checkpoint
 from hrseg_cli.checkpoints.provenance import weights_hash
@@ -175,10 +176,6 @@ WRONG = {
     ),
     "torchscript": (lambda p, s: zipfile.ZipFile(p, "w").writestr("net/constants.pkl", b"x"), "TorchScript"),
     "zip of something": (lambda p, s: zipfile.ZipFile(p, "w").writestr("model.pth", b"x"), "zip archive of 1 files"),
-    "data parallel": (
-        lambda p, s: torch.save(ritm({f"module.{k}": v for k, v in s.items()}), p),
-        "DataParallel",
-    ),
     "no dictionary": (lambda p, s: torch.save({"state_dict": [1], "config": STATES["h18s"]["config"]}, p), "tensors"),
     "no tensors": (lambda p, s: torch.save(ritm({"a": 3}), p), "tensors"),  # type: ignore[dict-item]
     "odd metadata": (
@@ -279,3 +276,19 @@ def test_a_damaged_adapter_is_called_damaged(adapted: tuple[Path, Path]) -> None
 def test_a_name_that_is_no_model(spec: str, message: str, kind: type[HrsegError]) -> None:
     with pytest.raises(kind, match=message):
         load_model(spec)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_the_prefix_of_a_wrapper_is_taken_off(prefix: str) -> None:
+    """DataParallel, torch.compile and Lightning prepend one to every name; a part of the names is the model's own."""
+    state = {"model.weight": torch.zeros(1), "head.bias": torch.ones(1)}
+    found = formats._unwrapped({prefix + key: value for key, value in state.items()})
+    assert found == state
+    assert formats._unwrapped(state) == state
+
+
+def test_counters_that_old_programs_do_not_save_may_be_missing(tmp_path: Path) -> None:
+    wanted = {"bn.weight": torch.zeros(2), "bn.num_batches_tracked": torch.tensor(0)}
+    formats._check_shapes(wanted, {"bn.weight": torch.zeros(2)}, tmp_path)
+    with pytest.raises(HrsegError, match="1 missing"):
+        formats._check_shapes(wanted, {"bn.num_batches_tracked": torch.tensor(0)}, tmp_path)

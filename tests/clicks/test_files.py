@@ -53,7 +53,7 @@ def test_boxes_are_read_in_their_order(tmp_path: Path) -> None:
     [
         ("c.json", '{"a": [[10, 20, 5, 61]]}', "a: not clicks"),
         ("c.csv", "image,row,col,bottom,right\na,10,20,40,\n", "line 2: not a click"),
-        ("c.json", "{", "not valid JSON"),
+        ("c.json", "{", "cannot be read .*line 1 column 2"),
         ("c.json", "[1]", "cat.jpg"),
         ("c.json", '{"a": [3, 4, 1]}', r"c\.json, a: not clicks; write \[row, col, 1\]"),
         ("c.json", '{"a": [[3, "4", 1]]}', "a: not clicks"),
@@ -62,13 +62,13 @@ def test_boxes_are_read_in_their_order(tmp_path: Path) -> None:
         ("c.json", '{"a": 5}', "a: not clicks"),
         ("c.json", '{"a": []}', "a: an object without clicks"),
         ("c.json", '{"a": {"left": []}}', "a: an object without clicks"),
-        ("c.csv", "a.jpg,3,4\n", "first line must name the columns"),
+        ("c.csv", "a.jpg,3,4\n", "first line must name the column image, row, col"),
         ("c.csv", "image,row,col\na.jpg,3,4\na.jpg,3,four\n", "line 3: not a click"),
-        ("c.csv", "image,row,col\na.jpg,3\n", "line 2: not a click"),
+        ("c.csv", "image,row,col\na.jpg,3\n", "line 2: 2 columns instead of 3"),
         ("c.csv", "image,row,col,positive\na.jpg,3,4,maybe\n", "line 2: not a click"),
         ("c.csv", "image,row,col\na.jpg,inf,4\n", "line 2: not a click"),
-        ("c.json", '{"a": [[3, 4, 1]], "b": [[1, 1]], "a": [[5, 6, 1]]}', "duplicate name 'a'"),
-        ("c.json", '{"a": {"left": [[3, 4, 1]], "left": [[5, 6, 1]]}}', "duplicate name 'left'"),
+        ("c.json", '{"a": [[3, 4, 1]], "b": [[1, 1]], "a": [[5, 6, 1]]}', "duplicate key 'a'"),
+        ("c.json", '{"a": {"left": [[3, 4, 1]], "left": [[5, 6, 1]]}}', "duplicate key 'left'"),
         ("c.jsonl", '{"id": 1}\n\n', "line 1: not a trace"),
         ("c.jsonl", f"{TRACE}\n{TRACE}\n", "a: duplicate trace"),
         ("c.jsonl", f"{TRACE}\n{TRACE[:-20]}", "line 2: incomplete"),
@@ -171,3 +171,14 @@ def test_a_name_of_two_images_is_refused_and_more_of_its_path_is_not() -> None:
 def test_clicks_given_twice_are_refused() -> None:
     with pytest.raises(HrsegError, match="duplicate clicks"):
         for_images({"cat": {"": LEFT}, "cat.jpg": {"": RIGHT}}, [Path("/p/cat.jpg")], SUFFIXES)
+
+
+def test_names_may_be_written_as_on_windows(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("image,row,col\nsub\\a.png,3,4\n")
+    image = tmp_path / "sub" / "a.png"
+    assert for_images(read_clicks(tmp_path / "c.csv"), [image], (".png",))[0] == {image: {"": (Click(3.0, 4.0, True),)}}
+
+
+def test_a_table_of_pandas_has_positive_as_a_float(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("image;row;col;positive\na.png;3;4;1.0\na.png;5;6;0.0\n")
+    assert read_clicks(tmp_path / "c.csv") == {"a.png": {"": (Click(3.0, 4.0, True), Click(5.0, 6.0, False))}}

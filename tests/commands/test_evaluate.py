@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
+import io
 import json
 import shutil
 import signal
@@ -20,8 +22,10 @@ import pytest
 import torch
 from reference import GOLDEN, case, deterministic_weights
 
+from hrseg_cli import cli
 from hrseg_cli.commands import options
 from hrseg_cli.models.hrnet import h18s
+from hrseg_cli.runs import Run
 
 Command = Callable[..., Any]
 STATES = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))
@@ -497,3 +501,84 @@ def test_a_dataset_whose_name_makes_no_file_is_told_before_a_click(hrseg: Comman
     assert done.code == 1
     assert "more than 240 bytes" in done.err
     assert not (tmp_path / "run").exists()
+
+
+SHORT = [
+    MemoryError(),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    RuntimeError("std::bad_alloc"),
+    cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes in function 'OutOfMemoryError'"),
+    RuntimeError("can't start new thread"),
+    ImportError("libx.so: failed to map segment from shared object: cannot allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", SHORT, ids=range(len(SHORT)))
+def test_too_little_memory_is_no_defect(
+    hrseg: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def short(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("hrseg_cli.engine.runtimes.open_model", short)
+    done = hrseg("simulate-clicks", "-m", "grabcut", "-d", folder, "--workers", 1)
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+    assert done.err.startswith("hrseg: out of memory; lower --workers")
+
+
+def test_a_run_folder_removed_during_the_run_is_told(
+    hrseg: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["-m", "grabcut", "-d", folder, "--workers", 1, "--max-clicks", 1, "--keep-masks", "-o", tmp_path / "run"]
+    finish = Run.finish
+
+    def removed(run: Run, *rest: Any, **more: Any) -> None:
+        shutil.rmtree(run.folder)
+        finish(run, *rest, **more)
+
+    monkeypatch.setattr(Run, "finish", removed)
+    done = hrseg("evaluate", *words)
+    assert done.code == 1
+    assert "was the folder changed during the run?" in done.err
+    assert "defect" not in done.err
+
+
+DAMAGED: dict[str, str] = {
+    "files.json": '{"case',
+    "masks.jsonl": "null\n",
+    "run.json": '{"asked": {"command": "evaluate", "settings": {}}, "got": []}',
+    "traces.jsonl": "[]\n\n",
+}
+
+
+def test_a_damaged_file_of_a_run_folder_is_named(hrseg: Command, folder: Path, tmp_path: Path) -> None:
+    """By the command that resumes, and by report: neither may take it for a defect of its own."""
+    words = ["-m", "grabcut", "-d", folder, "--workers", 1, "--max-clicks", 1, "--keep-masks"]
+    assert hrseg("evaluate", *words, "-o", tmp_path / "good").code == 0
+    for name, text in DAMAGED.items():
+        shutil.copytree(tmp_path / "good", tmp_path / "bad")
+        (tmp_path / "bad" / name).write_text(text)
+        done = hrseg("evaluate", *words, "-o", tmp_path / "bad")
+        assert (done.code, name in done.err, "defect" in done.err) == (1, True, False), done.err
+        told = hrseg("report", tmp_path / "bad")
+        assert (told.code, "defect" in told.err) == (1, False), told.err
+        shutil.rmtree(tmp_path / "bad")
+
+
+def test_rows_are_json_also_where_output_is_ascii() -> None:
+    """LC_ALL=C without UTF-8 mode, cron, PYTHONIOENCODING: the row of a finished object ended in a defect."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    codecs.register_error("hrseg", cli._escape)
+    file.reconfigure(errors="hrseg")
+    row = {"image": "é日😀"}
+    file.write(json.dumps(row, ensure_ascii=False) + "\udcff")
+    file.flush()
+    text = file.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    assert json.loads(text.removesuffix("\\udcff")) == row
+
+
+def test_a_message_is_one_line_of_printable_characters(hrseg: Command, tmp_path: Path) -> None:
+    done = hrseg("predict", "\x1b[31m" + "x" * 5000, "--click", "1,1", "-o", tmp_path / "o")
+    assert done.code == 1
+    assert "\x1b" not in done.err
+    assert len(done.err) < 2500

@@ -87,14 +87,14 @@ def test_runs_are_unpacked_as_pycocotools_packs_them(data: st.DataObject) -> Non
         flat[cut:] ^= True
     mask = flat.reshape(width, height).T
     text = pycoco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
-    assert np.array_equal(coco._runs({"size": [height, width], "counts": text}, (height, width)), mask)
+    assert np.array_equal(coco.from_runs({"size": [height, width], "counts": text}, (height, width)), mask)
 
 
 def test_runs_longer_than_16_bits_are_unpacked() -> None:
     mask = np.zeros((600, 700), bool)
     mask[:, 300:303] = mask[100, :] = True
     text = pycoco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
-    assert np.array_equal(coco._runs({"size": [600, 700], "counts": text}, (600, 700)), mask)
+    assert np.array_equal(coco.from_runs({"size": [600, 700], "counts": text}, (600, 700)), mask)
 
 
 def test_crowd_is_void_for_the_objects_of_its_image(tmp_path: Path) -> None:
@@ -292,3 +292,61 @@ def test_readers_and_what_calls_them_do_not_need_each_other() -> None:
         "assert (samples.Rule, samples.Marks, samples.PAIRS) == (refs.Rule, refs.Marks, refs.PAIRS)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_run_text_is_read_in_time_in_proportion_to_its_length() -> None:
+    """Characters that all say "more follows" shifted an ever longer number: 400 kB took seconds, 4 MB minutes."""
+    with pytest.raises(ValueError, match="more than 60 bits"):
+        coco.from_runs({"size": [4, 4], "counts": "o" * 10**6}, (4, 4))
+
+
+def test_a_zigzag_that_would_be_drawn_for_hours_is_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "x.jpg")
+    zigzag = [[0, 0, 20, 12] * 2000]
+    path = put(tmp_path / "set.json", [annotation(1, zigzag), annotation(2, SQUARE)])
+    with pytest.raises(HrsegError, match="annotation 1: a polygon whose outline is longer"):
+        truths(path)
+
+
+def test_sizes_written_as_text_are_numbers(tmp_path: Path) -> None:
+    """As spreadsheets export them."""
+    picture(tmp_path / "x.jpg")
+    runs = {"size": ["12", "20"], "counts": [5, 7, 228]}
+    path = put(tmp_path / "set.json", [annotation(1, SQUARE), annotation(2, runs)], height="12", width="20")
+    assert truths(path)["x#2"].sum() == 7
+    for height in ("twelve", 12.5, [12], True):
+        path = put(tmp_path / "set.json", [annotation(1, SQUARE)], height=height)
+        with pytest.raises(HrsegError, match="image 1: height is"):
+            truths(path)
+
+
+BROKEN = [
+    5,
+    "text",
+    [[]],
+    [5],
+    [["a"] * 6],
+    [[10**400] * 6],
+    [None],
+    {},
+    {"counts": 5, "size": 5},
+    {"size": SIZE},
+]
+
+
+@pytest.mark.parametrize("segmentation", BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_annotation_is_one_problem_and_the_others_stay(tmp_path: Path, segmentation: Any) -> None:
+    picture(tmp_path / "x.jpg")
+    path = put(tmp_path / "set.json", [annotation(1, segmentation), annotation(2, SQUARE)])
+    found = build_index(path)
+    assert found.objects == 1
+    assert ["annotation 1: " in problem for problem in found.problems] == [True] * (segmentation != {})
+
+
+def test_an_equals_sign_in_the_path_is_part_of_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """runs/lr=1/instances.json; a name before a path is NAME=FILE only where no such file exists."""
+    monkeypatch.chdir(tmp_path)
+    picture(Path("lr=1/x.jpg"))
+    put(Path("lr=1/set.json"), [annotation(1, SQUARE)])
+    assert [ref.dataset for ref in open_dataset("lr=1/set.json")] == ["set"]
+    assert [ref.dataset for ref in open_dataset("mine=lr=1/set.json")] == ["mine"]

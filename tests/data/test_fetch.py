@@ -9,10 +9,13 @@ import multiprocessing
 import os
 import random
 import shutil
+import socket
 import tarfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -435,3 +438,35 @@ def test_killed_at_twenty_moments_then_the_same_again(tmp_path: Path) -> None:
         assert server.statuses.count(206) > 3, "nothing was resumed"
     assert leftovers(tmp_path) == ["a.zip"]
     assert [name for name in os.listdir(tmp_path / ".hrseg") if name.endswith(".json")] == ["pins.json"]
+
+
+ODD: dict[str, tuple[bytes, str]] = {
+    "no reason, as HTTP/2 front ends answer": (b"HTTP/1.1 404 \r\nContent-Length: 0\r\n\r\n", "HTTP 404 Not Found"),
+    "an unknown status": (b"HTTP/1.1 499 \r\nContent-Length: 0\r\n\r\n", "HTTP 499;"),
+    "odd digits to wait": (b"HTTP/1.1 503 Busy\r\nRetry-After: \xb2\r\nContent-Length: 0\r\n\r\n", "HTTP 503 Busy"),
+    "odd digits of length": (b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\nno archive", "not an archive"),
+    "a length of 5000 digits": (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nno archive", ""),
+    "redirected to no address": (b"HTTP/1.1 302 Found\r\nLocation: http://[\r\nContent-Length: 0\r\n\r\n", "a.zip"),
+    "not HTTP": (b"\0\xff\r\n\r\n", "a.zip"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_answers_end_in_one_line(tmp_path: Path, case: str) -> None:
+    answer, said = ODD[case]
+    with socket.create_server(("127.0.0.1", 0)) as ear:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    line, _ = ear.accept()
+                    with line:
+                        line.recv(65536)
+                        line.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        wanted = entry(None, urls=(f"http://127.0.0.1:{ear.getsockname()[1]}/a.zip",))
+        with pytest.raises(HrsegError, match=r"^a\.zip: download failed: 127") as error:
+            get(wanted, tmp_path, retries=1)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -425,3 +425,25 @@ def test_killed_twenty_times_the_index_has_the_same_bytes(folder: Path, tmp_path
     assert sorted(p.name for p in out.parent.iterdir()) == ["i.jsonl", "i.lines.npy"]
     for name in ("i.jsonl", "i.lines.npy"):
         assert (out.parent / name).read_bytes() == (whole.path.parent / name).read_bytes()
+
+
+def test_a_quote_in_names_does_not_join_images_when_the_table_is_rebuilt(tmp_path: Path) -> None:
+    names = [f'5" {kind}' for kind in ("hose", "pipe", "pump")]
+    for name in names:
+        for part in ("images", "masks"):
+            (tmp_path / part).mkdir(exist_ok=True)
+            Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / part / f"{name}.png")
+    build_index(tmp_path)
+    (tmp_path / "index.lines.npy").unlink()
+    assert Index(tmp_path / "index.jsonl").image_starts().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "[]", '{"id": 5, "image": "a", "mask": "b", "rule": "c", "instance": null}', "{"]
+)
+def test_a_damaged_line_of_an_index_is_named(tmp_path: Path, line: str) -> None:
+    head = '{"version": 1, "name": "a"}\n'
+    (tmp_path / "index.jsonl").write_text(f"{head}{line}\n")
+    np.save(tmp_path / "index.lines.npy", np.array([[len(head), 0], [len(head) + len(line) + 1, 1]]))
+    with pytest.raises(HrsegError, match="object 0: not a valid index line"):
+        Index(tmp_path / "index.jsonl")[0]

@@ -7,8 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from hrseg_cli.data import pixels
 from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.index import Index, build_index, is_fresh
 from hrseg_cli.data.pixels import Span, parse_span, read_image, read_mask
@@ -204,3 +205,60 @@ def test_the_second_picture_of_a_telephone_is_no_page(tmp_path: Path) -> None:
     frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (200, 20)]
     frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
     assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - 200).max() < 5
+
+
+# ---- what a file costs before it is known to be a picture ------------------------------------------------------------
+
+
+def test_postscript_is_not_run_whatever_it_is_called(tmp_path: Path) -> None:
+    """Pillow gives an EPS to Ghostscript, by its content and not by its name."""
+    (tmp_path / "cat.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\nshowpage\n")
+    with pytest.raises(HrsegError, match=r"not PNG, JPEG, .* or AVIF"):
+        read_image(tmp_path / "cat.png")
+
+
+def test_a_file_far_too_small_for_its_pixels_is_not_decoded(tmp_path: Path) -> None:
+    """9 kB of PNG were a gigabyte of pixels."""
+    whole = np.zeros((100, 100), np.uint8)
+    data = cv2.imencode(".png", whole)[1].tobytes()
+    head = data[:16] + (9000).to_bytes(4, "big") + (9000).to_bytes(4, "big") + data[24:29]
+    (tmp_path / "a.png").write_bytes(head + zlib.crc32(head[12:29]).to_bytes(4, "big") + data[33:])
+    with pytest.raises(HrsegError, match=r"9000x9000 pixels in .* bytes is no photograph"):
+        read_mask(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16"])
+def test_bands_are_joined_to_the_whole(mode: str) -> None:
+    """Large pictures are converted band by band, to save memory."""
+    rows = np.random.default_rng(0).integers(0, 256, (3, (1 << 22) // 2 + 1), np.uint8)  # one row a band
+    picture = Image.fromarray(rows.astype(np.uint16)) if mode == "I;16" else Image.fromarray(rows).convert(mode)
+    for target in (None,) if mode == "I;16" else (None, "RGB"):
+        wanted = np.array(picture if target is None else picture.convert(target))
+        assert np.array_equal(pixels._array(picture, target), wanted)
+
+
+def test_profiles_and_histories_of_megabytes_are_read(tmp_path: Path) -> None:
+    """Other programs read such PNGs; Pillow refuses texts of more than a megabyte."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", "x" * 1_500_000, zip=True)
+    Image.fromarray(ramp()).save(tmp_path / "a.png", pnginfo=info, icc_profile=bytes(1_500_000))
+    assert np.array_equal(read_image(tmp_path / "a.png")[..., 0], ramp())
+
+
+def with_chunk(path: Path, name: bytes, body: bytes, sum_: bytes) -> None:
+    """Insert a chunk before the pixels of a PNG."""
+    data = path.read_bytes()
+    place = data.index(b"IDAT") - 4
+    path.write_bytes(data[:place] + len(body).to_bytes(4, "big") + name + body + sum_ + data[place:])
+
+
+def test_a_wrong_checksum_outside_the_pixels_is_ignored(tmp_path: Path) -> None:
+    """As by other programs, except in what changes the mask: its transparency and its pixels."""
+    for name, reads in ((b"gAMA", True), (b"tRNS", False), (b"PLTE", False)):
+        path = write(tmp_path / f"{name.decode()}.png", ramp())
+        with_chunk(path, name, b"\0\0\xb1\x8f\0\0", bytes(4))
+        if reads:
+            assert np.array_equal(read_mask(path).values, ramp())
+        else:
+            with pytest.raises(HrsegError, match="cannot be read as an image"):
+                read_mask(path)

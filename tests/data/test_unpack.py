@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import multiprocessing
 import os
@@ -400,3 +401,26 @@ def test_killed_at_any_moment_then_the_same_again(tmp_path: Path, existing: bool
 )
 def test_sizes_for_a_person(count: int, text: str) -> None:
     assert size_text(count) == text
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_long_headers_of_a_tar_are_not_read(tmp_path: Path, kind: bytes) -> None:
+    """tarfile reads a header as a whole: 250 kB took 548 MB."""
+    info = tarfile.TarInfo("././@Long")
+    info.type, info.size = kind, 8 << 20
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT) + bytes(8 << 20))
+    with pytest.raises(HrsegError, match=r"a header of 8\.4 MB; get an intact archive"):
+        check_archive(tmp_path / "a.tar.gz", "tar")
+
+
+def test_many_headers_of_a_tar_have_a_limit_together(tmp_path: Path) -> None:
+    """Global headers accumulate, and every entry keeps its own."""
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        for number in range(20):
+            body = f"{1 << 20} comment={'x' * ((1 << 20) - 17)}\n".encode()
+            info = tarfile.TarInfo(f"pax{number}")
+            info.type, info.size = tarfile.XGLTYPE, len(body)
+            file.write(info.tobuf(tarfile.USTAR_FORMAT) + body)
+    with pytest.raises(HrsegError, match="a header of"):
+        check_archive(tmp_path / "a.tar.gz", "tar")
