@@ -131,7 +131,7 @@ def options_of(changes: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
         except yaml.YAMLError:
             equals = ""
         if not equals or not key.strip():
-            raise HrsegError(f"`changes` {change}: write an option of the refiner as key=value, such as radius=8")
+            raise HrsegError(f"`options` {change}: write an option of the refiner as key=value, such as radius=8")
     return found
 
 
