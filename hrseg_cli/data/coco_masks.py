@@ -48,7 +48,8 @@ class CocoMasks:
         if listed is not None:
             self._listed = {one["id"]: one for one in listed if isinstance(one, dict) and _is_id(one.get("id"))}
         self._by_image = self._grouped()
-        self.units = [unit for key in self._by_image if (unit := self._unit(key, images))]
+        files = _by_name(images) if self._listed is not None else _by_id(images)
+        self.units = [unit for key in self._by_image if (unit := self._unit(key, files))]
         self._truths: dict[Any, list[tuple[Any, dict[str, Any]]]] = {}
 
     def _grouped(self) -> dict[Any, list[int]]:
@@ -67,17 +68,17 @@ class CocoMasks:
             self.problems.append(f"{self.path}: {len(bare)} of {len(self.entries)} masks, {which}; kept as they are")
         return found
 
-    def _unit(self, key: Any, images: Sequence[Path]) -> Unit | None:
+    def _unit(self, key: Any, files: dict[Any, list[Path]]) -> Unit | None:
         """The unit of an image, or None, and a problem, if its file is not found."""
         its = self._by_image[key]
         if self._listed is not None and key not in self._listed:
             why = "is not listed"
         elif self._listed is not None:
             name = str(self._listed[key].get("file_name", "")).replace("\\", "/")
-            found = _named(name, images)
+            found = _named(name, files)
             why = f"'{name}' " + ("is not among the images" if not found else "matches several images")
         else:
-            found = [image for image in images if _is_named(image.stem, key)]
+            found = files.get(key, [])
             why = (
                 "matches several images"
                 if found
@@ -210,18 +211,28 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 
-def _named(name: str, images: Sequence[Path]) -> list[Path]:
+def _by_name(images: Iterable[Path]) -> dict[Any, list[Path]]:
+    found: dict[Any, list[Path]] = {}
+    for image in images:
+        found.setdefault(image.name, []).append(image)
+    return found
+
+
+def _named(name: str, files: dict[Any, list[Path]]) -> list[Path]:
     """The images that a listed name means: by its whole path, otherwise by its last part."""
     parts = Path(inner(name)).parts
-    whole = [image for image in images if image.absolute().parts[-len(parts) :] == parts] if parts else []
-    return whole or [image for image in images if parts and image.name == parts[-1]]
+    alike = files.get(parts[-1], []) if parts else []
+    return [image for image in alike if image.absolute().parts[-len(parts) :] == parts] or alike
 
 
-def _is_named(stem: str, key: Any) -> bool:
-    """Whether a stem is the id, perhaps with zeros in front as in COCO: 000000000139, COCO_val2014_000000000139."""
-    if stem == str(key):
-        return True
-    return isinstance(key, int) and bool(re.fullmatch(rf"(?:0*|.*_(?=\d{{12}}$)0*){key}", stem))
+def _by_id(images: Iterable[Path]) -> dict[Any, list[Path]]:
+    """Image id -> files named by it, perhaps with zeros in front as in COCO: 000000000139, COCO_val2014_000000000139."""
+    found: dict[Any, list[Path]] = {}
+    for image in images:
+        number = re.fullmatch(r"([0-9]+)|.*_([0-9]{12})", image.stem)
+        for key in {image.stem, *([int(number[1] or number[2])] if number else [])}:
+            found.setdefault(key, []).append(image)
+    return found
 
 
 def _counts(mask: np.ndarray) -> list[int]:

@@ -6,8 +6,7 @@ improved ones in the same order, so that large images with many objects fit into
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -64,6 +63,7 @@ class MaskFiles:
         self.units: list[Unit] = []
         self.problems: list[str] = []
         self._files: dict[str, Path] = {}
+        self._of_image: dict[Path, list[Unit]] = {}
         by_stem: dict[str, list[Path]] = {}
         for image in images:
             by_stem.setdefault(image.stem, []).append(image)
@@ -84,7 +84,9 @@ class MaskFiles:
                 self.problems.append(f"{file}: {self._files[name]} has the same stem; rename one of them")
             else:
                 self._files[name] = file
-                self.units.append(Unit(name, by_stem[owner][0], f"{file.name} {size_and_time(file)}"))
+                image = by_stem[owner][0]
+                self.units.append(Unit(name, image, f"{file.name} {size_and_time(file)}"))
+                self._of_image.setdefault(image, []).append(self.units[-1])
 
     def file(self, unit: Unit) -> Path:
         return self._files[unit.name]
@@ -130,7 +132,7 @@ class MaskFiles:
 
     def is_stored(self, out: Path, stored: dict[str, Any]) -> bool:
         """Whether what a record describes exists."""
-        return (out / stored["file"]).is_file()
+        return (out / str(stored["file"])).is_file()
 
     def finish(self, out: Path, stored: Iterable[dict[str, Any]]) -> None:
         """Called after all units, with what :meth:`store` returned."""
@@ -142,8 +144,8 @@ class MaskFiles:
     def truth(self, unit: Unit, item: Item, size: Size) -> np.ndarray | None:
         """The ground truth of an object of another set, int8 (H, W); None if this set has none for it."""
         names = dict.fromkeys((unit.name, f"{Path(unit.name).stem.removesuffix(SOFT)}.png", f"{unit.image.stem}.png"))
-        for own in self.units:
-            if own.name in names and os.path.samefile(own.image, unit.image):
+        for own in self._of_image.get(unit.image, ()):
+            if own.name in names:
                 pixels = self._read(own, size)
                 if not item.key:
                     return self._truth(own, pixels)
@@ -155,7 +157,7 @@ class MaskFiles:
 
     def state(self, unit: Unit) -> str:
         """State of the ground truth for a unit of another set."""
-        return ", ".join(own.state for own in self.units if own.image == unit.image)
+        return ", ".join(own.state for own in self._of_image.get(unit.image, ()))
 
     def _is_soft(self, unit: Unit) -> bool:
         return self.kind == "soft" or Path(unit.name).stem.endswith(SOFT)
@@ -174,10 +176,10 @@ class MaskFiles:
         return truth
 
 
-def _owner(stem: str, images: Iterable[str]) -> str | None:
+def _owner(stem: str, images: Container[str]) -> str | None:
     """The image that a mask named IMAGE_OBJECT belongs to: the longest that fits."""
-    fitting = [image for image in images if stem.startswith(f"{image}_")]
-    return max(fitting, key=len, default=None)
+    ends = [at for at, character in enumerate(stem) if character == "_"]
+    return next((stem[:end] for end in reversed(ends) if stem[:end] in images), None)
 
 
 def _probabilities(file: Path, pixels: MaskPixels) -> np.ndarray:
