@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hrseg_cli.api.evaluation import Result, evaluate
     from hrseg_cli.api.fitting import Trained, adapt, train
     from hrseg_cli.api.prediction import Prediction, predict
+    from hrseg_cli.api.refining import Refined, refine
     from hrseg_cli.api.reports import tables
     from hrseg_cli.errors import HrsegError, UnknownName
     from hrseg_cli.interaction import Click, Trace
@@ -21,6 +22,7 @@ _PLACES = {
     "HrsegError": "errors",
     "Model": "api.clicking",
     "Prediction": "api.prediction",
+    "Refined": "api.refining",
     "Result": "api.evaluation",
     "Session": "api.clicking",
     "Trace": "interaction",
@@ -30,6 +32,7 @@ _PLACES = {
     "evaluate": "api.evaluation",
     "load": "api.clicking",
     "predict": "api.prediction",
+    "refine": "api.refining",
     "tables": "api.reports",
     "train": "api.fitting",
 }
@@ -39,6 +42,7 @@ __all__ = [
     "HrsegError",
     "Model",
     "Prediction",
+    "Refined",
     "Result",
     "Session",
     "Trace",
@@ -49,6 +53,7 @@ __all__ = [
     "evaluate",
     "load",
     "predict",
+    "refine",
     "tables",
     "train",
 ]

@@ -22,6 +22,7 @@ from hrseg_cli.commands.names import list_names
 from hrseg_cli.commands.options import note
 from hrseg_cli.commands.predict import predict
 from hrseg_cli.commands.prepare_data import prepare_data
+from hrseg_cli.commands.refine import refine
 from hrseg_cli.commands.report import report
 from hrseg_cli.commands.simulate_clicks import simulate_clicks
 from hrseg_cli.commands.train import train
@@ -63,6 +64,7 @@ def _command(heading: str, name: str, function: Callable[..., None], short_help:
 
 _command("Segment your images", "annotate", annotate, "Segment images by clicking in the browser.")
 _command("Segment your images", "predict", predict, "Write masks from given clicks.")
+_command("Segment your images", "refine", refine, "Improve existing masks.")
 _command("Evaluate", "evaluate", evaluate, "Count the clicks a model needs (NoC).")
 _command("Evaluate", "simulate-clicks", simulate_clicks, "Write simulated clicks as JSON lines.")
 _command("Evaluate", "report", report, "Make tables, curves and pictures of runs.")

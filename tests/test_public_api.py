@@ -21,8 +21,19 @@ from hrseg_cli.cli import app
 from hrseg_cli.commands.options import FLAGS, with_flags
 
 PACKAGE = Path(hrseg_cli.__file__).resolve().parent
-FUNCTIONS = ["adapt", "evaluate", "load", "predict", "tables", "train"]
-CLASSES = ["Click", "HrsegError", "Model", "Prediction", "Result", "Session", "Trace", "Trained", "UnknownName"]
+FUNCTIONS = ["adapt", "evaluate", "load", "predict", "refine", "tables", "train"]
+CLASSES = [
+    "Click",
+    "HrsegError",
+    "Model",
+    "Prediction",
+    "Refined",
+    "Result",
+    "Session",
+    "Trace",
+    "Trained",
+    "UnknownName",
+]
 
 
 def test_importing_it_imports_nothing_heavy() -> None:

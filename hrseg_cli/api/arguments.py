@@ -56,28 +56,30 @@ def as_image(image: Any, span: str | tuple[float, float] | None = None) -> np.nd
     return np.array(rgb, order="C")
 
 
-def as_initial(initial: Any, size: tuple[int, int], rule: BinarizeRule | None = None) -> np.ndarray | None:
+def as_initial(
+    initial: Any, size: tuple[int, int], rule: BinarizeRule | None = None, name: str = "initial"
+) -> np.ndarray | None:
     """Convert the path of a mask file, an array or a PIL image to float32 (H, W) in [0, 1]; None stays None.
 
     size: (H, W), required of the mask. Arrays are bool, probabilities, or integers: 0 and 1, or 0 and 255. rule: label
-    rule for files. Raises HrsegError.
+    rule for files. name: of the parameter, for messages. Raises HrsegError.
     """
     if initial is None:
         return None
     if isinstance(initial, str | os.PathLike):
         return read_object(Path(initial), size, rule, "the image").astype(np.float32)
-    values = _array("initial", initial, "the path of a mask, or an array (H, W)")
+    values = _array(name, initial, "the path of a mask, or an array (H, W)")
     if values.shape != size:
-        raise HrsegError(f"`initial`: shape {values.shape}; the image has {size}, give a mask of that shape")
+        raise HrsegError(f"`{name}`: shape {values.shape}; the image has {size}, give a mask of that shape")
     if values.dtype.kind in "iu":
         highest = values.max(initial=0)
         if highest not in (0, 1, 255) or not np.isin(values, (0, highest)).all():
-            raise HrsegError("`initial`: integers must be 0 and 1, or 0 and 255; give one object, such as ids == 3")
+            raise HrsegError(f"`{name}`: integers must be 0 and 1, or 0 and 255; give one object, such as ids == 3")
         values = values > 0
     elif values.dtype.kind not in "bf":
-        raise HrsegError(f"`initial`: {values.dtype} values; give bool, or probabilities in 0..1")
+        raise HrsegError(f"`{name}`: {values.dtype} values; give bool, or probabilities in 0..1")
     if not ((values >= 0) & (values <= 1)).all():  # rejects NaN too
-        raise HrsegError("`initial`: values outside 0..1; give probabilities, not logits")
+        raise HrsegError(f"`{name}`: values outside 0..1; give probabilities, not logits")
     return np.array(values, np.float32)
 
 

@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 DATA = "Data"
 MODEL = "Model"
 PROTOCOL = "Protocol"
+REFINER = "Refiner"
 CLICKS = "Clicks"
 METRICS = "Metrics"
 TRAINING = "Training"
@@ -21,7 +22,7 @@ DRAWING = "Drawing (procedural)"
 OUTPUT = "Output"
 MACHINE = "Machine"
 ORDER = (
-    *("Arguments", DATA, DOWNLOAD, DRAWING, MODEL, CLICKS, PROTOCOL, METRICS, TRAINING, OUTPUT, MACHINE),
+    *("Arguments", DATA, DOWNLOAD, DRAWING, MODEL, REFINER, CLICKS, PROTOCOL, METRICS, TRAINING, OUTPUT, MACHINE),
     "Options",
 )
 WIDEST = 24  # of the column of names; a longer name gets a line of its own

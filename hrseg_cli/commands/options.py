@@ -351,6 +351,7 @@ FLAGS = {  # parameters whose flags have other names
     "loggers": "--logger",
     "measures": "--measure",
     "metrics": "--metric",
+    "options": "--set",
     "span": "--range",
 }
 

@@ -99,12 +99,12 @@ def truth(ref: Ref, size: tuple[int, int]) -> np.ndarray:
             f"{ref.mask}: gives {said[1]}x{said[0]} for {ref.image}, which has {size[1]}x{size[0]} pixels; "
             "use the images that were annotated"
         )
-    mask = _mask(ref.mask, annotation, size)
+    mask = mask_of(ref.mask, annotation, size)
     if not mask.any():
         raise HrsegError(f"{ref.mask}: annotation {ref.instance} covers no pixel; remove it")
     values = mask.astype(np.int8)
     for crowd in file.crowds.get(annotation["image_id"], ()) if ref.rule == "coco" else ():
-        values[_mask(ref.mask, crowd, size) & ~mask] = -1
+        values[mask_of(ref.mask, crowd, size) & ~mask] = -1
     return values
 
 
@@ -205,13 +205,15 @@ def _is_crowd(path: Path, annotation: dict[str, Any]) -> bool:
     raise HrsegError(f"{path}: annotation {annotation['id']}: iscrowd is {shown(text)}; write 0 or 1")
 
 
-def _mask(path: Path, annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """bool (H, W). The C library does not validate its input, so everything is checked before the call."""
+def mask_of(path: Path, annotation: dict[str, Any], size: tuple[int, int], name: str | None = None) -> np.ndarray:
+    """bool (H, W) from the ``segmentation`` of an annotation. Raises HrsegError with its ``name``."""
+    # The C library does not validate its input, so everything is checked before the call.
     shape = annotation["segmentation"]
     try:
         return from_runs(shape, size) if isinstance(shape, dict) else _polygons(shape, size)
     except (TypeError, ValueError, LookupError, OverflowError) as error:
-        raise HrsegError(f"{path}: annotation {annotation['id']}: {reason(error)}; correct or remove it") from None
+        name = name or f"annotation {annotation['id']}"
+        raise HrsegError(f"{path}: {name}: {reason(error)}; correct or remove it") from None
 
 
 def _polygons(polygons: Any, size: tuple[int, int]) -> np.ndarray:

@@ -299,9 +299,9 @@ def _label(ref: Ref, path: Path, pixels: MaskPixels, size: tuple[int, ...]) -> t
     check_size(path, pixels, size, ref.image)
     match ref.rule:
         case "instance" | "solid":
-            ids = _ids(path, pixels)
+            ids = ids_of(path, pixels)
             truth = (ids == ref.instance).astype(np.int8)
-            truth[ids == _void(ids)] = -1
+            truth[ids == void_id(ids)] = -1
             return truth, ref.rule
         case "layers" | "coco" | "coco_crowd":
             k = ref.instance or 0
@@ -332,8 +332,8 @@ def instance_ids(path: Path, read: Callable[[Path], MaskPixels] | None = None, r
     pixels = (read or read_mask)(path)
     if rule == "layers":
         return list(range(len(pixels.objects)))
-    ids = _ids(path, pixels)
-    found = [int(value) for value in np.unique(ids) if value not in (0, _void(ids))]
+    ids = ids_of(path, pixels)
+    found = [int(value) for value in np.unique(ids) if value not in (0, void_id(ids))]
     return [value for value in found if rule != "solid" or _fill(ids == value) >= SOLID]
 
 
@@ -343,7 +343,7 @@ def _fill(mask: np.ndarray) -> float:
     return float(mask.sum() / ((rows[-1] - rows[0] + 1) * (cols[-1] - cols[0] + 1)))
 
 
-def _ids(path: Path, pixels: MaskPixels) -> np.ndarray:
+def ids_of(path: Path, pixels: MaskPixels) -> np.ndarray:
     if pixels.lossy:
         raise HrsegError(f"{path}: a lossy format destroys ids; save the mask as PNG, or omit `instances`")
     grey = pixels.palette is None and pixels.colours is None
@@ -353,7 +353,7 @@ def _ids(path: Path, pixels: MaskPixels) -> np.ndarray:
     return ids
 
 
-def _void(ids: np.ndarray) -> int:
+def void_id(ids: np.ndarray) -> int:
     """255 as in VOC, 65535 in a 16-bit mask; none in a 1-bit mask and in SBD."""
     return {"uint8": 255, "uint16": 65535}.get(ids.dtype.name, -1)
 

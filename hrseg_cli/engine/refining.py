@@ -36,8 +36,9 @@ class Refiner:
 
     def __init__(self, settings: Refine, device: str = "cpu") -> None:
         self.settings = settings
-        target = catalog.resolve("refiner", settings.name)
-        described = target.__call__ if inspect.isclass(target) else target
+        target: Any = catalog.resolve("refiner", settings.name)
+        has_network = hasattr(target, "network")
+        described = target.__call__ if has_network else target
         known = dict(inspect.signature(described).parameters)
         self._takes_clicks = "clicks" in known
         self._options = _checked(
@@ -46,7 +47,7 @@ class Refiner:
         self.needs_model = inspect.isgeneratorfunction(described)
         self._call: Callable[..., Any] = target
         file = weights_of(settings)
-        if not inspect.isclass(target):
+        if not has_network:
             if settings.weights is not None:
                 raise HrsegError(f"refiner {settings.name}: has no network of its own; give no weights")
         elif file is None:
@@ -131,7 +132,7 @@ def options_of(changes: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
         except yaml.YAMLError:
             equals = ""
         if not equals or not key.strip():
-            raise HrsegError(f"`changes` {change}: write an option of the refiner as key=value, such as radius=8")
+            raise HrsegError(f"`options` {change}: write an option of the refiner as key=value, such as radius=8")
     return found
 
 

@@ -114,7 +114,7 @@ def test_options_and_names_are_checked() -> None:
     with pytest.raises(HrsegError, match="segrefiner: needs weights"):
         open_refiner(Refine(name="segrefiner"))
     assert refining.options_of(["radius=8", "way=auto"]) == {"radius": 8, "way": "auto"}
-    with pytest.raises(HrsegError, match="`changes` radius: write an option"):
+    with pytest.raises(HrsegError, match="`options` radius: write an option"):
         refining.options_of(["radius"])
 
 
