@@ -54,8 +54,8 @@ Part = tuple[Line, int, list[int], str]
 
 def coco(titles: Sequence[str], lines: Sequence[Line], labels: Sequence[str], parts: dict[int, Part]) -> str:
     """COCO's file. labels: categories with the first ids, used or not; other names follow in the order of their first
-    use. Annotations are numbered each time: the same annotations give the same file, restarts or not. parts: the text of
-    each image with its numbers, kept from call to call; a folder may have thousands of objects."""
+    use. Annotations are numbered each time: the same annotations give the same file, restarts or not. parts: the text
+    of each image with its numbers, kept from call to call; a folder may have thousands of objects."""
     known = {label: number for number, label in enumerate(labels, 1)}
     images, annotations, first = [], [], 1
     for number, (title, line) in enumerate(zip(titles, lines, strict=True), 1):
