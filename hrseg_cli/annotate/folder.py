@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import filecmp
-import io
 import os
 import re
 from itertools import count
@@ -27,9 +26,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from hrseg_cli.annotate import tables
 from hrseg_cli.annotate.records import COLOURS, Clicked, Name, Object, Picture, Scribble, check_names, is_label
+from hrseg_cli.annotate.shapes import png
 from hrseg_cli.data.folders import by_stem
 from hrseg_cli.data.labels import read_object
-from hrseg_cli.data.masks_out import encode_png, run_lengths
+from hrseg_cli.data.masks_out import run_lengths
 from hrseg_cli.data.paths import below
 from hrseg_cli.data.photos import find_images
 from hrseg_cli.data.refs import PAIRS
@@ -196,9 +196,7 @@ class Folder:
         rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if rows.size:
             one.file = f"{one.key}.png"
-            png = io.BytesIO()
-            encode_png(png, mask.astype(np.uint8) * 255)
-            pending = write_pending(self.masks / one.file, png.getvalue())
+            pending = write_pending(self.masks / one.file, png(mask))
             one.stamp = size_and_time(pending)
             one.bbox = [int(cols[0]), int(rows[0]), int(np.ptp(cols)) + 1, int(np.ptp(rows)) + 1]
             one.area, one.counts = int(np.count_nonzero(mask)), run_lengths(mask)["counts"]
