@@ -41,14 +41,17 @@ log = logging.getLogger(__name__)
 # ---- whole files -----------------------------------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write to a temporary file, then rename it to ``path``: readers see the old file or the new one, never a part."""
-    with writing_atomically(path) as file:
+def write_atomically(path: Path, data: str | bytes, durable: bool = True) -> None:
+    """Write to a temporary file, then rename it to ``path``: readers see the old file or the new one, never a part.
+
+    durable: wait until it is on the disk. Without, a power failure may lose the file: only for what can be made again.
+    """
+    with writing_atomically(path, durable) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 @contextmanager
-def writing_atomically(path: Path) -> Iterator[BinaryIO]:
+def writing_atomically(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """Like :func:`write_atomically`, but yields the open file. Nothing is renamed when the block raises."""
     temporary = None
     try:
@@ -56,11 +59,12 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
             temporary = Path(file.name)
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
             if fcntl is not None:  # Windows can rename closed files only
-                rename(temporary, path)
+                rename(temporary, path, durable)
         if fcntl is None:
-            rename(temporary, path)
+            rename(temporary, path, durable)
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -83,9 +87,11 @@ def write_pending(path: Path, data: bytes) -> Path:
     return Path(file.name)
 
 
-def rename(temporary: Path, path: Path) -> None:
+def rename(temporary: Path, path: Path, durable: bool = True) -> None:
     """Move a finished file to its final path, durably."""
     os.replace(temporary, path)
+    if not durable:
+        return
     with suppress(OSError):  # Windows cannot open folders
         handle = os.open(path.parent, os.O_RDONLY)
         try:

@@ -51,10 +51,11 @@ class Memory:
 
 class Answer(NamedTuple):
     """What an object's actions give. pins: uint8 (H, W): 1 painted and 2 erased by hand, which later clicks do not
-    change; None for no such pixel."""
+    change; None for no such pixel. seconds: that the model took."""
 
     state: SessionState
     pins: np.ndarray | None
+    seconds: float = 0.0
 
     @property
     def size(self) -> int:
@@ -81,8 +82,8 @@ def _pinned(pins: np.ndarray | None, where: np.ndarray, value: int) -> np.ndarra
 
 
 def after(session: Session, answer: Answer, action: Action, size: tuple[int, int]) -> Answer:
-    """The answer after one more action, which gets its seconds if it is new."""
-    before, pins = answer
+    """The answer after one more action."""
+    before, pins, _ = answer
     session.state = before
     if isinstance(action, Stroke):
         where = drawn(action, size)
@@ -110,12 +111,11 @@ def after(session: Session, answer: Answer, action: Action, size: tuple[int, int
             within[(..., *near_box(action.box, size))] = True
             kept = torch.where(within, session.state.probability, before.probability)
             session.state = replace(session.state, probability=kept)
-    if not isinstance(action, Refined):
-        action.seconds = action.seconds or round(time.perf_counter() - started, 4)
+    seconds = round(time.perf_counter() - started, 4)
     if pins is not None:
         session.paint(pins == 1, True)
         session.paint(pins == 2, False)
-    return Answer(session.state, pins)
+    return Answer(session.state, pins, seconds)
 
 
 def beginnings(number: int, one: Object) -> Iterator[tuple[Any, ...]]:

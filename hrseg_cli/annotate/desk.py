@@ -130,7 +130,7 @@ class Desk:
         """Apply an action, save it, return the changes. If it raises Refused or HrsegError, nothing has changed, unless
         it says so."""
         size = self._shown_size(number)
-        picture = self.folder.pictures[number].model_copy(deep=True)
+        picture = self.folder.pictures[number].draft()
         if asked.ident and asked.ident == picture.last[0]:  # applied, but its answer was lost on the way
             one = picture.find(picture.last[1])
             return self._told(number, picture, one, self.folder.mask(one, size) if one else None)
@@ -173,7 +173,7 @@ class Desk:
     def preview(self, number: int, revision: int, key: str | None, click: Clicked) -> dict[str, Any]:
         """The mask that a click would give. Nothing is saved; the click itself is then answered from the cache."""
         size = self._shown_size(number)
-        picture = self.folder.pictures[number].model_copy(deep=True)
+        picture = self.folder.pictures[number].draft()
         one = self._new(number, picture, None) if key is None else picture.find(key)
         if revision != picture.revision or one is None or one.locked or self.folder.is_foreign(one, self.digest):
             raise Refused(409, "no preview")
@@ -270,6 +270,9 @@ class Desk:
         for index in range(known, len(keys) - 1):
             answer = after(session, answer, one.actions[one.base + index], size)
             self.memory.put(keys[index + 1], answer, answer.size)
+        last = one.actions[one.done - 1] if one.done > one.base else None
+        if isinstance(last, Clicked | Scribble) and not last.seconds:  # a new one, or one that had a preview
+            last.seconds = answer.seconds
         return answer
 
     def _read(self, number: int) -> np.ndarray:

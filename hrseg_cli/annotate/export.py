@@ -45,7 +45,7 @@ def zipped(folder: Folder, kinds: Collection[str], only_done: bool) -> IO[bytes]
                     into.writestr(f"instances/{stem}.png", _instances(folder, picture))
             if "coco" in kinds:
                 lines = [tables.Line.of(folder.stems[number], pictures[number], folder.name) for number in chosen]
-                text = tables.coco([folder.title(number) for number in chosen], lines, folder.fixed)
+                text = tables.coco([folder.title(number) for number in chosen], lines, folder.fixed, {})
                 into.writestr("coco.json", text, zipfile.ZIP_DEFLATED)
     except FileNotFoundError as error:
         file.close()

@@ -15,7 +15,6 @@ renamed into place and replaced files are deleted. If a kill interrupts these st
 from __future__ import annotations
 
 import filecmp
-import io
 import os
 import re
 from itertools import count
@@ -26,9 +25,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from hrseg_cli.annotate import tables
 from hrseg_cli.annotate.records import COLOURS, Clicked, Name, Object, Picture, Scribble, check_names, is_label
+from hrseg_cli.annotate.shapes import png
 from hrseg_cli.data.folders import by_stem
 from hrseg_cli.data.labels import read_object
-from hrseg_cli.data.masks_out import encode_png, run_lengths
+from hrseg_cli.data.masks_out import run_lengths
 from hrseg_cli.data.paths import below
 from hrseg_cli.data.photos import find_images
 from hrseg_cli.data.refs import PAIRS
@@ -70,6 +70,8 @@ class Folder:
             for picture, stem in zip(recorded, self.stems, strict=True)
         ]
         self._lines = [tables.Line.of(*one, self.name) for one in zip(self.stems, self.pictures, strict=True)]
+        self._titles = [self.title(number) for number in range(len(self.stems))]
+        self._parts: dict[int, tables.Part] = {}
         self._tables: dict[Path, tuple[str, str]] = {}  # what was written: the file's state, and the text
         times = [(path.stat().st_mtime_ns, n) for n in range(len(self.stems)) if (path := self.record(n)).is_file()]
         self.last = max(times)[1] if times else None  # the image changed last
@@ -159,23 +161,27 @@ class Folder:
         self.pictures[number] = picture
         self._lines[number] = tables.Line.of(self.stems[number], picture, self.name)
         self.last = number
-        self._settle_files(picture)
+        self._settle_files(picture, pending, one)
 
     def write_tables(self) -> None:
-        """Write the files about all images, if they have changed."""
-        titles = [self.title(number) for number in range(len(self.stems))]
+        """Write the files about all images, if they have changed. They repeat the records, and the next start writes
+        them again where they do not: so a click need not wait until they are on the disk."""
         texts = {
             self.notes / "traces.jsonl": "".join(line.traces for line in self._lines),
-            self.notes / "coco.json": tables.coco(titles, self._lines, self.fixed),
+            self.notes / "coco.json": tables.coco(self._titles, self._lines, self.fixed, self._parts),
         }
         if self.pairs:
-            texts[self.place / PAIRS] = tables.pairs(titles, self.pictures, self._given)
+            texts[self.place / PAIRS] = tables.pairs(self._titles, self.pictures, self._given)
         for path, text in texts.items():
             stamp = state_of(path)
             # The folder's coco.json may have megabytes: it is read only if somebody else may have written it.
-            known = self._tables.get(path) == (stamp, text) or (stamp and path.read_bytes() == text.encode())
+            before = self._tables.get(path, ("", ""))
+            if before[0] == stamp != "":
+                known = before[1] == text
+            else:
+                known = bool(stamp) and path.read_bytes() == text.encode()
             if not known:
-                write_atomically(path, text)
+                write_atomically(path, text, durable=False)
                 stamp = state_of(path)
             self._tables[path] = stamp, text
 
@@ -191,9 +197,7 @@ class Folder:
         rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if rows.size:
             one.file = f"{one.key}.png"
-            png = io.BytesIO()
-            encode_png(png, mask.astype(np.uint8) * 255)
-            pending = write_pending(self.masks / one.file, png.getvalue())
+            pending = write_pending(self.masks / one.file, png(mask))
             one.stamp = size_and_time(pending)
             one.bbox = [int(cols[0]), int(rows[0]), int(np.ptp(cols)) + 1, int(np.ptp(rows)) + 1]
             one.area, one.counts = int(np.count_nonzero(mask)), run_lengths(mask)["counts"]
@@ -204,8 +208,11 @@ class Folder:
             self.remove(picture, before)
         return pending
 
-    def _settle_files(self, picture: Picture) -> None:
-        """Complete what a record says: rename pending masks into place, and delete removed ones."""
+    def _settle_files(self, picture: Picture, written: Path | None = None, of: Object | None = None) -> None:
+        """Complete what a record says: rename pending masks into place, and delete removed ones. written: the pending
+        mask of an object, if it is known; a folder may have thousands of masks to search."""
+        if written and of:
+            rename(written, self.masks / of.file)
         for one in picture.objects:
             place = self.masks / one.file
             if one.stamp and state_of(place) != one.stamp:

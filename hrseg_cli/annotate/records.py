@@ -157,6 +157,11 @@ class Picture(Strict):
     def state(self) -> str:
         return "done" if self.finished else "work" if self.objects else "todo"
 
+    def draft(self) -> Picture:
+        """A copy to change. Its actions are the same ones: they may have many points, and do not change."""
+        objects = [one.model_copy(update={"actions": list(one.actions)}) for one in self.objects]
+        return self.model_copy(update={"objects": objects, "gone": dict(self.gone)})
+
     def find(self, key: str) -> Object | None:
         return next((one for one in self.objects if one.key == key), None)
 

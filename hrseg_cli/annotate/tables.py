@@ -49,23 +49,34 @@ class Line(NamedTuple):
         return cls(traces, picture.size, annotations)
 
 
-def coco(titles: Sequence[str], lines: Sequence[Line], labels: Sequence[str]) -> str:
+Part = tuple[Line, int, list[int], str]
+
+
+def coco(titles: Sequence[str], lines: Sequence[Line], labels: Sequence[str], parts: dict[int, Part]) -> str:
     """COCO's file. labels: categories with the first ids, used or not; other names follow in the order of their first
-    use. Annotations are numbered each time: the same annotations give the same file, restarts or not."""
+    use. Annotations are numbered each time: the same annotations give the same file, restarts or not. parts: the text
+    of each image with its numbers, kept from call to call; a folder may have thousands of objects."""
     known = {label: number for number, label in enumerate(labels, 1)}
-    images, annotations = [], []
+    images, annotations, first = [], [], 1
     for number, (title, line) in enumerate(zip(titles, lines, strict=True), 1):
-        if line.annotations:
-            height, width = line.size
-            images.append({"id": number, "file_name": title, "height": height, "width": width})
-        for name, rest in line.annotations:
-            category = known.setdefault(name, len(known) + 1)
-            start = f'{{"id": {len(annotations) + 1}, "image_id": {number}, "category_id": {category}, '
-            annotations.append(start + rest)
-    categories = [{"id": number, "name": name} for name, number in known.items()]
-    first = json.dumps(images, ensure_ascii=False)
-    last = json.dumps(categories, ensure_ascii=False)
-    return f'{{"images": {first}, "annotations": [{", ".join(annotations)}], "categories": {last}}}\n'
+        if not line.annotations:
+            continue
+        height, width = line.size
+        images.append({"id": number, "file_name": title, "height": height, "width": width})
+        categories = [known.setdefault(name, len(known) + 1) for name, _ in line.annotations]
+        part = parts.get(number)
+        if part is None or part[0] is not line or part[1:3] != (first, categories):
+            ends = zip(categories, line.annotations, strict=True)
+            text = ", ".join(
+                f'{{"id": {which}, "image_id": {number}, "category_id": {category}, {end}'
+                for which, (category, (_, end)) in enumerate(ends, first)
+            )
+            part = parts[number] = line, first, categories, text
+        annotations.append(part[3])
+        first += len(categories)
+    named = json.dumps([{"id": number, "name": name} for name, number in known.items()], ensure_ascii=False)
+    shown = json.dumps(images, ensure_ascii=False)
+    return f'{{"images": {shown}, "annotations": [{", ".join(annotations)}], "categories": {named}}}\n'
 
 
 def pairs(titles: Sequence[str], pictures: Sequence[Picture], given: Sequence[dict[str, str]]) -> str:

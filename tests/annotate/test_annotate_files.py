@@ -28,7 +28,7 @@ from hrseg_cli.annotate.answers import Memory
 from hrseg_cli.annotate.desk import Desk
 from hrseg_cli.annotate.folder import Folder
 from hrseg_cli.annotate.records import Stroke
-from hrseg_cli.annotate.shapes import drawn, runs
+from hrseg_cli.annotate.shapes import drawn, png, runs
 from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.pixels import Span
@@ -494,6 +494,13 @@ def test_runs_tell_the_mask(mask: np.ndarray) -> None:
     again = np.zeros_like(mask)
     again[top : top + height, left : left + width] = flat.reshape(height, width)
     assert np.array_equal(again, mask)
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=9)))
+def test_a_png_is_the_mask(mask: np.ndarray) -> None:
+    with Image.open(io.BytesIO(png(mask))) as image:
+        assert image.mode == "L"
+        assert np.array_equal(np.asarray(image), mask * np.uint8(255))
 
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 70)), min_size=1, max_size=4), st.floats(1, 20))

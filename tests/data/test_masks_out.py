@@ -43,6 +43,7 @@ def test_exact_polygons_and_run_lengths_give_the_mask_back(mask: np.ndarray) -> 
     """Thin lines, specks, pixels that touch at a corner, holes and objects in holes included."""
     assert np.array_equal(filled(polygons(mask, 0), mask.shape), mask)
     assert np.array_equal(pycoco.decode(run_lengths(mask)).astype(bool), mask)
+    assert run_lengths(mask)["counts"].encode() == pycoco.encode(np.asfortranarray(mask, np.uint8))["counts"]
 
 
 @pytest.mark.parametrize(("tolerance", "points", "iou"), [(0, 10**4, 1.0), (1, 60, 0.98), (4, 30, 0.93)])

@@ -5,7 +5,7 @@ import { applyFilter, beforeOpening, lookAgain, open, showEmpty, showImages, sho
 import "./keys.js";
 import { setLabels } from "./labels.js";
 import { alsoUnsaved, isUnsaved, showState, take } from "./objects.js";
-import { followOutline, outlineChanged } from "./outline.js";
+import { followOutline } from "./outline.js";
 import { radius, showBrush } from "./pointer.js";
 import { tookTime } from "./preview.js";
 import { act, announce, ask, listen } from "./server.js";
@@ -39,7 +39,7 @@ function sendThreshold() {
   act({ do: "threshold", threshold, apart: $("apart").checked }, { object: one });
 }
 beforeOpening(sendThreshold);
-alsoUnsaved(() => later !== null || outlineChanged());
+alsoUnsaved(() => later !== null);
 
 $("threshold").oninput = () => {
   const threshold = Number($("threshold").value), one = scene.chosen;

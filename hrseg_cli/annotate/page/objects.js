@@ -2,6 +2,7 @@
 
 import { open, showChange, spanText } from "./images.js";
 import { askLabel, learn, showLabels } from "./labels.js";
+import { outlineChanged } from "./outline.js";
 import { act, isHeld, sent, waiting } from "./server.js";
 import { $, app, element, overlay, scene, showMessage, view } from "./state.js";
 import { COLOURS, unpack } from "./view.js";
@@ -92,7 +93,7 @@ export function showObjects() {
 
 let unsent = () => false; // a threshold that is still being moved
 export function alsoUnsaved(test) { unsent = test; }
-export const isUnsaved = () => waiting() > 0 || unsent();
+export const isUnsaved = () => waiting() > 0 || unsent() || outlineChanged();
 
 export function showState() {
   const one = scene.chosen;
@@ -106,7 +107,7 @@ export function showState() {
     $("threshold-text").textContent = one ? one.threshold.toFixed(2) : "";
   }
   for (const button of $("mask-tools").querySelectorAll("button")) button.disabled = !one;
-  const pending = isHeld() ? "not saved" : "working";
+  const pending = isHeld() || outlineChanged() ? "not saved" : "working";
   $("saved").textContent = isUnsaved() ? pending : app.picture?.revision ? "saved" : "";
   document.body.dataset.busy = waiting();
 }

@@ -1,6 +1,6 @@
 // The outline of a mask as polygons: corners are dragged, added and deleted, and the mask is filled from them.
 
-import { options } from "./objects.js";
+import { options, showState } from "./objects.js";
 import { setTool } from "./pointer.js";
 import { act } from "./server.js";
 import { $, app, scene, showMessage, view } from "./state.js";
@@ -112,6 +112,7 @@ export function closeOutline(apply = true) {
   const { outline } = scene;
   if (!outline) return;
   scene.outline = null;
+  showState();
   view.draw();
   if (!apply || !outline.changed) return;
   const clamp = (value, end) => Math.round(100 * Math.min(Math.max(value, 0), end)) / 100;
@@ -133,6 +134,7 @@ export function followOutline() {
 function changed() {
   scene.outline.changed = true;
   raw = scene.outline.rings;
+  showState();
   view.draw();
 }
 

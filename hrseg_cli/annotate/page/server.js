@@ -28,12 +28,13 @@ export async function ask(path, { wish, signal, kind = "json" } = {}) {
 const outbox = []; // {image, wish, object, ident, mark, asked}
 const listeners = { answered: null, dropped: null, changed: null };
 let sending = null; // while the outbox is being sent
+let dropping = false; // while the server's state is loaded again
 let held = null; // the error that keeps the outbox from being sent
 let late = 0; // of the next retry
 let since = performance.now(); // of the last action: the annotator's time on the next one
 
 export function listen(some) { Object.assign(listeners, some); }
-export const waiting = () => outbox.length;
+export const waiting = () => outbox.length + Number(dropping);
 export const isHeld = () => held !== null;
 export function startClock() { since = performance.now(); }
 
@@ -92,8 +93,8 @@ async function sendAll() {
       // The other actions were meant for what the annotator saw, which is no longer the current state.
       outbox.length = 0;
       held = null;
-      show();
-      await listeners.dropped(error);
+      dropping = true;
+      await listeners.dropped(error).finally(() => { dropping = false; });
     }
     show();
   } while (outbox.length);
