@@ -11,26 +11,32 @@ import torch
 from torch import Tensor
 
 from hrseg_cli.engine import views
+from hrseg_cli.engine.answers import Answer, blank
 from hrseg_cli.engine.views import Box, Query, View, ViewCache
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
-from hrseg_cli.recipe import Protocol
+from hrseg_cli.recipe import Protocol, ZoomIn
 
 
 @dataclass(frozen=True)
 class SessionState:
     """Everything that the next click depends on.
 
-    probability: (1, 1, H, W) float32 in [0, 1]. box: the current crop, None for the whole image.
+    answer: the object's probabilities. box: the current crop, None for the whole image.
     stale: how often a prediction for the whole image was pasted into an outdated crop (a quirk of RITM's zoom-in that
         ``keep_stale_roi`` reproduces).
     """
 
-    probability: Tensor
+    answer: Answer
     clicks: tuple[Click, ...] = ()
     box: Box | None = None
     stale: int = 0
+
+    @property
+    def probability(self) -> Tensor:
+        """(1, 1, H, W) float32 in [0, 1], resized at each access."""
+        return self.answer.whole
 
 
 def step(
@@ -63,17 +69,15 @@ def click_queries(
     """
     clicks = (*state.clicks, click)
     if around is not None and protocol.zoom:
-        guide = torch.zeros_like(state.probability)
-        guide[..., around.top : around.bottom + 1, around.left : around.right + 1] = 1
-        return (yield from _query_view(enlarge, cache, state, guide, clicks, protocol))
-    after = yield from _query_view(enlarge, cache, state, state.probability, clicks, protocol)
+        return (yield from _query_view(enlarge, cache, state, around, clicks, protocol))
+    after = yield from _query_view(enlarge, cache, state, state.answer, clicks, protocol)
     zoom = protocol.zoom
     if zoom and zoom.skip_clicks <= 0 and after.box is None:
         # The protocol zooms in from the first click, but there was no mask yet to crop around. If the predicted object
         # fills little of the image, repeat the click on a crop, with the same previous mask.
-        found = views.object_box(_above(after.probability, zoom.mask_threshold), (), zoom)
-        if found and views.box_iou(found, _whole(cache.image)) < 0.5:
-            after = yield from _query_view(enlarge, cache, state, after.probability, clicks, protocol)
+        wanted = _wanted(after.answer, (), zoom, after.answer.size)
+        if wanted and views.box_iou(wanted, _whole(cache.image)) < 0.5:
+            after = yield from _query_view(enlarge, cache, state, after.answer, clicks, protocol)
     return after
 
 
@@ -81,30 +85,31 @@ def _query_view(
     enlarge: int,
     cache: ViewCache,
     state: SessionState,
-    guide: Tensor,
+    guide: Answer | Box,
     clicks: tuple[Click, ...],
     protocol: Protocol,
 ) -> Generator[Query, Tensor, SessionState]:
-    """One prediction, on the whole image or on a crop around the mask ``guide`` (1, 1, H, W)."""
+    """One prediction, on the whole image or on a crop around the object of ``guide``."""
     height, width = cache.image.shape[-2:]
-    zoom, previous, box = protocol.zoom, state.probability, state.box
+    zoom, box = protocol.zoom, state.box
     wanted = None
     if zoom and len(clicks) > zoom.skip_clicks:
-        wanted = views.object_box(_above(guide, zoom.mask_threshold), clicks, zoom)
+        wanted = _wanted(guide, clicks, zoom, (height, width))
         if wanted is None and zoom.skip_clicks < 0:
             wanted = _whole(cache.image)
     if wanted is None:
-        probability = yield from _sigmoid(cache.view(None, (height, width)), previous, clicks, protocol)
+        view = cache.view(None, (height, width))
+        probability = yield from _sigmoid(view, state.probability, clicks, protocol)
         stale = box is not None and protocol.keep_stale_roi
         if not stale:
-            return SessionState(probability, clicks, None, state.stale)
+            return SessionState(Answer(probability, None, (height, width)), clicks, None, state.stale)
         assert box is not None
-        return SessionState(views.paste(probability, box, height, width), clicks, box, state.stale + 1)
+        return SessionState(Answer(probability, box, (height, width)), clicks, box, state.stale + 1)
     assert zoom is not None
     if box is None or not views.holds_positive_clicks(box, clicks) or views.box_iou(wanted, box) < zoom.recompute_iou:
         box = wanted
     size = views.crop_size(box, views.enlarged(zoom.target, enlarge))
-    cropped = views.crop(previous, box, size)
+    cropped = state.answer.crop(box, size)
     inside = views.crop_clicks(clicks, box, size)
     multiple = zoom.pad and zoom.pad * enlarge
     if multiple:
@@ -113,7 +118,7 @@ def _query_view(
         inside = [c for c in inside[: protocol.network_clicks] if c.row < size[0] and c.col < size[1]]
     probability = yield from _sigmoid(cache.view(box, size, multiple), cropped, inside, protocol)
     probability = probability[..., : size[0], : size[1]]
-    return SessionState(views.paste(probability, box, height, width), clicks, box, state.stale)
+    return SessionState(Answer(probability, box, (height, width)), clicks, box, state.stale)
 
 
 def _sigmoid(
@@ -122,10 +127,10 @@ def _sigmoid(
     return torch.sigmoid((yield from views.crop_queries(view, previous, clicks[: protocol.network_clicks], protocol)))
 
 
-def _above(probability: Tensor, threshold: float) -> Tensor:
-    if probability.device.type == "cpu":  # NumPy compares twice as fast as PyTorch
-        return torch.from_numpy(probability[0, 0].numpy() > np.float32(threshold))
-    return probability[0, 0] > threshold
+def _wanted(guide: Answer | Box, clicks: Sequence[Click], zoom: ZoomIn, size: tuple[int, int]) -> Box | None:
+    """The crop around an object and the clicks; None if there is no object."""
+    found = guide.extent(zoom.mask_threshold) if isinstance(guide, Answer) else views.clamp(guide, *size)
+    return found and views.object_box(found, clicks, zoom, size)
 
 
 def _whole(image: Tensor) -> Box:
@@ -136,7 +141,7 @@ class Session:
     """An image, a model and the clicks so far.
 
     image: uint8 (H, W, 3) RGB. initial: optional mask to start from, float (H, W) in [0, 1]. undo: maximum number of
-    undo steps (each stores a probability map). Raises HrsegError for an image or a mask of another shape or type.
+    undo steps. Raises HrsegError for an image or a mask of another shape or type.
     """
 
     def __init__(
@@ -161,11 +166,12 @@ class Session:
 
     def begin(self, initial: np.ndarray | None = None) -> None:
         """Start a new object on the same image, without clicks, optionally from an initial mask."""
-        size = tuple(self._cache.image.shape[-2:])
+        size = (self._cache.image.shape[-2], self._cache.image.shape[-1])
         if initial is None:
-            start = torch.zeros(1, 1, *size, device=self._cache.image.device)
+            start = blank(size, self._cache.image.device)
         elif initial.shape == size:
-            start = torch.from_numpy(initial.astype(np.float32))[None, None].to(self._cache.image.device).clamp(0, 1)
+            whole = torch.from_numpy(initial.astype(np.float32))[None, None].to(self._cache.image.device).clamp(0, 1)
+            start = Answer(whole, None, size)
         else:
             raise HrsegError(f"the initial mask has shape {initial.shape}, the image {size}; they must be equal")
         self.state = SessionState(start)
@@ -192,9 +198,9 @@ class Session:
     def paint(self, where: np.ndarray, positive: bool) -> np.ndarray:
         """Set the pixels of a bool mask (H, W) to object or background and return the new mask. Later clicks may change
         them again."""
-        painted = torch.from_numpy(where).to(self.state.probability.device)[None, None]
-        after = self.state.probability.masked_fill(painted, float(positive))
-        self._advance(replace(self.state, probability=after))
+        before = self.state.probability
+        after = before.masked_fill(torch.from_numpy(where).to(before.device)[None, None], float(positive))
+        self._advance(replace(self.state, answer=Answer(after, None, self.state.answer.size)))
         return self.mask
 
     def _advance(self, after: SessionState) -> None:
@@ -226,4 +232,4 @@ class Session:
     @property
     def mask(self) -> np.ndarray:
         """bool (H, W): probability above the protocol's threshold."""
-        return np.asarray(_above(self.state.probability, self.protocol.threshold).cpu().numpy())
+        return self.state.answer.above(self.protocol.threshold)

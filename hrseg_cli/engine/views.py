@@ -6,7 +6,7 @@ previous masks probabilities in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -167,9 +167,15 @@ def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
 # Zoom-in
 
 
-def object_box(mask: Tensor, clicks: Sequence[Click], zoom: ZoomIn) -> Box | None:
-    """The crop for a bool mask (H, W) and the positive clicks: their bounding box, expanded and clamped to the image.
-    None for an empty mask."""
+def above(probability: Tensor, threshold: float) -> Tensor:
+    """Bool (H, W): pixels of a map (1, 1, H, W) above ``threshold``."""
+    if probability.device.type == "cpu":  # NumPy compares twice as fast as PyTorch
+        return torch.from_numpy(probability[0, 0].numpy() > np.float32(threshold))
+    return probability[0, 0] > threshold
+
+
+def mask_box(mask: Tensor) -> Box | None:
+    """The bounding box of a bool mask (H, W); None if it is empty."""
     if mask.is_cuda:  # copy two vectors to the CPU, not the mask
         occupied = torch.cat([mask.any(1), mask.any(0)]).cpu().numpy()
         rows, cols = np.flatnonzero(occupied[: mask.shape[0]]), np.flatnonzero(occupied[mask.shape[0] :])
@@ -177,12 +183,15 @@ def object_box(mask: Tensor, clicks: Sequence[Click], zoom: ZoomIn) -> Box | Non
         pixels = mask.numpy()
         rows = np.flatnonzero(pixels.any(axis=1))
         cols = np.flatnonzero(pixels[rows[0] : rows[-1] + 1].any(axis=0)) if rows.size else rows
-    if rows.size == 0:
-        return None
-    down = [int(rows[0]), int(rows[-1]), *(int(c.row) for c in clicks if c.positive)]
-    across = [int(cols[0]), int(cols[-1]), *(int(c.col) for c in clicks if c.positive)]
+    return Box(int(rows[0]), int(rows[-1]), int(cols[0]), int(cols[-1])) if rows.size else None
+
+
+def object_box(found: Box, clicks: Sequence[Click], zoom: ZoomIn, size: tuple[int, int]) -> Box:
+    """The crop for the bounding box of a mask and the positive clicks: expanded and clamped to the image's ``size``."""
+    down = [found.top, found.bottom, *(int(c.row) for c in clicks if c.positive)]
+    across = [found.left, found.right, *(int(c.col) for c in clicks if c.positive)]
     box = Box(min(down), max(down), min(across), max(across))
-    return clamp(expand(box, zoom.expansion, zoom.min_crop), *mask.shape)
+    return clamp(expand(box, zoom.expansion, zoom.min_crop), *size)
 
 
 def expand(box: Box, ratio: float, min_side: int | None = None) -> Box:
@@ -241,15 +250,21 @@ def crop(x: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
         return F.interpolate(unit(window), size=size, mode="bilinear", align_corners=True)
     # F.interpolate would copy the whole window first. Interpolating by hand reads only the rows and columns it needs:
     # a twentieth of a 24-megapixel image.
-    (top, bottom, down), (left, right, across) = (
-        _neighbours(*sides) for sides in zip(window.shape[-2:], size, strict=True)
-    )
-    near = unit(window.index_select(2, torch.cat([top, bottom])).index_select(3, torch.cat([left, right])))
+    return resized(lambda rows, cols: unit(window.index_select(2, rows).index_select(3, cols)), box.size, size)
+
+
+def resized(pixels: Callable[[Tensor, Tensor], Tensor], window: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A window, bilinearly resized with aligned corners: (B, C, *size).
+
+    pixels: rows and columns of the window -> the pixels at their crossings, float32 (B, C, rows, columns).
+    """
+    (top, bottom, down), (left, right, across) = (neighbours(*sides) for sides in zip(window, size, strict=True))
+    near = pixels(torch.cat([top, bottom]), torch.cat([left, right]))
     rows = near[..., : size[1]].lerp(near[..., size[1] :], across)
     return rows[:, :, : size[0]].lerp(rows[:, :, size[0] :], down[:, None])
 
 
-def _neighbours(size: int, to: int) -> tuple[Tensor, Tensor, Tensor]:
+def neighbours(size: int, to: int) -> tuple[Tensor, Tensor, Tensor]:
     """Interpolation of ``size`` pixels at ``to`` positions: indices of the pixel before and after each position, and
     the weight in [0, 1] of the one after."""
     place = torch.arange(to, dtype=torch.float32) * ((size - 1) / max(1, to - 1))
@@ -295,15 +310,8 @@ def crop_clicks(clicks: Sequence[Click], box: Box, size: tuple[int, int]) -> lis
 
 
 def paste(probability: Tensor, box: Box, height: int, width: int) -> Tensor:
-    """(1, 1, H, W): a crop's probabilities resized into its box, 0 outside.
-
-    Written in place, so that on a CPU the cost depends on the box, not on the image.
-    """
-    if probability.device.type == "cpu":
-        # NumPy allocates zeros lazily, PyTorch does not.
-        whole = torch.from_numpy(np.zeros((1, 1, height, width), np.float32))
-    else:
-        whole = probability.new_zeros(1, 1, height, width)
+    """(1, 1, H, W): a crop's probabilities resized into its box, 0 outside."""
+    whole = probability.new_zeros(1, 1, height, width)
     inside = whole[:, :, box.top : box.bottom + 1, box.left : box.right + 1]
     torch.ops.aten.upsample_bilinear2d.out(probability, list(box.size), True, None, None, out=inside)
     return whole
