@@ -18,6 +18,7 @@ from hrseg_cli.engine import views
 from hrseg_cli.engine.views import Box
 
 SMALL = 128  # height + width up to which PyTorch resizes with another kernel, whose values differ in their last bits
+BAND = 2**15  # values of a band: fits into the processor's cache
 ROUNDING = 1e-6  # a resized value exceeds its neighbours by less
 
 
@@ -81,10 +82,10 @@ class Answer:
             row_in, col_in = _inside(down, own.size[0]), _inside(across, own.size[1])
             values = resized.at(down[row_in], across[col_in])
             if row_in.all() and col_in.all():
-                return values[None, None]
+                return values[..., None]
             found = torch.zeros(len(rows), len(cols))
             found[row_in.nonzero(), col_in.nonzero().T] = values
-            return found[None, None]
+            return found[..., None]
 
         return views.resized(pixels, box.size, size)
 
@@ -118,14 +119,25 @@ class _Resized:
         return wide.index_select(0, below - first).mul_(down).addcmul_(wide.index_select(0, above - first), 1 - down)
 
     def bands(self, rows: slice, cols: slice) -> Iterator[tuple[slice, np.ndarray]]:
-        """The values of a rectangle in bands of rows that lie between the same two rows of the map, each valid until
-        the next."""
-        wide, bands = self._wide(self.x, torch.arange(cols.start, cols.stop)), _cells(self.above, rows)
-        buffer = torch.empty(max((band.stop - band.start for band in bands), default=0), wide.shape[1])
-        for band in bands:
-            above, below, down = int(self.above[band.start]), int(self.below[band.start]), self.down[band, None]
-            values = torch.mul(wide[below], down, out=buffer[: band.stop - band.start])
-            yield band, values.addcmul_(wide[above], 1 - down).numpy()
+        """The values of a rectangle in bands of rows, each valid until the next."""
+        wide, down = self._wide(self.x, torch.arange(cols.start, cols.stop)), self.down[:, None]
+        up, width = 1 - down, max(1, wide.shape[1])
+        above, below = self.above.tolist(), self.below.tolist()
+        buffer, place = torch.empty(0), rows.start
+        for cell in _cells(self.above, rows):
+            if (cell.stop - place) * width < BAND and cell.stop < rows.stop:
+                continue
+            band, place = slice(place, cell.stop), cell.stop
+            if len(buffer) < band.stop - band.start:
+                buffer = torch.empty(band.stop - band.start, wide.shape[1])
+            values = buffer[: band.stop - band.start]
+            if band == cell:  # all between the same two rows
+                torch.mul(wide[below[band.start]], down[band], out=values)
+                values.addcmul_(wide[above[band.start]], up[band])
+            else:
+                torch.mul(wide.index_select(0, self.below[band]), down[band], out=values)
+                values.addcmul_(wide.index_select(0, self.above[band]), up[band])
+            yield band, values.numpy()
 
     def reach(self, threshold: float) -> tuple[slice, slice]:
         """Ranges of rows and columns that contain all values above ``threshold``."""

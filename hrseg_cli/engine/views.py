@@ -244,24 +244,34 @@ def unit(image: Tensor) -> Tensor:
 
 
 def crop(x: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
-    """The box of ``x`` (float in [0, 1] or uint8), bilinearly resized with aligned corners: (B, C, *size) float32."""
+    """The box of ``x`` (1, C, H, W), float in [0, 1] or uint8, bilinearly resized with aligned corners: (1, C, *size)
+    float32."""
     window = x[:, :, box.top : box.bottom + 1, box.left : box.right + 1]
     if x.is_cuda:
         return F.interpolate(unit(window), size=size, mode="bilinear", align_corners=True)
     # F.interpolate would copy the whole window first. Interpolating by hand reads only the rows and columns it needs:
-    # a twentieth of a 24-megapixel image.
-    return resized(lambda rows, cols: unit(window.index_select(2, rows).index_select(3, cols)), box.size, size)
+    # a twentieth of a 24-megapixel image. NumPy copies the pixels of an image several times as fast as PyTorch.
+    array = window[0].permute(1, 2, 0).numpy()
+
+    def pixels(rows: Tensor, cols: Tensor) -> Tensor:
+        return unit(torch.from_numpy(array.take(rows.numpy(), 0).take(cols.numpy(), 1, mode="clip")))
+
+    return resized(pixels, box.size, size)
 
 
 def resized(pixels: Callable[[Tensor, Tensor], Tensor], window: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A window, bilinearly resized with aligned corners: (B, C, *size).
+    """A window, bilinearly resized with aligned corners: (1, C, *size).
 
-    pixels: rows and columns of the window -> the pixels at their crossings, float32 (B, C, rows, columns).
+    pixels: rows and columns of the window -> the pixels at their crossings, float32 (rows, columns, C).
     """
     (top, bottom, down), (left, right, across) = (neighbours(*sides) for sides in zip(window, size, strict=True))
     near = pixels(torch.cat([top, bottom]), torch.cat([left, right]))
-    rows = near[..., : size[1]].lerp(near[..., size[1] :], across)
-    return rows[:, :, : size[0]].lerp(rows[:, :, size[0] :], down[:, None])
+    channels = near.shape[2]
+    near, across = near.flatten(1), across.repeat_interleave(channels)
+    middle = size[1] * channels
+    rows = near[:, :middle].lerp(near[:, middle:], across)
+    found = rows[: size[0]].lerp(rows[size[0] :], down[:, None])
+    return found.view(1, *size, channels).permute(0, 3, 1, 2)
 
 
 def neighbours(size: int, to: int) -> tuple[Tensor, Tensor, Tensor]:
