@@ -39,7 +39,7 @@ class View:
 
     def __init__(self, image: Tensor) -> None:
         self.image = image
-        self.features: dict[bool, Features] = {}  # key: whether the image was mirrored
+        self.features: dict[bool, tuple[object, Features]] = {}  # key: whether the image was mirrored
 
 
 class Query(NamedTuple):
@@ -94,7 +94,8 @@ def infer(model: InteractiveModel, queries: Sequence[Query]) -> Tensor:
 
 
 def encode_views(model: InteractiveModel, views: Sequence[View], mirrored: bool = False) -> Features:
-    """Batched encoder features of views of one size. Views without cached features are encoded in one pass."""
+    """Batched encoder features of views of one size. Views without cached features of these weights are encoded in
+    one pass."""
 
     def encode(some: Sequence[View]) -> Features:
         images = [view.image.flip(3) if mirrored else view.image for view in some]
@@ -102,12 +103,19 @@ def encode_views(model: InteractiveModel, views: Sequence[View], mirrored: bool 
 
     if not model.has_encoder:
         return encode(views)
-    if new := list(dict.fromkeys(view for view in views if mirrored not in view.features)):
+    weights = _weights(model)
+    outdated = (view for view in views if view.features.get(mirrored, (None,))[0] != weights)
+    if new := list(dict.fromkeys(outdated)):
         features = encode(new)
         for number, view in enumerate(new):
-            view.features[mirrored] = tuple(part[number : number + 1] for part in features)
-    cached = [view.features[mirrored] for view in views]
+            view.features[mirrored] = weights, tuple(part[number : number + 1] for part in features)
+    cached = [view.features[mirrored][1] for view in views]
     return cached[0] if len(cached) == 1 else tuple(torch.cat(same) for same in zip(*cached, strict=True))
+
+
+def _weights(model: InteractiveModel) -> tuple[object, ...]:
+    """Changes when the model is another one, and when its weights are changed in place."""
+    return (model, *(weight._version for weight in model.parameters() if not weight.is_inference()))
 
 
 def points_tensor(*clicks: Sequence[Click], device: torch.device | str = "cpu") -> Tensor:
