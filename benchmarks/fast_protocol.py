@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from hrseg_cli.clicks.annotator import next_click
-from hrseg_cli.commands.options import open_datasets
 from hrseg_cli.data import procedural
+from hrseg_cli.data.datasets import open_datasets
 from hrseg_cli.data.samples import Ref
 from hrseg_cli.engine.runtimes import ModelChoice, open_model
 from hrseg_cli.engine.session import Session
@@ -64,7 +64,7 @@ def main() -> None:
     if options.dataset:
         refs: list[Ref] = []
         for dataset in options.dataset:
-            found = open_datasets([dataset], options.root, False, "auto", None).refs
+            found = open_datasets([dataset], root=options.root).refs
             count = min(options.limit or len(found), len(found))
             refs += [found[number * len(found) // count] for number in range(count)]
         table = clicks(options, protocols, refs)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from hrseg_cli.checkpoints.resolve import load_model
-from hrseg_cli.commands.options import open_datasets
+from hrseg_cli.data.datasets import open_datasets
 from hrseg_cli.engine.quantize import quantize
 from hrseg_cli.engine.runtimes import ModelChoice, open_model
 from hrseg_cli.engine.simulate import Plan, run
@@ -56,7 +56,7 @@ def main() -> None:
     int8 = options.out / "int8.onnx"
     if not int8.is_file():
         loaded, provenance = load_model(options.model)
-        refs = open_datasets(options.calibrate, options.root, False, "auto", None).refs
+        refs = open_datasets(options.calibrate, root=options.root).refs
         print(json.dumps(quantize(loaded, int8, provenance, refs, options.calibrate_count)["int8"]))
     ways = {
         "torch": (options.model, "torch", "fp32"),
@@ -78,7 +78,7 @@ def main() -> None:
     )
     refs = []
     for dataset in options.dataset:
-        found = open_datasets([dataset], options.root, False, "auto", None).refs
+        found = open_datasets([dataset], root=options.root).refs
         count = min(options.limit or len(found), len(found))
         refs += [found[number * len(found) // count] for number in range(count)]
     heads = [f"NoC@90, {LABELS[metric]} | vs torch" for metric in TARGETS]

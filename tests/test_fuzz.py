@@ -46,8 +46,9 @@ ODD: list[Any] = [
     "é\ud800", "x" * 5000, [], {}, [[]], [None], {"a": None}, "1", 0.5, [[[[[[[[1]]]]]]]],
 ]  # fmt: skip
 TOKENS = [
-    b"[" * 100, b"{", b"}", b'"', b"\\", b"\x00", b"\xff\xfe", b"NaN", b"1e999", b"9" * 40, b"9" * 5000, b"-", b",", b":",
-    b"\n", b"\r", b"&a [*a]", b"!!binary x", b"!!int y", b"<<: *a", b"../../escaped", b"\xed\xa0\x80", b"- - - - ", b"%",
+    b"[" * 100, b"{", b"}", b'"', b"\\", b"\x00", b"\xff\xfe", b"NaN", b"1e999", b"9" * 40, b"9" * 5000, b"-", b",",
+    b":", b"\n", b"\r", b"&a [*a]", b"!!binary x", b"!!int y", b"<<: *a", b"../../escaped", b"\xed\xa0\x80", b"- - - - ",
+    b"%",
 ]  # fmt: skip
 
 

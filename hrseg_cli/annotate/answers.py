@@ -60,7 +60,7 @@ class Answer(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes."""
-        return 4 * self.state.probability.numel() + (0 if self.pins is None else self.pins.size)
+        return 4 * self.state.answer.patch.numel() + (0 if self.pins is None else self.pins.size)
 
 
 def first_pins(one: Object, first: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:
@@ -110,7 +110,7 @@ def after(session: Session, answer: Answer, action: Action, size: tuple[int, int
             within = torch.zeros_like(before.probability, dtype=torch.bool)
             within[(..., *near_box(action.box, size))] = True
             kept = torch.where(within, session.state.probability, before.probability)
-            session.state = replace(session.state, probability=kept)
+            session.state = session.state.with_probability(kept)
     seconds = round(time.perf_counter() - started, 4)
     if pins is not None:
         session.paint(pins == 1, True)

@@ -237,7 +237,7 @@ class Desk:
         one.start = self.folder.keep(one.key, self.folder.masks / source.file)
 
     def _mask(self, one: Object, answer: Answer) -> np.ndarray:
-        return np.asarray(answer.state.probability[0, 0].cpu().numpy() > one.threshold)
+        return answer.state.answer.above(one.threshold)
 
     def _others(self, number: int, picture: Picture, one: Object, size: tuple[int, int]) -> np.ndarray:
         """bool (H, W): the pixels of the image's other objects."""

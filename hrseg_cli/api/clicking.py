@@ -144,7 +144,7 @@ class Session:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the image."""
-        height, width = self._session.state.probability.shape[-2:]
+        height, width = self._session.state.answer.size
         return int(height), int(width)
 
     @property

@@ -26,6 +26,7 @@ from hrseg_cli.checkpoints.provenance import weights_hash
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.limits import WEIGHTS
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.parts.meta import shapes_only
 from hrseg_cli.parsing import hrseg_metadata, read_bytes, safetensors_header
 from hrseg_cli.writing import write_atomically
 
@@ -89,7 +90,7 @@ def attached(
         )
     try:
         with _quiet():
-            with torch.device("meta"):  # shapes only: an untrusted file may specify any rank or width
+            with shapes_only():  # an untrusted file may specify any rank or width
                 load_adapter_state(attach(_shapes_of(model), adapter.name, adapter.options), adapter.tensors)
             model = attach(model, adapter.name, adapter.options)
         load_adapter_state(model, adapter.tensors)

@@ -26,6 +26,7 @@ from hrseg_cli import catalog
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.limits import WEIGHTS
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.parts.meta import shapes_only
 from hrseg_cli.parsing import hrseg_metadata, read_bytes, reason, safetensors_header
 from hrseg_cli.writing import write_atomically
 
@@ -43,7 +44,7 @@ def read_checkpoint(path: Path) -> tuple[InteractiveModel, dict[str, Any]]:
     except HrsegError as error:
         raise HrsegError(f"{path}: {error}") from None
     try:
-        with torch.device("meta"):  # shapes only: an untrusted file may specify any width
+        with shapes_only():  # an untrusted file may specify any width
             shapes = catalog.resolve("model", name)(**options).state_dict()
     except Exception as error:  # arbitrary options can raise nearly anything
         reason = " ".join(str(error).split())[:200]

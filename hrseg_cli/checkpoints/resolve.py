@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hrseg_cli import catalog
 from hrseg_cli.checkpoints.adapters import AdapterFile, attached, read_adapter
 from hrseg_cli.checkpoints.formats import read_checkpoint, sniff
 from hrseg_cli.checkpoints.provenance import weights_hash
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.parts.meta import shapes_only
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # shipped with hrseg
 
@@ -64,7 +63,7 @@ def _weightless(name: str) -> InteractiveModel | None:
     """The model of this name if it works without weights, otherwise None."""
     build = catalog.resolve("model", name)
     try:
-        with torch.device("meta"):
+        with shapes_only():
             found: bool = build().weightless
     except (TypeError, ValueError):  # it requires a size, so it has weights
         return None

@@ -57,11 +57,11 @@ def write_mask(
     for kind in formats:
         path = below(folder, f"{name}{ENDINGS[kind]}", source)
         if kind == "png":
-            save_png(path, mask.astype(np.uint8) * 255)
+            save_png(path, mask.view(np.uint8) * np.uint8(255))
         elif kind == "soft":
             save_png(path, soft_values(probability))
         elif kind == "cutout":
-            save_png(path, np.dstack([image * mask[:, :, None], mask.astype(np.uint8) * 255]))
+            save_png(path, np.dstack([image * mask[:, :, None], mask.view(np.uint8) * np.uint8(255)]))
         else:
             shape = run_lengths(mask) if kind == "rle" else polygons(mask, tolerance)
             write_atomically(path, json.dumps(coco_file(mask, shape, source, category), ensure_ascii=False) + "\n")

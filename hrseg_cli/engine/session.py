@@ -11,29 +11,39 @@ import torch
 from torch import Tensor
 
 from hrseg_cli.engine import views
+from hrseg_cli.engine.answers import Answer, blank
 from hrseg_cli.engine.refining import Refiner, open_refiner
 from hrseg_cli.engine.views import Query, View, ViewCache
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Box, Click
 from hrseg_cli.models.base import InteractiveModel
-from hrseg_cli.recipe import Protocol
+from hrseg_cli.recipe import Protocol, ZoomIn
 
 
 @dataclass(frozen=True)
 class SessionState:
     """Everything that the next click depends on.
 
-    probability: (1, 1, H, W) float32 in [0, 1]. box: the current crop, None for the whole image.
+    answer: the object's probabilities. box: the current crop, None for the whole image.
     stale: how often a prediction for the whole image was pasted into an outdated crop (a quirk of RITM's zoom-in that
         ``keep_stale_roi`` reproduces).
     drawn: the box around the object that the network is given, None if there is none.
     """
 
-    probability: Tensor
+    answer: Answer
     clicks: tuple[Click, ...] = ()
     box: Box | None = None
     stale: int = 0
     drawn: Box | None = None
+
+    @property
+    def probability(self) -> Tensor:
+        """(1, 1, H, W) float32 in [0, 1], resized at each access."""
+        return self.answer.whole
+
+    def with_probability(self, probability: Tensor) -> SessionState:
+        """The same with other probabilities, (1, 1, H, W) float32 in [0, 1]."""
+        return replace(self, answer=Answer(probability, None, self.answer.size))
 
 
 def step(
@@ -68,17 +78,15 @@ def click_queries(
     """
     clicks = (*state.clicks, click)
     if around is not None and protocol.zoom:
-        guide = torch.zeros_like(state.probability)
-        guide[..., around.top : around.bottom + 1, around.left : around.right + 1] = 1
-        return (yield from _query_view(enlarge, cache, state, guide, clicks, protocol))
-    after = yield from _query_view(enlarge, cache, state, state.probability, clicks, protocol)
+        return (yield from _query_view(enlarge, cache, state, around, clicks, protocol))
+    after = yield from _query_view(enlarge, cache, state, state.answer, clicks, protocol)
     zoom = protocol.zoom
     if zoom and zoom.skip_clicks <= 0 and after.box is None and state.drawn is None:
         # The protocol zooms in from the first click, but there was no mask yet to crop around. If the predicted object
         # fills little of the image, repeat the click on a crop, with the same previous mask.
-        found = views.object_box(_above(after.probability, zoom.mask_threshold), (), zoom)
-        if found and views.box_iou(found, _whole(cache.image)) < 0.5:
-            after = yield from _query_view(enlarge, cache, state, after.probability, clicks, protocol)
+        wanted = _wanted(after.answer, (), zoom, after.answer.size)
+        if wanted and views.box_iou(wanted, _whole(cache.image)) < 0.5:
+            after = yield from _query_view(enlarge, cache, state, after.answer, clicks, protocol)
     return after
 
 
@@ -90,35 +98,35 @@ def box_queries(
     A protocol with zoom-in crops around the box and the positive clicks, whatever the mask so far. A second box
     replaces the first. box: inside the image. Other arguments as for :func:`click_queries`.
     """
-    nothing = state.probability.new_zeros(1, 1, 1, 1).expand_as(state.probability)
     drawn = replace(state, drawn=box)
-    return (yield from _query_view(enlarge, cache, drawn, nothing, state.clicks, protocol))
+    return (yield from _query_view(enlarge, cache, drawn, None, state.clicks, protocol))
 
 
 def _query_view(
     enlarge: int,
     cache: ViewCache,
     state: SessionState,
-    guide: Tensor,
+    guide: Answer | Box | None,
     clicks: tuple[Click, ...],
     protocol: Protocol,
 ) -> Generator[Query, Tensor, SessionState]:
-    """One prediction, on the whole image or on a crop around the mask ``guide`` (1, 1, H, W)."""
+    """One prediction, on the whole image or on a crop around the object of ``guide``, if any."""
     height, width = cache.image.shape[-2:]
-    zoom, previous, box, drawn = protocol.zoom, state.probability, state.box, state.drawn
+    zoom, box, drawn = protocol.zoom, state.box, state.drawn
     wanted = None
     if zoom and (drawn or len(clicks) > zoom.skip_clicks):
-        wanted = views.object_box(_above(guide, zoom.mask_threshold), clicks, zoom, drawn)
+        wanted = _wanted(guide, clicks, zoom, (height, width), drawn)
         if wanted is None and zoom.skip_clicks < 0:
             wanted = _whole(cache.image)
     if wanted is None:
-        probability = yield from _sigmoid(cache.view(None, (height, width)), previous, clicks, protocol, drawn)
+        view = cache.view(None, (height, width))
+        probability = yield from _sigmoid(view, state.probability, clicks, protocol, drawn)
         stale = box is not None and protocol.keep_stale_roi
         if not stale:
-            return replace(state, probability=probability, clicks=clicks, box=None)
+            return replace(state, answer=Answer(probability, None, (height, width)), clicks=clicks, box=None)
         assert box is not None
-        pasted = views.paste(probability, box, height, width)
-        return replace(state, probability=pasted, clicks=clicks, stale=state.stale + 1)
+        pasted = Answer(probability, box, (height, width))
+        return replace(state, answer=pasted, clicks=clicks, stale=state.stale + 1)
     assert zoom is not None
     if (
         box is None
@@ -128,7 +136,7 @@ def _query_view(
     ):
         box = wanted
     size = views.crop_size(box, views.enlarged(zoom.target, enlarge))
-    cropped = views.crop(previous, box, size)
+    cropped = state.answer.crop(box, size)
     inside = views.crop_clicks(clicks, box, size)
     multiple = zoom.pad and zoom.pad * enlarge
     if multiple:
@@ -138,7 +146,7 @@ def _query_view(
     prompt = drawn and views.crop_box(drawn, box, size)
     probability = yield from _sigmoid(cache.view(box, size, multiple), cropped, inside, protocol, prompt)
     probability = probability[..., : size[0], : size[1]]
-    return replace(state, probability=views.paste(probability, box, height, width), clicks=clicks, box=box)
+    return replace(state, answer=Answer(probability, box, (height, width)), clicks=clicks, box=box)
 
 
 def _sigmoid(
@@ -148,10 +156,13 @@ def _sigmoid(
     return torch.sigmoid((yield from views.crop_queries(view, previous, shown, protocol, drawn)))
 
 
-def _above(probability: Tensor, threshold: float) -> Tensor:
-    if probability.device.type == "cpu":  # NumPy compares twice as fast as PyTorch
-        return torch.from_numpy(probability[0, 0].numpy() > np.float32(threshold))
-    return probability[0, 0] > threshold
+def _wanted(
+    guide: Answer | Box | None, clicks: Sequence[Click], zoom: ZoomIn, size: tuple[int, int], drawn: Box | None = None
+) -> Box | None:
+    """The crop around an object, the clicks and the drawn box; None if there is neither object nor box."""
+    found = guide.extent(zoom.mask_threshold) if isinstance(guide, Answer) else guide and views.clamp(guide, *size)
+    parts = [one for one in (found, drawn) if one]
+    return views.object_box(views.around(parts), clicks, zoom, size) if parts else None
 
 
 def _whole(image: Tensor) -> Box:
@@ -162,9 +173,8 @@ class Session:
     """An image, a model, and the clicks and box so far.
 
     image: uint8 (H, W, 3) RGB. initial: optional mask to start from, float (H, W) in [0, 1]. undo: maximum number of
-    undo steps (each stores a probability map). The protocol's refiner runs after every click, or only in
-    :meth:`refine` and :meth:`final_queries`, as the protocol says. Raises HrsegError for an image or a mask of another
-    shape or type.
+    undo steps. The protocol's refiner runs after every click, or only in :meth:`refine` and :meth:`final_queries`, as
+    the protocol says. Raises HrsegError for an image or a mask of another shape or type.
     """
 
     def __init__(
@@ -191,11 +201,12 @@ class Session:
 
     def begin(self, initial: np.ndarray | None = None) -> None:
         """Start a new object on the same image, without clicks, optionally from an initial mask."""
-        size = tuple(self._cache.image.shape[-2:])
+        size = (self._cache.image.shape[-2], self._cache.image.shape[-1])
         if initial is None:
-            start = torch.zeros(1, 1, *size, device=self._cache.image.device)
+            start = blank(size, self._cache.image.device)
         elif initial.shape == size:
-            start = torch.from_numpy(initial.astype(np.float32))[None, None].to(self._cache.image.device).clamp(0, 1)
+            whole = torch.from_numpy(initial.astype(np.float32))[None, None].to(self._cache.image.device).clamp(0, 1)
+            start = Answer(whole, None, size)
         else:
             raise HrsegError(f"the initial mask has shape {initial.shape}, the image {size}; they must be equal")
         self.state = SessionState(start)
@@ -259,16 +270,20 @@ class Session:
     def final_queries(self) -> Generator[Query, Tensor, np.ndarray]:
         """The mask if the last click was the last one: refined, if the protocol refines last. The state, from which
         the next click continues, is not refined."""
-        if not (self._refiner and self._refiner.settings.when == "last" and self.state.clicks):
+        if not (self._refiner and self._refiner.settings.when == "last" and self._prompted):
             return self.mask
         after = yield from self._refined(self._refiner, self.state)
-        return np.asarray(_above(after.probability, self.protocol.threshold).cpu().numpy())
+        return after.answer.above(self.protocol.threshold)
 
     def finish(self) -> np.ndarray:
         """Call it after the last click: refines the mask if the protocol refines last. Returns the mask."""
-        if self._refiner and self._refiner.settings.when == "last" and self.state.clicks:
+        if self._refiner and self._refiner.settings.when == "last" and self._prompted:
             return self.refine()
         return self.mask
+
+    @property
+    def _prompted(self) -> bool:
+        return bool(self.state.clicks or self.state.drawn)
 
     def _answer(self, queries: Generator[Query, Tensor, SessionState]) -> Generator[Query, Tensor, SessionState]:
         """The state after a prompt, refined if the protocol refines each answer."""
@@ -281,14 +296,14 @@ class Session:
         device = state.probability.device
         before = np.asarray(state.probability[0, 0].cpu().numpy())
         after = yield from refiner.queries(self._image, before, state.clicks, device)
-        return replace(state, probability=torch.from_numpy(after)[None, None].to(device))
+        return state.with_probability(torch.from_numpy(after)[None, None].to(device))
 
     def paint(self, where: np.ndarray, positive: bool) -> np.ndarray:
         """Set the pixels of a bool mask (H, W) to object or background and return the new mask. Later clicks may change
         them again."""
-        painted = torch.from_numpy(where).to(self.state.probability.device)[None, None]
-        after = self.state.probability.masked_fill(painted, float(positive))
-        self._advance(replace(self.state, probability=after))
+        before = self.state.probability
+        after = before.masked_fill(torch.from_numpy(where).to(before.device)[None, None], float(positive))
+        self._advance(self.state.with_probability(after))
         return self.mask
 
     def _advance(self, after: SessionState) -> None:
@@ -320,4 +335,4 @@ class Session:
     @property
     def mask(self) -> np.ndarray:
         """bool (H, W): probability above the protocol's threshold."""
-        return np.asarray(_above(self.state.probability, self.protocol.threshold).cpu().numpy())
+        return self.state.answer.above(self.protocol.threshold)

@@ -6,7 +6,7 @@ previous masks probabilities in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -26,7 +26,7 @@ class View:
 
     def __init__(self, image: Tensor) -> None:
         self.image = image
-        self.features: dict[bool, Features] = {}  # key: whether the image was mirrored
+        self.features: dict[bool, tuple[object, Features]] = {}  # key: whether the image was mirrored
 
 
 class Query(NamedTuple):
@@ -89,7 +89,8 @@ def infer(model: InteractiveModel, queries: Sequence[Query]) -> Tensor:
 
 
 def encode_views(model: InteractiveModel, views: Sequence[View], mirrored: bool = False) -> Features:
-    """Batched encoder features of views of one size. Views without cached features are encoded in one pass."""
+    """Batched encoder features of views of one size. Views without cached features of these weights are encoded in
+    one pass."""
 
     def encode(some: Sequence[View]) -> Features:
         images = [view.image.flip(3) if mirrored else view.image for view in some]
@@ -97,12 +98,19 @@ def encode_views(model: InteractiveModel, views: Sequence[View], mirrored: bool 
 
     if not model.has_encoder:
         return encode(views)
-    if new := list(dict.fromkeys(view for view in views if mirrored not in view.features)):
+    weights = _weights(model)
+    outdated = (view for view in views if view.features.get(mirrored, (None,))[0] != weights)
+    if new := list(dict.fromkeys(outdated)):
         features = encode(new)
         for number, view in enumerate(new):
-            view.features[mirrored] = tuple(part[number : number + 1] for part in features)
-    cached = [view.features[mirrored] for view in views]
+            view.features[mirrored] = weights, tuple(part[number : number + 1] for part in features)
+    cached = [view.features[mirrored][1] for view in views]
     return cached[0] if len(cached) == 1 else tuple(torch.cat(same) for same in zip(*cached, strict=True))
+
+
+def _weights(model: InteractiveModel) -> tuple[object, ...]:
+    """Changes when the model is another one, and when its weights are changed in place."""
+    return (model, *(weight._version for weight in model.parameters() if not weight.is_inference()))
 
 
 def points_tensor(*clicks: Sequence[Click], device: torch.device | str = "cpu") -> Tensor:
@@ -170,9 +178,15 @@ def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
 # Zoom-in
 
 
-def object_box(mask: Tensor, clicks: Sequence[Click], zoom: ZoomIn, drawn: Box | None = None) -> Box | None:
-    """The crop for a bool mask (H, W), the positive clicks and a box drawn around the object: their bounding box,
-    expanded and clamped to the image. None for an empty mask without a drawn box."""
+def above(probability: Tensor, threshold: float) -> Tensor:
+    """Bool (H, W): pixels of a map (1, 1, H, W) above ``threshold``."""
+    if probability.device.type == "cpu":  # NumPy compares twice as fast as PyTorch
+        return torch.from_numpy(probability[0, 0].numpy() > np.float32(threshold))
+    return probability[0, 0] > threshold
+
+
+def mask_box(mask: Tensor) -> Box | None:
+    """The bounding box of a bool mask (H, W); None if it is empty."""
     if mask.is_cuda:  # copy two vectors to the CPU, not the mask
         occupied = torch.cat([mask.any(1), mask.any(0)]).cpu().numpy()
         rows, cols = np.flatnonzero(occupied[: mask.shape[0]]), np.flatnonzero(occupied[mask.shape[0] :])
@@ -180,15 +194,21 @@ def object_box(mask: Tensor, clicks: Sequence[Click], zoom: ZoomIn, drawn: Box |
         pixels = mask.numpy()
         rows = np.flatnonzero(pixels.any(axis=1))
         cols = np.flatnonzero(pixels[rows[0] : rows[-1] + 1].any(axis=0)) if rows.size else rows
-    if rows.size == 0 and drawn is None:
-        return None
-    down = [*map(int, rows[[0, -1]] if rows.size else ()), *(int(c.row) for c in clicks if c.positive)]
-    across = [*map(int, cols[[0, -1]] if cols.size else ()), *(int(c.col) for c in clicks if c.positive)]
-    if drawn is not None:
-        down += [drawn.top, drawn.bottom]
-        across += [drawn.left, drawn.right]
+    return Box(int(rows[0]), int(rows[-1]), int(cols[0]), int(cols[-1])) if rows.size else None
+
+
+def around(boxes: Sequence[Box]) -> Box:
+    """The smallest box that contains all of at least one."""
+    tops, bottoms, lefts, rights = zip(*boxes, strict=True)
+    return Box(min(tops), max(bottoms), min(lefts), max(rights))
+
+
+def object_box(found: Box, clicks: Sequence[Click], zoom: ZoomIn, size: tuple[int, int]) -> Box:
+    """The crop for an object's bounding box and the positive clicks: expanded and clamped to the image's ``size``."""
+    down = [found.top, found.bottom, *(int(c.row) for c in clicks if c.positive)]
+    across = [found.left, found.right, *(int(c.col) for c in clicks if c.positive)]
     box = Box(min(down), max(down), min(across), max(across))
-    return clamp(expand(box, zoom.expansion, zoom.min_crop), *mask.shape)
+    return clamp(expand(box, zoom.expansion, zoom.min_crop), *size)
 
 
 def expand(box: Box, ratio: float, min_side: int | None = None) -> Box:
@@ -241,21 +261,37 @@ def unit(image: Tensor) -> Tensor:
 
 
 def crop(x: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
-    """The box of ``x`` (float in [0, 1] or uint8), bilinearly resized with aligned corners: (B, C, *size) float32."""
+    """The box of ``x`` (1, C, H, W), float in [0, 1] or uint8, bilinearly resized with aligned corners: (1, C, *size)
+    float32."""
     window = x[:, :, box.top : box.bottom + 1, box.left : box.right + 1]
     if x.is_cuda:
         return F.interpolate(unit(window), size=size, mode="bilinear", align_corners=True)
     # F.interpolate would copy the whole window first. Interpolating by hand reads only the rows and columns it needs:
-    # a twentieth of a 24-megapixel image.
-    (top, bottom, down), (left, right, across) = (
-        _neighbours(*sides) for sides in zip(window.shape[-2:], size, strict=True)
-    )
-    near = unit(window.index_select(2, torch.cat([top, bottom])).index_select(3, torch.cat([left, right])))
-    rows = near[..., : size[1]].lerp(near[..., size[1] :], across)
-    return rows[:, :, : size[0]].lerp(rows[:, :, size[0] :], down[:, None])
+    # a twentieth of a 24-megapixel image. NumPy copies the pixels of an image several times as fast as PyTorch.
+    array = window[0].permute(1, 2, 0).numpy()
+
+    def pixels(rows: Tensor, cols: Tensor) -> Tensor:
+        return unit(torch.from_numpy(array.take(rows.numpy(), 0).take(cols.numpy(), 1, mode="clip")))
+
+    return resized(pixels, box.size, size)
 
 
-def _neighbours(size: int, to: int) -> tuple[Tensor, Tensor, Tensor]:
+def resized(pixels: Callable[[Tensor, Tensor], Tensor], window: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A window, bilinearly resized with aligned corners: (1, C, *size).
+
+    pixels: rows and columns of the window -> the pixels at their crossings, float32 (rows, columns, C).
+    """
+    (top, bottom, down), (left, right, across) = (neighbours(*sides) for sides in zip(window, size, strict=True))
+    near = pixels(torch.cat([top, bottom]), torch.cat([left, right]))
+    channels = near.shape[2]
+    near, across = near.flatten(1), across.repeat_interleave(channels)
+    middle = size[1] * channels
+    rows = near[:, :middle].lerp(near[:, middle:], across)
+    found = rows[: size[0]].lerp(rows[size[0] :], down[:, None])
+    return found.view(1, *size, channels).permute(0, 3, 1, 2)
+
+
+def neighbours(size: int, to: int) -> tuple[Tensor, Tensor, Tensor]:
     """Interpolation of ``size`` pixels at ``to`` positions: indices of the pixel before and after each position, and
     the weight in [0, 1] of the one after."""
     place = torch.arange(to, dtype=torch.float32) * ((size - 1) / max(1, to - 1))
@@ -312,15 +348,8 @@ def crop_box(drawn: Box, box: Box, size: tuple[int, int]) -> Box:
 
 
 def paste(probability: Tensor, box: Box, height: int, width: int) -> Tensor:
-    """(1, 1, H, W): a crop's probabilities resized into its box, 0 outside.
-
-    Written in place, so that on a CPU the cost depends on the box, not on the image.
-    """
-    if probability.device.type == "cpu":
-        # NumPy allocates zeros lazily, PyTorch does not.
-        whole = torch.from_numpy(np.zeros((1, 1, height, width), np.float32))
-    else:
-        whole = probability.new_zeros(1, 1, height, width)
+    """(1, 1, H, W): a crop's probabilities resized into its box, 0 outside."""
+    whole = probability.new_zeros(1, 1, height, width)
     inside = whole[:, :, box.top : box.bottom + 1, box.left : box.right + 1]
     torch.ops.aten.upsample_bilinear2d.out(probability, list(box.size), True, None, None, out=inside)
     return whole

@@ -293,3 +293,30 @@ def test_what_is_kept_of_a_picture_changes_no_answer() -> None:
         session.click(click)
         state = step(Counting(), pixels, state, click, protocol)
         assert torch.equal(session.state.probability, state.probability)
+
+
+def test_what_is_kept_is_dropped_when_the_weights_or_the_model_change() -> None:
+    """A crop that stays is encoded again after a step of training and for another model; otherwise only once."""
+    image, _ = case(0)
+    session = Session(Counting(), image, load_protocol("fast"))
+    weight = session.model.weight = torch.nn.Parameter(torch.ones(1))
+    passes = []
+
+    def train() -> None:
+        with torch.no_grad():
+            weight.mul_(2)
+
+    for change in (
+        lambda: None,
+        lambda: None,
+        train,
+        lambda: None,
+        lambda: setattr(session, "model", Counting()),
+    ):
+        change()
+        session.begin()
+        session.click(Click(100, 160, True))
+        passes.append(len(session.model.encoded))  # type: ignore[arg-type]
+    first, again, changed, kept, other = passes
+    assert first == again < changed == kept
+    assert other == first

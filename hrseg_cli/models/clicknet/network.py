@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.models.clicknet.backbone import EfficientNetLite, Pointwise, normalised
-from hrseg_cli.models.parts.click_maps import disk_maps, valid_slots
+from hrseg_cli.models.parts.click_maps import disk_maps, is_exporting, valid_slots
 
 STRIDE = 32  # inputs are padded to multiples of it
 MOST_CHANNELS, MOST_BLOCKS = 1024, 32
@@ -85,8 +85,8 @@ class ClickAttention(nn.Module):
         self.query = Pointwise(channels, width)
         self.key = nn.Linear(channels, width)
         self.value = nn.Linear(channels, width)
-        self.kind_key = nn.Parameter(torch.randn(self.KINDS, width) * 0.02)
-        self.kind_value = nn.Parameter(torch.randn(self.KINDS, width) * 0.02)
+        self.kind_key = nn.Parameter(torch.empty(self.KINDS, width).normal_(std=0.02))
+        self.kind_value = nn.Parameter(torch.empty(self.KINDS, width).normal_(std=0.02))
         self.out = _zeroed(Pointwise(width + heads * 4, channels))
 
     def forward(self, x: Tensor, points: Tensor, previous: Tensor, stride: int) -> Tensor:
@@ -310,7 +310,7 @@ def pad_to_stride(x: Tensor) -> Tensor:
     """``x`` padded to multiples of :data:`STRIDE` by repeating its last row and column."""
     height, width = x.shape[-2:]
     right, bottom = -width % STRIDE, -height % STRIDE
-    if not (right or bottom or torch.onnx.is_in_onnx_export()):  # the graph must pad sizes other than the traced one
+    if not (right or bottom or is_exporting()):  # the graph must pad sizes other than the traced one
         return x
     return F.pad(x, (0, right, 0, bottom), mode="replicate")
 
