@@ -11,7 +11,7 @@ SEEDS ?=
 TABLES_DATA = $(if $(DATA),$(DATA),paper)
 
 DEMO_ARGS = --dataset "$(or $(DATA),samples)" --metric iou --protocol fast --max-clicks 10 --keep-masks
-DEMO_RUN = "$(basename $(notdir $(MODEL)))=$(OUT)/model"
+DEMO_NAME = $(basename $(notdir $(MODEL)))
 
 # Numerical libraries would start one thread per core in each test process.
 test: export OMP_NUM_THREADS ?= 1
@@ -23,12 +23,12 @@ help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: ## count the clicks of MODEL and a graph cut on four photographs, or on DATA=folder (images/ + masks/); OUT=
-	./run hrseg evaluate --model "$(MODEL)" $(DEMO_ARGS) --out "$(OUT)/model"
+	./run hrseg evaluate --model "$(MODEL)" $(DEMO_ARGS) --out "$(OUT)/$(DEMO_NAME)"
 	./run hrseg evaluate --model grabcut $(DEMO_ARGS) --out "$(OUT)/grabcut"
-	./run hrseg report $(DEMO_RUN) "graph cut=$(OUT)/grabcut" --measure NoC@80 --measure NoC@90 --measure NoF@90 --measure mean@3 \
+	./run hrseg report "$(OUT)/$(DEMO_NAME)" "graph cut=$(OUT)/grabcut" --measure NoC@80 --measure NoC@90 --measure NoF@90 --measure mean@3 \
 		--plot "$(OUT)/curves.png"
-	@./run hrseg report $(DEMO_RUN) --pictures "$(OUT)/pictures.png" --out "$(OUT)/table.md"
-	@./run python docs/demo_result.py "$(OUT)"
+	@./run hrseg report "$(OUT)/$(DEMO_NAME)" --pictures "$(OUT)/pictures.png" --out "$(OUT)/table.md"
+	@./run python docs/demo_result.py "$(OUT)" "$(DEMO_NAME)"
 
 tables: OUT = runs/tables/$(basename $(notdir $(TABLES_DATA)))
 tables: ## reproduce tables 3 and 4 of the adapter paper; DATA=paper or photos, ROWS="base t3_lora", SEEDS="0 1", OUT=

@@ -1,6 +1,6 @@
 """The last lines of `make demo`: what its two runs found, and where the pictures are.
 
-python docs/demo_result.py runs/demo
+python docs/demo_result.py runs/demo clicknet_m
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]).resolve()
-    found = [numbers(folder / name) for name in ("model", "grabcut")]
+    folder, model = Path(sys.argv[1]).resolve(), sys.argv[2]
+    found = [numbers(folder / name) for name in (model, "grabcut")]
     print(f"\nOn average over {found[0]['n']:.0f} objects, 90 % IoU takes")
-    for name, one in zip(("the network", "a graph cut"), found, strict=True):
+    for name, one in zip((model, "a graph cut"), found, strict=True):
         failed = round(one["NoF@90"] * one["n"])
         more = f" ({failed} not reached in 10)" if failed else ""
         print(f"  {name:<11} {one['NoC@90']:4.1f} clicks{more}")

@@ -126,9 +126,9 @@ def _on_terminal() -> bool:
 
 def _shown(record: dict[str, Any]) -> dict[str, str]:
     """The numbers for a terminal: NoC at three scores, and the share of objects that never reach 90 %."""
-    names = [key for key in ("dataset", "metric", "n", "shard") if key in record]
-    shown = {key: str(record[key]) for key in names}
-    shown |= {key: f"{record[key]:.2f}" for key in ("NoC@80", "NoC@85", "NoC@90")}
+    keys: list[str] = ["dataset", "metric", "n", *(["shard"] if "shard" in record else [])]
+    shown = {key: str(record[key]) for key in keys}
+    shown |= {f"NoC@{score}": f"{record[f'NoC@{score}']:.2f}" for score in (80, 85, 90)}
     return {**shown, "NoF@90": f"{100 * record['NoF@90']:.0f} %"}
 
 

@@ -31,12 +31,12 @@ def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_seven_objects_fit_their_photographs(photographs: Path) -> None:
     refs = open_dataset("samples")
     assert [ref.id for ref in refs] == [
-        *("astronaut_patch", "astronaut_person", "chelsea_eye", "chelsea_nose", "coffee_cup", "coffee_spoon", "rocket"),
+        *("astronaut_patch", "astronaut_person", "chelsea_cat", "chelsea_eye", "coffee_cup", "coffee_spoon", "rocket"),
     ]
     for ref in refs:
         truth = load(ref).truth  # raises if the sizes differ
-        assert 900 < (truth == 1).sum() < 0.5 * truth.size, ref.id
-        assert (truth == -1).sum() < 0.05 * (truth == 1).sum(), ref.id
+        assert 2000 < (truth == 1).sum() < 0.8 * truth.size, ref.id
+        assert (truth == -1).sum() < 0.06 * (truth == 1).sum(), ref.id
     assert [ref.dataset for ref in open_dataset("mine=samples:held=0.5")][:1] == ["mine"]
 
 
