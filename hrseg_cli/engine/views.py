@@ -65,7 +65,9 @@ def infer(model: InteractiveModel, queries: Sequence[Query]) -> Tensor:
     boxes = [query.box for query in queries]
     width = previous.shape[-1]
 
-    def decode(features: Features, previous: Tensor, clicks: list[Sequence[Click]], boxes: list[Box | None]) -> Tensor:
+    def decode(
+        features: Features, previous: Tensor, clicks: Sequence[Sequence[Click]], boxes: Sequence[Box | None]
+    ) -> Tensor:
         prompt = [points_tensor(*clicks, device=previous.device)]
         if any(boxes):
             prompt.append(boxes_tensor(boxes, previous.device))
