@@ -241,7 +241,7 @@ class Desk:
             one.done += 1
         one.model = self.digest
         state = self._state(number, size, one)
-        return np.asarray(state.probability[0, 0].cpu().numpy() > one.threshold)
+        return state.answer.above(one.threshold)
 
     def _state(self, number: int, size: tuple[int, int], one: Object) -> SessionState:
         """The state after all actions that are not undone: cached, or recomputed from the longest cached prefix."""
