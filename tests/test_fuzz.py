@@ -47,8 +47,8 @@ ODD: list[Any] = [
 ]  # fmt: skip
 TOKENS = [
     b"[" * 100, b"{", b"}", b'"', b"\\", b"\x00", b"\xff\xfe", b"NaN", b"1e999", b"9" * 40, b"9" * 5000, b"-", b",",
-    b":", b"\n", b"\r", b"&a [*a]", b"!!binary x", b"!!int y", b"<<: *a", b"../../escaped", b"\xed\xa0\x80", b"- - - - ",
-    b"%",
+    b":", b"\n", b"\r", b"&a [*a]", b"!!binary x", b"!!int y", b"<<: *a", b"../../escaped", b"\xed\xa0\x80",
+    b"- - - - ", b"%",
 ]  # fmt: skip
 
 

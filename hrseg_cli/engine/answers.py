@@ -1,4 +1,4 @@
-"""The probabilities of an image, stored at the network's resolution and resized only where they are needed.
+"""The probabilities of an image: of a large one stored at the network's resolution, and resized only where needed.
 
 After a click on a 24-megapixel image, a mask needs its object's pixels and the next crop a grid of 800 by 800 of them.
 All values are bit-identical to PyTorch's interpolation of the whole map.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from hrseg_cli.engine import views
 from hrseg_cli.engine.views import Box
 
+PASTED = 2**21  # pixels of an image up to which resizing everything at once is faster
 SMALL = 128  # height + width up to which PyTorch resizes with another kernel, whose values differ in their last bits
 BAND = 2**15  # values of a band: fits into the processor's cache
 ROUNDING = 1e-6  # a resized value exceeds its neighbours by less
@@ -30,7 +32,7 @@ class Answer:
 
     def __init__(self, patch: Tensor, box: Box | None, size: tuple[int, int]) -> None:
         self.box, self.size = box, size
-        if box is not None and patch.is_cuda:
+        if box is not None and (patch.is_cuda or size[0] * size[1] <= PASTED):
             patch, self.box = views.paste(patch, box, *size), None
         elif box is not None and sum(box.size) <= SMALL:
             patch = F.interpolate(patch, size=box.size, mode="bilinear", align_corners=True)
@@ -156,7 +158,7 @@ class _Resized:
             for band in bands:
                 hit = np.flatnonzero((values(band) > limit).any(axis))
                 if hit.size:
-                    return band.start + int(hit[end])
+                    return int(band.start) + int(hit[end])
             return None
 
         bands = _cells(self.above, rows)
@@ -187,7 +189,7 @@ def _cells(low: Tensor, part: slice) -> list[slice]:
     return [slice(a, b) for a, b in pairwise([part.start, *ends, part.stop])]
 
 
-def _range(near: np.ndarray, before: Tensor, after: Tensor) -> slice:
+def _range(near: Any, before: Tensor, after: Tensor) -> slice:
     """The rows or columns next to one of the map's that is ``near``."""
     found = np.flatnonzero(near[before.numpy()] | near[after.numpy()])
     return slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, 0)

@@ -22,6 +22,8 @@ from hrseg_cli.engine.fast import open_fast
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import Features, InteractiveModel
 
+GRAPH = 2  # of the graphs made from the same weights: raise it when they change, or cached ones would be used
+
 GraphInputs = dict[str, np.ndarray]
 RunGraph = Callable[[GraphInputs], np.ndarray]  # returns logits (B, 1, H, W)
 
@@ -195,7 +197,7 @@ def _exported(spec: str) -> tuple[Path, dict[str, Any]]:
     identity = {
         "weights": weights_hash(model),
         "options": [model.name, model.config, provenance.get("adapter", {}).get("options")],
-        "made_by": [__version__, torch.__version__, need("onnx").__version__, FORMAT, OPSET],
+        "made_by": [__version__, torch.__version__, need("onnx").__version__, FORMAT, OPSET, GRAPH],
     }
     path = cache_folder() / f"{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]}.onnx"
     if not path.is_file():

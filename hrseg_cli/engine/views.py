@@ -351,7 +351,10 @@ def crop_box(drawn: Box, box: Box, size: tuple[int, int]) -> Box:
 
 def paste(probability: Tensor, box: Box, height: int, width: int) -> Tensor:
     """(1, 1, H, W): a crop's probabilities resized into its box, 0 outside."""
-    whole = probability.new_zeros(1, 1, height, width)
+    if probability.device.type == "cpu":
+        whole = torch.from_numpy(np.zeros((1, 1, height, width), np.float32))  # NumPy allocates zeros lazily
+    else:
+        whole = probability.new_zeros(1, 1, height, width)
     inside = whole[:, :, box.top : box.bottom + 1, box.left : box.right + 1]
     torch.ops.aten.upsample_bilinear2d.out(probability, list(box.size), True, None, None, out=inside)
     return whole

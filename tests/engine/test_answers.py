@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hrseg_cli.engine import views
+from hrseg_cli.engine import answers, views
 from hrseg_cli.engine.answers import Answer, blank
 from hrseg_cli.engine.views import Box
 
 SIZE = (210, 190)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def large() -> Iterator[None]:
+    """Treat the small images of these tests as large ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "PASTED", 0)
+        yield
+
+
 sides = st.tuples(st.floats(0, 1), st.floats(0, 1))
 
 
@@ -69,6 +81,14 @@ def test_a_blank_answer_is_empty() -> None:
     assert not answer.above(0.0).any()
     assert answer.extent(0.0) is None
     assert not answer.crop(Box(0, 99, 0, 99), (30, 20)).any()
+
+
+def test_an_answer_for_a_small_image_is_resized_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "PASTED", SIZE[0] * SIZE[1])
+    patch, box = torch.rand(1, 1, 13, 29), Box(3, 140, 10, 99)
+    answer = Answer(patch, box, SIZE)
+    assert answer.box is None
+    assert torch.equal(answer.whole, pasted(patch, box))
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.models.parts.click_maps import is_exporting
 
 # variant -> width factor, depth factor
 VARIANTS = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
@@ -40,6 +41,8 @@ class Pointwise(nn.Conv2d):
         super().__init__(channels, out, 1, bias=bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if is_exporting():  # runtimes optimise convolutions, and `hrseg export --int8` quantises them
+            return super()._conv_forward(input, weight, bias)
         return F.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 

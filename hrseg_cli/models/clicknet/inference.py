@@ -14,6 +14,7 @@ Shapes: maps are (1, C, rows, cols), channels last; matrices of pixels (rows * c
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -254,20 +255,13 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 def _without_bias(conv: nn.Conv2d) -> nn.Conv2d:
-    bare = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        bias=False,  # type: ignore[arg-type]
-    )
-    bare.weight = conv.weight
+    bare = copy.copy(conv)  # its parameters lie in a dictionary of its own
+    bare._parameters = {"weight": nn.Parameter(conv.weight, requires_grad=False), "bias": None}
     return bare
 
 
 def _pointwise(weight: Tensor) -> nn.Conv2d:
     """A 1x1 convolution without bias. weight: (outputs, inputs)."""
-    conv = nn.Conv2d(*reversed(weight.shape), 1, bias=False)  # type: ignore[misc]
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=False)
     conv.weight = nn.Parameter(weight[:, :, None, None], requires_grad=False)
     return conv

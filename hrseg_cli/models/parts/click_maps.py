@@ -57,10 +57,11 @@ def disk_pixels(
     inside = squared[:, :, 0, :, None] + squared[:, :, 1, None, :] <= radius * radius
     image = torch.arange(batch, device=points.device)[:, None, None, None]
     plane = (torch.arange(slots, device=points.device) >= slots // 2).long()[None, :, None, None]
-    image, plane, rows, cols = torch.broadcast_tensors(image, plane, near[:, :, 0, :, None], near[:, :, 1, None, :])
+    shape = inside.shape
+    rows, cols = near[:, :, 0, :, None].expand(shape), near[:, :, 1, None, :].expand(shape)
     inside &= (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
     inside &= valid_slots(points)[..., None, None]
-    return (image, plane, rows, cols), inside
+    return (image.expand(shape), plane.expand(shape), rows, cols), inside
 
 
 def distance_maps(points: Tensor, height: int, width: int, norm_radius: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +61,7 @@ class PackedConv:
             after, limits = ("relu", []) if relu else ("hardtanh", RELU6) if relu6 else ("none", [])
             out = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *self.shape, after, limits, "")
             return out
-        rest = (packed, bias, *self.shape, "add", 1.0, "relu" if relu else None, [], "")
+        rest: tuple[Any, ...] = (packed, bias, *self.shape, "add", 1.0, "relu" if relu else None, [], "")
         if onto is None:
             out = torch.ops.mkldnn._convolution_pointwise.binary(x, plus, *rest)
         else:
