@@ -47,7 +47,7 @@ class Refined(NamedTuple):
 def refine(
     images: Any,
     masks: Any,
-    refiner: str = "zoom_in",
+    refiner: str = "guided_filter",
     *,
     weights: str | PathLike[str] | None = None,
     options: Mapping[str, Any] | Sequence[str] = (),

@@ -55,7 +55,7 @@ def refine(
             rich_help_panel=headings.REFINER,
             help=f"Refiner: {', '.join(catalog.REFINERS)} ('hrseg list refiners').",
         ),
-    ] = "zoom_in",
+    ] = "guided_filter",
     weights: Annotated[
         Path | None,
         typer.Option(

@@ -226,7 +226,7 @@ def _named(name: str, files: dict[Any, list[Path]]) -> list[Path]:
 
 
 def _by_id(images: Iterable[Path]) -> dict[Any, list[Path]]:
-    """Image id -> files named by it, perhaps with leading zeros as in COCO: 000000000139, COCO_val2014_000000000139."""
+    """Image id -> files named by it, perhaps as in COCO: 000000000139.jpg, COCO_val2014_000000000139.jpg."""
     found: dict[Any, list[Path]] = {}
     for image in images:
         number = re.fullmatch(r"([0-9]+)|.*_([0-9]{12})", image.stem)
