@@ -27,8 +27,8 @@ HEADER = TextLimits(16 << 20, 1_000_000)  # of safetensors and ONNX files
 DIGITS = 18  # of an integer: larger ones fit neither 64 bits nor any meaning
 WEIGHTS = 4 << 30  # bytes of a file of weights; protobuf, and so ONNX, ends at 2 GB
 PICKLE = 1 << 30  # bytes of a COCO+LVIS pickle; hannotation.pickle of the training split has 0.1 GB
-PICKLE_MEMO = 1 << 22  # entries of a pickle's memo beyond one for each byte of the file
 OBJECTS = 100_000  # objects of one image
+CLICKS = 10_000  # on one object
 
 PIXELS = 300_000_000  # of an image; the largest cameras have half of that
 LIGHT_PIXELS = 64_000_000  # an image file of any size may have

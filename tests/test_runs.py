@@ -11,7 +11,7 @@ import pytest
 from hrseg_cli import runs
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Trace
-from hrseg_cli.runs import Run, _cut_torn_line, read_run
+from hrseg_cli.runs import Run, _cut_torn_line, read_run, read_traces
 
 MIB = 1 << 20
 
@@ -78,3 +78,24 @@ def test_a_run_says_where_it_began_and_who_went_on(tmp_path: Path, monkeypatch: 
     assert go("three", 2) == {"by": [{"commit": "one"}, {"commit": "two"}], "seconds": 35}  # nothing was left to do
     assert go("two", 4, state="2")["seconds"] == 39  # on another image
     assert go("four", 4, state="3")["by"][2:] == [{"commit": "four"}]
+
+
+LINE = Trace("a", "d", (Click(1, 2, True),), {"iou": (0.5,)}, (0.1,), {"iou": 0.9}).to_json()
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_only_the_last_line_of_traces_may_be_torn(torn: bool, tmp_path: Path) -> None:
+    """And only in a run that is not done; anything damaged before it is never skipped."""
+    path = tmp_path / "traces.jsonl"
+    path.write_text(f"{LINE}\n{LINE[:30]}")
+    if torn:
+        assert len(list(read_traces(path, torn=True))) == 1
+    else:
+        with pytest.raises(HrsegError, match="line 2: incomplete"):
+            list(read_traces(path))
+    path.write_text(f"{LINE}\n{LINE[:30]}\n{LINE}")
+    with pytest.raises(HrsegError, match="line 2: not a trace"):
+        list(read_traces(path, torn=torn))
+    path.write_text(f"{LINE}\n{LINE[:30]}\n")
+    with pytest.raises(HrsegError, match="line 2: not a trace"):
+        list(read_traces(path, torn=torn))

@@ -34,7 +34,11 @@ def evaluate(
     seed: Annotated[
         int,
         typer.Option(
-            "--seed", metavar="N", rich_help_panel=headings.METRICS, help="Random seed of the bootstrap intervals."
+            "--seed",
+            metavar="N",
+            min=0,
+            rich_help_panel=headings.METRICS,
+            help="Random seed of the bootstrap intervals.",
         ),
     ] = 0,
     out: Annotated[

@@ -15,6 +15,7 @@ from hrseg_cli import catalog
 from hrseg_cli.commands import headings
 from hrseg_cli.commands.shards import share_of_cores
 from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.limits import CLICKS
 
 if TYPE_CHECKING:  # pydantic and rich take longer to import than the help to print
     from rich.progress import Progress
@@ -138,6 +139,7 @@ MaxClicks = Annotated[
         "--max-clicks",
         metavar="N",
         min=1,
+        max=CLICKS,
         rich_help_panel=headings.PROTOCOL,
         show_default="the protocol's",
         help="Maximum number of clicks per object.",

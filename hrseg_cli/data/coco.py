@@ -28,14 +28,17 @@ CROWD_RULES: dict[str, Rule] = {"void": "coco", "object": "coco_crowd"}
 
 
 class _File(NamedTuple):
-    """images and annotations by id; crowds: image id -> its annotations marked as crowd."""
+    """images and annotations by id; crowds: image id -> its annotations marked as crowd; categories: id -> name."""
 
     images: dict[Any, dict[str, Any]]
     annotations: dict[int, dict[str, Any]]
     crowds: dict[Any, list[dict[str, Any]]]
+    categories: dict[Any, str]
 
 
-def list_coco(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, crowd: str = "void") -> list[Ref]:
+def list_coco(
+    folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, crowd: str = "void", category: str = ""
+) -> list[Ref]:
     """A JSON file in the format of COCO, as CVAT and Label Studio write it: one object per annotation with a mask.
 
     ``folder`` is the JSON file.
@@ -46,15 +49,19 @@ def list_coco(folder: Path, name: str, *, instances: bool, binarize: BinarizeRul
     crowd: how to treat annotations with ``iscrowd``: "void" makes them ignored pixels for the other objects, as COCO
         defines it; "object" makes them objects. CVAT sets the flag on every brushed mask, and the file does not say
         which meaning applies.
+    category: objects of these categories only, by name or id: "cat", "cat+dog". Objects of others are background.
     Raises HrsegError if the file of an image is ambiguous, or two images resolve to one file.
     """
     if crowd not in CROWD_RULES:
         raise UnknownName("crowd", crowd, CROWD_RULES)
     file = _read(folder)
+    chosen = _chosen(file, category.split("+")) if category else None
     crowds = {one["id"] for its in file.crowds.values() for one in its} if crowd == "void" else set()
     found: dict[Any, list[int]] = defaultdict(list)
     bare = 0
     for key, annotation in file.annotations.items():
+        if chosen is not None and annotation.get("category_id") not in chosen:
+            continue
         if not annotation.get("segmentation"):
             bare += 1
         elif key not in crowds:
@@ -84,6 +91,14 @@ def list_coco(folder: Path, name: str, *, instances: bool, binarize: BinarizeRul
         stem = Path(inner(text)).with_suffix("").as_posix()
         refs += [Ref(f"{stem}#{key}", name, image, folder, CROWD_RULES[crowd], key) for key in sorted(found[image_id])]
     return refs
+
+
+def _chosen(file: _File, wanted: list[str]) -> list[Any]:
+    """Ids of the categories with these names or ids. Raises UnknownName."""
+    for one in wanted:
+        if one not in file.categories.values() and one not in map(str, file.categories):
+            raise UnknownName("category", one, file.categories.values())
+    return [key for key, name in file.categories.items() if name in wanted or str(key) in wanted]
 
 
 def truth(ref: Ref, size: tuple[int, int]) -> np.ndarray:
@@ -175,7 +190,10 @@ def _parse(path: Path, _time: int, _size: int) -> _File:
             missing = [f for f in fields if not isinstance(entry, dict) or not isinstance(entry.get(f), int | str)]
             if missing:
                 raise HrsegError(f"{path}: an entry of '{key}' has no valid '{missing[0]}'; export it again")
-    file = _File({}, {}, defaultdict(list))
+    listed = content.get("categories", [])
+    named = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    categories = {one["id"]: str(one.get("name", one["id"])) for one in named if isinstance(one.get("id"), int | str)}
+    file = _File({}, {}, defaultdict(list), categories)
     for image in content["images"]:
         if image["id"] in file.images:
             raise HrsegError(f"{path}: duplicate image id {image['id']}; give each image its own")

@@ -104,15 +104,16 @@ def _rule(instances: bool, asked: BinarizeRule, own: BinarizeRule) -> Rule:
 
 
 def _list_matched(folder: Path, name: str, parts: tuple[str, str], rule: Rule) -> list[Ref]:
-    """Masks of one folder matched to the images of another: STEM first, then STEM_<digits>."""
+    """Masks of one folder matched to the images of another: STEM first, then STEM_<digits>, then the names that other
+    programs give: STEM_mask, STEM.jpg (of a file STEM.jpg.png)."""
     images_in, masks_in = (folder / part for part in parts)
     images, not_images = by_stem(images_in)
     masks, not_masks = by_stem(masks_in)
     found: dict[str, list[tuple[str, Path, Rule]]] = defaultdict(list)
     orphans = []
     for stem, mask in masks.items():
-        base = re.sub("_[0-9]+$", "", stem)
-        owner = stem if stem in images else base if base in images else None
+        spelt = (stem, re.sub("_[0-9]+$", "", stem), re.sub("_mask(_[0-9]+)?$", "", stem), _without_suffix(stem))
+        owner = next((one for one in spelt if one in images), None)
         if owner is None:
             orphans.append(mask)
         else:
@@ -130,6 +131,12 @@ def _list_matched(folder: Path, name: str, parts: tuple[str, str], rule: Rule) -
     if bare:
         log.warning("%s: skipped images without a mask in %s/: %s", images_in, masks_in.name, _some(bare))
     return _refs(name, images, found)
+
+
+def _without_suffix(stem: str) -> str:
+    """The stem without the suffix of an image: "a" for "a.jpg", which is the stem of a.jpg.png."""
+    head, dot, suffix = stem.rpartition(".")
+    return head if f"{dot}{suffix}".lower() in SUFFIXES else stem
 
 
 def by_stem(folder: Path, suffixes: Collection[str] = SUFFIXES) -> tuple[dict[str, Path], list[Path]]:

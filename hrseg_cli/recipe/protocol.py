@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, cast, get_args
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.limits import CLICKS
 from hrseg_cli.recipe.reading import Settings, names, read
 
 BinarizeRule = Literal["auto", "nonzero", "gt128", "void128", "void255", "grabcut"]
 Pixels = Annotated[int, Field(ge=1, le=4096)]  # of what a network sees at once
-MAX_CLICKS = 10_000
 
 
 class ZoomIn(Settings):
@@ -30,7 +30,7 @@ class ZoomIn(Settings):
     """
 
     target: Pixels | tuple[Pixels, Pixels] = 400
-    skip_clicks: int = Field(1, ge=-1, le=MAX_CLICKS)
+    skip_clicks: int = Field(1, ge=-1, le=CLICKS)
     expansion: float = Field(1.4, ge=1, le=100)
     min_crop: int | None = Field(200, ge=1, le=100_000)
     recompute_iou: float = Field(0.5, ge=0, le=1)
@@ -88,8 +88,8 @@ class Protocol(Settings):
     flip: bool = False
     tiles: Tiles | None = None
     threshold: float = Field(0.49, gt=0, lt=1)
-    max_clicks: int = Field(20, ge=1, le=MAX_CLICKS)
-    network_clicks: int | None = Field(None, ge=1, le=MAX_CLICKS)
+    max_clicks: int = Field(20, ge=1, le=CLICKS)
+    network_clicks: int | None = Field(None, ge=1, le=CLICKS)
     binarize: BinarizeRule = "auto"
     keep_stale_roi: bool = False
     click_when_perfect: bool = True

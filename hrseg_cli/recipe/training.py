@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hrseg_cli.limits import OBJECTS
-from hrseg_cli.recipe.protocol import MAX_CLICKS, BinarizeRule, Pixels
+from hrseg_cli.limits import CLICKS, OBJECTS
+from hrseg_cli.recipe.protocol import BinarizeRule, Pixels
 from hrseg_cli.recipe.reading import RISING, Settings, checked, names, read
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -340,7 +340,7 @@ class Validation(Settings):
     changes: list[str] = []
     metric: str = "iou"
     until: float = Field(0.9, gt=0)
-    max_clicks: int = Field(20, ge=1, le=MAX_CLICKS)
+    max_clicks: int = Field(20, ge=1, le=CLICKS)
     patience: int | None = Field(None, ge=1, le=10**9)
 
 

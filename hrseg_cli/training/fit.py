@@ -7,7 +7,8 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -163,15 +164,8 @@ def fit(
     loader = Loader(feed, order, machine.workers, pin=machine.device != "cpu")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning|torch")
-        try:
+        with _worker_deaths_named():
             trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise HrsegError(
-                "a process that prepares samples died, most likely because memory ran out; rerun the same command "
-                "with `resume` and fewer `workers`"
-            ) from None
     if first:
         join_events(folder)
     judge = next(callback for callback in trainer.callbacks if isinstance(callback, Judge))  # type: ignore[attr-defined]
@@ -181,6 +175,20 @@ def fit(
         "best": judge.best if math.isfinite(judge.best) else None,
     }
     return {**done, **costs(model, recipe.data.crop)}
+
+
+@contextmanager
+def _worker_deaths_named() -> Iterator[None]:
+    """PyTorch reports a process of its loader that was killed, as a kernel short of memory does it, as a bug."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise HrsegError(
+            "a process that prepares samples died, most likely because memory ran out; rerun the same command with "
+            "fewer `workers` to resume"
+        ) from None
 
 
 def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:

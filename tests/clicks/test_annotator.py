@@ -139,3 +139,15 @@ def test_equal_depths_are_negative() -> None:
     prediction = np.zeros((5, 12), bool)
     prediction[1:4, 7:10] = True
     assert next_click(truth, prediction) == Click(2, 8, False)
+
+
+@pytest.mark.parametrize("across", [False, True], ids=["lying", "standing"])
+def test_the_deepest_pixel_of_a_bar_is_found_in_whatever_block_it_is(across: bool) -> None:
+    """Its only deepest row is the first, a middle or the last one of a block, at the frame or after other blocks."""
+    for thickness in range(9, 42):
+        for start in (0, 3):
+            truth = np.zeros((start + thickness + 2, 90), np.int8)
+            truth[start : start + thickness, 2:88] = 1
+            truth = truth.T if across else truth
+            nothing = np.zeros(truth.shape, bool)
+            assert next_click(truth, nothing) == plain.next_click(truth, nothing), (thickness, start)

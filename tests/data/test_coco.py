@@ -19,7 +19,7 @@ from hrseg_cli.data import coco
 from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.index import Index, build_index
 from hrseg_cli.data.samples import load_with_rule
-from hrseg_cli.errors import HrsegError
+from hrseg_cli.errors import HrsegError, UnknownName
 
 SIZE = (12, 20)
 SQUARE = [[3, 2, 11, 2, 11, 7, 3, 7]]
@@ -350,3 +350,14 @@ def test_an_equals_sign_in_the_path_is_part_of_the_path(tmp_path: Path, monkeypa
     put(Path("lr=1/set.json"), [annotation(1, SQUARE)])
     assert [ref.dataset for ref in open_dataset("lr=1/set.json")] == ["set"]
     assert [ref.dataset for ref in open_dataset("mine=lr=1/set.json")] == ["mine"]
+
+
+def test_objects_of_some_categories_only(tmp_path: Path) -> None:
+    picture(tmp_path / "x.jpg")
+    path = put(tmp_path / "set.json", [annotation(1, SQUARE), annotation(2, SQUARE, category_id=7)])
+    content = json.loads(path.read_text()) | {"categories": [{"id": 1, "name": "cat"}, {"id": 7, "name": "dog"}]}
+    path.write_text(json.dumps(content))
+    for category, ids in {"cat": ["x#1"], "7": ["x#2"], "dog+cat": ["x#1", "x#2"]}.items():
+        assert [ref.id for ref in open_dataset(f"{path}:category={category}")] == ids
+    with pytest.raises(UnknownName, match=r"unknown category 'cow'.* Known: cat, dog"):
+        open_dataset(f"{path}:category=cow")

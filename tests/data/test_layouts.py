@@ -346,3 +346,18 @@ def test_pieces_of_one_set_get_names_of_their_own(tmp_path: Path) -> None:
 def test_references_of_every_layout_travel(davis585: Path) -> None:
     refs = open_dataset("LVIS:split=train,stuff=1", root=MINI) + open_dataset(f"{davis585}:init=sp")
     assert pickle.loads(pickle.dumps(refs)) == refs
+
+
+def test_masks_named_as_other_programs_name_them(tmp_path: Path) -> None:
+    """a_mask.png and b.jpg.png; an image that has such a name itself comes first."""
+    pixels = np.zeros((8, 9), np.uint8)
+    pixels[2:5, 2:5] = 255
+    for folder, names in {
+        "images": ("a.jpg", "b.jpg", "c.jpg", "c_mask.jpg"),
+        "masks": ("a_mask.png", "b.jpg.png", "c_mask.png", "c.png"),
+    }.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            Image.fromarray(pixels).save(tmp_path / folder / name)
+    found = {ref.image.name: ref.mask.name for ref in open_dataset(str(tmp_path))}
+    assert found == {"a.jpg": "a_mask.png", "b.jpg": "b.jpg.png", "c.jpg": "c.png", "c_mask.jpg": "c_mask.png"}

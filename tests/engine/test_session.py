@@ -320,3 +320,30 @@ def test_what_is_kept_is_dropped_when_the_weights_or_the_model_change() -> None:
     first, again, changed, kept, other = passes
     assert first == again < changed == kept
     assert other == first
+
+
+class _Band(InteractiveModel):
+    """Answers with the upper rows of whatever it sees, and counts how often it is asked."""
+
+    name = "band"
+    config: dict[str, object] = {}  # noqa: RUF012
+    mirror = False
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share, self.asked = share, 0
+
+    def forward(self, image: torch.Tensor, points: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.asked += 1
+        logits = torch.full((image.shape[0], 1, *image.shape[-2:]), -9.0)
+        logits[..., : round(self.share * image.shape[-2]), :] = 9.0
+        return {"logits": logits}
+
+
+@pytest.mark.parametrize(("share", "asked"), [(0.3, 2), (0.46, 2), (0.54, 1), (0.9, 1)])
+def test_the_first_click_is_repeated_on_a_crop_of_an_object_below_half_the_image(share: float, asked: int) -> None:
+    """RITM's rule for a protocol that zooms in from the first click: an overlap below 0.5 with the whole image."""
+    protocol = load_protocol("ritm", ["zoom.skip_clicks=0", "zoom.expansion=1", "zoom.min_crop=null", "flip=false"])
+    model = _Band(share)
+    Session(model, np.zeros((100, 100, 3), np.uint8), protocol).click(Click(5, 50, True))
+    assert model.asked == asked

@@ -554,3 +554,11 @@ def test_a_coarser_output_is_compared_with_shares_of_object_pixels() -> None:
     small = step.reduced(truth, torch.Size([2, 2]))
     assert small[0, 0].tolist() == [[0.5, 0], [0, -1]]
     assert step.reduced(truth, truth.shape[-2:]) is truth
+
+
+def test_a_killed_process_of_the_loader_is_told_in_one_line() -> None:
+    """The kernel kills it when memory is short; everything else that PyTorch raises stays what it is."""
+    with pytest.raises(HrsegError, match="a process that prepares samples died"), fit._worker_deaths_named():
+        raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. ")
+    with pytest.raises(RuntimeError, match="shapes"), fit._worker_deaths_named():
+        raise RuntimeError("shapes")
