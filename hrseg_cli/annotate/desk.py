@@ -161,6 +161,8 @@ class Desk:
             if one.file:
                 self.folder.remove(picture, one.file)
             return self._save(number, picture, size)
+        elif asked.do == "add":
+            return self._save(number, picture, size, one, np.zeros(size, bool))
         else:
             mask, note = self._change(number, size, one, asked)
             if asked.apart:

@@ -119,6 +119,7 @@ export async function sent() {
 
 $("retry").onclick = send;
 $("discard").onclick = async () => {
+  if (!confirm(`Discard what is not saved (${outbox.length})?`)) return;
   clearTimeout(late);
   while (sending) await sending;
   outbox.length = 0;
