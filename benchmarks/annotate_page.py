@@ -5,9 +5,8 @@
 
 The photograph is resized to each size (columns x rows) and clicked on in Chromium, over the server as `hrseg annotate`
 runs it. The first click loads and encodes the image and is not counted; medians of the others, in milliseconds: by the
-wall clock, and of the processor, which says more on a busy machine. Then the time of writing, in a folder of 300
-images with 20 objects each: a stroke's mask, the image's record, and the files about all images. Needs Playwright and
-Chromium.
+wall clock, and of the processor, which says more on a busy machine. Then the time of writing, in a folder of 300 images
+with 20 objects each: a stroke's mask, the image's record, and the files about all images. Needs Chromium.
 """
 
 from __future__ import annotations

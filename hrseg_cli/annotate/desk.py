@@ -36,6 +36,7 @@ from hrseg_cli.annotate.answers import Answer, Memory, after, beginnings, first_
 from hrseg_cli.annotate.folder import Folder, state_of
 from hrseg_cli.annotate.records import (
     COLOURS,
+    POINTS,
     Action,
     Clicked,
     Object,
@@ -163,6 +164,8 @@ class Desk:
             if one.file:
                 self.folder.remove(picture, one.file)
             return self._save(number, picture, size)
+        elif asked.do == "add":
+            return self._save(number, picture, size, one, np.zeros(size, bool))
         else:
             mask, note = self._change(number, size, one, asked)
             if asked.apart:
@@ -397,6 +400,9 @@ def _recorded(asked: AnyAct, one: Object, size: tuple[int, int]) -> Action | Non
     if isinstance(asked, DoShape):
         return Reshaped(how=asked.how, threshold=one.threshold)
     if isinstance(asked, DoOutline):
+        corners = [corner for ring in asked.rings for corner in ring]
+        if len(corners) > POINTS or not all(0 <= row <= size[0] and 0 <= col <= size[1] for row, col in corners):
+            raise Refused(422, f"the outline is outside the image, or has more than {POINTS} corners")
         return Outline(rings=asked.rings, threshold=one.threshold)
     return Refined() if isinstance(asked, DoRefine) else None
 

@@ -87,7 +87,7 @@ class TaskQueue:
 def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
     """The server as an ASGI application. hosts: allowed values of the Host header, such as ``127.0.0.1:8017``."""
     asked: TypeAdapter[AnyAct] = TypeAdapter(AnyAct)
-    work, read = TaskQueue("desk").do, TaskQueue("images").do
+    work, read, pack = (TaskQueue(name).do for name in ("desk", "images", "export"))
 
     def number(request: Request) -> int:
         text = request.path_params["number"]
@@ -131,7 +131,7 @@ def application(desk: Desk, token: str, hosts: Iterable[str]) -> ASGIApp:
         kinds = [kind for kind in given.get("kinds", "").split(",") if kind in KINDS]
         if not kinds:
             raise Refused(400, f"choose what to export: {', '.join(KINDS)}")
-        file = await read(request, zipped, desk.folder, kinds, given.get("done") == "1")
+        file = await pack(request, zipped, desk.folder, kinds, given.get("done") == "1")
         return StreamingResponse(pieces(file), media_type="application/zip")
 
     def page(path: str) -> Route:

@@ -14,9 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from pycocotools import mask as pycoco
 from pydantic import TypeAdapter
@@ -28,7 +25,7 @@ from hrseg_cli.annotate.answers import Memory
 from hrseg_cli.annotate.desk import Desk
 from hrseg_cli.annotate.folder import Folder
 from hrseg_cli.annotate.records import Stroke
-from hrseg_cli.annotate.shapes import drawn, png, runs
+from hrseg_cli.annotate.shapes import drawn
 from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.pixels import Span
@@ -486,33 +483,6 @@ def test_memory_keeps_what_was_used_last() -> None:
     assert len(memory) == 2, "the image and the answer at work stay, however large"
 
 
-@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=9)))
-def test_runs_tell_the_mask(mask: np.ndarray) -> None:
-    told = runs(mask)
-    top, left, height, width = told["box"]
-    flat = np.repeat(np.arange(len(told["runs"])) % 2, told["runs"])
-    again = np.zeros_like(mask)
-    again[top : top + height, left : left + width] = flat.reshape(height, width)
-    assert np.array_equal(again, mask)
-
-
-@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=9)))
-def test_a_png_is_the_mask(mask: np.ndarray) -> None:
-    with Image.open(io.BytesIO(png(mask))) as image:
-        assert image.mode == "L"
-        assert np.array_equal(np.asarray(image), mask * np.uint8(255))
-
-
-@given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 70)), min_size=1, max_size=4), st.floats(1, 20))
-def test_a_stroke_covers_what_is_near_it(points: list[tuple[float, float]], radius: float) -> None:
-    """To within the pixel and a half that OpenCV rounds."""
-    found = drawn(Stroke(points=points, radius=radius, positive=True), (50, 70))
-    rows, cols = np.indices(found.shape) + 0.5
-    away = np.min([np.hypot(rows - row, cols - col) for row, col in points], axis=0)
-    assert found[away < radius - 2].all()
-    assert len(points) > 1 or not found[away > radius + 2].any()
-
-
 KILLS = """
 import os, signal, sys, time
 from pathlib import Path
@@ -562,13 +532,6 @@ def test_a_kill_leaves_whole_files(tmp_path: Path) -> None:
     assert done.stdout == "20 ['both', 'red']\n", done.stderr
     list(read_traces(place / "annotations" / "traces.jsonl"))
     json.loads((place / "annotations" / "coco.json").read_text())
-
-
-@pytest.mark.parametrize("place", [(40, 60), (40.0, 5.5), (7, 60.0)])
-def test_a_brush_on_the_far_edge_paints_the_last_pixel(place: tuple[float, float]) -> None:
-    """The page sends places up to the height and the width themselves."""
-    painted = drawn(Stroke(points=[place], radius=0.5, positive=True), (40, 60))
-    assert np.argwhere(painted).tolist() == [[min(int(place[0]), 39), min(int(place[1]), 59)]]
 
 
 def test_a_table_keeps_its_columns_and_the_rows_of_other_images(tmp_path: Path) -> None:

@@ -10,12 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from pydantic import TypeAdapter
-from scipy import ndimage
 from tiny_photos import SIZE, SameColour, folder_of, truth
 
 from hrseg_cli.annotate.acts import AnyAct, Refused
@@ -23,7 +19,6 @@ from hrseg_cli.annotate.desk import Desk
 from hrseg_cli.annotate.export import zipped
 from hrseg_cli.annotate.folder import Folder
 from hrseg_cli.annotate.records import Clicked
-from hrseg_cli.annotate.shapes import filled, reshaped, sampled
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import load_protocol
 
@@ -110,37 +105,6 @@ def test_a_scribble_is_one_action_of_several_clicks(place: Path) -> None:
     assert not (place / "masks" / "a_0.png").exists()
 
 
-@given(st.lists(st.tuples(st.floats(0, 120), st.floats(0, 160)), min_size=1, max_size=9))
-def test_clicks_of_a_scribble_lie_on_it(points: list[tuple[float, float]]) -> None:
-    found = sampled(points, SIZE)
-    assert 1 <= len(found) <= 6
-    assert len(set(found)) == len(found)
-    path = np.vstack([np.linspace(a, b, 200) for a, b in zip(points, points[1:] or points, strict=False)])
-    for place in found:
-        assert np.hypot(*(path - place).T).min() < 2
-        assert 0 <= place[0] < SIZE[0]
-        assert 0 <= place[1] < SIZE[1]
-
-
-@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=8)))
-def test_changes_of_whole_masks(mask: np.ndarray) -> None:
-    assert np.array_equal(reshaped(mask, "fill"), ndimage.binary_fill_holes(mask))
-    assert np.array_equal(reshaped(mask, "grow"), ndimage.binary_dilation(mask))
-    assert np.array_equal(reshaped(mask, "shrink"), ndimage.binary_erosion(mask, border_value=1))
-    labels, number = ndimage.label(mask, np.ones((3, 3)))
-    sizes = np.bincount(labels.ravel())[1:]
-    largest = reshaped(mask, "largest")
-    assert largest.sum() == (sizes.max() if number else 0)
-    assert not (largest & ~mask).any()
-
-
-@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=6)))
-def test_an_outline_of_pixels_fills_these_pixels(mask: np.ndarray) -> None:
-    """Each pixel as a square of its own: even-odd, exact."""
-    rings = [[(r, c), (r, c + 1), (r + 1, c + 1), (r + 1, c)] for r, c in np.argwhere(mask).tolist()]
-    assert np.array_equal(filled(rings, mask.shape), mask)
-
-
 def test_an_edited_outline_is_the_mask_and_stays(place: Path) -> None:
     desk = desk_of(place)
     key = act(desk, do="click", **RED)["object"]["key"]
@@ -154,6 +118,9 @@ def test_an_edited_outline_is_the_mask_and_stays(place: Path) -> None:
     assert stored(place, key).sum() == wanted.sum() - 2 * (40 + 70) + 4
     act(desk, do="undo", object=key)
     assert np.array_equal(stored(place, key), wanted)
+    for rings in ([[[20, 20], [20, 161], [60, 60]]], [[[k % 100, 0] for k in range(2501)]] * 2):
+        with pytest.raises(Refused, match="outside the image, or has more than 5000 corners"):
+            act(desk, do="outline", object=key, rings=rings)
     act(desk, do="outline", object=key, rings=[])
     assert not (place / "masks" / f"{key}.png").exists()
 

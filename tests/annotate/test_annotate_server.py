@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import re
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,7 +30,6 @@ from hrseg_cli.annotate.desk import Desk
 from hrseg_cli.annotate.folder import Folder
 from hrseg_cli.annotate.server import BODY, PAGE, application
 from hrseg_cli.recipe import load_protocol
-from hrseg_cli.writing import only_one_in
 
 TOKEN = "a-token"
 HOST = "127.0.0.1:8017"
@@ -164,6 +159,8 @@ def test_who_may_not_ask(place: Path, status: int, headers: dict[str, str]) -> N
             client.get("/api/images/0"),
             client.get("/api/images/0/pixels"),
             client.get("/api/images/0/revision"),
+            client.get("/api/images/0/preview?row=1&col=1&revision=0"),
+            client.get("/api/export?kinds=coco"),
             client.post("/api/images/0", json={"do": "click", "revision": 0, **RED}),
             client.post("/api/images/0", content=b"x" * (BODY + 1)),
         ]
@@ -260,7 +257,11 @@ MALFORMED = [
                 {"do": "rename", "name": ""}, {"do": "rename", "name": "a" * 61}, {"do": "rename", "name": "a\nb"},
                 {"do": "rename", "name": "\x00"}, {"do": "colour", "colour": 8}, {"do": "colour", "colour": -1},
                 {"do": "threshold", "threshold": 1}, {"do": "threshold", "threshold": float("nan")},
-                {"do": "finish", "finished": "yes"},
+                {"do": "finish", "finished": "yes"}, {"do": "lock", "locked": 1}, {"do": "move", "to": -1},
+                {"do": "shape", "how": "melt"}, {"do": "copy", "image": "0", "source": "a_0"},
+                {"do": "outline", "rings": [[]]}, {"do": "outline", "rings": [[[1, float("inf")]]]},
+                {"do": "scribble", "points": []}, {"do": "add", "label": "a\nb"}, {"do": "add", "spent": -1},
+                {"do": "add", "ident": "a" * 41},
             )
         ],
 ]  # fmt: skip
@@ -273,6 +274,19 @@ def test_malformed_bodies_are_answered_400(client: TestClient, place: Path) -> N
         assert answer.json()["error"].startswith("invalid request")
         assert len(answer.text) < 500
     assert not (place / "masks").exists()
+
+
+def test_previews_and_exports_are_asked_for_properly(client: TestClient, place: Path) -> None:
+    post(client, do="click", **RED)
+    shown = client.get("/api/images/0/preview?row=70&col=100&revision=1&object=a_0&positive=1")
+    assert shown.json()["box"] == [20, 20, 80, 130]
+    for wish in ("row=70&col=100", "row=x&col=1&revision=1", "row=-1&col=1&revision=1"):
+        assert client.get(f"/api/images/0/preview?{wish}").status_code == 400
+    assert client.get("/api/images/0/preview?row=120&col=1&revision=1").status_code == 422
+    assert client.get("/api/images/0/preview?row=1&col=1&revision=0").status_code == 409
+    assert client.get("/api/export?kinds=coco,../x").headers["content-type"] == "application/zip"
+    assert client.get("/api/export?kinds=../x").status_code == 400
+    assert sorted(path.name for path in place.iterdir()) == ["annotations", "images", "masks"]
 
 
 def test_a_name_that_is_not_utf8_cannot_be_stored(client: TestClient) -> None:
@@ -292,7 +306,7 @@ def test_large_bodies_are_not_read(client: TestClient) -> None:
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_other_methods_do_nothing(client: TestClient, method: str) -> None:
-    for path in ("/", "/api/folder", "/api/images/0", "/api/images/0/pixels"):
+    for path in ("/", "/api/folder", "/api/images/0", "/api/images/0/pixels", "/api/export"):
         assert client.request(method, path).status_code == 405
 
 
@@ -426,93 +440,6 @@ def test_images_that_nobody_waits_for_are_not_made(place: Path) -> None:
     assert answer.startswith(b"HTTP/1.1 200")
     assert made[-1] == 1
     assert len(made) <= 3
-
-
-# The command
-
-
-def command(place: Path, *more: str) -> list[str]:
-    program = "from hrseg_cli.cli import main; main()"
-    return [sys.executable, "-c", program, "annotate", str(place), "--model", "grabcut", "--no-browser", *more]
-
-
-def test_it_starts_on_loopback_and_ends_on_ctrl_c(place: Path) -> None:
-    job = subprocess.Popen(command(place, "--port", "0"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert job.stderr is not None
-        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/#([\w-]{32})\n", job.stderr.readline())
-        assert found
-        port = int(found[1])
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
-            line.sendall(f"GET /api/folder HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n".encode())
-            line.sendall(f"Authorization: Bearer {found[2]}\r\nConnection: close\r\n\r\n".encode())
-            answer = b"".join(iter(lambda: line.recv(65536), b""))
-        assert b'"images/a.png"' in answer
-        assert b"uvicorn" not in answer
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
-            line.sendall(f"GET /../../../../etc/passwd HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
-            assert line.recv(65536).startswith(b"HTTP/1.1 404")
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
-            line.sendall(f"POST /api/images/0 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n".encode())
-            line.sendall(f"Authorization: Bearer {found[2]}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
-            sender = threading.Thread(target=flood, args=(line,), daemon=True)
-            sender.start()
-            assert line.recv(65536).startswith(b"HTTP/1.1 413")
-        second = subprocess.run(command(place, "--port", str(port)), capture_output=True, text=True, timeout=120)
-        assert second.returncode == 1
-        assert second.stderr.count("\n") == 1
-        assert f"in use by process {job.pid} (" in second.stderr
-        job.send_signal(signal.SIGINT)
-        out, err = job.communicate(timeout=60)
-        assert (job.returncode, out, err) == (0, "", f"stopped; all work is saved in {place}\n")
-    finally:
-        job.kill()
-        job.communicate()
-
-
-def flood(line: socket.socket) -> None:
-    """Chunks of spaces until the server has had enough."""
-    try:
-        for _ in range(1000):
-            line.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
-    except OSError:
-        pass
-
-
-def test_a_folder_is_read_only_when_nobody_else_writes_there(hrseg: Callable[..., Any], place: Path) -> None:
-    """Else what the first one still does would be overwritten by what the second has read before."""
-    notes = place / "annotations"
-    with only_one_in(notes, str(place)):
-        (notes / "images").mkdir()
-        (notes / "images" / "a.json").write_text("{")
-        done = hrseg("annotate", place, "--model", "grabcut", "--no-browser")
-        assert (done.code, f"{place}: in use by process {os.getpid()} " in done.err) == (1, True)
-    assert "a.json: not a record written by hrseg annotate" in hrseg("annotate", place, "--model", "grabcut").err
-
-
-def test_a_taken_port_is_one_line(hrseg: Callable[..., Any], place: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        done = hrseg("annotate", place, "--model", "grabcut", "--no-browser", "--port", port)
-    assert done.code == 1
-    assert done.err.count("\n") == 1
-    assert f"--port {port}" in done.err
-    assert "0 for any" in done.err
-
-
-def test_what_is_wrong_is_one_line(hrseg: Callable[..., Any], tmp_path: Path) -> None:
-    for words, code, text in [
-        ([tmp_path / "none", "--model", "grabcut"], 1, "no such folder"),
-        ([tmp_path, "--model", "grabcut"], 1, "no image"),
-        ([tmp_path, "--model", "grabcat"], 1, "no image"),
-        ([tmp_path, "--model", "grabcut", "--protocol", "foto"], 2, "Did you mean 'photo'"),
-        ([tmp_path, "--port", "70000"], 2, "--port"),
-    ]:
-        done = hrseg("annotate", *words, "--no-browser")
-        assert done.code == code
-        assert text in done.err
 
 
 # Refining

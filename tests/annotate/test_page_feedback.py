@@ -107,6 +107,19 @@ def test_a_server_that_is_gone_loses_nothing(served: Served, context: Any) -> No
     assert tab.text("#saved") == "saved"
 
 
+def test_another_tab_passes_the_new_address_on(served: Served, context: Any) -> None:
+    tab = Tab(context, served.url)
+    tab.click(RED)
+    served.stop()
+    tab.page.mouse.click(*tab.at(BLUE))
+    tab.page.wait_for_selector("#held:has-text('1 action is not saved')")
+    served.start(again=True, token="another-token")
+    Tab(context, served.url)
+    tab.page.wait_for_selector("#held", state="hidden")
+    tab.page.wait_for_selector("#saved:has-text('saved')")
+    assert np.array_equal(served.mask("a_0"), truth("red") | truth("blue"))
+
+
 def test_an_answer_lost_on_the_way_is_not_applied_twice(served: Served, context: Any) -> None:
     tab = Tab(context, served.url)
     tab.click(RED)

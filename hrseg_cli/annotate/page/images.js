@@ -120,6 +120,7 @@ export const spanText = (seconds) => (seconds < 90 ? `${Math.round(seconds)} s` 
 
 function showCurrent() {
   for (const image of app.images) image.button.setAttribute("aria-current", String(image.id === app.current));
+  applyFilter();
   const { name, button } = app.images[app.current];
   button.scrollIntoView({ block: "nearest" });
   $("title").textContent = name;

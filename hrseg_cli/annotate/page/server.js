@@ -55,7 +55,8 @@ function show() {
   $("held").hidden = !held;
   if (held) {
     const actions = outbox.length === 1 ? "1 action is" : `${outbox.length} actions are`;
-    $("held-text").textContent = `${held.message} ${outbox.length ? `${actions} not saved yet.` : ""}`;
+    const text = `${held.message} ${outbox.length ? `${actions} not saved yet.` : ""}`;
+    if ($("held-text").textContent !== text) $("held-text").textContent = text; // read aloud once, not at each retry
     $("discard").hidden = !outbox.length;
   }
   listeners.changed();
@@ -118,6 +119,7 @@ export async function sent() {
 
 $("retry").onclick = send;
 $("discard").onclick = async () => {
+  if (!confirm(`Discard what is not saved (${outbox.length})?`)) return;
   clearTimeout(late);
   while (sending) await sending;
   outbox.length = 0;
