@@ -58,6 +58,10 @@ ADAPTERS = {
     "bitfit": "hrseg_cli.adapters.controls:bitfit",
 }
 
+TRAINED_REFINERS = {  # networks of refiners, for recipes with `task: refine`
+    "segrefiner": "hrseg_cli.refiners.segrefiner.training:TrainedDenoiser",
+}
+
 LOSSES = {
     "nfl": "hrseg_cli.losses:normalized_focal",
     "focal": "hrseg_cli.losses:focal",
@@ -67,6 +71,7 @@ LOSSES = {
     "soft_iou": "hrseg_cli.losses:soft_iou",
     "lovasz": "hrseg_cli.losses:lovasz_hinge",
     "boundary": "hrseg_cli.losses:boundary",
+    "texture": "hrseg_cli.refiners.segrefiner.diffusion:texture_loss",
 }
 
 FORMATS = {
@@ -84,6 +89,7 @@ TABLES = {
     "metric": METRICS,
     "loss": LOSSES,
     "adapter": ADAPTERS,
+    "trained refiner": TRAINED_REFINERS,
     "format": FORMATS,
 }
 

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrseg_cli import catalog
 from hrseg_cli.errors import HrsegError, UnknownName
@@ -81,7 +81,14 @@ def read_backbone(spec: str) -> dict[str, Tensor]:
 
 def save_checkpoint(model: InteractiveModel, path: Path, provenance: dict[str, Any], half: bool = False) -> None:
     """Write hrseg's format, as float16 if ``half``. Equal models and provenance give identical files."""
-    header = {"format": FORMAT, "kind": "model", "name": model.name, "options": model.config, "provenance": provenance}
+    save_network(model, path, {"kind": "model", "name": model.name, "options": model.config}, provenance, half)
+
+
+def save_network(
+    model: nn.Module, path: Path, what: dict[str, Any], provenance: dict[str, Any], half: bool = False
+) -> None:
+    """:func:`save_checkpoint` for any network. what: its kind, name and options."""
+    header = {"format": FORMAT, **what, "provenance": provenance}
     tensors = {
         key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
         for key, value in model.state_dict().items()

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrseg_cli.engine import views
+from hrseg_cli.engine import focusing, views
 from hrseg_cli.engine.views import Box, Query, View, ViewCache
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
+from hrseg_cli.refiners.focuscut import Focus
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class SessionState:
     probability: (1, 1, H, W) float32 in [0, 1]. box: the current crop, None for the whole image.
     stale: how often a prediction for the whole image was pasted into an outdated crop (a quirk of RITM's zoom-in that
         ``keep_stale_roi`` reproduces).
+    focuses: details that are looked at closely after each click, if the protocol does so.
     """
 
     probability: Tensor
     clicks: tuple[Click, ...] = ()
     box: Box | None = None
     stale: int = 0
+    focuses: tuple[Focus, ...] = ()
 
 
 def step(
@@ -61,6 +64,19 @@ def click_queries(
     cache: the image and its cached views. enlarge: see :class:`InteractiveModel`. around: a box known to contain the
     object; a protocol with zoom-in crops there instead of relying on the previous mask.
     """
+    after = yield from _whole_object(enlarge, cache, state, click, protocol, around)
+    if protocol.focus is None:
+        return after
+    focuses, probability = yield from focusing.focused(
+        enlarge, cache.image, state.probability, after.probability, state.focuses, after.clicks, protocol
+    )
+    return replace(after, probability=probability, focuses=focuses)
+
+
+def _whole_object(
+    enlarge: int, cache: ViewCache, state: SessionState, click: Click, protocol: Protocol, around: Box | None
+) -> Generator[Query, Tensor, SessionState]:
+    """:func:`click_queries` without the close-up views of details."""
     clicks = (*state.clicks, click)
     if around is not None and protocol.zoom:
         guide = torch.zeros_like(state.probability)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hrseg_cli.clicks.sampler import draw
-from hrseg_cli.data.augment import augment, paste
+from hrseg_cli.clicks.sampler import draw, draw_close_up
+from hrseg_cli.data.augment import augment, close_up, paste
 from hrseg_cli.data.datasets import in_held_out, open_dataset, open_for_training
 from hrseg_cli.data.paths import below
 from hrseg_cli.data.samples import Ref
@@ -25,9 +25,11 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.losses import signed_distance
 from hrseg_cli.recipe import Data, Recipe
 from hrseg_cli.recipe.training import Part
+from hrseg_cli.refiners.coarse import perturbed
 
 Batch = dict[str, Tensor]
 _DONOR_TRIES = 5
+_CLOSE_UP_IOU = 0.6  # of the previous mask of a close-up, at most
 
 
 def training_images(data: Data, root: Path | None, cache: Path) -> list[Images]:
@@ -71,7 +73,8 @@ class Feed(Dataset[Batch]):
 
     image: uint8 (3, h, w), RGB. truth: int8 (1, h, w), 1 object, 0 background, -1 ignored. points: float32 (2N, 3), see
     :mod:`hrseg_cli.models.parts.click_maps`. key: int64 (2), epoch and step. distance: float32 (1, h, w), signed
-    distance to the object's edge, if the recipe has a boundary loss.
+    distance to the object's edge, if the recipe has a boundary loss. previous: float32 (1, h, w), the mask before the
+    first click, if the recipe has close-ups.
     """
 
     def __init__(self, images: Sequence[Images], recipe: Recipe) -> None:
@@ -105,21 +108,44 @@ class Feed(Dataset[Batch]):
         if rng.random() < data.composite.probability:
             donor, truth = self._donor(epoch, rng)
             image, truths = paste(image, truths, donor, truth, rng, data.composite)
-        image, truths = augment(image, truths, data.crop, data.augment, rng)
+        focus = self.recipe.clicks.focus
+        view = close_up(image, truths, data.crop, data.augment, rng) if focus and rng.random() < focus else None
+        if view is not None:
+            image, task = view[0], self._close_up(view[1], rng)
+        else:
+            image, truths = augment(image, truths, data.crop, data.augment, rng)
+            task = self._task(truths, rng)
+            if focus:
+                task["previous"] = torch.zeros(task["truth"].shape)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            "key": torch.tensor([epoch, step]),
+            **task,
+        }
+
+    def _close_up(self, truth: np.ndarray, rng: np.random.Generator) -> Batch:
+        previous = perturbed(truth == 1, rng, _CLOSE_UP_IOU)
+        points = draw_close_up(truth, rng, self.recipe.clicks.max_points)
+        batch = self._shared(truth)
+        batch["points"] = torch.from_numpy(points)
+        batch["previous"] = torch.from_numpy(previous[None].astype(np.float32))
+        return batch
+
+    def _shared(self, truth: np.ndarray) -> Batch:
+        """The truth, and its distances for a boundary loss."""
+        batch = {"truth": torch.from_numpy(truth[None])}
+        if boundary := self.recipe.boundary:
+            batch["distance"] = torch.from_numpy(signed_distance(truth, **boundary.options)[None])
+        return batch
+
+    def _task(self, truths: np.ndarray, rng: np.random.Generator) -> Batch:
+        """What is to be predicted in a crop, and what is known of it. truths: int8 (N, h, w), of all its objects."""
         objects = truths == 1
-        targets = truths[objects.sum((1, 2)) >= data.min_area]
+        targets = truths[objects.sum((1, 2)) >= self.recipe.data.min_area]
         drawn = draw(targets, (truths != 0).any(0), rng, self.recipe.clicks)
         if not len(targets):
             drawn.truth[(truths == -1).any(0) & ~objects.any(0)] = -1
-        batch = {
-            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            "truth": torch.from_numpy(drawn.truth[None]),
-            "points": torch.from_numpy(drawn.points),
-            "key": torch.tensor([epoch, step]),
-        }
-        if boundary := self.recipe.boundary:
-            batch["distance"] = torch.from_numpy(signed_distance(drawn.truth, **boundary.options)[None])
-        return batch
+        return {**self._shared(drawn.truth), "points": torch.from_numpy(drawn.points)}
 
     def _donor(self, epoch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """An image and one of its objects, from a random step; after a few tries a tiny object is accepted."""

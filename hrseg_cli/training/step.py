@@ -1,4 +1,4 @@
-"""One training step of a click network: iterative training with the network's own previous mask (Sofiiuk et al. 2021,
+"""One training step. Of a click network: iterative training with the network's own previous mask (Sofiiuk et al. 2021,
 sections 3.2 and 4).
 
 A step depends only on weights, recipe and (epoch, step), so a resumed training ends with the same weights as an
@@ -31,16 +31,19 @@ from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.losses import scheduled
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Optim, Recipe
+from hrseg_cli.refiners.segrefiner.training import TrainedDenoiser
 from hrseg_cli.training.feed import Batch
 
+Network = InteractiveModel | TrainedDenoiser
 
-class ClickTraining(pl.LightningModule):
-    """One step: up to ``clicks.rounds`` predictions without gradient, each followed by a simulated corrective click,
-    then the prediction that is trained."""
 
-    def __init__(self, model: InteractiveModel, recipe: Recipe) -> None:
+class Training(pl.LightningModule):
+    """One step of any network: its outputs for a batch, compared with the truth by the losses of the recipe."""
+
+    def __init__(self, model: Network, recipe: Recipe) -> None:
         super().__init__()
-        self.model, self.recipe = model, recipe
+        self.model: Any = model
+        self.recipe = recipe
         self.terms = [(term, catalog.resolve("loss", term.name)) for term in recipe.losses]
         self.boundary = recipe.losses.index(recipe.boundary) if recipe.boundary else None
         self.values: dict[str, Tensor] = {}  # the loss and its terms at the last step
@@ -49,15 +52,15 @@ class ClickTraining(pl.LightningModule):
         torch.manual_seed(_seed(self.recipe.seed, batch["key"][0].tolist(), self.global_rank))  # for dropout
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        image = batch["image"].float().div_(255)
-        truth = batch["truth"]
-        points, previous = self.rounds(image, truth, batch["points"], batch["key"])
-        train_mode(self.model, len(image))
-        total, values = self.loss(self.model(self.joined(image, previous), points), batch, self.current_epoch)
+        total, values = self.loss(self.outputs(batch["image"].float().div_(255), batch), batch, self.current_epoch)
         self._refuse_nan(total, batch)
         self.values = {name: value.detach() for name, value in {"train/loss": total, **values}.items()}
         self.log("train/loss", total, prog_bar=True, logger=False)
         return total
+
+    def outputs(self, image: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The outputs that are trained. image: (B, 3, H, W), RGB in [0, 1]."""
+        raise NotImplementedError
 
     def loss(self, out: dict[str, Tensor], batch: Batch, epoch: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The recipe's weighted loss and its unweighted terms by name, averaged over the batch."""
@@ -77,13 +80,52 @@ class ClickTraining(pl.LightningModule):
         total = sum(weight * value for weight, value in zip(weights, values.values(), strict=True))
         return torch.as_tensor(total), values
 
-    def rounds(self, image: Tensor, truth: Tensor, points: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    def _refuse_nan(self, loss: Tensor, batch: Batch) -> None:
+        """Raise HrsegError for a loss that is not finite, in all processes at once: a single one would leave the others
+        waiting."""
+        bad = not bool(torch.isfinite(loss))
+        folder = Path(self.trainer.default_root_dir)
+        if bad:
+            kept = {name: value.cpu() for name, value in batch.items()}
+            torch.save(kept, folder / f"bad_batch_{self.global_rank}.pt")
+        if not self.trainer.strategy.reduce_boolean_decision(bad, all=False):
+            return
+        if self.global_rank:
+            raise Interrupted  # rank 0 reports the error
+        seen = next(iter(sorted(folder.glob("bad_batch_*.pt"))), folder / "bad_batch_*.pt")
+        raise HrsegError(
+            f"the loss became {loss.item() if bad else 'NaN or infinite'} at step {self.global_step} (batch saved to "
+            f"{seen}); lower optim.lr, set optim.clip=1, or set precision=fp32"
+        )
+
+    def configure_optimizers(self) -> Any:
+        optim = self.recipe.optim
+        optimizer = make_optimizer(self.model, optim)
+        steps = math.ceil(self.recipe.data.epoch // (self.recipe.batch * self.trainer.world_size) / optim.accumulate)
+        factor = schedule(optim, steps, self.recipe.epochs)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}]
+
+
+class ClickTraining(Training):
+    """A click network: up to ``clicks.rounds`` predictions without gradient, each followed by a simulated corrective
+    click, then the prediction that is trained."""
+
+    def outputs(self, image: Tensor, batch: Batch) -> dict[str, Tensor]:
+        points, previous = self.rounds(image, batch["truth"], batch["points"], batch["key"], batch.get("previous"))
+        train_mode(self.model, len(image))
+        found: dict[str, Tensor] = self.model(self.joined(image, previous), points)
+        return found
+
+    def rounds(
+        self, image: Tensor, truth: Tensor, points: Tensor, key: Tensor, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Points and previous masks after a random number of click rounds, which is the same on all ranks.
 
         image: (B, 3, H, W) in [0, 1]. truth: (B, 1, H, W). points: (B, 2N, 3). key: (B, 2), epoch and step.
+        previous: (B, 1, H, W) in [0, 1], before the first click; None: empty.
         """
         clicks, seed = self.recipe.clicks, self.recipe.seed
-        previous = torch.zeros_like(image[:, :1])
+        previous = torch.zeros_like(image[:, :1]) if previous is None else previous
         world = self.trainer.world_size if self._trainer else 1
         epoch, first = key[0].tolist()
         turn = np.random.default_rng((seed, epoch, first // (len(image) * world), 1))
@@ -111,31 +153,6 @@ class ClickTraining(pl.LightningModule):
         """The network's image input: RGB and, if the model uses it, the previous mask."""
         joined = torch.cat([image, previous], 1) if self.model.with_prev_mask else image
         return joined.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else joined
-
-    def _refuse_nan(self, loss: Tensor, batch: Batch) -> None:
-        """Raise HrsegError for a loss that is not finite, in all processes at once: a single one would leave the others
-        waiting."""
-        bad = not bool(torch.isfinite(loss))
-        folder = Path(self.trainer.default_root_dir)
-        if bad:
-            kept = {name: value.cpu() for name, value in batch.items()}
-            torch.save(kept, folder / f"bad_batch_{self.global_rank}.pt")
-        if not self.trainer.strategy.reduce_boolean_decision(bad, all=False):
-            return
-        if self.global_rank:
-            raise Interrupted  # rank 0 reports the error
-        seen = next(iter(sorted(folder.glob("bad_batch_*.pt"))), folder / "bad_batch_*.pt")
-        raise HrsegError(
-            f"the loss became {loss.item() if bad else 'NaN or infinite'} at step {self.global_step} (batch saved to "
-            f"{seen}); lower optim.lr, set optim.clip=1, or set precision=fp32"
-        )
-
-    def configure_optimizers(self) -> Any:
-        optim = self.recipe.optim
-        optimizer = make_optimizer(self.model, optim)
-        steps = math.ceil(self.recipe.data.epoch // (self.recipe.batch * self.trainer.world_size) / optim.accumulate)
-        factor = schedule(optim, steps, self.recipe.epochs)
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}]
 
 
 def reduced(truth: Tensor, size: torch.Size) -> Tensor:
@@ -171,7 +188,7 @@ def train_mode(model: InteractiveModel, batch: int) -> None:
                 module.eval()
 
 
-def make_optimizer(model: InteractiveModel, optim: Optim) -> torch.optim.Optimizer:
+def make_optimizer(model: Network, optim: Optim) -> torch.optim.Optimizer:
     """An optimizer over the model's parameter groups: new layers at ``optim.lr``, the others scaled by their factor."""
     factors = {"new": 1.0, "heads": optim.heads, "backbone": optim.backbone}
     groups = [
