@@ -39,7 +39,14 @@ def recipe_on(photos: Path, **changes: Any) -> Recipe:
         "name": "tiny",
         "task": "refine",
         "model": {"name": "segrefiner", "options": TINY},
-        "data": {"parts": [{"dataset": str(photos)}], "crop": [32, 32], "epoch": 8, "min_area": 20, "held_out": 0.3},
+        "data": {
+            "parts": [{"dataset": str(photos)}],
+            "crop": [32, 32],
+            "epoch": 8,
+            "min_area": 20,
+            "held_out": 0.3,
+            "augment": {"keep_background": 0},
+        },
         "coarse": {"iou": [0.6, 0.9]},
         "losses": [{"name": "bce", "options": {"over": "valid"}}, {"name": "texture", "weight": 5}],
         "optim": {"name": "adamw", "lr": 2e-3, "schedule": "constant"},
@@ -68,7 +75,7 @@ def test_samples_are_coarse_masks_of_the_wanted_quality(photos: Path, tmp_path: 
         assert all(torch.equal(sample[key], again[key]) for key in sample)
         assert sample["coarse"].shape == sample["truth"].shape == (1, 32, 32)
         scores.append(iou(sample["coarse"][0].numpy() > 0, sample["truth"][0].numpy()))
-    assert all(0.4 < score < 0.92 for score in scores)
+    assert all(0.1 < score < 0.9 for score in scores)
     assert np.ptp(scores) > 0.05
 
 
@@ -87,7 +94,7 @@ def test_a_run_can_be_resumed_and_leaves_what_refining_needs(photos: Path, tmp_p
     assert (header["kind"], header["name"], header["options"]["side"]) == ("refiner", "segrefiner", 32)
     network = TrainedDenoiser(**header["options"])
     network.load_state_dict({key: value.float() for key, value in load_file(whole / BEST_WEIGHTS).items()})
-    rows = list(csv.DictReader((whole / "judged.csv").open()))
+    rows = list(csv.DictReader((whole / "judged.csv").read_text().splitlines()))
     assert [list(row) for row in rows] == [["epoch", "refined", "coarse", "coarse_biou", "refined_biou"]] * 2
     assert len({row["coarse"] for row in rows}) == 1
     assert summary["best"] == max(float(row["refined"]) for row in rows)
