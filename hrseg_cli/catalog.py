@@ -69,6 +69,10 @@ REFINERS = {
     "segrefiner": "hrseg_cli.refiners.segrefiner.refiner:SegRefiner",
 }
 
+TRAINED_REFINERS = {  # networks of refiners, for recipes with `task: refine`
+    "segrefiner": "hrseg_cli.refiners.segrefiner.training:TrainedDenoiser",
+}
+
 LOSSES = {
     "nfl": "hrseg_cli.losses:normalized_focal",
     "focal": "hrseg_cli.losses:focal",
@@ -79,6 +83,7 @@ LOSSES = {
     "soft_iou": "hrseg_cli.losses:soft_iou",
     "lovasz": "hrseg_cli.losses:lovasz_hinge",
     "boundary": "hrseg_cli.losses:boundary",
+    "texture": "hrseg_cli.refiners.segrefiner.diffusion:texture_loss",
 }
 
 FORMATS = {
@@ -97,6 +102,7 @@ TABLES = {
     "loss": LOSSES,
     "adapter": ADAPTERS,
     "refiner": REFINERS,
+    "trained refiner": TRAINED_REFINERS,
     "format": FORMATS,
 }
 

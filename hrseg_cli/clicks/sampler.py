@@ -94,6 +94,19 @@ def perturbed(truth: np.ndarray, targets: np.ndarray, rng: np.random.Generator) 
     return blurred
 
 
+def draw_close_up(truth: np.ndarray, rng: np.random.Generator, max_points: int) -> np.ndarray:
+    """Clicks on a close-up, float32 (2 * max_points, 3): one in the centre, unless it is ignored, and up to three of
+    each sign anywhere (FocusCut). truth: int8 (H, W), 1 / 0 / -1."""
+    centre = truth.shape[0] // 2 * truth.shape[1] + truth.shape[1] // 2
+    points = np.full((2, max_points, 3), -1, np.float32)
+    for slots, value in zip(points, (1, 0), strict=True):
+        pixels = np.full(int(truth.flat[centre] == value), centre)
+        pixels = np.concatenate([pixels, _mix([truth == value], [1], int(rng.integers(4)), rng)])[:max_points]
+        slots[: len(pixels), 0], slots[: len(pixels), 1] = np.divmod(pixels, truth.shape[1])
+        slots[: len(pixels), 2] = SCATTERED
+    return points.reshape(-1, 3)
+
+
 def add_next_click(
     points: np.ndarray,
     probability: np.ndarray,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrseg_cli.engine import views
+from hrseg_cli.engine import focusing, views
 from hrseg_cli.engine.answers import Answer, blank
 from hrseg_cli.engine.refining import Refiner, open_refiner
 from hrseg_cli.engine.views import Query, View, ViewCache
@@ -18,6 +18,7 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Box, Click
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol, ZoomIn
+from hrseg_cli.refiners.focuscut import Focus
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class SessionState:
     stale: how often a prediction for the whole image was pasted into an outdated crop (a quirk of RITM's zoom-in that
         ``keep_stale_roi`` reproduces).
     drawn: the box around the object that the network is given, None if there is none.
+    focuses: details that are looked at closely after each click, if the protocol does so.
     """
 
     answer: Answer
@@ -35,6 +37,7 @@ class SessionState:
     box: Box | None = None
     stale: int = 0
     drawn: Box | None = None
+    focuses: tuple[Focus, ...] = ()
 
     @property
     def probability(self) -> Tensor:
@@ -76,6 +79,19 @@ def click_queries(
     cache: the image and its cached views. enlarge: see :class:`InteractiveModel`. around: a box known to contain the
     object; a protocol with zoom-in crops there instead of relying on the previous mask.
     """
+    after = yield from _whole_object(enlarge, cache, state, click, protocol, around)
+    if protocol.focus is None:
+        return after
+    focuses, probability = yield from focusing.focused(
+        enlarge, cache.image, state.probability, after.probability, state.focuses, after.clicks, protocol
+    )
+    return replace(after.with_probability(probability), focuses=focuses)
+
+
+def _whole_object(
+    enlarge: int, cache: ViewCache, state: SessionState, click: Click, protocol: Protocol, around: Box | None
+) -> Generator[Query, Tensor, SessionState]:
+    """:func:`click_queries` without the close-up views of details."""
     clicks = (*state.clicks, click)
     if around is not None and protocol.zoom:
         return (yield from _query_view(enlarge, cache, state, around, clicks, protocol))

@@ -1,6 +1,7 @@
 """Settings that affect results, read from YAML: protocols for evaluation, recipes for training."""
 
 from hrseg_cli.recipe.protocol import BinarizeRule as BinarizeRule
+from hrseg_cli.recipe.protocol import Focus as Focus
 from hrseg_cli.recipe.protocol import Protocol as Protocol
 from hrseg_cli.recipe.protocol import Refine as Refine
 from hrseg_cli.recipe.protocol import Tiles as Tiles
@@ -19,6 +20,7 @@ from hrseg_cli.recipe.tables import tables_names as tables_names
 from hrseg_cli.recipe.training import Adapter as Adapter
 from hrseg_cli.recipe.training import Augmentation as Augmentation
 from hrseg_cli.recipe.training import Clicks as Clicks
+from hrseg_cli.recipe.training import Coarse as Coarse
 from hrseg_cli.recipe.training import Composite as Composite
 from hrseg_cli.recipe.training import Data as Data
 from hrseg_cli.recipe.training import Loss as Loss

@@ -68,12 +68,28 @@ class Refine(Settings):
     options: dict[str, Any] = {}
 
 
+class Focus(Settings):
+    """Close-up views around the clicks that corrected details (FocusCut, Lin et al. 2022).
+
+    A click corrects a detail if it did not change its own pixel, or changed a part smaller than a fifth of the object.
+    From then on, every click is followed by ``turns`` passes of the network over a square around each of these places.
+    side: of the square as the network sees it, in pixels. scale: of the first squares, as a multiple of the radius of
+        what the click changed. ratio: change of the scale per turn; None: it follows what changes in the view.
+    """
+
+    side: Pixels = 384
+    turns: int = Field(3, ge=1)
+    scale: float = Field(1.75, gt=0)
+    ratio: float | None = Field(None, gt=0)
+
+
 class Protocol(Settings):
     """How clicks become a mask, and how the mask is evaluated.
 
     flip: average the logits of the image and its mirror image.
     threshold: pixels above this probability are object.
     max_clicks: clicks per object before its target counts as not reached.
+    focus: close-up views of details after each click (None: none).
     network_clicks: the network sees only the first clicks, this many (None: all).
     binarize: label rule of mask files (see docs/data.md).
     keep_stale_roi: as in RITM, keep the old crop when the mask becomes empty, squeezing the whole-image answer into it.
@@ -94,11 +110,13 @@ class Protocol(Settings):
     keep_stale_roi: bool = False
     click_when_perfect: bool = True
     refine: Refine | None = None
+    focus: Focus | None = None
 
     @model_serializer(mode="wrap")
     def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Runs of earlier versions, whose protocols know no refiner, must still be resumed.
-        return {key: value for key, value in handler(self).items() if key != "refine" or value is not None}
+        # Runs of earlier versions, whose protocols lack these keys, must still be resumed.
+        new = ("refine", "focus")
+        return {key: value for key, value in handler(self).items() if key not in new or value is not None}
 
 
 def load_protocol(name: str, overrides: Iterable[str] = ()) -> Protocol:

@@ -220,6 +220,8 @@ class Clicks(Settings):
         clicks.
     perturbed_probability: fraction of the other samples that start from a faulty previous mask (a neighbour included, a
         part missing, an extra blob) and one correction of it.
+    focus: fraction of samples that are close-ups of an object's outline, as the focus views of a protocol (Lin et al.
+        2022, FocusCut). Their previous mask is the perturbed ground truth, and they get a click in the centre.
     """
 
     max_points: int = Field(24, ge=1, le=1000)
@@ -246,6 +248,7 @@ class Clicks(Settings):
     box_only: Share = 0.7
     box_jitter: Annotated[float, Field(ge=0, le=1)] = 0.05
     perturbed_probability: Share = 0.0
+    focus: Share = 0.0
 
     @property
     def round_shares(self) -> list[float]:
@@ -267,6 +270,16 @@ class Clicks(Settings):
         if self.inner_k != 0 and not self.inner_k > 1:
             raise ValueError("inner_k must be above 1, or 0 for the deepest pixel")
         return self
+
+
+class Coarse(Settings):
+    """The coarse masks that a refiner is trained on: ground truth with simplified outlines, dilated and eroded in
+    random places (Cheng et al. 2020, CascadePSP).
+
+    iou: their IoU with the ground truth, uniform in (low, high).
+    """
+
+    iou: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0, lt=1)]] = (0.8, 0.8)
 
 
 class Loss(Settings):
@@ -326,7 +339,7 @@ class Optim(Settings):
 
 class Validation(Settings):
     """Validation by clicks on a fixed set of held-out objects, every ``every`` epochs; the best weights are those that
-    need the fewest clicks.
+    need the fewest clicks. A refiner is validated on coarse masks of these objects, by the mean of ``metric``.
 
     datasets: as for ``--dataset``; by default the held-out share of the training data. objects: per dataset, evenly
         spaced. until: the score at which an object is done; metric: of which metric.
@@ -345,17 +358,21 @@ class Validation(Settings):
 
 
 class Recipe(Settings):
-    """batch: samples per step and process. epochs: of ``data.epoch`` samples each.
+    """task: ``click`` trains a click model, ``refine`` the network of a refiner, on coarse masks instead of clicks.
+
+    batch: samples per step and process. epochs: of ``data.epoch`` samples each.
 
     precision: ``auto`` measures and uses the faster of bf16 and fp32; the run records it, and a resumed run keeps it.
     half: save weights as float16, half the size; the checkpoint for resuming is not affected.
     """
 
     name: str
+    task: Literal["click", "refine"] = "click"
     model: Start = Start()
     adapter: Adapter = Adapter()
     data: Data
     clicks: Clicks = Clicks()
+    coarse: Coarse = Coarse()
     losses: list[Loss] = Field([Loss(name="nfl"), Loss(name="bce", weight=0.4, output="aux")], min_length=1)
     loss_schedule: LossSchedule = LossSchedule()
     optim: Optim = Optim()
@@ -373,6 +390,10 @@ class Recipe(Settings):
             raise ValueError("data.parts: every weight is 0; set one of them above 0")
         if self.adapter.name != "none" and not self.model.weights:
             raise ValueError("an adapter needs a trained base; set model.weights, or use 'hrseg adapt --from MODEL'")
+        if self.task == "refine" and (self.model.weights or self.model.backbone or self.adapter.name != "none"):
+            raise ValueError(
+                "task refine trains all weights from the start; remove model.weights, backbone and adapter"
+            )
         boundaries = [k for k, term in enumerate(self.losses) if term.name == "boundary"]
         if len(boundaries) > 1:
             raise ValueError("losses: 'boundary' is listed twice; keep one")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from hrseg_cli.clicks.sampler import draw
-from hrseg_cli.data.augment import augment, duplicate, paste
+from hrseg_cli.clicks.sampler import Drawn, draw, draw_close_up
+from hrseg_cli.data.augment import augment, close_up, duplicate, paste
 from hrseg_cli.data.datasets import in_held_out, open_dataset, open_for_training
 from hrseg_cli.data.paths import below
 from hrseg_cli.data.samples import Ref
@@ -25,10 +25,12 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.losses import signed_distance
 from hrseg_cli.recipe import Data, Recipe
 from hrseg_cli.recipe.training import Part
+from hrseg_cli.refiners.coarse import perturbed
 
 Batch = dict[str, Tensor]
 Key = tuple[int, int, int]  # epoch, step and index of the crop size
 _TRIES = 5  # images tried for a large enough object, before one without is accepted
+_CLOSE_UP_IOU = 0.6  # of the previous mask of a close-up, at most
 
 
 def training_images(data: Data, root: Path | None, cache: Path) -> list[Images]:
@@ -95,29 +97,47 @@ class Feed(Dataset[Batch]):
 
     def __getitem__(self, key: Key) -> Batch:
         epoch, step, size = key
-        data, clicks = self._data[size], self.recipe.clicks
+        data, focus = self._data[size], self.recipe.clicks.focus
         rng = np.random.default_rng((self.recipe.seed, epoch, step))
         part, index = self._order(epoch)[step]
         for _ in range(_TRIES):
-            image, truths = augment(*self._scene(epoch, part, index, data, rng), data.crop, data.augment, rng)
-            objects = truths == 1
-            targets = truths[objects.sum((1, 2)) >= data.min_area]
-            if len(targets) or data.augment.keep_background:
+            image, truths = self._scene(epoch, part, index, data, rng)
+            view = close_up(image, truths, data.crop, data.augment, rng) if focus and rng.random() < focus else None
+            if view is not None:
+                image, task = view[0], self._close_up(view[1], rng)
+                break
+            image, truths = augment(image, truths, data.crop, data.augment, rng)
+            task = None
+            if data.augment.keep_background or ((truths == 1).sum((1, 2)) >= data.min_area).any():
                 break
             part, index = self._any(epoch, rng)
-        drawn = draw(targets, (truths != 0).any(0), rng, clicks)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            "key": torch.tensor([epoch, step]),
+            **(task or self._task(truths, data, rng)),
+        }
+
+    def _task(self, truths: np.ndarray, data: Data, rng: np.random.Generator) -> Batch:
+        """What is to be predicted in a crop, and what is known of it. truths: int8 (N, h, w), of all its objects."""
+        objects = truths == 1
+        targets = truths[objects.sum((1, 2)) >= data.min_area]
+        drawn = draw(targets, (truths != 0).any(0), rng, self.recipe.clicks)
         if not len(targets):
             drawn.truth[(truths == -1).any(0) & ~objects.any(0)] = -1
-        batch = {
-            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            "truth": torch.from_numpy(drawn.truth[None]),
-            "points": torch.from_numpy(drawn.points),
-            "key": torch.tensor([epoch, step]),
-        }
+        return self._prompted(drawn)
+
+    def _close_up(self, truth: np.ndarray, rng: np.random.Generator) -> Batch:
+        previous = perturbed(truth == 1, rng, _CLOSE_UP_IOU).astype(np.float32)
+        points = draw_close_up(truth, rng, self.recipe.clicks.max_points)
+        return self._prompted(Drawn(truth, points, np.full(4, -1, np.float32), previous, 0))
+
+    def _prompted(self, drawn: Drawn) -> Batch:
+        clicks = self.recipe.clicks
+        batch = {"truth": torch.from_numpy(drawn.truth[None]), "points": torch.from_numpy(drawn.points)}
         if clicks.box_probability:
             batch["box"] = torch.from_numpy(drawn.box)
-        if clicks.perturbed_probability:
-            previous = np.zeros(data.crop, np.float32) if drawn.previous is None else drawn.previous
+        if clicks.perturbed_probability or clicks.focus:
+            previous = np.zeros(drawn.truth.shape, np.float32) if drawn.previous is None else drawn.previous
             batch |= {"previous": torch.from_numpy(previous[None]), "corrections": torch.tensor(drawn.corrections)}
         if boundary := self.recipe.boundary:
             batch["distance"] = torch.from_numpy(signed_distance(drawn.truth, **boundary.options)[None])

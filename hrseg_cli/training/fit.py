@@ -7,17 +7,16 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a deprecation in a dependency of Lightning
@@ -28,7 +27,7 @@ with warnings.catch_warnings():
 
 from hrseg_cli import catalog
 from hrseg_cli.checkpoints.adapters import attach, merged, save_adapter
-from hrseg_cli.checkpoints.formats import read_backbone, save_checkpoint
+from hrseg_cli.checkpoints.formats import read_backbone, save_checkpoint, save_network
 from hrseg_cli.checkpoints.provenance import weights_hash
 from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.data.samples import Ref
@@ -40,13 +39,25 @@ from hrseg_cli.recipe import Recipe
 from hrseg_cli.training.feed import Feed, Loader, Order
 from hrseg_cli.training.judge import Averaging, Judge, Save, move_average, trained_model
 from hrseg_cli.training.logs import Logs, join_events, loggers, rewind
-from hrseg_cli.training.step import ClickTraining, make_optimizer
+from hrseg_cli.training.refine import RefineFeed, RefineJudge, RefineTraining
+from hrseg_cli.training.step import ClickTraining, Network, Training, make_optimizer
 from hrseg_cli.writing import writing_atomically
 
 LAST = "last.ckpt"
 LAST_WEIGHTS = "last.safetensors"
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 KEEP_EVERY = 300  # seconds between checkpoints within an epoch
+
+
+class Task(NamedTuple):
+    """What a training depends on besides its network."""
+
+    feed: type[Feed]
+    step: type[Training]
+    judge: type[Judge]
+
+
+TASKS = {"click": Task(Feed, ClickTraining, Judge), "refine": Task(RefineFeed, RefineTraining, RefineJudge)}
 
 for _name in ("lightning.pytorch", "lightning.fabric"):  # silence banners, tips and echoed settings
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -112,7 +123,7 @@ class Checkpointing(Callback):
             self.save(trained_model(trainer, pl_module), self.folder / LAST_WEIGHTS, {"epoch": epoch})
         self._save_checkpoint(trainer)
         if trainer.is_global_zero:
-            judged = f", {self.judge.clicks:.2f} clicks" if self.judge.epoch == epoch else ""
+            judged = f", {self.judge.told()}" if self.judge.epoch == epoch else ""
             self.say(f"epoch {epoch}/{trainer.max_epochs}: loss {self.logs.means['train/loss_epoch']:.4f}{judged}")
         if trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False):
             raise Interrupted
@@ -131,7 +142,7 @@ class _AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def fit(
-    model: InteractiveModel,
+    model: Network,
     recipe: Recipe,
     feed: Feed,
     judged: Sequence[Ref],
@@ -157,7 +168,7 @@ def fit(
     if first:
         rewind(folder, steps, epoch)
     trainer = make_trainer(recipe, folder, machine, judged, partial(write_weights, recipe, provenance), say)
-    module = ClickTraining(model, recipe)
+    module = TASKS[recipe.task].step(model, recipe)
     if recipe.channels_last:
         module.to(memory_format=torch.channels_last)
     order = Order(recipe, trainer.global_rank, trainer.world_size)
@@ -174,7 +185,7 @@ def fit(
         "steps": trainer.global_step,
         "best": judge.best if math.isfinite(judge.best) else None,
     }
-    return {**done, **costs(model, recipe.data.crop)}
+    return {**done, **(costs(model, recipe.data.crop) if isinstance(model, InteractiveModel) else {})}
 
 
 @contextmanager
@@ -191,10 +202,12 @@ def _worker_deaths_named() -> Iterator[None]:
         ) from None
 
 
-def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
+def start_model(recipe: Recipe) -> tuple[Network, dict[str, Any]]:
     """The initial model of a training, and the provenance of its weights. Raises HrsegError."""
     wanted, adapter = recipe.model, recipe.adapter
     torch.manual_seed(recipe.seed)
+    if recipe.task == "refine":
+        return _built("trained refiner", wanted.name, wanted.options), {}
     model: InteractiveModel
     if wanted.weights:
         model, found = load_model(wanted.weights)
@@ -207,10 +220,7 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
                 raise HrsegError(f"model.weights={wanted.weights}: {error}") from None
         base = {"base": started.get("file", wanted.weights), "base_weights": weights_hash(model)}
         return attach(model, adapter.name, adapter.options), base
-    try:
-        model = catalog.resolve("model", wanted.name)(**wanted.options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise HrsegError(f"model.name={wanted.name}: {error}; fix model.options") from None
+    model = _built("model", wanted.name, wanted.options)
     if not wanted.backbone:
         model.initialise(None, wanted.coverage)
         return model, {}
@@ -222,7 +232,14 @@ def start_model(recipe: Recipe) -> tuple[InteractiveModel, dict[str, Any]]:
     return model, {"backbone": Path(wanted.backbone).name, "coverage": round(share, 4)}
 
 
-def check_recipe(model: InteractiveModel, recipe: Recipe) -> None:
+def _built(kind: str, name: str, options: dict[str, Any]) -> Any:
+    try:
+        return catalog.resolve(kind, name)(**options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise HrsegError(f"model.name={name}: {error}; fix model.options") from None
+
+
+def check_recipe(model: Network, recipe: Recipe) -> None:
     """Check a recipe against its network and losses before the first step. Raises HrsegError that names the key."""
     catalog.resolve("metric", recipe.validation.metric)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -237,10 +254,12 @@ def check_recipe(model: InteractiveModel, recipe: Recipe) -> None:
                 loss(sample, sample, **term.options)
         except (TypeError, ValueError, AttributeError) as error:
             raise HrsegError(f"losses: '{term.name}': {error}; fix its options") from None
-    if recipe.clicks.box_probability and not model.takes_boxes:
-        raise HrsegError(f"clicks.box_probability: '{model.name}' does not take boxes; set it to 0")
-    if recipe.clicks.perturbed_probability and not model.with_prev_mask:
-        raise HrsegError(f"clicks.perturbed_probability: '{model.name}' sees no previous mask; set it to 0")
+    if isinstance(model, InteractiveModel):
+        if recipe.clicks.box_probability and not model.takes_boxes:
+            raise HrsegError(f"clicks.box_probability: '{model.name}' does not take boxes; set it to 0")
+        if (recipe.clicks.perturbed_probability or recipe.clicks.focus) and not model.with_prev_mask:
+            key = "perturbed_probability" if recipe.clicks.perturbed_probability else "focus"
+            raise HrsegError(f"clicks.{key}: '{model.name}' sees no previous mask; set it to 0")
     for size in recipe.sizes:
         out = _outputs(model, size.crop)
     for term in recipe.losses:
@@ -251,27 +270,34 @@ def check_recipe(model: InteractiveModel, recipe: Recipe) -> None:
             )
 
 
-def _outputs(model: InteractiveModel, crop: tuple[int, int]) -> dict[str, Tensor]:
-    """The network's outputs for a small crop with the sides of ``crop`` modulo 32. Raises HrsegError."""
+def _outputs(model: Network, crop: tuple[int, int]) -> Collection[str]:
+    """Names of the outputs for a small crop with the sides of ``crop`` modulo 32. Raises HrsegError."""
+    if not isinstance(model, InteractiveModel):
+        if crop != (model.side, model.side):
+            raise HrsegError(
+                f"data.crop={list(crop)}: model.options.side of the refiner is {model.side}; set both to the same size"
+            )
+        return ["logits"]
     size = [side if side <= 128 else 128 + side % 32 for side in crop]
     planes = 4 if model.with_prev_mask else 3
     try:
         with torch.no_grad():
-            found: dict[str, Tensor] = model.eval()(torch.zeros(1, planes, *size), torch.full((1, 2, 3), -1.0))
+            out = model.eval()(torch.zeros(1, planes, *size), torch.full((1, 2, 3), -1.0))
     except (RuntimeError, ValueError) as error:
         raise HrsegError(
             f"data.crop={list(crop)}: the network does not accept this size "
             f"({str(error).splitlines()[0]}); use even sides of at least 32 pixels"
         ) from None
-    return found
+    return list(out)
 
 
-def write_weights(
-    recipe: Recipe, provenance: dict[str, Any], model: InteractiveModel, path: Path, more: dict[str, Any]
-) -> None:
+def write_weights(recipe: Recipe, provenance: dict[str, Any], model: Network, path: Path, more: dict[str, Any]) -> None:
     """Save the model as a checkpoint, or only the adapter's weights."""
     adapter = recipe.adapter
-    if adapter.name == "none":
+    if not isinstance(model, InteractiveModel):
+        what = {"kind": "refiner", "name": model.name, "options": model.config}
+        save_network(model, path, what, {**provenance, **more}, recipe.half)
+    elif adapter.name == "none":
         save_checkpoint(model, path, {**provenance, **more}, recipe.half)
     else:
         save_adapter(model, path, adapter.name, adapter.options, provenance["base_weights"], {**provenance, **more})
@@ -292,8 +318,9 @@ def make_trainer(
     callbacks: list[Callback] = []
     if recipe.optim.ema:
         callbacks.append(Averaging(multi_avg_fn=partial(move_average, recipe.optim.ema)))
-    logs = Logs(folder, recipe, "csv" in machine.loggers)
-    judge = Judge(judged, recipe, folder, save, logs)
+    kind = TASKS[recipe.task].judge
+    logs = Logs(folder, recipe, "csv" in machine.loggers, kind.columns)
+    judge = kind(judged, recipe, folder, save, logs)
     callbacks += [judge, logs, Checkpointing(folder, judge, logs, save, say)]  # Checkpointing must come last
     processes = machine.processes * machine.nodes
     bars = _bars() if machine.progress else []
@@ -342,7 +369,7 @@ def _progress(last: Path, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
     earlier version that trained other layers than ``optimizer``."""
     try:
         kept = torch.load(last, mmap=True, weights_only=True)
-        judge = kept["callbacks"]["Judge"]
+        judge = next(state for name, state in kept["callbacks"].items() if name.endswith("Judge"))
         steps, epoch = int(kept["global_step"]), int(judge.get("epoch", kept["epoch"] + 1))  # older ones lack it
         groups = [len(group["params"]) for group in kept["optimizer_states"][0]["param_groups"]]
     except Exception:  # a damaged file can raise nearly anything

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,23 +22,29 @@ from hrseg_cli.data.samples import Ref, load
 from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError, UnknownName
-from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Recipe, load_protocol
 from hrseg_cli.training.feed import held_out_objects
 from hrseg_cli.training.logs import JUDGED, Logs, append_row
 
 BEST_WEIGHTS = "best.safetensors"
-Save = Callable[[InteractiveModel, Path, dict[str, Any]], None]
+Save = Callable[[Any, Path, dict[str, Any]], None]
 
 
 class Judge(Callback):
-    """Clicks on fixed held-out objects and keeps the weights that need the fewest clicks."""
+    """Clicks on fixed held-out objects and keeps the weights that need the fewest clicks.
+
+    columns: what is measured on each object; the first one decides, then the last, which is better if it is higher.
+    better: 1 if the first is better if it is higher, else -1.
+    """
+
+    columns: tuple[str, ...] = ("clicks", "first", "last")
+    better = -1
 
     def __init__(self, refs: Sequence[Ref], recipe: Recipe, folder: Path, save: Save, logs: Logs) -> None:
-        self.refs, self.folder, self.save, self.logs = refs, folder, save, logs
+        self.refs, self.recipe, self.folder, self.save, self.logs = refs, recipe, folder, save, logs
         self.validation = validation = recipe.validation
-        self.best, self.best_last, self.bad = math.inf, 0.0, 0
-        self.epoch, self.clicks = 0, math.inf  # of the last validation
+        self.best, self.best_last, self.bad = -self.better * math.inf, 0.0, 0
+        self.epoch, self.values = 0, dict.fromkeys(self.columns, math.nan)  # of the last validation
         try:
             protocol = load_protocol(validation.protocol, validation.changes)
         except UnknownName:
@@ -70,32 +76,40 @@ class Judge(Callback):
         if trainer.world_size > 1:  # batch statistics differ between processes: validate those that are saved
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
+        model.eval()
         with reproducible():  # crops have many sizes, and cuDNN would benchmark its algorithms for each of them
-            found = self._click(model.eval(), trainer.global_rank, trainer.world_size)
-        clicks, first, last = (float(v) for v in _over_ranks(found).mean(0))
-        self.epoch, self.clicks = epoch, clicks
-        self.logs.judged = {"val/clicks": clicks, "val/first": first, "val/last": last}
-        better = (clicks, -last) < (self.best, -self.best_last)  # equal clicks, as at the start: compare scores
+            found = _over_ranks(self.measured(model, trainer.global_rank, trainer.world_size))
+        self.epoch, self.values = epoch, dict(zip(self.columns, map(float, found.mean(0)), strict=True))
+        self.logs.judged = {f"val/{name}": value for name, value in self.values.items()}
+        first, last = self.values[self.columns[0]], self.values[self.columns[-1]]
+        # Equal clicks, as at the start: compare scores.
+        better = (self.better * first, last) > (self.better * self.best, self.best_last)
         if better:
-            self.best, self.best_last = clicks, last
+            self.best, self.best_last = first, last
         self.bad = 0 if better else self.bad + 1
         if trainer.is_global_zero:
-            record = {"epoch": epoch, "clicks": clicks, "first": first, "last": last}
+            record = {"epoch": epoch, **self.values}
             append_row(self.folder / JUDGED, record)
             if better:
                 self.save(model, self.folder / BEST_WEIGHTS, {"judged": record})
         if self.validation.patience and self.bad >= self.validation.patience:
             trainer.should_stop = True
 
-    def _click(self, model: InteractiveModel, rank: int, world: int) -> np.ndarray:
-        """(objects of this rank, 3): clicks needed, first and last score."""
-        rows = []
-        for ref in self.refs[rank::world]:
-            trace, _ = simulate(load(ref), model, self.plan)
-            scores = trace.scores[self.validation.metric]
-            reached = [k for k, score in enumerate(scores, 1) if score >= self.validation.until]
-            rows.append((reached[0] if reached else self.validation.max_clicks, scores[0], scores[-1]))
-        return np.array(rows, np.float64).reshape(-1, 3)
+    def measured(self, model: Any, rank: int = 0, world: int = 1) -> np.ndarray:
+        """(objects of this rank, columns)."""
+        rows = [self._measure(model, number) for number in range(rank, len(self.refs), world)]
+        return np.array(rows, np.float64).reshape(-1, len(self.columns))
+
+    def _measure(self, model: Any, number: int) -> tuple[float, ...]:
+        """The columns of an object: clicks needed, first and last score."""
+        trace, _ = simulate(load(self.refs[number]), model, self.plan)
+        scores = trace.scores[self.validation.metric]
+        reached = [k for k, score in enumerate(scores, 1) if score >= self.validation.until]
+        return (reached[0] if reached else self.validation.max_clicks, scores[0], scores[-1])
+
+    def told(self) -> str:
+        """The last validation in a few words."""
+        return f"{self.values['clicks']:.2f} clicks"
 
 
 class Averaging(WeightAveraging):
@@ -106,12 +120,12 @@ class Averaging(WeightAveraging):
         super().setup(trainer, pl_module, stage)
 
 
-def trained_model(trainer: pl.Trainer, pl_module: pl.LightningModule) -> InteractiveModel:
+def trained_model(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
     """The model with averaged weights if there is one, else the model in training."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
             pl_module = callback._average_model.module  # type: ignore[assignment]
-    return cast(InteractiveModel, pl_module.model)
+    return pl_module.model
 
 
 def move_average(decay: float, average: list[Tensor], current: list[Tensor], number: Tensor) -> None:

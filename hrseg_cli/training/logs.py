@@ -36,9 +36,9 @@ class Logs(Callback):
     """Logs the loss every few steps, and after each epoch the means of the loss and its terms and the validation
     results."""
 
-    def __init__(self, folder: Path, recipe: Recipe, csv_too: bool) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, csv_too: bool, judged: Sequence[str]) -> None:
         terms = [f"train/{term.output}_{term.name}" for term in recipe.losses]
-        judged = ["val/clicks", "val/first", "val/last"]
+        judged = [f"val/{name}" for name in judged]
         self.columns = sorted({"epoch", "step", "train/loss_step", "train/loss_epoch", *terms, *judged})
         self.path = folder / METRICS if csv_too else None
         self.judged: dict[str, float] = {}  # validation results of this epoch, set by Judge

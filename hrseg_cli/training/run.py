@@ -16,7 +16,7 @@ from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
 from hrseg_cli.recipe import Recipe, recipe_of
 from hrseg_cli.runs import Run
 from hrseg_cli.training import fit
-from hrseg_cli.training.feed import Feed, training_images
+from hrseg_cli.training.feed import training_images
 from hrseg_cli.training.judge import judged_objects
 from hrseg_cli.training.recipes import LOGGERS
 
@@ -41,7 +41,7 @@ def train_in(
     place = data_root(machine["root"] and Path(machine["root"]))
     model, provenance = fit.start_model(recipe)
     provenance = {"recipe": recipe.name, "seed": recipe.seed, **provenance}
-    feed = Feed(training_images(recipe.data, place, folder.parent / "copies"), recipe)
+    feed = fit.TASKS[recipe.task].feed(training_images(recipe.data, place, folder.parent / "copies"), recipe)
     judged = judged_objects(recipe, place)
     if not judged:
         raise HrsegError(

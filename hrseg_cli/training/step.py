@@ -1,4 +1,4 @@
-"""One training step of a click network: iterative training with the network's own previous mask (Sofiiuk et al. 2021,
+"""One training step. Of a click network: iterative training with the network's own previous mask (Sofiiuk et al. 2021,
 sections 3.2 and 4).
 
 A step depends only on weights, recipe and (epoch, step), so a resumed training ends with the same weights as an
@@ -34,7 +34,10 @@ from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.losses import scheduled
 from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.recipe import Optim, Recipe
+from hrseg_cli.refiners.segrefiner.training import TrainedDenoiser
 from hrseg_cli.training.feed import Batch, steps_per_epoch
+
+Network = InteractiveModel | TrainedDenoiser
 
 
 @dataclass
@@ -56,27 +59,90 @@ class Interaction:
     features: Features | None = None
 
 
-class ClickTraining(pl.LightningModule):
-    """One step: corrective clicks on earlier predictions, then the prediction that is trained.
+class Training(pl.LightningModule):
+    """One step of any network: its outputs for a batch, compared with the truth by the losses of the recipe."""
 
-    With ``clicks.trained=last`` a batch takes one step, and the earlier predictions are computed for it, without
-    gradient. With ``every`` it takes one step per prediction, and each step corrects the prediction of the one before.
-    """
-
-    def __init__(self, model: InteractiveModel, recipe: Recipe) -> None:
+    def __init__(self, model: Network, recipe: Recipe) -> None:
         super().__init__()
-        self.model, self.recipe = model, recipe
+        self.model: Any = model
+        self.recipe = recipe
         self.terms = [(term, catalog.resolve("loss", term.name)) for term in recipe.losses]
         self.boundary = recipe.losses.index(recipe.boundary) if recipe.boundary else None
         self.values: dict[str, Tensor] = {}  # the loss and its terms at the last step
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if "image" in batch:
-            self.current = begun(batch, self.recipe.channels_last)
-        key = self.current.batch["key"][0].tolist()
-        torch.manual_seed(_seed(self.recipe.seed, key, self.global_rank, int(batch["turn"][1])))  # for dropout
+        key, turn = batch["key"][0].tolist(), int(batch["turn"][1])
+        torch.manual_seed(_seed(self.recipe.seed, key, self.global_rank, turn))  # for dropout
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        out, seen = self.outputs(batch)
+        total, values = self.loss(out, seen, self.current_epoch)
+        self._refuse_nan(total, seen)
+        self.values = {name: value.detach() for name, value in {"train/loss": total, **values}.items()}
+        self.log("train/loss", total, prog_bar=True, logger=False, batch_size=len(seen["truth"]))
+        return total
+
+    def outputs(self, batch: Batch) -> tuple[dict[str, Tensor], Batch]:
+        """The outputs that are trained, and the batch with what the network was given."""
+        raise NotImplementedError
+
+    def loss(self, out: dict[str, Tensor], batch: Batch, epoch: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The recipe's weighted loss and its unweighted terms by name, averaged over the batch."""
+        truth = batch["truth"].float()
+        values, weights = {}, [term.weight for term in self.recipe.losses]
+        for term, loss in self.terms:
+            logits = out[term.output]
+            if term.name == "boundary":
+                value = loss(logits, batch["distance"])
+            else:
+                value = loss(logits, reduced(truth, logits.shape[-2:]), **term.options)
+            values[f"train/{term.output}_{term.name}"] = value.mean()
+        if self.boundary is not None:
+            plan = self.recipe.loss_schedule
+            pair = weights[0], weights[self.boundary]
+            weights[0], weights[self.boundary] = scheduled(plan.kind, epoch, pair, step=plan.step)
+        total = sum(weight * value for weight, value in zip(weights, values.values(), strict=True))
+        return torch.as_tensor(total), values
+
+    def _refuse_nan(self, loss: Tensor, batch: Batch) -> None:
+        """Raise HrsegError for a loss that is not finite, in all processes at once: a single one would leave the others
+        waiting."""
+        bad = not bool(torch.isfinite(loss))
+        folder = Path(self.trainer.default_root_dir)
+        if bad:
+            kept = {name: value.cpu() for name, value in batch.items()}
+            torch.save(kept, folder / f"bad_batch_{self.global_rank}.pt")
+        if not self.trainer.strategy.reduce_boolean_decision(bad, all=False):
+            return
+        if self.global_rank:
+            raise Interrupted  # rank 0 reports the error
+        seen = next(iter(sorted(folder.glob("bad_batch_*.pt"))), folder / "bad_batch_*.pt")
+        raise HrsegError(
+            f"the loss became {loss.item() if bad else 'NaN or infinite'} at step {self.global_step} (batch saved to "
+            f"{seen}); lower optim.lr, set optim.clip=1, or set precision=fp32"
+        )
+
+    def configure_optimizers(self) -> Any:
+        optim = self.recipe.optim
+        optimizer = make_optimizer(self.model, optim)
+        steps = math.ceil(steps_per_epoch(self.recipe, self.trainer.world_size) / optim.accumulate)
+        factor = schedule(optim, steps, self.recipe.epochs)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}]
+
+
+class ClickTraining(Training):
+    """A click network: corrective clicks on earlier predictions, then the prediction that is trained.
+
+    With ``clicks.trained=last`` a batch takes one step, and the earlier predictions are computed for it, without
+    gradient. With ``every`` it takes one step per prediction, and each step corrects the prediction of the one before.
+    """
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if "image" in batch:
+            self.current = begun(batch, self.recipe.channels_last)
+        super().on_train_batch_start({**self.current.batch, **batch}, batch_idx)
+
+    def outputs(self, batch: Batch) -> tuple[dict[str, Tensor], Batch]:
         number, turn, _ = batch["turn"].tolist()
         current, epoch = self.current, self.current_epoch
         rng = np.random.default_rng((self.recipe.seed, epoch, number, 1, turn))  # the same in all processes
@@ -89,11 +155,7 @@ class ClickTraining(pl.LightningModule):
         later = turn and self.recipe.clicks.trained == "every"
         out = self.predict(current, whole=not later or rng.random() < optim.backbone_later)
         current.seen = out["logits"].detach().float().sigmoid()
-        total, values = self.loss(out, current.batch, epoch)
-        self._refuse_nan(total, current)
-        self.values = {name: value.detach() for name, value in {"train/loss": total, **values}.items()}
-        self.log("train/loss", total, prog_bar=True, logger=False, batch_size=len(current.image))
-        return total
+        return out, {**current.batch, "points": current.points, "previous": current.previous}
 
     def predict(self, current: Interaction, whole: bool = True) -> dict[str, Tensor]:
         """The network's outputs for the clicks so far. whole: whether the backbone is trained by them too."""
@@ -136,54 +198,10 @@ class ClickTraining(pl.LightningModule):
         points = np.stack(list(each(add, *arrays, rounds, seeds)))
         current.points, current.previous, current.seen = torch.from_numpy(points).to(seen.device), seen, None
 
-    def loss(self, out: dict[str, Tensor], batch: Batch, epoch: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The recipe's weighted loss and its unweighted terms by name, averaged over the batch."""
-        truth = batch["truth"].float()
-        values, weights = {}, [term.weight for term in self.recipe.losses]
-        for term, loss in self.terms:
-            logits = out[term.output]
-            if term.name == "boundary":
-                value = loss(logits, batch["distance"])
-            else:
-                value = loss(logits, reduced(truth, logits.shape[-2:]), **term.options)
-            values[f"train/{term.output}_{term.name}"] = value.mean()
-        if self.boundary is not None:
-            plan = self.recipe.loss_schedule
-            pair = weights[0], weights[self.boundary]
-            weights[0], weights[self.boundary] = scheduled(plan.kind, epoch, pair, step=plan.step)
-        total = sum(weight * value for weight, value in zip(weights, values.values(), strict=True))
-        return torch.as_tensor(total), values
-
     def joined(self, image: Tensor, previous: Tensor) -> Tensor:
         """The network's image input: RGB and, if the model uses it, the previous mask."""
         joined = torch.cat([image, previous], 1) if self.model.with_prev_mask else image
         return joined.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else joined
-
-    def _refuse_nan(self, loss: Tensor, current: Interaction) -> None:
-        """Raise HrsegError for a loss that is not finite, in all processes at once: a single one would leave the others
-        waiting."""
-        bad = not bool(torch.isfinite(loss))
-        folder = Path(self.trainer.default_root_dir)
-        if bad:
-            kept = {**current.batch, "points": current.points, "previous": current.previous}
-            kept = {name: value.cpu() for name, value in kept.items()}
-            torch.save(kept, folder / f"bad_batch_{self.global_rank}.pt")
-        if not self.trainer.strategy.reduce_boolean_decision(bad, all=False):
-            return
-        if self.global_rank:
-            raise Interrupted  # rank 0 reports the error
-        seen = next(iter(sorted(folder.glob("bad_batch_*.pt"))), folder / "bad_batch_*.pt")
-        raise HrsegError(
-            f"the loss became {loss.item() if bad else 'NaN or infinite'} at step {self.global_step} (batch saved to "
-            f"{seen}); lower optim.lr, set optim.clip=1, or set precision=fp32"
-        )
-
-    def configure_optimizers(self) -> Any:
-        optim = self.recipe.optim
-        optimizer = make_optimizer(self.model, optim)
-        steps = math.ceil(steps_per_epoch(self.recipe, self.trainer.world_size) / optim.accumulate)
-        factor = schedule(optim, steps, self.recipe.epochs)
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}]
 
 
 def begun(batch: Batch, channels_last: bool = False) -> Interaction:
@@ -229,7 +247,7 @@ def train_mode(model: InteractiveModel, batch: int, freeze_norms: bool = False) 
                 module.eval()
 
 
-def make_optimizer(model: InteractiveModel, optim: Optim) -> torch.optim.Optimizer:
+def make_optimizer(model: Network, optim: Optim) -> torch.optim.Optimizer:
     """An optimizer over the model's parameter groups: new layers at ``optim.lr``, the others scaled by their factor.
 
     Raises HrsegError if the groups do not have every parameter exactly once.
@@ -249,7 +267,7 @@ def make_optimizer(model: InteractiveModel, optim: Optim) -> torch.optim.Optimiz
     return kind(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
 
 
-def _check_groups(model: InteractiveModel, groups: dict[str, list[nn.Parameter]], known: Collection[str]) -> None:
+def _check_groups(model: Network, groups: dict[str, list[nn.Parameter]], known: Collection[str]) -> None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     listed = Counter(id(parameter) for parameters in groups.values() for parameter in parameters)
     wrong = [f"unknown group '{name}'" for name in groups.keys() - known]

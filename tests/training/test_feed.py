@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_photos
 import tiny_sets
+import torch
 from PIL import Image
 
 from hrseg_cli.data.datasets import open_dataset
@@ -15,6 +17,7 @@ from hrseg_cli.data.known import list_parts
 from hrseg_cli.data.refs import Ref
 from hrseg_cli.data.views import Decoded, Scene, cache_longest, load_scene
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.metrics.masks import iou
 from hrseg_cli.recipe import Recipe, load_recipe, recipe_of
 from hrseg_cli.recipe.training import Part
 from hrseg_cli.training import feed
@@ -128,3 +131,35 @@ def test_all_held_out_is_told(root: Path, tmp_path: Path) -> None:
     settings = {"name": "x", "data": {"parts": [{"dataset": "berkeley:split=val"}], "held_out": 0.9999}}
     with pytest.raises(HrsegError, match="all of berkeley:split=val is held out"):
         training_images(recipe_of(settings, "test").data, root, tmp_path)
+
+
+def test_close_ups_of_outlines_as_focus_views(tmp_path: Path) -> None:
+    """FocusCut's samples: a square of the size of the object around a point of its outline, a previous mask that is
+    clearly wrong, and a click in the centre with the label of the truth."""
+    photos = tiny_photos.boxes(tmp_path / "boxes")
+    changes = [
+        f"data.parts=[{{dataset: {photos}}}]", "data.crop=[48, 64]", "data.epoch=12", "clicks.focus=1",
+        "data.held_out=0", "data.composite.probability=0",
+    ]  # fmt: skip
+    recipe = load_recipe("tiny_procedural", changes)
+    views = Feed(training_images(recipe.data, None, tmp_path), recipe)
+    centres = set()
+    for step in range(12):
+        sample, again = views[0, step], views[0, step]
+        assert all(torch.equal(sample[key], again[key]) for key in sample)
+        truth, previous = sample["truth"][0].numpy(), sample["previous"][0].numpy()
+        assert truth.shape == previous.shape == (48, 64)
+        assert 0.1 < (truth == 1).mean() < 0.9  # the outline passes near the centre
+        assert iou(previous > 0, truth) < 0.61
+        half = len(sample["points"]) // 2
+        assert [24, 32] in sample["points"][:, :2].tolist()
+        centres.add(int(truth[24, 32]))
+        for slot, (row, col, _) in enumerate(sample["points"].int().tolist()):
+            assert row < 0 or truth[row, col] == (1 if slot < half else 0)
+    assert centres == {0, 1}
+    mixed = Feed(views.images, load_recipe("tiny_procedural", [*changes, "clicks.focus=0.5"]))
+    known = [bool(mixed[0, step]["previous"].any()) for step in range(12)]
+    assert any(known)
+    assert not all(known)
+    plain = Feed(views.images, load_recipe("tiny_procedural", changes[:3]))
+    assert "previous" not in plain[0, 0]

@@ -466,11 +466,8 @@ def test_two_processes_train_and_resume(photos: Path, tmp_path: Path) -> None:
     model, provenance = read_checkpoint(tmp_path / "one" / judge.BEST_WEIGHTS)
     objects = judge.judged_objects(recipe, None)
     assert len(objects) > 1
-    alone = (
-        judge.Judge(objects, recipe, tmp_path, fit.write_weights, Logs(tmp_path, recipe, False))
-        ._click(model.eval(), 0, 1)
-        .mean(0)
-    )
+    logs = Logs(tmp_path, recipe, False, judge.Judge.columns)
+    alone = judge.Judge(objects, recipe, tmp_path, fit.write_weights, logs).measured(model.eval()).mean(0)
     assert [provenance["judged"][key] for key in ("clicks", "first", "last")] == pytest.approx(
         alone.tolist(), abs=1e-12
     )

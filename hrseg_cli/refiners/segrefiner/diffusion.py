@@ -82,8 +82,16 @@ def loss(logits: Tensor, truth: Tensor, texture_weight: float = 5.0) -> Tensor:
     truth: 0 or 1. The default weight is the published one.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((1, 2, 3))
-    outlines = (texture(logits.sigmoid()) - texture(truth)).abs().mean((1, 2, 3))
-    return entropy + texture_weight * outlines
+    return entropy + texture_weight * texture_loss(logits, truth)
+
+
+def texture_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of the outlines of prediction and target (SegRefiner's texture loss).
+
+    Like the losses of :mod:`hrseg_cli.losses`, -1 is ignored: there both count as background.
+    """
+    valid = target >= 0
+    return (texture(logits.float().sigmoid() * valid) - texture(target.float() * valid)).abs().mean((1, 2, 3))
 
 
 def texture(mask: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def refine_objects(
     masks: Sequence[np.ndarray],
     draw: Draw = half,
     *,
-    side: int = SIDE,
+    side: int | None = None,
     margin: int = 20,
     smallest: int = 512,
     batch: int = 32,
@@ -43,11 +43,13 @@ def refine_objects(
     """Yield the probabilities, float32 (H, W), of the refined objects, in order. Each object is cropped with a margin
     around its box, refined at ``side`` x ``side`` pixels in all six steps, and pasted back; 0 outside its crop.
 
+    side: by default that of the network's training images.
     masks: bool or uint8 (H, W), non-zero is object. smallest: objects with fewer pixels are returned unchanged, in
     order (the public code moves them to the end). batch: objects refined at once; random draws depend on it.
     reference: reproduce the public code, which downscales large crops by interpolation instead of averaging, and pads
     results with 0, which reduces the probability along the image border by up to half.
     """
+    side = side or _side(network)
     for mask in masks:
         check_sizes(image, mask)
     for start in range(0, len(masks), batch):
@@ -77,7 +79,7 @@ def refine_large(
     mask: np.ndarray,
     draw: Draw = half,
     *,
-    side: int = SIDE,
+    side: int | None = None,
     most: int | None = None,
     unsure: float = 0.9,
     overlap: float = 0.3,
@@ -90,6 +92,7 @@ def refine_large(
     The object and its surroundings are refined at ``side`` x ``side`` pixels in five steps. In the sixth step, patches
     of this size at full resolution cover the pixels that are not certainly fine. Overlapping results are averaged.
 
+    side: by default that of the network's training images.
     most: maximum number of patches; the least certain ones come first. unsure: a pixel gets a patch if its probability
     of being fine is below this share of the highest one. overlap: if the IoU of two patches is above it, the more
     certain one is dropped.
@@ -97,6 +100,7 @@ def refine_large(
     and interpolating, and clears masks of up to 128 pixels. Its loss of parts of images smaller than ``side`` is not
     reproduced.
     """
+    side = side or _side(network)
     check_sizes(image, mask)
     result = np.zeros(mask.shape, np.float32)
     if np.count_nonzero(mask) <= (128 if reference else 0):
@@ -127,6 +131,10 @@ def refine_large(
     np.divide(total, count, out=probability, where=count > 0)
     result[box] = probability[:height, :width]
     return result
+
+
+def _side(network: Denoise) -> int:
+    return int(getattr(network, "side", SIDE))
 
 
 def _denoised(network: Denoise, picture: Tensor, coarse: Tensor, steps: Sequence[int], draw: Draw) -> Refined:

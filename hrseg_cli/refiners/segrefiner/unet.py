@@ -22,7 +22,8 @@ class Denoiser(nn.Module):
     half the resolution of the previous one. blocks: residual blocks per level on the way down; one more on the way up.
     attention_strides: strides of the levels with attention. heads: of the attention. steps: number of diffusion steps,
     with a learned vector each; None for a sinusoidal embedding of any step, followed by two layers. scale_shift: the
-    step scales and shifts features instead of being added to them.
+    step scales and shifts features instead of being added to them. side: of the square images that it is trained on, in
+    pixels.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Denoiser(nn.Module):
         heads: int = 4,
         steps: int | None = 6,
         scale_shift: bool = False,
+        side: int = 256,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -44,8 +46,9 @@ class Denoiser(nn.Module):
             "heads": heads,
             "steps": steps,
             "scale_shift": scale_shift,
+            "side": side,
         }
-        self.width, self.stride = width, 2 ** (len(multipliers) - 1)
+        self.width, self.stride, self.side = width, 2 ** (len(multipliers) - 1), side
         embedding = 4 * width
         self.time_embed = (
             nn.Embedding(steps, embedding)
