@@ -42,7 +42,7 @@ class Pointwise(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if is_exporting():  # runtimes optimise convolutions, and `hrseg export --int8` quantises them
-            return super()._conv_forward(input, weight, bias)
+            return F.conv2d(input, weight, bias)
         return F.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
