@@ -37,7 +37,7 @@ def png(mask: np.ndarray) -> bytes:
     np.multiply(mask, np.uint8(255), out=rows[:, 1:])
     parts = {
         b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0),
-        b"IDAT": zlib.compress(rows, 1),
+        b"IDAT": zlib.compress(rows.data, 1),
         b"IEND": b"",
     }
     chunks = (struct.pack(">I", len(data)) + kind + data + _check(kind + data) for kind, data in parts.items())
