@@ -10,6 +10,7 @@ from hrseg_cli.errors import UnknownName
 DEFAULT_MODEL = "clicknet_m"  # of every command and of the Python API; comes with weights
 
 MODELS = {
+    "clicknet_s": "hrseg_cli.models.clicknet:clicknet_s",
     "clicknet_m": "hrseg_cli.models.clicknet:clicknet_m",
     "clicknet": "hrseg_cli.models.clicknet:ClickNet",
     "h18s": "hrseg_cli.models.hrnet:h18s",

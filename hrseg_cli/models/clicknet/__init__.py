@@ -10,6 +10,12 @@ from typing import Any
 from hrseg_cli.models.clicknet.network import ClickNet
 
 
+def clicknet_s(**options: Any) -> ClickNet:
+    """EfficientNet-Lite0 with a narrow decoder, optimised for speed."""
+    small: dict[str, Any] = {"variant": "lite0", "widths": (16, 40, 64, 96, 128), "blocks": (2, 2, 2, 2), "mixers": 0}
+    return ClickNet(**{**small, **options})
+
+
 def clicknet_m(**options: Any) -> ClickNet:
     """EfficientNet-Lite2 with a wide decoder: 5.6 M parameters, optimised for few clicks."""
     return ClickNet(**{"variant": "lite2", **options})
