@@ -73,6 +73,8 @@ def _weightless(name: str) -> InteractiveModel | None:
 def _shipped_base(adapter: AdapterFile) -> tuple[InteractiveModel, dict[str, Any]]:
     """The shipped model that an adapter was trained on, with its provenance."""
     for path in sorted(WEIGHTS.glob("*.safetensors")):
+        if path.stem in catalog.REFINERS:
+            continue
         model, provenance = read_checkpoint(path)
         if weights_hash(model) == adapter.base:
             return model, provenance

@@ -25,7 +25,7 @@ from hrseg_cli.interaction import Click, Sample
 from hrseg_cli.recipe import Refine, load_protocol
 from hrseg_cli.refiners.segrefiner.unet import Denoiser
 
-TINY: dict[str, Any] = {"width": 32, "multipliers": (1,) * 6, "blocks": 1, "attention_strides": (), "heads": 1}
+TINY: dict[str, Any] = {"width": 32, "multipliers": (1,) * 4, "blocks": 1, "attention_strides": (), "heads": 1}
 GUIDED = ["refine.name=guided_filter", "refine.options.radius=9"]
 
 
@@ -50,9 +50,8 @@ def shifted() -> np.ndarray:
 @pytest.mark.parametrize("name", list(catalog.REFINERS))
 def test_every_refiner_takes_and_returns_the_same(name: str, weights: Path) -> None:
     """Clicks and model are offered to all; each takes what it needs."""
-    refiner = open_refiner(
-        Refine(name=name, weights=str(weights), options={"side": 64}) if name == "segrefiner" else Refine(name=name)
-    )
+    learned = {"weights": str(weights), "options": {"side": 64, "most": 2}} if name == "segrefiner" else {}
+    refiner = open_refiner(Refine(name=name, **learned))
     image, coarse = photograph(), shifted()
     image.flags.writeable = coarse.flags.writeable = False
     refined = refiner(image, coarse, [Click(40, 40, True)], SameColour())
