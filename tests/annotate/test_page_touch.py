@@ -30,6 +30,8 @@ least => {
     if (!name(one)) tell("no name", one);
     if (one.tabIndex > 0) tell("out of order", one);
     const { width, height } = (one.type === "checkbox" ? one.closest("label") : one).getBoundingClientRect();
+    const cut = one.matches("button") && getComputedStyle(one).textOverflow !== "ellipsis";
+    if (cut && one.scrollWidth > one.clientWidth + 1) tell("wider than its button", one);
     if (Math.min(width, height) < least) tell(`only ${Math.round(width)} x ${Math.round(height)}`, one);
   }
   for (const one of document.querySelectorAll("dialog, nav, aside, [role=group], [role=img], progress")) {
@@ -130,6 +132,11 @@ def test_the_page_keeps_the_rules_on_a_phone(served: Served, phone: Any) -> None
     assert tab.page.evaluate(RULES, 44) == []
     assert tab.page.evaluate("document.documentElement.scrollWidth") == 390
     tab.page.tap("#files-open")
+    assert tab.page.evaluate(RULES, 44) == []
+    tab.page.tap("#files-close")
+    served.stop()
+    tab.page.touchscreen.tap(*tab.at(BLUE))
+    tab.page.wait_for_selector("#held:has-text('not saved')")
     assert tab.page.evaluate(RULES, 44) == []
 
 
