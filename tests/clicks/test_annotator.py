@@ -141,13 +141,13 @@ def test_equal_depths_are_negative() -> None:
     assert next_click(truth, prediction) == Click(2, 8, False)
 
 
-@pytest.mark.parametrize("across", [False, True], ids=["lying", "standing"])
-def test_the_deepest_pixel_of_a_bar_is_found_in_whatever_block_it_is(across: bool) -> None:
-    """Its only deepest row is the first, a middle or the last one of a block, at the frame or after other blocks."""
-    for thickness in range(9, 42):
-        for start in (0, 3):
-            truth = np.zeros((start + thickness + 2, 90), np.int8)
-            truth[start : start + thickness, 2:88] = 1
-            truth = truth.T if across else truth
-            nothing = np.zeros(truth.shape, bool)
-            assert next_click(truth, nothing) == plain.next_click(truth, nothing), (thickness, start)
+@pytest.mark.parametrize("flipped", [(1, 1), (-1, 1), (1, -1), (-1, -1)])
+def test_squares_far_apart_are_found_in_whatever_blocks_they_are(flipped: tuple[int, int]) -> None:
+    """So far that each is transformed on its own; the deepest pixel is in the first or a later block of its square."""
+    for side in range(11, 28):
+        truth = np.zeros((200, 210), np.int8)
+        truth[3 : 3 + side, 5 : 5 + side] = 1
+        truth[190 - side + 2 : 190, 200 - side + 2 : 200] = 1
+        truth = truth[:: flipped[0], :: flipped[1]]
+        nothing = np.zeros(truth.shape, bool)
+        assert next_click(truth, nothing) == plain.next_click(truth, nothing), side
