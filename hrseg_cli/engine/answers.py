@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrseg_cli.engine import views
-from hrseg_cli.engine.views import Box
+from hrseg_cli.interaction import Box
 
 PASTED = 2**21  # pixels of an image up to which resizing everything at once is faster
 SMALL = 128  # height + width up to which PyTorch resizes with another kernel, whose values differ in their last bits

@@ -53,8 +53,8 @@ class ClickStep(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        *rest, box = rest if self.model.takes_boxes else (*rest, None)
-        *previous, clicks = rest
+        box = rest[-1] if self.model.takes_boxes else None
+        *previous, clicks = rest if box is None else rest[:-1]
         if box is None:
             logits: Tensor = self.model(torch.cat([image, *previous], 1), points_of(clicks))["logits"]
         else:

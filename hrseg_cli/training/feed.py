@@ -100,6 +100,7 @@ class Feed(Dataset[Batch]):
         data, focus = self._data[size], self.recipe.clicks.focus
         rng = np.random.default_rng((self.recipe.seed, epoch, step))
         part, index = self._order(epoch)[step]
+        task: Batch | None = None
         for _ in range(_TRIES):
             image, truths = self._scene(epoch, part, index, data, rng)
             view = close_up(image, truths, data.crop, data.augment, rng) if focus and rng.random() < focus else None
@@ -107,7 +108,6 @@ class Feed(Dataset[Batch]):
                 image, task = view[0], self._close_up(view[1], rng)
                 break
             image, truths = augment(image, truths, data.crop, data.augment, rng)
-            task = None
             if data.augment.keep_background or ((truths == 1).sum((1, 2)) >= data.min_area).any():
                 break
             part, index = self._any(epoch, rng)

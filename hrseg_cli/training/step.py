@@ -171,7 +171,8 @@ class ClickTraining(Training):
             features = tuple(one.detach() for one in features)
         boxes = (current.batch["box"],) if "box" in current.batch else ()
         with nullcontext() if whole else model.backbone_fixed():
-            return model.decode(features, current.previous, current.points, *boxes)
+            decoded: dict[str, Tensor] = model.decode(features, current.previous, current.points, *boxes)
+            return decoded
 
     def interact(self, current: Interaction, rounds: int) -> None:
         """Corrective rounds until there have been so many. Predictions for them are made without gradient."""

@@ -458,16 +458,17 @@ def test_refine_is_an_action_that_can_be_undone(place: Path) -> None:
     client = opened()
     assert client.get("/api/folder").json()["refiner"] == "guided_filter"
     key = post(client, do="click", **RED).json()["object"]["key"]
-    stroke = post(client, object=key, do="stroke", points=[[40, 80]], radius=6).json()["object"]
+    for _ in range(3):  # beyond the red square
+        grown = post(client, object=key, do="shape", how="grow").json()["object"]
     refined = post(client, object=key, do="refine").json()["object"]
-    assert refined["mask"] != stroke["mask"]
-    assert refined["undo"] == 3
+    assert refined["mask"] != grown["mask"]
+    assert refined["undo"] == 5
     undone = post(client, object=key, do="undo").json()["object"]
-    assert (undone["mask"], undone["redo"]) == (stroke["mask"], 1)
+    assert (undone["mask"], undone["redo"]) == (grown["mask"], 1)
     client = opened()
     assert post(client, object=key, do="redo").json()["object"]["mask"] == refined["mask"]
     (trace,) = map(json.loads, (place / "annotations" / "traces.jsonl").read_text().splitlines())
-    assert trace["notes"]["strokes"] == 1
+    assert trace["notes"]["edits"] == 4
 
 
 def test_without_a_refiner_nothing_is_refined(client: TestClient) -> None:

@@ -104,7 +104,7 @@ def test_of_many_images_the_good_ones_are_done_first(photos: Path, tmp_path: Pat
     [
         ({"clicks": []}, "`clicks`: an object without clicks"),
         ({"clicks": RED}, "`clicks`: 30 is not a click"),
-        ({"clicks": [(1, 2, 3, 4)]}, "is not a click; give a list of"),
+        ({"clicks": [(1, 2, 3, 4, 5)]}, "is not a click; give a list of"),
         ({"clicks": [("1", 2)]}, "`row` '1'"),
         ({"clicks": [(1, 200)]}, "`col` 200: outside the image"),
         ({"clicks": {}}, "`clicks`: no objects"),

@@ -289,6 +289,6 @@ def test_the_prefix_of_a_wrapper_is_taken_off(prefix: str) -> None:
 
 def test_counters_that_old_programs_do_not_save_may_be_missing(tmp_path: Path) -> None:
     wanted = {"bn.weight": torch.zeros(2), "bn.num_batches_tracked": torch.tensor(0)}
-    formats._check_shapes(wanted, {"bn.weight": torch.zeros(2)}, tmp_path)
+    formats.check_shapes(wanted, {"bn.weight": torch.zeros(2)}, tmp_path)
     with pytest.raises(HrsegError, match="1 missing"):
-        formats._check_shapes(wanted, {"bn.num_batches_tracked": torch.tensor(0)}, tmp_path)
+        formats.check_shapes(wanted, {"bn.num_batches_tracked": torch.tensor(0)}, tmp_path)

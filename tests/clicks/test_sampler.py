@@ -305,7 +305,8 @@ def test_any_scene_gives_clicks_on_the_right_side(
     """Objects of one pixel, of none, on all borders, ignored ones, no objects: nothing raises, nothing is misplaced."""
     targets = targets.repeat(block, 1).repeat(block, 2)
     labelled = (targets != 0).any(axis=0) | all_labelled
-    truth, points = drawn = draw(targets, labelled, np.random.default_rng(seed), settings)
+    drawn = draw(targets, labelled, np.random.default_rng(seed), settings)
+    truth, points = drawn.truth, drawn.points
     assert truth.dtype == np.int8
     assert truth.shape == labelled.shape
     assert points.dtype == np.float32
@@ -375,7 +376,7 @@ def test_other_objects_only_count_while_there_are_some() -> None:
     assert not labelled[alone[:, 0], alone[:, 1]].all()
     both = np.stack([target, disk(20, 45, 3)]).astype(np.int8)
     for _ in range(20):
-        truth, points = draw(both, both.any(0) | fragment, rng, settings)
+        truth, points = draw(both, both.any(0) | fragment, rng, settings)[:2]
         rows, cols = points[settings.max_points :, :2][points[settings.max_points :, 2] > 0].astype(int).T
         assert (both.any(0) | fragment)[rows, cols].all()
         assert not truth[rows, cols].any()

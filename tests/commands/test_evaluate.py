@@ -458,7 +458,7 @@ def test_a_way_to_compute_is_checked_before_there_is_a_run_folder(
     """Else the folder of the refused command would refuse the corrected one."""
     monkeypatch.setattr(options, "device_of", lambda device: device)  # as if there were a GPU
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    done = hrseg("evaluate", "-d", folder, *words, "-o", tmp_path / "run", "--workers", 1)
+    done = hrseg("evaluate", "-m", "h18s", "-d", folder, *words, "-o", tmp_path / "run", "--workers", 1)
     assert (done.code, message in done.err) == (1, True)
     assert not (tmp_path / "run").exists()
 

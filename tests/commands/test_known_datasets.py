@@ -233,9 +233,9 @@ def test_the_list_shows_what_is_there(known: Known, hrseg: Command, tmp_path: Pa
     done = hrseg("prepare-data", "--list", "--root", tmp_path)
     assert done.code == 0, done.err
     lines = {line.split()[0]: line for line in done.out.splitlines()[1:]}
-    assert set(lines) == {*manifest_names(), "procedural"}
+    assert set(lines) == {*manifest_names(), "procedural", "samples"}
     assert "44320" in lines["hqseg44k"].replace(",", "")
-    assert all("  no  " in line for name, line in lines.items() if name != "procedural")
+    assert all("  no  " in line for name, line in lines.items() if name not in ("procedural", "samples"))
     partial = hrseg("prepare-data", "--list", "--root", known.root).out
     assert "partial" in partial  # two of 50 are there
 

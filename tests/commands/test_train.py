@@ -65,7 +65,7 @@ def test_tiny_procedural_is_what_the_demo_can_afford() -> None:
             "data.parts.0.group: must be a regular expression with a group in parentheses",
         ),
         ("data.parts=[{dataset: 'procedural:count=x'}]", "count must be an integer"),
-        ("data.parts=[{dataset: 'procedural:count=2,size=64', weight: 0}]", "not all 0"),
+        ("data.parts=[{dataset: 'procedural:count=2,size=64', weight: 0}]", "every weight is 0"),
         ("model={name: h18s, options: {depth: 3}}", "model.name=h18s: "),
         ("model={name: hrnet_ocr}", "fix model.options"),
         ("model={name: grabcut}", "has no trainable weights"),

@@ -200,7 +200,7 @@ LINES = [t.to_json() for t in THREE]
         ([LINES[0].replace("0.95", "0.85"), *LINES[1:]], r"its traces give .* by iou on pets, its summary"),
         ([LINES[0].replace('"iou":[0.95]', '"iou":[]'), *LINES[1:]], "iou for 2 objects of pets, its summary for 3"),
         ([LINES[0].replace("0.95", '"0.95"'), *LINES[1:]], "line 1: not a trace .'0.95' is not a number"),
-        ([LINES[0].replace("0.95", "NaN"), *LINES[1:]], "line 1: not a trace .nan is not a number"),
+        ([LINES[0].replace("0.95", "NaN"), *LINES[1:]], "line 1: not a trace .NaN is not a number"),
         (
             [LINES[0], LINES[1].replace("0.5,0.85,", ""), LINES[2]],
             "line 2: not a trace .1 values of 'iou' for 3 clicks",

@@ -145,7 +145,7 @@ def test_close_ups_of_outlines_as_focus_views(tmp_path: Path) -> None:
     views = Feed(training_images(recipe.data, None, tmp_path), recipe)
     centres = set()
     for step in range(12):
-        sample, again = views[0, step], views[0, step]
+        sample, again = views[0, step, 0], views[0, step, 0]
         assert all(torch.equal(sample[key], again[key]) for key in sample)
         truth, previous = sample["truth"][0].numpy(), sample["previous"][0].numpy()
         assert truth.shape == previous.shape == (48, 64)
@@ -158,8 +158,8 @@ def test_close_ups_of_outlines_as_focus_views(tmp_path: Path) -> None:
             assert row < 0 or truth[row, col] == (1 if slot < half else 0)
     assert centres == {0, 1}
     mixed = Feed(views.images, load_recipe("tiny_procedural", [*changes, "clicks.focus=0.5"]))
-    known = [bool(mixed[0, step]["previous"].any()) for step in range(12)]
+    known = [bool(mixed[0, step, 0]["previous"].any()) for step in range(12)]
     assert any(known)
     assert not all(known)
     plain = Feed(views.images, load_recipe("tiny_procedural", changes[:3]))
-    assert "previous" not in plain[0, 0]
+    assert "previous" not in plain[0, 0, 0]

@@ -71,7 +71,7 @@ def test_samples_are_coarse_masks_of_the_wanted_quality(photos: Path, tmp_path: 
     feed = RefineFeed(training_images(recipe.data, None, tmp_path), recipe)
     scores = []
     for step in range(8):
-        sample, again = feed[0, step], feed[0, step]
+        sample, again = feed[0, step, 0], feed[0, step, 0]
         assert all(torch.equal(sample[key], again[key]) for key in sample)
         assert sample["coarse"].shape == sample["truth"].shape == (1, 32, 32)
         scores.append(iou(sample["coarse"][0].numpy() > 0, sample["truth"][0].numpy()))
@@ -106,7 +106,7 @@ def test_training_lowers_the_loss(photos: Path, tmp_path: Path) -> None:
     feed = RefineFeed(training_images(recipe.data, None, tmp_path), recipe)
     module = fit.TASKS["refine"].step(model, recipe)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    batch = {key: torch.stack([feed[0, step][key] for step in range(8)]) for key in feed[0, 0]}
+    batch = {key: torch.stack([feed[0, step, 0][key] for step in range(8)]) for key in feed[0, 0, 0]}
     values = []
     for _ in range(30):
         torch.manual_seed(0)
