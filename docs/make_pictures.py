@@ -23,12 +23,13 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from hrseg_cli.catalog import DEFAULT_MODEL
+from hrseg_cli.data.bundled import PHOTOGRAPHS, sample_photographs
 
 FOLDER = Path(__file__).resolve().parent / "pictures"
 DRAWN = ["--count", "8", "--size", "400", "--seed", "11"]
 WIDTH = 1100  # pixels of a picture
 MODELS = {DEFAULT_MODEL: DEFAULT_MODEL, "graph cut": "grabcut"}
-SHOWN = 4  # clicks on the screenshot
+SHOWN = ("astronaut_patch", "astronaut")  # object and image on the screenshot
 
 
 def main() -> None:
@@ -44,20 +45,12 @@ def main() -> None:
             runs.append(f"{label}={work / model}")
         hrseg("report", *runs, "--plot", work / "curves.png")
         hrseg("report", runs[0], "--pictures", work / "clicks.png", "--objects", "4")
-        screenshot(work)
         samples = [
-            "--dataset",
-            "samples",
-            "--metric",
-            "iou",
-            "--protocol",
-            "fast",
-            "--max-clicks",
-            "10",
-            "--keep-masks",
-        ]
+            "--dataset", "samples", "--metric", "iou", "--protocol", "fast", "--max-clicks", "10", "--keep-masks",
+        ]  # fmt: skip
         hrseg("evaluate", *samples, "--out", work / "samples")  # as in make demo
         hrseg("report", work / "samples", "--pictures", work / "demo.png", "--objects", "4")
+        screenshot(work)
         FOLDER.mkdir(exist_ok=True)
         for name in ("curves", "clicks", "annotate", "demo"):
             small(work / f"{name}.png", FOLDER / f"{name}.webp")
@@ -68,25 +61,29 @@ def hrseg(*words: object) -> None:
 
 
 def screenshot(work: Path) -> None:
-    """The page after the clicks that the simulated annotator made on the same images."""
-    photos = work / "photos"
-    shutil.copytree(work / "drawn" / "images", photos / "images")
-    lines = (work / DEFAULT_MODEL / "traces.jsonl").read_text(encoding="utf-8").splitlines()
-    traces = [json.loads(line) for line in lines]
-    best = max(traces, key=lambda trace: trace["biou"][:SHOWN][-1])
+    """The page after the clicks that the simulated annotator made on one of the samples, under the same protocol."""
+    wanted, image = SHOWN
+    (work / "photos" / "images").mkdir(parents=True)
+    place = sample_photographs()
+    if place is None:
+        sys.exit("needs scikit-image: pip install 'hrseg[samples]'")
+    for file in PHOTOGRAPHS.values():
+        shutil.copy(place / file, work / "photos" / "images")
+    lines = (work / "samples" / "traces.jsonl").read_text(encoding="utf-8").splitlines()
+    clicks = next(trace["clicks"] for trace in map(json.loads, lines) if trace["id"] == wanted)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         sys.exit("needs Chromium: apt-get install chromium")
-    with annotate(photos) as address, sync_playwright() as play:
+    with annotate(work / "photos") as address, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 640})
         page.set_default_timeout(120_000)
         page.goto(address)
         idle(page)
-        page.click(f"#images button[title*='{best['id']}']")
-        page.wait_for_selector(f"#title:has-text('{best['id']}')")
+        page.click(f"#images button[title*='{image}']")
+        page.wait_for_selector(f"#title:has-text('{image}')")
         idle(page)
-        for row, col, positive in best["clicks"][:SHOWN]:
+        for row, col, positive in clicks:
             scale, left, top = page.evaluate(
                 "() => { const o = document.getElementById('overlay'), q = o.getBoundingClientRect();"
                 " return [+o.dataset.scale, q.x + +o.dataset.x, q.y + +o.dataset.y]; }"

@@ -73,7 +73,7 @@ def test_before_training_it_answers_as_its_base(base: ClickHRNet, size: tuple[in
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("steps", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_at_2048_by_3072_it_recomputes_at_most_2_percent_of_the_pixels(steps: int) -> None:
     """Counted at the head. With two steps, corrections at half the size are interpolated."""
     model = noisy(PointRendered(Blurred(), hidden=8, steps=steps))

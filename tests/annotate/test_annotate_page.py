@@ -158,6 +158,7 @@ def test_two_tabs_on_one_image(served: Served, context: Any) -> None:
     assert "another tab" in other.text("#message")
     assert other.colour(RED)[3] > 80, "it shows what the first has done"
     assert np.array_equal(served.mask("a_0"), truth("red"))
+    other.page.wait_for_timeout(500)  # sooner, a second click there is part of a double click
     other.click(BLUE)
     assert np.array_equal(served.mask("a_0"), truth("red") | truth("blue"))
     one.page.evaluate("() => window.dispatchEvent(new Event('focus'))")

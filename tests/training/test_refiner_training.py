@@ -100,6 +100,7 @@ def test_a_run_can_be_resumed_and_leaves_what_refining_needs(photos: Path, tmp_p
     assert summary["best"] == max(float(row["refined"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(photos: Path, tmp_path: Path) -> None:
     recipe = recipe_on(photos)
     model, _ = fit.start_model(recipe)
