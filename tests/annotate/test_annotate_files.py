@@ -327,6 +327,7 @@ def test_folders_that_cannot_be_worked_in(tmp_path: Path) -> None:
         desk_of(place)
 
 
+@pytest.mark.slow
 def test_the_traces_replayed_give_the_same_masks(tmp_path: Path, hrseg: Callable[..., Any]) -> None:
     """With the model and the protocol of the page, as docs/annotate.md says."""
     place = folder_of(tmp_path / "shop", "a.png", "b.png")

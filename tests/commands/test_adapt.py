@@ -101,6 +101,7 @@ def test_another_base_is_refused(adapt: Command, hrseg: Command, photos: Path, b
         assert len(done.err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_lora_folds_into_one_checkpoint_and_conv_does_not(
     adapt: Command, hrseg: Command, base: Path, tmp_path: Path
 ) -> None:

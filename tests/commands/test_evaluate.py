@@ -198,6 +198,7 @@ def test_an_interrupted_run_goes_on_to_the_same_traces(folder: Path, tmp_path: P
     assert not part.exists()
 
 
+@pytest.mark.slow
 def test_in_flight_ends_interrupted_and_not_with_the_same_traces(folder: Path, tmp_path: Path, hrseg: Command) -> None:
     """The way of a GPU, on a CPU: one process, two objects at once, threads around the network."""
     words = ["-m", "grabcut", "-d", str(folder), "--max-clicks", "8", "--until", "1.01", "--keep-masks"]
@@ -221,7 +222,10 @@ def test_in_flight_ends_interrupted_and_not_with_the_same_traces(folder: Path, t
     assert len(one) == 3
 
 
-@pytest.mark.parametrize(("whole_traces", "whole_masks"), [(1, 1), (2, 1), (1, 2), (0, 1)])
+@pytest.mark.parametrize(
+    ("whole_traces", "whole_masks"),
+    [(2, 1), (1, 2), *(pytest.param(*both, marks=pytest.mark.slow) for both in ((1, 1), (0, 1)))],
+)
 def test_lines_torn_by_a_kill_are_done_again(
     whole_traces: int, whole_masks: int, folder: Path, tmp_path: Path, hrseg: Command
 ) -> None:

@@ -35,7 +35,8 @@ def base() -> ClickHRNet:
         return h18()
 
 
-@pytest.mark.parametrize("case", [c if c == "B_c8" else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_the_recorded_costs(base: ClickHRNet, case: str) -> None:
     model = Resampled(base, **CASES[case])  # type: ignore[arg-type]
     found = costs(model, (640, 960))

@@ -234,7 +234,8 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_weights(
     assert len(seen) == len(expected) == 2  # one file of events, however often it was started
 
 
-@pytest.mark.parametrize("name", ["lora", pytest.param("conv", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lora", "conv"])
 def test_an_adapter_learns_and_goes_on_to_the_same_tensors(
     photos: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,7 +489,8 @@ main()
 """
 
 
-@pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.slow), "1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
 def test_no_number_in_one_process_ends_all_with_one_line(photos: Path, tmp_path: Path, rank: str) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_on(photos).model_dump(mode="json")))
     (tmp_path / "job.py").write_text(NAN_ON_ONE.replace("== RANK", f"== {rank!r}"))
