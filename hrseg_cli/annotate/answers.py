@@ -49,7 +49,7 @@ class Memory:
             self.size -= self._kept.pop(key)[1]
 
 
-class Answer(NamedTuple):
+class Outcome(NamedTuple):
     """What an object's actions give. pins: uint8 (H, W): 1 painted and 2 erased by hand, which later clicks do not
     change; None for no such pixel. seconds: that the model took."""
 
@@ -81,14 +81,14 @@ def _pinned(pins: np.ndarray | None, where: np.ndarray, value: int) -> np.ndarra
     return pins
 
 
-def after(session: Session, answer: Answer, action: Action, size: tuple[int, int]) -> Answer:
+def after(session: Session, answer: Outcome, action: Action, size: tuple[int, int]) -> Outcome:
     """The answer after one more action."""
     before, pins, _ = answer
     session.state = before
     if isinstance(action, Stroke):
         where = drawn(action, size)
         session.paint(where, action.positive)
-        return Answer(session.state, _pinned(pins, where, 1 if action.positive else 2) if action.pinned else pins)
+        return Outcome(session.state, _pinned(pins, where, 1 if action.positive else 2) if action.pinned else pins)
     if isinstance(action, Reshaped | Outline):
         old = before.probability[0, 0].cpu().numpy() > action.threshold
         new = reshaped(old, action.how) if isinstance(action, Reshaped) else filled(action.rings, size)
@@ -96,7 +96,7 @@ def after(session: Session, answer: Answer, action: Action, size: tuple[int, int
             session.paint(where, positive)
             if isinstance(action, Outline) or pins is not None:
                 pins = _pinned(pins, where, 0 if isinstance(action, Reshaped) else 1 if positive else 2)
-        return Answer(session.state, pins)
+        return Outcome(session.state, pins)
     started = time.perf_counter()
     if isinstance(action, Refined):
         session.refine()
@@ -115,7 +115,7 @@ def after(session: Session, answer: Answer, action: Action, size: tuple[int, int
     if pins is not None:
         session.paint(pins == 1, True)
         session.paint(pins == 2, False)
-    return Answer(session.state, pins, seconds)
+    return Outcome(session.state, pins, seconds)
 
 
 def beginnings(number: int, one: Object) -> Iterator[tuple[Any, ...]]:

@@ -32,7 +32,7 @@ from hrseg_cli.annotate.acts import (
     DoThreshold,
     Refused,
 )
-from hrseg_cli.annotate.answers import Answer, Memory, after, beginnings, first_pins
+from hrseg_cli.annotate.answers import Memory, Outcome, after, beginnings, first_pins
 from hrseg_cli.annotate.folder import Folder, state_of
 from hrseg_cli.annotate.records import (
     COLOURS,
@@ -239,7 +239,7 @@ class Desk:
             one.name = pictures[number].new_name()
         one.start = self.folder.keep(one.key, self.folder.masks / source.file)
 
-    def _mask(self, one: Object, answer: Answer) -> np.ndarray:
+    def _mask(self, one: Object, answer: Outcome) -> np.ndarray:
         return answer.state.answer.above(one.threshold)
 
     def _others(self, number: int, picture: Picture, one: Object, size: tuple[int, int]) -> np.ndarray:
@@ -256,19 +256,19 @@ class Desk:
             taken |= mask
         return taken
 
-    def _answer(self, number: int, size: tuple[int, int], one: Object) -> Answer:
+    def _answer(self, number: int, size: tuple[int, int], one: Object) -> Outcome:
         """The state after all actions that are not undone: cached, or recomputed from the longest cached prefix."""
         session = self._session(number)
         keys = list(beginnings(number, one))
         known = len(keys) - 1
-        answer: Answer | None = self.memory.get(keys[known])
+        answer: Outcome | None = self.memory.get(keys[known])
         while answer is None and known:
             known -= 1
             answer = self.memory.get(keys[known])
         if answer is None:
             first = self.folder.first_mask(one, size)
             session.begin(first)
-            answer = Answer(session.state, first_pins(one, first, size))
+            answer = Outcome(session.state, first_pins(one, first, size))
             self.memory.put(keys[0], answer, answer.size)
         for index in range(known, len(keys) - 1):
             answer = after(session, answer, one.actions[one.base + index], size)

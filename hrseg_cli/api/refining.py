@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from hrseg_cli import catalog
 from hrseg_cli.api.arguments import as_image, as_initial, listed, name_of, path_of, span_of
 from hrseg_cli.api.clicking import Model, choice_of
 from hrseg_cli.data.coco_masks import CocoMasks, is_coco
@@ -51,7 +52,7 @@ def refine(
     *,
     weights: str | PathLike[str] | None = None,
     options: Mapping[str, Any] | Sequence[str] = (),
-    model: str | PathLike[str] | Model = "h18s",
+    model: str | PathLike[str] | Model = catalog.DEFAULT_MODEL,
     instances: bool = False,
     soft: bool = False,
     binarize: str | None = None,

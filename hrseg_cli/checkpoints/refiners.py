@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from hrseg_cli import catalog
 from hrseg_cli.checkpoints.formats import check_finite, check_shapes, read_own, sniff
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.limits import WEIGHTS
+from hrseg_cli.models.parts.meta import shapes_only
+from hrseg_cli.parsing import read_bytes
 
 
 def read_refiner(path: Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -30,7 +33,7 @@ def read_refiner(path: Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
     else:
         tensors = refiner.public(_tensors(path))
     try:
-        with torch.device("meta"):  # shapes only: an untrusted file may specify any width
+        with shapes_only():  # an untrusted file may specify any width
             shapes = refiner.network(**options).state_dict()
     except Exception as error:  # arbitrary options can raise nearly anything
         raise HrsegError(
@@ -40,7 +43,7 @@ def read_refiner(path: Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
     check_finite(tensors, path)
     network: nn.Module = refiner.network(**options)
     network.load_state_dict(tensors)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(read_bytes(path, WEIGHTS)).hexdigest()
     return network.eval().requires_grad_(False), {"name": name, "file": path.name, "sha256": digest, **provenance}
 
 

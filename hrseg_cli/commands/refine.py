@@ -63,7 +63,7 @@ def refine(
         ),
     ] = None,
     set_: Annotated[list[str], options.changes_option(headings.REFINER, "refiner's options", "radius=8")] = [],  # noqa: B006
-    model: options.Model = "h18s",
+    model: options.Model = catalog.DEFAULT_MODEL,
     truth: Annotated[
         Path | None,
         typer.Option(

@@ -18,6 +18,8 @@ from hrseg_cli.data.mask_files import Improved, Item, Size, Unit
 from hrseg_cli.data.masks_out import polygons, run_lengths
 from hrseg_cli.data.paths import below, inner
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.limits import DATASET
+from hrseg_cli.parsing import Malformed, read_json
 from hrseg_cli.writing import write_atomically
 
 MATCH = 0.5  # IoU with the ground truth, from which on a result is a mask of that object
@@ -194,11 +196,11 @@ def is_coco(path: Path) -> bool:
 
 def _read(path: Path) -> Any:
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path, DATASET, finite=False)
     except OSError as error:
         raise HrsegError(f"{path}: cannot be read ({error.strerror}); give an existing file") from None
-    except (ValueError, RecursionError) as error:
-        raise HrsegError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())}); export it again") from None
+    except Malformed as error:
+        raise HrsegError(f"{path}: cannot be read as JSON ({error}); export it again") from None
     lists = isinstance(content, dict) and all(isinstance(content.get(key), list) for key in ("images", "annotations"))
     if not lists and not isinstance(content, list):
         if isinstance(content, dict) and isinstance(content.get("images"), list):

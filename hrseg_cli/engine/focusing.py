@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrseg_cli.engine import views
-from hrseg_cli.engine.views import Query, View
+from hrseg_cli.engine.views import Query, look_queries
 from hrseg_cli.interaction import Click
 from hrseg_cli.recipe import Protocol
 from hrseg_cli.refiners import focuscut
@@ -50,12 +49,5 @@ def focused(
         scale=settings.scale,
         ratio=settings.ratio,
     )
-    try:
-        look = next(looks)
-        while True:
-            view = View(views.unit(torch.from_numpy(look.image).to(device).permute(2, 0, 1)[None]))
-            previous = torch.from_numpy(look.previous.astype(np.float32)).to(device)[None, None]
-            logits = yield Query(view, previous, look.clicks, protocol.flip)
-            look = looks.send(torch.sigmoid(logits)[0, 0].float().cpu().numpy())
-    except StopIteration as end:
-        return focuses, torch.from_numpy(end.value).to(device)[None, None]
+    refined = yield from look_queries(looks, device, protocol.flip)
+    return focuses, torch.from_numpy(refined).to(device)[None, None]

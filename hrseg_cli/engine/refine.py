@@ -19,8 +19,10 @@ from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.data.samples import size_and_time
 from hrseg_cli.engine.refining import Refiner
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.limits import DATASET, LINE
 from hrseg_cli.metrics.noc import interval
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.parsing import parse_json, read_bytes
 from hrseg_cli.writing import is_empty, only_one_in, write_atomically
 
 RECORDS = "refine.jsonl"
@@ -194,12 +196,15 @@ def _records(out: Path) -> dict[str, dict[str, Any]]:
             raise HrsegError(f"`out` {out}: not empty and not written by 'hrseg refine'; choose another folder")
         return {}
     records = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        lines = read_bytes(path, DATASET.bytes).decode(errors="replace").split("\n")
+    except ValueError as error:
+        raise HrsegError(f"{path}: cannot be read ({error}); choose another folder") from None
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line, LINE)
             keys = {"unit": str, "asked": str, "set": str, "stored": dict, "objects": list, "errors": list}
             if not all(isinstance(record[key], kind) for key, kind in keys.items()):
                 raise ValueError

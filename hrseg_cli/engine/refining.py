@@ -17,12 +17,12 @@ from torch import Tensor
 from hrseg_cli import catalog
 from hrseg_cli.checkpoints.refiners import read_refiner
 from hrseg_cli.engine import views
-from hrseg_cli.engine.views import Query, View
+from hrseg_cli.engine.views import Query
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Click
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.parsing import Malformed, parse_yaml
 from hrseg_cli.recipe import Protocol, Refine, weights_of
-from hrseg_cli.refiners import Look
 
 BLANK = 0.05  # less probable pixels do not belong to the surroundings that are refined
 MARGIN = 32  # pixels, at least, of the surroundings
@@ -96,7 +96,7 @@ class Refiner:
             options["clicks"] = tuple(Click(c.row - place[0].start, c.col - place[1].start, c.positive) for c in clicks)
         refined = self._call(np.ascontiguousarray(image[place]), result[place].copy(), **options)
         if self.needs_model:
-            refined = yield from _looks(refined, device)
+            refined = yield from views.look_queries(refined, device, flip=False)
         result[place] = np.clip(refined, 0, 1)
         return result
 
@@ -120,16 +120,14 @@ def prepare_refiner(protocol: Protocol, device: str = "cpu") -> None:
 
 def options_of(changes: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
     """Options from a mapping, or from ``key=value`` texts. Raises HrsegError."""
-    import yaml
-
     if isinstance(changes, Mapping):
         return {str(key): value for key, value in changes.items()}
     found: dict[str, Any] = {}
     for change in changes:
         key, equals, text = change.partition("=")
         try:
-            found[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            found[key.strip()] = parse_yaml(text)
+        except Malformed:
             equals = ""
         if not equals or not key.strip():
             raise HrsegError(f"`options` {change}: write an option of the refiner as key=value, such as radius=8")
@@ -164,16 +162,3 @@ def _surroundings(probability: np.ndarray) -> tuple[slice, slice] | None:
         slice(max(0, top - margin), min(probability.shape[0], top + rows + margin)),
         slice(max(0, left - margin), min(probability.shape[1], left + cols + margin)),
     )
-
-
-def _looks(looks: Generator[Look, np.ndarray, np.ndarray], device: torch.device | str) -> Generator[Query, Tensor, Any]:
-    """Queries of the click model for the views of a refiner; returns what the refiner returns."""
-    try:
-        look = next(looks)
-        while True:
-            image = torch.from_numpy(look.image).to(device).permute(2, 0, 1)[None]
-            previous = torch.from_numpy(look.previous.astype(np.float32)).to(device)[None, None]
-            logits = yield Query(View(views.unit(image)), previous, look.clicks, False)
-            look = looks.send(torch.sigmoid(logits)[0, 0].float().cpu().numpy())
-    except StopIteration as end:
-        return end.value

@@ -17,6 +17,7 @@ from torch import Tensor
 from hrseg_cli.interaction import Box, Click
 from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.recipe import Protocol, Tiles, ZoomIn
+from hrseg_cli.refiners import Look
 
 T = TypeVar("T")
 
@@ -50,6 +51,22 @@ def drive(model: InteractiveModel, queries: Generator[Query, Tensor, T]) -> T:
         query = next(queries)
         while True:
             query = queries.send(infer(model, [query]))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+def look_queries(
+    looks: Generator[Look, np.ndarray, T], device: torch.device | str, flip: bool
+) -> Generator[Query, Tensor, T]:
+    """Queries for the views of a refiner, which is sent the probability (h, w) of each; returns what it returns."""
+    try:
+        look = next(looks)
+        while True:
+            image = unit(torch.from_numpy(look.image).to(device).permute(2, 0, 1)[None])
+            previous = torch.from_numpy(look.previous.astype(np.float32)).to(device)[None, None]
+            logits = yield Query(View(image), previous, look.clicks, flip)
+            look = looks.send(torch.sigmoid(logits)[0, 0].float().cpu().numpy())
     except StopIteration as end:
         result: T = end.value
         return result

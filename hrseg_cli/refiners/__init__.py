@@ -16,13 +16,19 @@ receives the clicks on the object, if there are any. Refiners differ in the netw
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
+
+if TYPE_CHECKING:  # 'hrseg list refiners' needs no torch
+    from torch import Tensor, nn
+
+    from hrseg_cli.refiners.draws import Draw
 
 # Types of options.
 Count = Annotated[int, Field(ge=1)]
@@ -37,6 +43,38 @@ class Look(NamedTuple):
     image: np.ndarray
     previous: np.ndarray
     clicks: tuple[Click, ...]
+
+
+class TrainedRefiner(Protocol):
+    """The network of a refiner as training sees it, a torch module in ``catalog.TRAINED_REFINERS``.
+
+    name, config: of the refiner, and the keyword arguments of its network. side: of the crops it is trained on, in
+    pixels.
+    """
+
+    name: str
+    config: dict[str, Any]
+    side: int
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """As of a click model: the parameters, under "new", "heads", "backbone" or "fixed"."""
+
+    def untrained(self) -> set[nn.Parameter]:
+        """Parameters that no training changes, as of a click model."""
+
+    def predicted(self, image: Tensor, coarse: Tensor, truth: Tensor, draw: Draw) -> Tensor:
+        """(B, 1, H, W): logits of the fine mask, to compare with the truth.
+
+        image: (B, 3, H, W), RGB in [0, 1]. coarse: (B, 1, H, W), 0 or 1. truth: (B, 1, H, W), 1, 0 or -1 (ignored).
+        draw: random numbers in [0, 1) of a shape.
+        """
+
+    def refined(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """bool (H, W): the mask, bool (H, W), refined without random numbers, to judge the network by."""
 
 
 def check_sizes(image: np.ndarray, mask: np.ndarray) -> None:

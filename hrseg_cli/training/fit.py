@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a deprecation in a dependency of Lightning
@@ -296,7 +297,7 @@ def write_weights(recipe: Recipe, provenance: dict[str, Any], model: Network, pa
     adapter = recipe.adapter
     if not isinstance(model, InteractiveModel):
         what = {"kind": "refiner", "name": model.name, "options": model.config}
-        save_network(model, path, what, {**provenance, **more}, recipe.half)
+        save_network(cast(nn.Module, model), path, what, {**provenance, **more}, recipe.half)
     elif adapter.name == "none":
         save_checkpoint(model, path, {**provenance, **more}, recipe.half)
     else:

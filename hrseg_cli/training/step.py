@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -34,10 +35,10 @@ from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.losses import scheduled
 from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.recipe import Optim, Recipe
-from hrseg_cli.refiners.segrefiner.training import TrainedDenoiser
+from hrseg_cli.refiners import TrainedRefiner
 from hrseg_cli.training.feed import Batch, steps_per_epoch
 
-Network = InteractiveModel | TrainedDenoiser
+Network = InteractiveModel | TrainedRefiner
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Interaction:
     features: Features | None = None
 
 
-class Training(pl.LightningModule):
+class Training(pl.LightningModule, ABC):
     """One step of any network: its outputs for a batch, compared with the truth by the losses of the recipe."""
 
     def __init__(self, model: Network, recipe: Recipe) -> None:
@@ -82,9 +83,9 @@ class Training(pl.LightningModule):
         self.log("train/loss", total, prog_bar=True, logger=False, batch_size=len(seen["truth"]))
         return total
 
+    @abstractmethod
     def outputs(self, batch: Batch) -> tuple[dict[str, Tensor], Batch]:
         """The outputs that are trained, and the batch with what the network was given."""
-        raise NotImplementedError
 
     def loss(self, out: dict[str, Tensor], batch: Batch, epoch: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The recipe's weighted loss and its unweighted terms by name, averaged over the batch."""
