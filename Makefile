@@ -35,7 +35,7 @@ tables: ## reproduce tables 3 and 4 of the adapter paper; DATA=paper or photos, 
 	OUT="$(OUT)" ROWS="$(ROWS)" SEEDS="$(SEEDS)" ./run recipes/paper/tables.sh "$(TABLES_DATA)"
 
 test: ## run the tests; ARGS="-k noc" adds pytest options, JOBS=4 sets the number of processes
-	./run python -m pytest -n $(JOBS) $(ARGS)
+	./run python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-page: export OMP_NUM_THREADS ?= 1
 test-page: ## run the tests of the annotation page, which need Chromium; ARGS= adds pytest options

@@ -68,10 +68,12 @@ REFINERS = {
     "graph_cut": "hrseg_cli.refiners.baselines:graph_cut",
     "zoom_in": "hrseg_cli.refiners.zoom:zoom_in",
     "segrefiner": "hrseg_cli.refiners.segrefiner.refiner:SegRefiner",
+    "cascadepsp": "hrseg_cli.refiners.cascadepsp.refiner:CascadePSP",
 }
 
 TRAINED_REFINERS = {  # networks of refiners, for recipes with `task: refine`
     "segrefiner": "hrseg_cli.refiners.segrefiner.training:TrainedDenoiser",
+    "cascadepsp": "hrseg_cli.refiners.cascadepsp.training:TrainedCascade",
 }
 
 LOSSES = {
@@ -83,6 +85,7 @@ LOSSES = {
     "dice": "hrseg_cli.losses:dice",
     "soft_iou": "hrseg_cli.losses:soft_iou",
     "lovasz": "hrseg_cli.losses:lovasz_hinge",
+    "l1_l2": "hrseg_cli.losses:l1_l2",
     "boundary": "hrseg_cli.losses:boundary",
     "texture": "hrseg_cli.refiners.segrefiner.diffusion:texture_loss",
 }

@@ -120,6 +120,16 @@ def soft_iou(logits: Tensor, target: Tensor) -> Tensor:
     return 1 - overlap / (union + 1e-8)
 
 
+def l1_l2(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute plus mean squared difference of probability and target over valid pixels, in [0, 2].
+
+    A sample without a valid pixel scores 0. Source: Cheng et al., "CascadePSP" (CVPR 2020, arXiv 2005.02551), 3.3.
+    """
+    z, y, valid = _masked(logits, target)
+    error = z.sigmoid() - y
+    return _mean(error.abs() + error.square(), valid)
+
+
 def lovasz_hinge(logits: Tensor, target: Tensor) -> Tensor:
     """Convex surrogate of 1 - IoU on hinge errors, in [0, inf); 0 once every pixel is correct by a margin of 1.
 

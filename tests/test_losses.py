@@ -19,6 +19,7 @@ from hrseg_cli.losses import (
     boundary_bce,
     dice,
     focal,
+    l1_l2,
     lovasz_hinge,
     normalized_focal,
     scheduled,
@@ -42,6 +43,7 @@ ALL: dict[str, Loss] = {
     "weighted_bce": weighted_bce,
     "dice": dice,
     "soft_iou": soft_iou,
+    "l1_l2": l1_l2,
     "lovasz_hinge": lovasz_hinge,
 }
 every_loss = pytest.mark.parametrize("loss", ALL.values(), ids=ALL.keys())

@@ -66,8 +66,8 @@ class TrainedRefiner(Protocol):
     def untrained(self) -> set[nn.Parameter]:
         """Parameters that no training changes, as of a click model."""
 
-    def predicted(self, image: Tensor, coarse: Tensor, truth: Tensor, draw: Draw) -> Tensor:
-        """(B, 1, H, W): logits of the fine mask, to compare with the truth.
+    def predicted(self, image: Tensor, coarse: Tensor, truth: Tensor, draw: Draw) -> dict[str, Tensor]:
+        """Logits (B, 1, H, W) to compare with the truth: "logits" of the fine mask, and whatever else is trained.
 
         image: (B, 3, H, W), RGB in [0, 1]. coarse: (B, 1, H, W), 0 or 1. truth: (B, 1, H, W), 1, 0 or -1 (ignored).
         draw: random numbers in [0, 1) of a shape.

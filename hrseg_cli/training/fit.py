@@ -278,7 +278,9 @@ def _outputs(model: Network, crop: tuple[int, int]) -> Collection[str]:
             raise HrsegError(
                 f"data.crop={list(crop)}: model.options.side of the refiner is {model.side}; set both to the same size"
             )
-        return ["logits"]
+        with torch.no_grad():
+            image, mask = torch.zeros(2, 3, *crop), torch.zeros(2, 1, *crop)
+            return list(cast(Any, model).eval().predicted(image, mask, mask, torch.rand))
     size = [side if side <= 128 else 128 + side % 32 for side in crop]
     planes = 4 if model.with_prev_mask else 3
     try:

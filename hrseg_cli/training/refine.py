@@ -37,7 +37,7 @@ class RefineTraining(Training):
         self.model.train()
         image = batch["image"].float().div_(255)
         # The seed of the step also determines these numbers.
-        return {"logits": self.model.predicted(image, batch["coarse"], batch["truth"], torch.rand)}, batch
+        return self.model.predicted(image, batch["coarse"], batch["truth"], torch.rand), batch
 
 
 class RefineJudge(Judge):

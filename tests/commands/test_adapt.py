@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,26 @@ def adapt(hrseg: Command, photos: Path, base: Path) -> Command:
     return lambda *words: hrseg("adapt", "--from", base, "--dataset", photos, *words, *FEW)
 
 
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def adapted(adapt: Command, runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a finished run with an adapter, which tests share and do not change."""
+
+    def finished(name: str) -> Path:
+        if name not in runs:
+            folder = tmp_path_factory.mktemp("runs") / name
+            done = adapt("--adapter", name, "--out", folder)
+            assert done.code == 0, done.err
+            runs[name] = folder
+        return runs[name]
+
+    return finished
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -55,10 +76,8 @@ def adapt(hrseg: Command, photos: Path, base: Path) -> Command:
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "head", "bitfit")),
     ],
 )
-def test_only_what_the_adapter_changes_is_kept(adapt: Command, base: Path, tmp_path: Path, name: str) -> None:
-    out = tmp_path / "run"
-    done = adapt("--adapter", name, "--out", out)
-    assert done.code == 0, done.err
+def test_only_what_the_adapter_changes_is_kept(adapted: Callable[[str], Path], base: Path, name: str) -> None:
+    out = adapted(name)
     kept = load_file(out / "last.safetensors")
     whole = load_file(base)
     trained = sum(value.numel() for value in kept.values())
@@ -74,10 +93,9 @@ def test_only_what_the_adapter_changes_is_kept(adapt: Command, base: Path, tmp_p
 
 
 def test_evaluate_takes_a_base_and_its_adapter(
-    adapt: Command, hrseg: Command, photos: Path, base: Path, tmp_path: Path
+    adapted: Callable[[str], Path], hrseg: Command, photos: Path, base: Path, tmp_path: Path
 ) -> None:
-    assert adapt("--adapter", "conv", "--out", tmp_path / "run").code == 0
-    spec = f"{base}+{tmp_path / 'run' / 'best.safetensors'}"
+    spec = f"{base}+{adapted('conv') / 'best.safetensors'}"
     words = ["--limit", "1", "--max-clicks", "2", "--workers", "1", "--out", tmp_path / "judged"]
     done = hrseg("evaluate", "--model", spec, "--dataset", photos, *words)
     assert done.code == 0, done.err
@@ -85,9 +103,10 @@ def test_evaluate_takes_a_base_and_its_adapter(
     assert settings["model"]["adapter"]["base_weights"]
 
 
-def test_another_base_is_refused(adapt: Command, hrseg: Command, photos: Path, base: Path, tmp_path: Path) -> None:
-    assert adapt("--adapter", "lora", "--out", tmp_path / "run").code == 0
-    other, adapter = tmp_path / "other.safetensors", tmp_path / "run" / "last.safetensors"
+def test_another_base_is_refused(
+    adapted: Callable[[str], Path], hrseg: Command, photos: Path, base: Path, tmp_path: Path
+) -> None:
+    other, adapter = tmp_path / "other.safetensors", adapted("lora") / "last.safetensors"
     save_checkpoint(h18s(), other, {})
     for spec, told in [
         (f"{other}+{adapter}", ": trained on other weights (base.safetensors"),
@@ -103,10 +122,9 @@ def test_another_base_is_refused(adapt: Command, hrseg: Command, photos: Path, b
 
 @pytest.mark.slow
 def test_lora_folds_into_one_checkpoint_and_conv_does_not(
-    adapt: Command, hrseg: Command, base: Path, tmp_path: Path
+    adapted: Callable[[str], Path], hrseg: Command, base: Path, tmp_path: Path
 ) -> None:
-    assert adapt("--adapter", "lora", "--out", tmp_path / "lora").code == 0
-    spec, whole = f"{base}+{tmp_path / 'lora' / 'last.safetensors'}", tmp_path / "whole.safetensors"
+    spec, whole = f"{base}+{adapted('lora') / 'last.safetensors'}", tmp_path / "whole.safetensors"
     done = hrseg("adapt", "--from", spec, "--merge", whole)
     assert done.code == 0, done.err
     other = tmp_path / "other.safetensors"
@@ -118,18 +136,23 @@ def test_lora_folds_into_one_checkpoint_and_conv_does_not(
     answers = [load_model(name)[0](image, points)["logits"] for name in (spec, str(whole), str(base))]
     assert (answers[0] - answers[1]).abs().max() < 1e-5
     assert (answers[0] - answers[2]).abs().max() > 1e-5
-    assert adapt("--adapter", "conv", "--out", tmp_path / "conv").code == 0
-    done = hrseg("adapt", "--from", f"{base}+{tmp_path / 'conv' / 'last.safetensors'}", "--merge", whole)
+    conv = f"{base}+{adapted('conv') / 'last.safetensors'}"
+    done = hrseg("adapt", "--from", conv, "--merge", whole)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "cannot be merged into the weights" in done.err
-    assert hrseg("merge", f"{base}+{tmp_path / 'conv' / 'last.safetensors'}", other).code == 1
+    assert hrseg("merge", conv, other).code == 1
     assert other.read_bytes() == whole.read_bytes()
     done = hrseg("merge", base, other)
     assert (done.code, done.err) == (1, f"hrseg: MODEL {base}: has no adapter to merge; give BASE+ADAPTER\n")
 
 
 def test_train_takes_a_dataset_with_an_adapter(
-    adapt: Command, hrseg: Command, photos: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapted: Callable[[str], Path],
+    hrseg: Command,
+    photos: Path,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same training as adapt's, to the byte, and what is replaced is said."""
     monkeypatch.chdir(tmp_path)
@@ -139,14 +162,15 @@ def test_train_takes_a_dataset_with_an_adapter(
     assert f"training on {photos}, not on hqseg44k:split=train of recipe adapt_lora\n" in done.err
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("train-lora-boxes+")
-    assert adapt("--adapter", "lora", "--out", tmp_path / "same").code == 0
-    mine, adapted = (load_file(folder / "last.safetensors") for folder in (run, tmp_path / "same"))
-    assert mine.keys() == adapted.keys()
-    assert all(torch.equal(mine[key], adapted[key]) for key in mine)
+    mine, same = (load_file(folder / "last.safetensors") for folder in (run, adapted("lora")))
+    assert mine.keys() == same.keys()
+    assert all(torch.equal(mine[key], same[key]) for key in mine)
 
 
-def test_a_finished_adaptation_is_not_trained_again(adapt: Command, hrseg: Command, tmp_path: Path) -> None:
-    assert adapt("--adapter", "bitfit", "--out", tmp_path / "run").code == 0
+def test_a_finished_adaptation_is_not_trained_again(
+    adapted: Callable[[str], Path], hrseg: Command, tmp_path: Path
+) -> None:
+    shutil.copytree(adapted("bn"), tmp_path / "run")
     before = (tmp_path / "run" / "last.safetensors").read_bytes()
     done = hrseg("adapt", "--resume", tmp_path / "run", "--logger", "csv")
     assert done.code == 0, done.err

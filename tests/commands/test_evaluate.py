@@ -107,10 +107,9 @@ def test_a_run_folder_and_rows_for_a_pipeline(hrseg: Command, folder: Path, tmp_
 def test_the_number_of_workers_and_the_day_do_not_matter(
     hrseg: Command, folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """A real network from a RITM file: twice with one worker, then with three, identical traces but for
-    seconds."""
+    """A real network from a RITM file: with one worker and with two, identical traces but for seconds."""
     found = []
-    for name, workers in (("one", 1), ("again", 1), ("three", 3)):
+    for name, workers in (("one", 1), ("two", 2)):
         done = hrseg(
             "evaluate",
             "-m",
@@ -133,7 +132,7 @@ def test_the_number_of_workers_and_the_day_do_not_matter(
         assert done.code == 0, done.err
         found.append(traces(tmp_path / name / "traces.jsonl"))
     assert len(found[0]) == 4
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
     assert all(np.isfinite(line["iou"]).all() for line in found[0])
     assert {len(line["clicks"]) for line in found[0]} == {3}
     assert any(value > 0 for line in found[0] for value in line["iou"])

@@ -23,6 +23,7 @@ from hrseg_cli.engine.simulate import Plan, clicking, simulate
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Click, Sample
 from hrseg_cli.recipe import Refine, load_protocol
+from hrseg_cli.refiners.cascadepsp.network import RefinementModule
 from hrseg_cli.refiners.segrefiner.unet import Denoiser
 
 TINY: dict[str, Any] = {"width": 32, "multipliers": (1,) * 4, "blocks": 1, "attention_strides": (), "heads": 1}
@@ -39,6 +40,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def cascade(weights: Path) -> Path:
+    """A file with an untrained network of CascadePSP."""
+    path = weights.with_name("cascade.safetensors")
+    torch.manual_seed(0)
+    network = RefinementModule(width=4, blocks=(1, 1, 1, 1), side=64)
+    what = {"kind": "refiner", "name": "cascadepsp", "options": network.config}
+    save_network(network, path, what, {"made_by": "a test"})
+    return path
+
+
 def shifted() -> np.ndarray:
     """A mask three pixels beside the red square."""
     return np.roll(truth("red"), 3, 1).astype(np.float32)
@@ -48,10 +60,13 @@ def shifted() -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", list(catalog.REFINERS))
-def test_every_refiner_takes_and_returns_the_same(name: str, weights: Path) -> None:
+def test_every_refiner_takes_and_returns_the_same(name: str, weights: Path, cascade: Path) -> None:
     """Clicks and model are offered to all; each takes what it needs."""
-    learned = {"weights": str(weights), "options": {"side": 64, "most": 2}} if name == "segrefiner" else {}
-    refiner = open_refiner(Refine(name=name, **learned))
+    learned = {
+        "segrefiner": {"weights": str(weights), "options": {"side": 64, "most": 2}},
+        "cascadepsp": {"weights": str(cascade), "options": {"side": 96}},
+    }
+    refiner = open_refiner(Refine(name=name, **learned.get(name, {})))
     image, coarse = photograph(), shifted()
     image.flags.writeable = coarse.flags.writeable = False
     refined = refiner(image, coarse, [Click(40, 40, True)], SameColour())

@@ -136,8 +136,23 @@ def test_ignored_pixels_teach_nothing() -> None:
     image, coarse = torch.rand(1, 3, 16, 16), torch.randint(0, 2, (1, 1, 16, 16))
     filled = torch.where(truth < 0, coarse.float(), truth)
     with torch.no_grad():
-        answers = [network.predicted(image, coarse, one, uniform(1)) for one in (truth, filled)]
+        answers = [network.predicted(image, coarse, one, uniform(1))["logits"] for one in (truth, filled)]
     assert torch.equal(*answers)
+
+
+def test_cascadepsp_learns_too(photos: Path, tmp_path: Path) -> None:
+    """Its predictions at three strides have losses of their own."""
+    recipe = recipe_on(
+        photos,
+        model={"name": "cascadepsp", "options": {"width": 4, "blocks": [1, 1, 1, 1], "side": 32}},
+        losses=[loss.model_dump() for loss in load_recipe("cascadepsp_small").losses],
+        epochs=1,
+    )
+    run(recipe, tmp_path)
+    weights = load_file(tmp_path / "last.safetensors")
+    untrained = {name: value for name, value in fit.start_model(recipe)[0].state_dict().items() if "final" in name}
+    assert len(untrained) == 12
+    assert not any(torch.equal(weights[name].float(), value.half().float()) for name, value in untrained.items())
 
 
 def test_the_small_recipe_is_the_small_network() -> None:

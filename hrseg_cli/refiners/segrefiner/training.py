@@ -27,8 +27,8 @@ class TrainedDenoiser(Denoiser):
     def untrained(self) -> set[nn.Parameter]:
         return set()
 
-    def predicted(self, image: Tensor, coarse: Tensor, truth: Tensor, draw: Draw) -> Tensor:
-        """(B, 1, H, W): logits of the fine mask, from a random step between the truth and the coarse mask.
+    def predicted(self, image: Tensor, coarse: Tensor, truth: Tensor, draw: Draw) -> dict[str, Tensor]:
+        """ "logits" (B, 1, H, W) of the fine mask, from a random step between the truth and the coarse mask.
 
         image: (B, 3, H, W), RGB in [0, 1]. coarse: (B, 1, H, W), 0 or 1. truth: (B, 1, H, W), 1, 0 or -1 (ignored).
         """
@@ -36,8 +36,7 @@ class TrainedDenoiser(Denoiser):
         coarse = coarse.to(image.dtype)
         fine = torch.where(truth < 0, coarse, truth.to(image.dtype))  # what is unknown looks like any coarse mask
         step = steps_to_train(len(image), draw).to(image.device)
-        logits: Tensor = self(torch.cat([(image - mean) / std, mixed(fine, coarse, step, draw)], 1), step)
-        return logits
+        return {"logits": self(torch.cat([(image - mean) / std, mixed(fine, coarse, step, draw)], 1), step)}
 
     def refined(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """bool (H, W): the mask refined without random numbers, in at most 16 patches."""
