@@ -32,7 +32,7 @@ class GridNet(Whole):
     stream, in the second half what comes from the coarser one.
 
     dropped: probability that a stream's sideways connection is cut, for one sample in one column of training, so that
-    no stream is left unused.
+    the other streams learn too. It stays where no other connection arrives.
     """
 
     stem_stride = 1
@@ -79,16 +79,17 @@ class GridNet(Whole):
             down = j < self.columns // 2
             for i in rows if down else reversed(rows):
                 before, parts = streams[i], []
-                if before is not None:
-                    parts.append(self._kept(before + self.across[f"{i}_{j}"](before)))
                 neighbour = streams[i - 1] if down and i else streams[i + 1] if not down and i < rows[-1] else None
                 if neighbour is not None:
                     parts.append(self.vertical[f"{i}_{j}"](neighbour))
+                if before is not None:
+                    along = before + self.across[f"{i}_{j}"](before)
+                    parts.append(self._cut(along) if parts else along)
                 streams[i] = torch.stack(parts).sum(0)
         assert streams[0] is not None
         return {"logits": self.classify(self.leave(streams[0]))}
 
-    def _kept(self, x: Tensor) -> Tensor:
+    def _cut(self, x: Tensor) -> Tensor:
         if not self.training or not self.dropped:
             return x
         return x * (torch.rand(len(x), 1, 1, 1, device=x.device) >= self.dropped)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,12 +21,17 @@ def separable_unit(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequentia
     return nn.Sequential(depthwise, nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), *conv_unit(inputs, outputs, 1))
 
 
-class Head(nn.Sequential):
+class Head(nn.Module):
     """A convolution unit, dropout and a classifier: the head of FCN on ResNet, and of auxiliary losses."""
 
     def __init__(self, inputs: int, width: int, classes: int, dropout: float = 0.1) -> None:
-        parts = {"unit": conv_unit(inputs, width), "dropout": nn.Dropout2d(dropout)}
-        super().__init__(OrderedDict(parts, classify=nn.Conv2d(width, classes, 1)))
+        super().__init__()
+        self.unit, self.dropout = conv_unit(inputs, width), nn.Dropout2d(dropout)
+        self.classify = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.classify(self.dropout(self.unit(x)))
+        return scores
 
 
 class BilinearUp(nn.ConvTranspose2d):

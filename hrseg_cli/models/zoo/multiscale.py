@@ -23,10 +23,12 @@ from hrseg_cli.models.zoo.network import Decoder, Outputs, Parts, ZooNet, click_
 
 
 class OCR(Decoder):
-    """Object-contextual representations at stride 4. "attention": raw weights of the scales, (B, weights, h, w); with
-    ``features`` also "features", the 3x3 convolution's."""
+    """Object-contextual representations at stride 4. "attention": the raw weight of this scale, (B, 1, h, w).
 
-    def __init__(self, channels: Sequence[int], classes: int, width: int, weights: int) -> None:
+    bias: of that weight; where a softmax over scales follows, it would cancel.
+    """
+
+    def __init__(self, channels: Sequence[int], classes: int, width: int, bias: bool) -> None:
         super().__init__()
         inputs = sum(channels[1:])
         self.aux = Head(inputs, inputs, classes, dropout=0)
@@ -35,7 +37,8 @@ class OCR(Decoder):
         )
         self.context = ObjectContext(2 * width, width)
         self.classify = nn.Conv2d(2 * width, classes, 1)
-        self.attend = nn.Sequential(conv_unit(2 * width, width), conv_unit(width, width), nn.Conv2d(width, weights, 1))
+        weight = nn.Conv2d(width, 1, 1, bias=bias)
+        self.attend = nn.Sequential(conv_unit(2 * width, width), conv_unit(width, width), weight)
 
     def forward(self, maps: list[Tensor]) -> Outputs:
         everything = joined(maps[1:])
@@ -107,7 +110,7 @@ def attention_to_scale(backbone: str = "hrnet18s", width: int = 48, scales: Sequ
     """Explicit attention to scale: answers at fixed scales, weighed at each pixel (Chen et al. 2016)."""
     base = build(backbone)
     scales_of(scales)
-    return base, OCR(base.channels, 1, width, 1)
+    return base, OCR(base.channels, 1, width, bias=False)
 
 
 @multi_scale
@@ -119,5 +122,6 @@ def hierarchical_attention(
 ) -> Parts:
     """Hierarchical multi-scale attention on HRNet and OCR: trained on two scales, used on more (Tao et al. 2020)."""
     base = build(backbone)
-    scales_of(scales), scales_of(chain)
-    return base, OCR(base.channels, 1, width, 1)
+    scales_of(scales)
+    scales_of(chain)
+    return base, OCR(base.channels, 1, width, bias=True)

@@ -68,6 +68,7 @@ class ZooNet(InteractiveModel):
         self.name, self.config = name, config
         self.encoder, self.decoder = encoder, decoder
         self.clicks = click_stem(3, encoder.stem_channels, encoder.stem_stride, nn.LeakyReLU(0.2, inplace=True))
+        self.apply(initialise)
         self.image_layer = f"encoder.{encoder.image_layer}"
         if decoder is not None and decoder.fine_channels and encoder.stem_stride == 2:
             self.taps = {"stem": encoder.stem_channels, "fine": decoder.fine_channels}
@@ -116,17 +117,12 @@ class ZooNet(InteractiveModel):
         return groups
 
     def initialise(self, backbone: Mapping[str, Tensor] | None, coverage: float) -> float:
-        """He et al. 2015 for all convolutions that do not define their own start."""
         if backbone is not None and self.decoder is None:
             return super().initialise(backbone, coverage)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and "reset_parameters" not in vars(type(module)):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, Scale) and backbone is None:
-                nn.init.ones_(module.scale)  # a small scale protects pretrained features, and there are none
         if backbone is None:
+            for module in self.clicks:
+                if isinstance(module, Scale):  # a small scale protects pretrained features, and there are none
+                    nn.init.ones_(module.scale)
             return 0.0
         self.encoder.load_imagenet(backbone)  # complete, or an error
         return 1.0
@@ -140,6 +136,14 @@ class ZooNet(InteractiveModel):
 
     def click_maps(self, points: Tensor, height: int, width: int) -> Tensor:
         return disk_maps(points, height, width, RADIUS)
+
+
+def initialise(layer: nn.Module) -> None:
+    """Start a convolution with random weights after He et al. 2015, unless it defines its own start."""
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and "reset_parameters" not in vars(type(layer)):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def mirrored(x: Tensor, margin: int) -> Tensor:
