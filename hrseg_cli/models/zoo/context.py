@@ -61,7 +61,8 @@ class PositionAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (layer(x).flatten(2) for layer in (self.query, self.key, self.value))
         attention = (query.transpose(1, 2) @ key).softmax(-1)  # (B, positions, positions)
-        return x + self.gamma * (value @ attention.transpose(1, 2)).view_as(x)
+        found: Tensor = value @ attention.transpose(1, 2)
+        return x + self.gamma * found.view_as(x)
 
 
 class ChannelAttention(nn.Module):

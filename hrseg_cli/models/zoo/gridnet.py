@@ -7,6 +7,7 @@ GridNet: Fourure et al., BMVC 2017, which contains U-Net and FRRN as special cas
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +153,7 @@ class FRRN(Whole):
     def outputs(self, x: Tensor) -> Outputs:
         x = self.before(x)
         pooling, residual, stride = x, self.split(x), 1
-        for unit in self.units:
+        for unit in cast(Sequence[FRRU], self.units):
             if unit.stride > stride:
                 pooling = F.max_pool2d(pooling, 2)
             elif unit.stride < stride:

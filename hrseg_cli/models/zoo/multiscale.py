@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hrseg_cli.models.parts.backbones import Backbone, build
+from hrseg_cli.models.parts.backbones import build
 from hrseg_cli.models.parts.backbones.hrnet import joined
+from hrseg_cli.models.parts.backbones.interface import Backbone
 from hrseg_cli.models.parts.ocr import ObjectContext
 from hrseg_cli.models.parts.stem import pad_to_stride
 from hrseg_cli.models.zoo.layers import Head, conv_unit

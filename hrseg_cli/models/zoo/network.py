@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrseg_cli.models.base import InteractiveModel
-from hrseg_cli.models.parts.backbones import Backbone
+from hrseg_cli.models.parts.backbones.interface import Backbone
 from hrseg_cli.models.parts.click_maps import disk_maps
 from hrseg_cli.models.parts.folding import folded
 from hrseg_cli.models.parts.stem import Scale, click_stem, pad_to_stride
@@ -91,7 +91,7 @@ class ZooNet(InteractiveModel):
         if inject is not None:
             given = given + F.pad(inject, (0, stem.shape[-1] - inject.shape[-1], 0, stem.shape[-2] - inject.shape[-2]))
         if self.decoder is None:
-            outputs = self.encoder.outputs(given)
+            outputs = cast(Whole, self.encoder).outputs(given)
         else:
             outputs = self.decoder(getattr(self.encoder, self.decoder.reads)(given))
         for name, value in outputs.items():

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hrseg_cli.models.parts.backbones import Backbone, build
+from hrseg_cli.models.parts.backbones import build
+from hrseg_cli.models.parts.backbones.interface import Backbone
 from hrseg_cli.models.parts.backbones.vgg import Stage
 from hrseg_cli.models.zoo.layers import upsampled
 from hrseg_cli.models.zoo.network import Decoder, Outputs, Parts, click_model

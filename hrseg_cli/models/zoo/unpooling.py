@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.models.parts.backbones import VGG, build
-from hrseg_cli.models.parts.backbones.vgg import WIDTHS, Stage
+from hrseg_cli.models.parts.backbones import build
+from hrseg_cli.models.parts.backbones.vgg import VGG, WIDTHS, Stage
 from hrseg_cli.models.zoo.layers import conv_unit
 from hrseg_cli.models.zoo.network import Decoder, Outputs, Parts, click_model
 

@@ -60,7 +60,7 @@ class VNet(Whole):
 
     def outputs(self, x: Tensor) -> Outputs:
         skips = [self.stages[0](x)]
-        for down, stage in zip(self.down, self.stages[1:], strict=True):  # type: ignore[arg-type]
+        for down, stage in zip(self.down, self.stages[1:], strict=True):
             skips.append(stage(down(skips[-1])))
         x = skips.pop()
         for up, stage in zip(self.up, self.after, strict=True):

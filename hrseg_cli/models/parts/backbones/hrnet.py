@@ -5,6 +5,8 @@ Wang et al. 2019, "Deep High-Resolution Representation Learning". Module names f
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ class HRNet(Backbone):
     """
 
     image_layer = "conv1"
-    classifier = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")
+    classifier: tuple[str, ...] = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")
     can_dilate = False
 
     def __init__(self, width: int, small: bool = False) -> None:
@@ -63,7 +65,7 @@ class HRNet(Backbone):
 
     def keep_finest(self) -> None:
         """Remove what only the coarser outputs of the last exchange need; the pyramid then ends at stride 4."""
-        last = self.stage4[-1]
+        last: Any = self.stage4[-1]
         last.fuse_layers = last.fuse_layers[:1]
         place = f"stage4.{len(self.stage4) - 1}.fuse_layers."
         self.classifier = (*self.classifier, *(f"{place}{row}." for row in (1, 2, 3)))

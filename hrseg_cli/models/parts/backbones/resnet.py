@@ -16,6 +16,10 @@ class ResNet(Backbone):
 
     image_layer = "conv1"
     classifier = ("fc.",)
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
 
     def __init__(self, depth: int) -> None:
         super().__init__()

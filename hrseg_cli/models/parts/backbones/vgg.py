@@ -47,14 +47,14 @@ class VGG(Backbone):
         self.channels, self.stem_channels = list(WIDTHS), WIDTHS[0]
 
     def stem_features(self, x: Tensor) -> Tensor:
-        for layer in self.features[: self.first]:
+        for layer in list(self.features)[: self.first]:
             x = layer(x)
         return x
 
     def stages(self, x: Tensor) -> list[Stage]:
         """All five stages, from the features of the stem."""
         found = []
-        for layer in self.features[self.first :]:
+        for layer in list(self.features)[self.first :]:
             if isinstance(layer, nn.MaxPool2d):
                 side, step = cast(int, layer.kernel_size), cast(int, layer.stride)
                 pooled, indices = F.max_pool2d(x, side, step, cast(int, layer.padding), return_indices=True)
