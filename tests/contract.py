@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_zoo import SMALL_ZOO
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -68,8 +69,9 @@ SMALL_CLICKNET = {
 SMALL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("h18s", "h18_baseline", "hrnet_ocr"), SMALL_HRNET),
     **dict.fromkeys(("clicknet_m", "clicknet"), SMALL_CLICKNET),
+    **SMALL_ZOO,
 }
-NEEDED = {"hrnet_ocr": SMALL_HRNET}
+NEEDED: dict[str, dict[str, Any]] = {"hrnet_ocr": SMALL_HRNET}
 
 # All of the catalog as it is attached without options, and what options make of some.
 ADAPTERS: list[Any] = [

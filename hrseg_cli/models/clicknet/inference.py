@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrseg_cli.models.base import Features, InteractiveModel
-from hrseg_cli.models.clicknet.backbone import normalised
-from hrseg_cli.models.clicknet.network import ClickNet, box_maps, pad_to_stride
+from hrseg_cli.models.clicknet.network import ClickNet, box_maps
+from hrseg_cli.models.parts.backbones.efficientnet_lite import normalised
 from hrseg_cli.models.parts.click_maps import disk_pixels, valid_slots
 from hrseg_cli.models.parts.folding import folded
 from hrseg_cli.models.parts.packed import PackedConv, is_possible
+from hrseg_cli.models.parts.stem import pad_to_stride
 
 Layers = Sequence[Any]
 
@@ -158,7 +159,7 @@ class FastClickNet(InteractiveModel):
 
 
 class Block:
-    """:class:`hrseg_cli.models.clicknet.backbone.InvertedResidual`; overwrites its input if it adds to it."""
+    """EfficientNet-Lite's ``InvertedResidual``; overwrites its input if it adds to it."""
 
     def __init__(self, block: Any) -> None:
         self.residual = block.residual

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrseg_cli.models.base import Features, InteractiveModel
-from hrseg_cli.models.clicknet.backbone import EfficientNetLite, Pointwise, normalised
-from hrseg_cli.models.parts.click_maps import disk_maps, is_exporting, valid_slots
+from hrseg_cli.models.parts.backbones.efficientnet_lite import EfficientNetLite, Pointwise, normalised
+from hrseg_cli.models.parts.click_maps import disk_maps, valid_slots
+from hrseg_cli.models.parts.stem import pad_to_stride
 
-STRIDE = 32  # inputs are padded to multiples of it
 MOST_CHANNELS, MOST_BLOCKS = 1024, 32
 GUIDE_INPUT = 7  # RGB, positive clicks, negative clicks, previous mask, box
 
@@ -304,15 +304,6 @@ def box_maps(boxes: Tensor, height: int, width: int) -> Tensor:
     down = (rows >= top[:, None]) & (rows <= bottom[:, None])
     across = (cols >= left[:, None]) & (cols <= right[:, None])
     return (down[:, None, :, None] & across[:, None, None, :]).float()
-
-
-def pad_to_stride(x: Tensor) -> Tensor:
-    """``x`` padded to multiples of :data:`STRIDE` by repeating its last row and column."""
-    height, width = x.shape[-2:]
-    right, bottom = -width % STRIDE, -height % STRIDE
-    if not (right or bottom or is_exporting()):  # the graph must pad sizes other than the traced one
-        return x
-    return F.pad(x, (0, right, 0, bottom), mode="replicate")
 
 
 def _zeroed(layer: Pointwise) -> Pointwise:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
-from hrseg_cli.models.hrnet.network import ClickHRNet, resize
+from hrseg_cli.models.hrnet.network import ClickHRNet
+from hrseg_cli.models.parts.backbones.hrnet import resize
 from hrseg_cli.models.parts.folding import folded, in_bf16
 from hrseg_cli.models.parts.packed import PackedConv, is_possible
 

@@ -18,14 +18,12 @@ from torch import Tensor, nn
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.parts.backbones.hrnet import HRNet, joined, resize
 from hrseg_cli.models.parts.click_maps import disk_maps, distance_maps
+from hrseg_cli.models.parts.ocr import ObjectContext
+from hrseg_cli.models.parts.stem import Scale, click_stem
 
 IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def resize(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Bilinear resampling with aligned corners, used throughout the network."""
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 class ClickHRNet(InteractiveModel):
@@ -98,9 +96,7 @@ class ClickHRNet(InteractiveModel):
         elif conv_extend:
             self.maps_transform: nn.Module = nn.Conv2d(maps, 64, 3, stride=2, padding=1)
         else:
-            self.maps_transform = nn.Sequential(
-                nn.Conv2d(maps, 16, 1), activation, nn.Conv2d(16, 64, 3, stride=2, padding=1), Scale(0.05)
-            )
+            self.maps_transform = click_stem(maps, 64, 2, activation)
         self.use_rgb_conv = use_rgb_conv
         self.feature_extractor = HRNetOCR(width, ocr_width, small)
         if ocr_width and not use_rgb_conv:
@@ -203,37 +199,12 @@ class ClickHRNet(InteractiveModel):
         return torch.cat([previous, maps], 1)
 
 
-class Scale(nn.Module):
-    """Multiplies by the absolute value of a learned scalar."""
-
-    def __init__(self, start: float) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((1,), start))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale.abs()
-
-
-class HRNetOCR(nn.Module):
+class HRNetOCR(HRNet):
     """Image (B, 3, H, W) and extra stem features (B, 64, H/2, W/2) -> main and auxiliary logits (B, 1, H/4, W/4)."""
 
     def __init__(self, width: int, ocr_width: int, small: bool) -> None:
-        super().__init__()
-        blocks = 2 if small else 4
-        widths = [width * 2**branch for branch in range(4)]
-        self.conv1, self.bn1 = conv3x3(3, 64, 2), nn.BatchNorm2d(64)
-        self.conv2, self.bn2 = conv3x3(64, 64, 2), nn.BatchNorm2d(64)
-        self.layer1 = nn.Sequential(Bottleneck(64, 64), *(Bottleneck(256, 64) for _ in range(blocks - 1)))
-        self.transition1 = nn.ModuleList(
-            [conv_bn_relu(256, widths[0]), nn.Sequential(conv_bn_relu(256, widths[1], stride=2))]
-        )
-        self.stage2 = stage(1, widths[:2], blocks)
-        self.transition2 = new_branch(widths[:3])
-        self.stage3 = stage(3 if small else 4, widths[:3], blocks)
-        self.transition3 = new_branch(widths)
-        self.stage4 = stage(2 if small else 3, widths, blocks)
-
-        channels = sum(widths)
+        super().__init__(width, small)
+        channels = 15 * width
         self.has_ocr = ocr_width > 0
         if self.has_ocr:
             middle = 2 * ocr_width
@@ -266,154 +237,5 @@ class HRNetOCR(nn.Module):
 
     def backbone(self, x: Tensor, extra: Tensor | None) -> Tensor:
         """(B, C, H/4, W/4): all four branches at the resolution of the finest."""
-        x = F.relu_(self.bn1(self.conv1(x)))
-        if extra is not None:
-            x = x + extra
-        x = F.relu_(self.bn2(self.conv2(x)))
-        x = self.layer1(x)
-        branches = [transition(x) for transition in self.transition1]
-        branches = self.stage2(branches)
-        branches = self.stage3([*branches, self.transition2[-1](branches[-1])])
-        branches = self.stage4([*branches, self.transition3[-1](branches[-1])])
-        size = branches[0].shape[-2:]
-        return torch.cat([branches[0], *(resize(branch, size) for branch in branches[1:])], 1)
-
-
-def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-
-
-def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(conv3x3(inputs, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-
-def new_branch(widths: list[int]) -> nn.ModuleList:
-    """The coarser branch that a stage adds. Empty entries keep the numbering of the public checkpoints."""
-    added = nn.Sequential(conv_bn_relu(widths[-2], widths[-1], stride=2))
-    gaps: list[nn.Module] = [None] * (len(widths) - 1)  # type: ignore[list-item]  # torch allows None
-    return nn.ModuleList([*gaps, added])
-
-
-def stage(modules: int, widths: list[int], blocks: int) -> nn.Sequential:
-    return nn.Sequential(*(Exchange(widths, blocks) for _ in range(modules)))
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions with a residual; the output has four times the inner channels."""
-
-    def __init__(self, inputs: int, inside: int) -> None:
-        super().__init__()
-        outputs = 4 * inside
-        self.conv1, self.bn1 = nn.Conv2d(inputs, inside, 1, bias=False), nn.BatchNorm2d(inside)
-        self.conv2, self.bn2 = conv3x3(inside, inside), nn.BatchNorm2d(inside)
-        self.conv3, self.bn3 = nn.Conv2d(inside, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.downsample = (
-            nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-            if inputs != outputs
-            else None
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = x if self.downsample is None else self.downsample(x)
-        x = F.relu_(self.bn1(self.conv1(x)))
-        x = F.relu_(self.bn2(self.conv2(x)))
-        return F.relu_(self.bn3(self.conv3(x)) + residual)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a residual."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = conv3x3(width, width), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv3x3(width, width), nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu_(self.bn1(self.conv1(x)))
-        return F.relu_(self.bn2(self.conv2(y)) + x)
-
-
-class Exchange(nn.Module):
-    """One HRNet module: blocks on each branch, then each branch adds all others, resampled to its resolution."""
-
-    def __init__(self, widths: list[int], blocks: int) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(nn.Sequential(*(BasicBlock(width) for _ in range(blocks))) for width in widths)
-        count = range(len(widths))
-        bridges = [[bridge(widths, j, i) for j in count] for i in count]
-        self.fuse_layers = nn.ModuleList(nn.ModuleList(row) for row in bridges)  # type: ignore[arg-type]  # with gaps
-
-    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        xs = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
-        outputs = []
-        for i, bridges in enumerate(self.fuse_layers):
-            assert isinstance(bridges, nn.ModuleList)
-            total: Tensor | None = None
-            for j, x in enumerate(xs):
-                if j != i:
-                    x = bridges[j](x)
-                if j > i:
-                    x = resize(x, xs[i].shape[-2:])
-                total = x if total is None else total + x
-            assert total is not None
-            outputs.append(F.relu(total))
-        return outputs
-
-
-def bridge(widths: list[int], source: int, target: int) -> nn.Module | None:
-    """From one branch to another: a 1x1 convolution to a finer one (upsampled later), strided 3x3 ones to a coarser."""
-    if source == target:
-        return None
-    if source > target:
-        return nn.Sequential(nn.Conv2d(widths[source], widths[target], 1, bias=False), nn.BatchNorm2d(widths[target]))
-    steps = [conv_bn_relu(widths[source], widths[source], stride=2) for _ in range(target - source - 1)]
-    last = nn.Sequential(conv3x3(widths[source], widths[target], 2), nn.BatchNorm2d(widths[target]))
-    return nn.Sequential(*steps, last)
-
-
-class ObjectContext(nn.Module):
-    """OCR with a single object class: concatenates the mean object feature, weighted by the auxiliary map, to each
-    pixel.
-
-    With one class the attention over classes is 1 everywhere, so its queries and keys (``f_pixel``, ``f_object``) do
-    not affect the output. Their weights exist for compatibility with checkpoints. In training only ``f_object``, the
-    cheaper one, runs, to update its BatchNorm statistics as in the reference.
-    """
-
-    def __init__(self, channels: int, key: int) -> None:
-        super().__init__()
-        self.object_context_block = nn.ModuleDict(
-            {
-                "f_pixel": _projections(channels, key, 2),
-                "f_object": _projections(channels, key, 2),
-                "f_down": _projections(channels, key, 1),
-                "f_up": _projections(key, channels, 1),
-            }
-        )
-        self.conv_bn_dropout = nn.Sequential(
-            nn.Conv2d(2 * channels, channels, 1, bias=False), _bn_relu(channels), nn.Dropout2d(0.05)
-        )
-
-    def forward(self, features: Tensor, aux: Tensor) -> Tensor:
-        weights = aux.flatten(2).softmax(dim=2)  # (B, 1, HW)
-        gathered = (weights @ features.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(3)  # (B, C, 1, 1)
-        context = self.object_context_block["f_down"](gathered)
-        if self.training:
-            with torch.no_grad():
-                self.object_context_block["f_object"](gathered)
-            # Expanded so that batch statistics count every pixel, as in the reference.
-            context = context.expand(-1, -1, *features.shape[-2:])
-        context = self.object_context_block["f_up"](context).expand_as(features)
-        out: Tensor = self.conv_bn_dropout(torch.cat([context, features], 1))
-        return out
-
-
-def _projections(inputs: int, outputs: int, count: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for index in range(count):
-        layers += [nn.Conv2d(outputs if index else inputs, outputs, 1, bias=False), _bn_relu(outputs)]
-    return nn.Sequential(*layers)
-
-
-def _bn_relu(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        x = self.stem_features(x)
+        return joined(self.branches(x if extra is None else x + extra))

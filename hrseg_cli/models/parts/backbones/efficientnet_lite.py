@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.models.parts.backbones.interface import Backbone
 from hrseg_cli.models.parts.click_maps import is_exporting
 
 # variant -> width factor, depth factor
@@ -63,12 +64,15 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(Backbone):
     """Image features at strides 2, 4, 8, 16 and 32.
 
     forward: (B, 3, H, W) RGB in [0, 1], H and W multiples of 32 -> five tensors (B, channels[i], H / 2^(i+1),
     W / 2^(i+1)). Raises HrsegError for an unknown variant.
     """
+
+    image_layer = "stem"
+    stem_channels = 32
 
     def __init__(self, variant: str = "lite0") -> None:
         super().__init__()
@@ -79,7 +83,7 @@ class EfficientNetLite(nn.Module):
         self.stem = nn.Conv2d(3, 32, 3, 2, 1)
         blocks: list[InvertedResidual] = []
         ends, channels = [], 32
-        self.channels: list[int] = []
+        self.channels = []
         for stage, (repeats, kernel, stride, expansion, wanted) in enumerate(STAGES):
             out = scaled_channels(wanted, width)
             inner_stage = 0 < stage < len(STAGES) - 1
@@ -94,10 +98,19 @@ class EfficientNetLite(nn.Module):
         self.detached = False  # no gradient through the levels
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        features = self.first_levels(normalised(image))
+        return self.pyramid(self.stem_features(normalised(image)))
+
+    def normalised(self, image: Tensor) -> Tensor:
+        return normalised(image)
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        features = self.levels_of(x)
         for number in range(FROZEN_LEVELS, len(self.ends)):
             features.append(self.level(number, features[-1]))
         return features
+
+    def strided(self) -> list[list[nn.Module]]:
+        return [list(self.blocks[self.ends[level - 1] : self.ends[level]]) for level in (3, 4)]
 
     def first_levels(self, x: Tensor) -> list[Tensor]:
         """Features at strides 2 and 4 of a :func:`normalised` image."""
