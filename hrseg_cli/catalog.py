@@ -21,6 +21,10 @@ MODELS = {
     "grabcut": "hrseg_cli.models.grabcut:GrabCut",
 }
 
+PREFIXES = {  # prefix of a model's name -> what opens the rest of it, as in sam:FOLDER
+    "sam": "hrseg_cli.models.sam:open_sam",
+}
+
 BACKBONES = {
     "efficientnet_lite0": "hrseg_cli.models.clicknet.imagenet:lite0",
     "efficientnet_lite1": "hrseg_cli.models.clicknet.imagenet:lite1",
@@ -96,6 +100,7 @@ FORMATS = {
 
 TABLES = {
     "model": MODELS,
+    "prefix": PREFIXES,
     "backbone": BACKBONES,
     "checkpoint layout": CHECKPOINTS,
     "layout": LAYOUTS,
