@@ -80,7 +80,8 @@ class SegmentAnything(InteractiveModel):
         masks, scores = self.masks(features, prompt, size)
         best = scores.argmax()
         if self.choose == "previous" and prompt.mask is not None:
-            before = frames.full_size(prompt.mask, masks.shape[-2:], Frame(masks.shape[-1], stretched=True)) > 0
+            small = (masks.shape[-2], masks.shape[-1])
+            before = frames.full_size(prompt.mask, small, Frame(self.frame.side, stretched=True)) > 0
             now = masks > 0
             best = ((now & before).sum((0, 2, 3)) / (now | before).sum((0, 2, 3)).clamp(min=1)).argmax()
         return frames.full_size(masks[:, best : best + 1].float(), size, self.frame)

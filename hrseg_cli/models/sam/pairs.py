@@ -40,7 +40,7 @@ class OnnxPair(SegmentAnything):
         """What moves a model to a device; there are no weights to move."""
         if move(torch.empty(0)).device.type != "cpu":
             raise HrsegError("`device`: a pair of ONNX files runs on the CPU only; omit it")
-        return super()._apply(move, recurse)
+        return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
 
     def encode(self, image: Tensor) -> Features:
         (given,) = self.encoder.get_inputs()
