@@ -53,6 +53,10 @@ MODELS = {
     "hierarchical_attention": "hrseg_cli.models.zoo.multiscale:hierarchical_attention",
 }
 
+PREFIXES = {  # prefix of a model's name -> what opens the rest of it, as in sam:FOLDER
+    "sam": "hrseg_cli.models.sam:open_sam",
+}
+
 BACKBONES = {
     "efficientnet_lite0": "hrseg_cli.models.clicknet.imagenet:lite0",
     "efficientnet_lite1": "hrseg_cli.models.clicknet.imagenet:lite1",
@@ -131,6 +135,7 @@ FORMATS = {
 
 TABLES = {
     "model": MODELS,
+    "prefix": PREFIXES,
     "backbone": BACKBONES,
     "checkpoint layout": CHECKPOINTS,
     "layout": LAYOUTS,

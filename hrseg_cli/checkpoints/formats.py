@@ -161,10 +161,7 @@ def read_own(path: Path, wanted: str = "model") -> Loaded:
     try:
         header = hrseg_metadata(found)
         if header is None:
-            raise HrsegError(
-                "a safetensors file of another program, which does not name its model; give a checkpoint written by "
-                "hrseg"
-            )
+            raise HrsegError(_what_safetensors(found))
         kind, version, name, options = header["kind"], int(header["format"]), header["name"], dict(header["options"])
         provenance = dict(header.get("provenance", {}))
         if not (isinstance(kind, str) and isinstance(name, str)):
@@ -241,12 +238,22 @@ def _what_else(content: dict[Any, Any]) -> str:
     joined = " ".join(str(key) for key in state) if isinstance(state, dict) else ""
     readable = f"hrseg reads its own .safetensors and public checkpoints of {', '.join(catalog.CHECKPOINTS)}"
     if "image_encoder." in joined:
-        return f"contains a SAM-type model; {readable}"
+        return (
+            "a Segment Anything model (SAM) in its authors' own format; give the model in the format of Hugging Face "
+            "transformers, as sam:FOLDER"
+        )
     if "lora_" in joined:
         return "contains an adapter, not a whole model; give the base checkpoint it was made for"
     if "blocks.0.attn" in joined or "pos_embed" in joined:
         return f"a plain ViT backbone (MAE or ImageNet), not a click model; {readable}"
     return f"unknown layout; {readable}"
+
+
+def _what_safetensors(header: dict[str, Any]) -> str:
+    """What a safetensors file of another program seems to be, and what to do about it."""
+    if any(key.startswith(("mask_decoder.", "prompt_encoder.")) for key in header):
+        return "the weights of a Segment Anything model; give the folder that contains it, as sam:FOLDER"
+    return "a safetensors file of another program, which does not name its model; give a checkpoint written by hrseg"
 
 
 def check_shapes(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Loads the model that a user named: a checkpoint, a catalog name, or BASE+ADAPTER."""
+"""Loads the model that a user named: a checkpoint, a catalog name, a prefix with a place, or BASE+ADAPTER."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def load_model(spec: str, device: str = "cpu") -> tuple[InteractiveModel, dict[s
     """A model in eval mode, without gradients, and its provenance (name, options, file, sha256).
 
     spec: the path of a checkpoint; the name of a model that ships with weights or needs none; ``BASE+ADAPTER`` for a
-        model with an adapter file; or an adapter file alone if its base ships with hrseg.
+        model with an adapter file; an adapter file alone if its base ships with hrseg; or a prefix of
+        :data:`catalog.PREFIXES` with a place, such as ``sam:FOLDER``.
     Raises HrsegError or UnknownName.
     """
     model, provenance = _load_any(spec)
@@ -33,6 +34,10 @@ def _load_any(spec: str) -> tuple[InteractiveModel, dict[str, Any]]:
         if sniff(path) == "safetensors" and (adapter := read_adapter(path)):
             return attached(_shipped_base(adapter), adapter)
         return read_checkpoint(path)
+    prefix, colon, place = spec.partition(":")
+    if colon and prefix in catalog.PREFIXES:
+        opened: tuple[InteractiveModel, dict[str, Any]] = catalog.resolve("prefix", prefix)(place)
+        return opened
     splits = [(spec[:at], spec[at + 1 :]) for at, sign in enumerate(spec) if sign == "+" and at]
     if splits:  # names of run folders may contain a "+" too
         base, second = next((split for split in reversed(splits) if Path(split[1]).is_file()), splits[0])
@@ -53,7 +58,10 @@ def _load_any(spec: str) -> tuple[InteractiveModel, dict[str, Any]]:
             raise HrsegError(f"`model` {spec}: hrseg ships no weights for it; give the path of a checkpoint")
         return model, {"name": model.name, "options": model.config}
     if path.is_dir():
-        raise HrsegError(f"`model` {spec}: a folder; give the checkpoint file in it")
+        fix = "give the checkpoint file in it"
+        if (path / "config.json").is_file():
+            fix = f"give sam:{spec} if it is a Segment Anything model, otherwise a checkpoint"
+        raise HrsegError(f"`model` {spec}: a folder; {fix}")
     if path.suffix or "/" in spec:
         raise HrsegError(f"`model` {spec}: no such file; give the path of a checkpoint, or 'grabcut'")
     raise UnknownName("model", spec, catalog.MODELS, "The path of a checkpoint works too.")

@@ -27,7 +27,8 @@ def list_names(
         typer.Argument(
             metavar="KIND",
             autocompletion=options.starting(lambda: KINDS),
-            help="models, weights, datasets, protocols, recipes, adapters, refiners, losses, metrics or layouts.",
+            help="models, prefixes, weights, datasets, protocols, recipes, adapters, refiners, losses, metrics or "
+            "layouts.",
         ),
     ] = None,
     format_: Annotated[
@@ -193,6 +194,7 @@ def _sentence(text: str) -> str:
 
 KINDS: dict[str, tuple[str, Callable[[Path], Rows]]] = {
     "models": ("networks, for --model and for recipes", models),
+    "prefixes": ("what else --model opens, as in sam:FOLDER", _table("prefix")),
     "weights": ("trained networks that come with hrseg, and their terms", weights),
     "datasets": ("known datasets: licence, source, and whether they are present", datasets),
     "protocols": ("ways to turn clicks into masks, for --protocol", protocols),

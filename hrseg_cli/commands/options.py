@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # pydantic and rich take longer to import than the help to pr
 METRICS = ", ".join(catalog.METRICS)
 ADAPTERS = ", ".join(catalog.ADAPTERS)
 RULES = "auto, nonzero, gt128, void128, void255, grabcut"
-PROTOCOLS = "ritm, ritm-davis, fixed, plain, photo, fast, fast_focus"
+PROTOCOLS = "ritm, ritm-davis, fixed, plain, photo, fast, fast_focus, sam, sam_zoom"
 
 
 def starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
@@ -60,7 +60,8 @@ Model = Annotated[
         autocompletion=starting(model_names),
         rich_help_panel=headings.MODEL,
         help="Network to use: a name with weights (clicknet_m, h18s, grabcut), a checkpoint (.safetensors, or RITM's "
-        ".pth), an .onnx file of 'hrseg export', or BASE+ADAPTER.",
+        ".pth), an .onnx file of 'hrseg export', BASE+ADAPTER, or a prefix with a place, such as "
+        "sam:FOLDER ('hrseg list prefixes').",
     ),
 ]
 Datasets = Annotated[

@@ -90,6 +90,8 @@ def export(model: InteractiveModel, path: Path, provenance: dict[str, Any]) -> d
     onnx = need("onnx")
     if next(model.parameters(), None) is None:
         raise HrsegError(f"{model.name}: has no network to export; use a checkpoint")
+    if not model.exportable:
+        raise HrsegError(f"{model.name}: cannot be exported as one graph; use `runtime` torch, or another model")
     model = copy.deepcopy(model).cpu().eval()
     merge(model)
     step = ClickStep(model).eval()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrseg_cli import __version__
+from hrseg_cli import __version__, catalog
 from hrseg_cli.checkpoints.provenance import weights_hash
 from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.engine.devices import cache_folder
@@ -54,7 +54,8 @@ def open_model(
     For a graph runtime, a checkpoint is exported once and cached in :func:`cache_folder`. Raises HrsegError or
     UnknownName.
     """
-    file = Path(spec) if spec.endswith(".onnx") else None
+    opener = spec.partition(":")[0] in catalog.PREFIXES  # it may open files with this ending itself
+    file = Path(spec) if spec.endswith(".onnx") and not opener else None
     chosen = runtime or ("onnxruntime" if file else "torch")
     if chosen == "torch":
         if file:

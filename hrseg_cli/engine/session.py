@@ -210,7 +210,7 @@ class Session:
         pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
         if device.type != "cpu":  # on a CPU uint8 saves memory, and time whenever a large image is cropped
             pixels = views.unit(pixels)
-        self._cache = ViewCache(pixels)
+        self._cache = ViewCache(pixels, model.fixed_input)
         self._past: deque[SessionState] = deque(maxlen=undo)
         self._future: list[SessionState] = []
         self.begin(initial)

@@ -23,11 +23,18 @@ T = TypeVar("T")
 
 
 class View:
-    """Network input (1, 3, H, W), float32 in [0, 1], with its encoder features once they have been computed."""
+    """Network input (1, 3, H, W), float32 in [0, 1], with its encoder features once they have been computed.
 
-    def __init__(self, image: Tensor) -> None:
-        self.image = image
+    image: the input, or a function that makes it, for one that is too large to keep.
+    """
+
+    def __init__(self, image: Tensor | Callable[[], Tensor]) -> None:
+        self._image = image
         self.features: dict[bool, tuple[object, Features]] = {}  # key: whether the image was mirrored
+
+    @property
+    def image(self) -> Tensor:
+        return self._image if isinstance(self._image, Tensor) else self._image()
 
 
 class Query(NamedTuple):
@@ -327,13 +334,14 @@ def padded(x: Tensor, multiple: int) -> Tensor:
 class ViewCache:
     """An image with its most recent views: the whole image, which every new object starts from, and one crop.
 
-    A cached view is neither resized nor encoded again. image: (1, 3, H, W) float32 in [0, 1], or uint8.
+    A cached view is neither resized nor encoded again. image: (1, 3, H, W) float32 in [0, 1], or uint8. fixed_input:
+    see :class:`InteractiveModel`.
     """
 
-    MAX_PIXELS = 2**21  # larger views are not cached
+    MAX_PIXELS = 2**21  # larger views are not cached; of those with small features, all but the pixels
 
-    def __init__(self, image: Tensor) -> None:
-        self.image = image
+    def __init__(self, image: Tensor, fixed_input: bool = False) -> None:
+        self.image, self.fixed_input = image, fixed_input
         self._views: dict[bool, tuple[object, View]] = {}  # key: whether the view covers the whole image
 
     def view(self, box: Box | None, size: tuple[int, int], multiple: int | None = None) -> View:
@@ -342,9 +350,14 @@ class ViewCache:
         wanted = box, size, multiple
         cached, view = self._views.get(whole, (None, None))
         if view is None or cached != wanted:
-            pixels = unit(self.image) if box is None else crop(self.image, box, size)
-            view = View(padded(pixels, multiple) if multiple else pixels)
-            if size[0] * size[1] <= self.MAX_PIXELS:
+
+            def pixels() -> Tensor:
+                found = unit(self.image) if box is None else crop(self.image, box, size)
+                return padded(found, multiple) if multiple else found
+
+            small = size[0] * size[1] <= self.MAX_PIXELS
+            view = View(pixels if self.fixed_input and not small else pixels())
+            if small or self.fixed_input:
                 self._views[whole] = wanted, view
         return view
 

@@ -44,6 +44,9 @@ class InteractiveModel(nn.Module):
     has_encoder: whether the result of ``encode`` is worth caching.
     takes_boxes: whether ``decode`` uses a box around the object; otherwise a session clicks on the centre of a box.
     enlarge: factor on a protocol's zoom-in target, for a model that downsamples its input.
+    fixed_input: whether ``encode`` resizes any image to one size. Features of large images are then small enough to
+        keep.
+    exportable: whether ``hrseg export`` can turn it into one graph.
     """
 
     name: str
@@ -61,6 +64,8 @@ class InteractiveModel(nn.Module):
     layer_groups: Mapping[str, tuple[str, ...]] = {}
     takes_boxes: bool = False
     enlarge: int = 1
+    fixed_input: bool = False
+    exportable: bool = True
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Groups that training treats differently: untrained layers ("new"), classifiers ("heads"), pretrained layers

@@ -23,6 +23,7 @@ from hrseg_cli.recipe import protocol_names, recipe_names
 Command = Callable[..., Any]
 NAMES = {
     "models": list(catalog.MODELS),
+    "prefixes": list(catalog.PREFIXES),
     "weights": [path.stem for path in sorted(WEIGHTS.glob("*.safetensors"))],
     "datasets": [*manifest_names(), "procedural", "samples"],
     "protocols": protocol_names(),
