@@ -139,11 +139,14 @@ def _without_suffix(stem: str) -> str:
     return head if f"{dot}{suffix}".lower() in SUFFIXES else stem
 
 
-def by_stem(folder: Path, suffixes: Collection[str] = SUFFIXES) -> tuple[dict[str, Path], list[Path]]:
-    """(relative path without suffix -> file of each image below ``folder``, the files with other suffixes)."""
+def by_stem(
+    folder: Path, suffixes: Collection[str] = SUFFIXES, without: Collection[str] = ()
+) -> tuple[dict[str, Path], list[Path]]:
+    """(relative path without suffix -> file of each image below ``folder``, the files with other suffixes). without:
+    names of folders directly in it to leave out."""
     files: dict[str, Path] = {}
     ignored = []
-    for path in _walk(folder):
+    for path in _walk(folder, without):
         if path.suffix.lower() not in suffixes:
             ignored.append(path)
             continue
@@ -154,7 +157,7 @@ def by_stem(folder: Path, suffixes: Collection[str] = SUFFIXES) -> tuple[dict[st
     return files, ignored
 
 
-def _walk(folder: Path) -> list[Path]:
+def _walk(folder: Path, without: Collection[str] = ()) -> list[Path]:
     """All files below ``folder`` except hidden files and folders (.ipynb_checkpoints); links are followed. Raises
     OSError if a folder cannot be listed."""
 
@@ -164,7 +167,8 @@ def _walk(folder: Path) -> list[Path]:
     files: list[Path] = []
     seen: set[str] = set()
     for place, below, names in os.walk(folder, followlinks=True, onerror=complain):
-        below[:] = [name for name in below if not name.startswith(".")]
+        left_out = without if Path(place) == folder else ()
+        below[:] = [name for name in below if not name.startswith(".") and name not in left_out]
         real = os.path.realpath(place)
         if real in seen:
             raise HrsegError(f"{place}: a link to a folder that is already read; remove the link")
