@@ -174,7 +174,7 @@ def _classes(numbers: dict[str, int]) -> str:
 
 def _labelme(picture: Exported, place: Path | None) -> dict[str, Any]:
     """place: the folder of the JSON file; None: that of the image."""
-    shapes = []
+    shapes: list[dict[str, Any]] = []
     for number, shape in enumerate(picture.shapes, 1):
         rings = polygons(_mask(picture, shape), shape.tolerance)
         for ring in rings:
