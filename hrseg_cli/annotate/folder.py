@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -26,7 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 from hrseg_cli.annotate import tables
 from hrseg_cli.annotate.records import COLOURS, Clicked, Name, Object, Picture, Scribble, check_names, is_label
 from hrseg_cli.annotate.shapes import png
-from hrseg_cli.data.folders import by_stem
+from hrseg_cli.data.folders import by_stem, owner_of
 from hrseg_cli.data.labels import check_size, read_object, truth_of_mask
 from hrseg_cli.data.masks_out import run_lengths
 from hrseg_cli.data.paths import below
@@ -41,6 +42,7 @@ from hrseg_cli.writing import rename, sweep, temporaries, write_atomically, writ
 
 NOTES = "annotations"
 LABELS = "labels.txt"
+RENAMED = -1  # instead of an id: a mask of one object that gets hrseg's name
 SEPARATE = 256  # objects of a mask at the most; with more values it is more likely a picture
 
 
@@ -69,7 +71,7 @@ class Folder:
         sweep(place, self.notes, *(part / folder for part in kept for folder in inside))
         there = self._masks_there()
         self.pictures = [
-            self._completed(picture, there.get(stem, []), threshold)
+            self._completed(stem, picture, there.get(stem, []), threshold)
             for picture, stem in zip(recorded, self.stems, strict=True)
         ]
         self._lines = [tables.Line.of(*one, self.name) for one in zip(self.stems, self.pictures, strict=True)]
@@ -112,7 +114,7 @@ class Folder:
 
     def mask(self, one: Object, size: tuple[int, int]) -> np.ndarray:
         """The mask on disk, bool (H, W). Raises HrsegError for a broken file or a wrong size."""
-        if one.value:
+        if one.value > 0:
             path = self.masks / one.file
             pixels = read_mask(path, at_most=size[0] * size[1])
             check_size(path, pixels, size, "its image")
@@ -160,20 +162,18 @@ class Folder:
 
     def separated(self, number: int, picture: Picture) -> Picture:
         """The picture with an object for each id of the masks that another program made and that have several."""
-        stem = self.stems[number]
-        taken = {one.key for one in picture.objects} | self.images.keys()
-        fresh = (key for n in count() if (key := f"{stem}_{n}") not in taken)
+        fresh = self._fresh(self.stems[number], {one.key for one in picture.objects})
         objects: list[Object] = []
         for one in picture.objects:
-            theirs = bool(one.file) and not one.stamp and not one.actions and not one.value
+            theirs = bool(one.file) and not one.stamp and not one.actions and one.value <= 0
             ids = _ids(self.masks / one.file, one.file in self._separate) if theirs else []
             objects += [one.model_copy(update={"key": next(fresh), "value": value}) for value in ids] or [one]
-        if not any(one.value for one in objects):
+        if len(objects) == len(picture.objects) and objects == picture.objects:
             return picture
         parted = picture.draft()
         parted.objects = []
         for k, one in enumerate(objects):
-            more = {"name": parted.new_name(), "colour": k % COLOURS} if one.value else {}
+            more = {"name": parted.new_name(), "colour": k % COLOURS} if one.value > 0 else {}
             parted.objects.append(one.model_copy(update=more))
         return parted
 
@@ -184,8 +184,8 @@ class Folder:
             self.pictures[number] = self.separated(number, self.pictures[number])
 
     def split(self, number: int, size: tuple[int, int]) -> None:
-        """Before the first change of an image, write the objects of a mask with several as masks of their own, and move
-        that mask to annotations/start/."""
+        """Before the first change of an image, write the objects of a mask with several, or with the name of another
+        program, as masks of their own, and move that mask to annotations/start/."""
         if not any(one.value for one in self.pictures[number].objects):
             return
         picture = self.pictures[number].draft()
@@ -300,16 +300,23 @@ class Folder:
         check_names(path, picture, self.stems[number])
         return picture
 
-    def _completed(self, picture: Picture, masks: list[tuple[str, str]], threshold: float) -> Picture:
+    def _completed(self, stem: str, picture: Picture, masks: list[tuple[str, str]], threshold: float) -> Picture:
         """Add masks in the folder that the record lacks, and drop objects whose mask the user has deleted."""
         picture.objects = [one for one in picture.objects if not one.file or (self.masks / one.file).is_file()]
         known = {one.key for one in picture.objects}
+        fresh = self._fresh(stem, known | {key for key, _ in masks})
         for key, file in masks:
             if key not in known:
-                colour = len(picture.objects) % COLOURS
-                one = Object(key=key, name=picture.new_name(), colour=colour, threshold=threshold, file=file)
+                ours = re.fullmatch(rf"{re.escape(stem)}(_[0-9]+)?", key)
+                name, colour = picture.new_name(), len(picture.objects) % COLOURS
+                key, value = (key, 0) if ours else (next(fresh), RENAMED)
+                one = Object(key=key, name=name, colour=colour, threshold=threshold, file=file, value=value)
                 picture.objects.append(one)
         return picture
+
+    def _fresh(self, stem: str, taken: Collection[str]) -> Iterator[str]:
+        """STEM_0, STEM_1, ... without those of masks or images."""
+        return (key for n in count() if (key := f"{stem}_{n}") not in taken and key not in self.images)
 
     @property
     def labels(self) -> list[str]:
@@ -325,10 +332,10 @@ class Folder:
         return next(having, None) if is_label(label) else None
 
     def _masks_there(self) -> dict[str, list[tuple[str, str]]]:
-        """Image -> (key, file) of its masks: STEM, or STEM_<digits> unless that is an image itself."""
+        """Image -> (key, file) of its masks, however other programs have named them; see :func:`owner_of`."""
         found: dict[str, list[tuple[str, str]]] = {}
         for key, path in (by_stem(self.masks)[0] if self.masks.is_dir() else {}).items():
-            owner = key if key in self.images else re.sub("_[0-9]+$", "", key)
+            owner = owner_of(key, self.images) or ""
             found.setdefault(owner, []).append((key, relative(path, self.masks)))
         return {stem: sorted(its, key=lambda one: (len(one[0]), one[0])) for stem, its in found.items()}
 

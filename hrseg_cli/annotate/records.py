@@ -87,7 +87,8 @@ class Object(Strict):
     """One object of an image.
 
     key: stem of its mask file in masks/. name: its label, the category in exports. file: the existing mask file, "" for
-        none. value: its id in ``file``, if that has several objects; never saved. locked: refuses changes.
+        none. value: its id in ``file``, if that has several objects, or -1 if that has another program's name; 0 in
+        records. locked: refuses changes.
     actions: all actions; only the first ``done`` are in effect, later ones are undone. The first ``base`` are already
         included in ``start``.
     start: the initial mask, in annotations/start/. stamp: size and time of ``file`` when it was written.
@@ -185,7 +186,7 @@ def category_of(name: str) -> str:
 def check_names(path: Path, picture: Picture, stem: str) -> None:
     """Check that the file names in a record, whoever wrote it, stay inside their folders."""
     for file in picture.gone:
-        if not re.fullmatch(rf"{re.escape(stem)}(_\d+)?\.\w+", file):
+        if not re.fullmatch(rf"{re.escape(stem)}(_mask)?(_\d+)?(\.\w+){{1,2}}", file):
             raise HrsegError(f"{path}: invalid name '{file}', not written by hrseg annotate; fix or remove the file")
     for one in picture.objects:
         suffix = rf"{re.escape(one.key)}(-\d+)?\.\w+"

@@ -89,7 +89,7 @@ def pairs(titles: Sequence[str], pictures: Sequence[Picture], given: Sequence[di
         for one in picture.objects:
             key = title, f"masks/{one.file}"
             if one.file:
-                kind = {"kind": "instance"} if one.value else {}
+                kind = {"kind": "instance"} if one.value > 0 else {}
                 found[key] = known.get(key, {"image": key[0], "mask": key[1], **kind})
     rows = [*found.values(), *(row for row in given if row["image"] not in set(titles))]
     text = io.StringIO()

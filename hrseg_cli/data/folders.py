@@ -104,16 +104,14 @@ def _rule(instances: bool, asked: BinarizeRule, own: BinarizeRule) -> Rule:
 
 
 def _list_matched(folder: Path, name: str, parts: tuple[str, str], rule: Rule) -> list[Ref]:
-    """Masks of one folder matched to the images of another: STEM first, then STEM_<digits>, then the names that other
-    programs give: STEM_mask, STEM.jpg (of a file STEM.jpg.png)."""
+    """Masks of one folder matched to the images of another, see :func:`owner_of`."""
     images_in, masks_in = (folder / part for part in parts)
     images, not_images = by_stem(images_in)
     masks, not_masks = by_stem(masks_in)
     found: dict[str, list[tuple[str, Path, Rule]]] = defaultdict(list)
     orphans = []
     for stem, mask in masks.items():
-        spelt = (stem, re.sub("_[0-9]+$", "", stem), re.sub("_mask(_[0-9]+)?$", "", stem), _without_suffix(stem))
-        owner = next((one for one in spelt if one in images), None)
+        owner = owner_of(stem, images)
         if owner is None:
             orphans.append(mask)
         else:
@@ -131,6 +129,13 @@ def _list_matched(folder: Path, name: str, parts: tuple[str, str], rule: Rule) -
     if bare:
         log.warning("%s: skipped images without a mask in %s/: %s", images_in, masks_in.name, _some(bare))
     return _refs(name, images, found)
+
+
+def owner_of(stem: str, images: Collection[str]) -> str | None:
+    """The image that a mask of this stem belongs to: STEM first, then STEM_<digits>, then the names that other programs
+    give: STEM_mask, STEM.jpg (of a file STEM.jpg.png)."""
+    spelt = (stem, re.sub("_[0-9]+$", "", stem), re.sub("_mask(_[0-9]+)?$", "", stem), _without_suffix(stem))
+    return next((one for one in spelt if one in images), None)
 
 
 def _without_suffix(stem: str) -> str:

@@ -166,6 +166,22 @@ def test_a_copy_and_an_export_take_one_object_of_several(tmp_path: Path) -> None
     assert np.array_equal(np.asarray(Image.open(place / "masks" / "b_0.png")) == 255, truth("blue"))
 
 
+def test_masks_with_names_of_other_programs_are_shown_and_get_our_names(tmp_path: Path) -> None:
+    place = folder_of(tmp_path / "shop", "a.png", "b.png")
+    (place / "masks").mkdir()
+    for name, part in (("a_mask.png", "red"), ("a.png.png", "blue")):
+        Image.fromarray(truth(part)).save(place / "masks" / name)
+    grey(place / "masks" / "b_mask.png")
+    desk = desk_of(place)
+    assert [(key, area) for key, _, area in shown(desk)] == [("a_0", truth("red").sum()), ("a_1", truth("blue").sum())]
+    assert len(shown(desk, 1)) == 2
+    with zipped(desk.folder, ["masks"], False) as file, zipfile.ZipFile(file) as whole:
+        assert sorted(whole.namelist()) == [f"masks/{key}.png" for key in ("a_0", "a_1", "b_1", "b_2")]
+    act(desk, do="click", **GROUND)
+    assert sorted(path.name for path in (place / "masks").iterdir()) == ["a_0.png", "a_1.png", "a_2.png", "b_mask.png"]
+    assert len(shown(desk_of(place))) == 3
+
+
 def test_images_in_sub_folders_are_annotated_where_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = folder_of(tmp_path / "shop", "a.png", flat=True)
     folder_of(place / "day 1", "a.png", "b.png", flat=True)
