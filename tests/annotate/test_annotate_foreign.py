@@ -169,7 +169,7 @@ def test_a_copy_and_an_export_take_one_object_of_several(tmp_path: Path) -> None
 def test_masks_with_names_of_other_programs_are_shown_and_get_our_names(tmp_path: Path) -> None:
     place = folder_of(tmp_path / "shop", "a.png", "b.png")
     (place / "masks").mkdir()
-    for name, part in (("a_mask.png", "red"), ("a.png.png", "blue")):
+    for name, part in (("a.png.png", "red"), ("a_mask.png", "blue")):
         Image.fromarray(truth(part)).save(place / "masks" / name)
     grey(place / "masks" / "b_mask.png")
     desk = desk_of(place)
