@@ -78,6 +78,7 @@ LAYOUTS = {  # in the order in which an unknown folder is compared with them
     "davis585": "hrseg_cli.data.folders:list_davis585",
     "pairs": "hrseg_cli.data.folders:list_pairs",
     "coco": "hrseg_cli.data.coco:list_coco",
+    "labelme": "hrseg_cli.data.labelme:list_labelme",
     "procedural": "hrseg_cli.data.listed:list_procedural",
     "samples": "hrseg_cli.data.listed:list_samples",
 }

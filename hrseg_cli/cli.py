@@ -182,7 +182,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _complain(line: str) -> None:
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(line.split()))
+    text = " ".join(line.split())
     note(f"hrseg: {text if len(text) <= MESSAGE else f'{text[:MESSAGE]}...'}")
 
 

@@ -30,6 +30,8 @@ from hrseg_cli.limits import DATASET, LINE
 from hrseg_cli.parsing import parse_json, read_json, read_text, reason
 from hrseg_cli.writing import is_empty, only_one_in, write_atomically, writing_atomically
 
+RECORD = "run.json"
+
 
 def read_traces(path: Path, torn: bool = False) -> Iterator[Trace]:
     """Traces of a ``.jsonl`` file. Raises HrsegError for a line that is not a trace.
@@ -145,11 +147,11 @@ class Run:
             self._save()
 
     def _save(self) -> None:
-        write_atomically(self.folder / "run.json", json.dumps(self._record, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(self.folder / RECORD, json.dumps(self._record, indent=2, ensure_ascii=False) + "\n")
 
     def _resume(self) -> None:
         """Resume from the record of an earlier command, if any. Raises HrsegError if its settings differ."""
-        path = self.folder / "run.json"
+        path = self.folder / RECORD
         if not path.exists():
             if not is_empty(self.folder):
                 raise HrsegError(f"`out` {self.folder}: not empty and not a run folder; use another folder")
@@ -291,7 +293,7 @@ def _cut_torn_line(path: Path) -> None:
 
 def read_run(folder: Path) -> dict[str, Any]:
     """``run.json`` of a run folder. Raises HrsegError if the folder is not a run."""
-    path = folder / "run.json"
+    path = folder / RECORD
     try:
         record = read_json(path)
         asked, got, later = record["asked"], record.get("got", {}), record.get("where_later", [])

@@ -18,6 +18,17 @@ def test_every_change_is_one_change() -> None:
 
 
 @pytest.mark.slow
+def test_the_copy_has_all_packages_and_none_of_the_users_data(tmp_path: Path) -> None:
+    """Without one, every test fails on every change, as if it were noticed."""
+    copy = mutants.copied(tmp_path / "copy")
+    for modules, tests in mutants.ROOMS.values():
+        assert all((copy / "hrseg_cli" / name).is_file() for name in modules)
+        assert all((copy / name).exists() for name in tests)
+    assert {path.name for path in (copy / "hrseg_cli").iterdir()} >= {"data", "runs.py"}
+    assert not any((copy / name).exists() for name in (".git", "runs", "data"))
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(36_000)
 def test_ninety_five_of_a_hundred_changes_are_noticed(tmp_path: Path) -> None:
     words = [sys.executable, Path(mutants.__file__), "--count", "100", "--out", tmp_path / "survivors.txt"]

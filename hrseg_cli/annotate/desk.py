@@ -48,7 +48,7 @@ from hrseg_cli.annotate.records import (
     Stroke,
     is_label,
 )
-from hrseg_cli.annotate.shapes import runs, sampled
+from hrseg_cli.annotate.shapes import png, runs, sampled
 from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
@@ -116,6 +116,7 @@ class Desk:
     def picture(self, number: int) -> dict[str, Any]:
         """An image and its objects with masks, for the page. An unreadable mask becomes an object with an error."""
         size = self._size(number)
+        self.folder.look(number)
         picture = self.folder.pictures[number]
         objects = []
         for one in picture.objects:
@@ -131,6 +132,8 @@ class Desk:
         """Apply an action, save it, return the changes. If it raises Refused or HrsegError, nothing has changed, unless
         it says so."""
         size = self._shown_size(number)
+        self.folder.look(number)
+        self.folder.split(number, size)
         picture = self.folder.pictures[number].draft()
         if asked.ident and asked.ident == picture.last[0]:  # applied, but its answer was lost on the way
             one = picture.find(picture.last[1])
@@ -226,6 +229,8 @@ class Desk:
     def _copy(self, number: int, size: tuple[int, int], one: Object, asked: DoCopy) -> None:
         """Make the mask of another image's object the start of a new one."""
         pictures = self.folder.pictures
+        if asked.image < len(pictures):
+            self.folder.look(asked.image)
         source = pictures[asked.image].find(asked.source) if asked.image < len(pictures) else None
         if source is None or not source.file:
             raise Refused(404, "the object to copy no longer exists, or has no pixels")
@@ -233,11 +238,13 @@ class Desk:
             raise Refused(
                 422, "the images have different sizes; a mask can be copied only to an image of the same size"
             )
-        self.folder.mask(source, size)  # a broken one is refused
+        mask = self.folder.mask(source, size)  # a broken one is refused
         one.name, one.colour, one.threshold = source.name, source.colour, source.threshold
         if not is_label(source.name):
             one.name = pictures[number].new_name()
-        one.start = self.folder.keep(one.key, self.folder.masks / source.file)
+        file = self.folder.masks / source.file
+        data, suffix = (png(mask), ".png") if source.value else (file.read_bytes(), file.suffix)
+        one.start = self.folder.keep(one.key, data, suffix)
 
     def _mask(self, one: Object, answer: Outcome) -> np.ndarray:
         return answer.state.answer.above(one.threshold)

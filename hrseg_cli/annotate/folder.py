@@ -14,9 +14,10 @@ renamed into place and replaced files are deleted. If a kill interrupts these st
 
 from __future__ import annotations
 
-import filecmp
 import os
 import re
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -26,13 +27,14 @@ from pydantic import TypeAdapter, ValidationError
 from hrseg_cli.annotate import tables
 from hrseg_cli.annotate.records import COLOURS, Clicked, Name, Object, Picture, Scribble, check_names, is_label
 from hrseg_cli.annotate.shapes import png
-from hrseg_cli.data.folders import by_stem
-from hrseg_cli.data.labels import read_object
+from hrseg_cli.data.folders import by_stem, owner_of
+from hrseg_cli.data.labels import check_size, read_object, truth_of_mask
 from hrseg_cli.data.masks_out import run_lengths
 from hrseg_cli.data.paths import below
-from hrseg_cli.data.photos import find_images
+from hrseg_cli.data.photos import warn_of_others
+from hrseg_cli.data.pixels import read_mask
 from hrseg_cli.data.refs import PAIRS
-from hrseg_cli.data.samples import relative, size_and_time
+from hrseg_cli.data.samples import ids_of, relative, size_and_time, void_id
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.limits import TEXT
 from hrseg_cli.parsing import Malformed, read_bytes, read_table, reason
@@ -40,6 +42,8 @@ from hrseg_cli.writing import rename, sweep, temporaries, write_atomically, writ
 
 NOTES = "annotations"
 LABELS = "labels.txt"
+RENAMED = -1  # instead of an id: a mask of one object that gets hrseg's name
+SEPARATE = 256  # objects of a mask at the most; with more values it is more likely a picture
 
 
 class Folder:
@@ -56,6 +60,7 @@ class Folder:
         self.stems = list(self.images)
         self.pairs = not (place / "images").is_dir() or (place / PAIRS).is_file()
         self._given = _read_pairs(place / PAIRS) if self.pairs else []
+        self._separate = {row["mask"].removeprefix("masks/") for row in self._given if row.get("kind") == "instance"}
         self.fixed = _read_labels(place / LABELS)
         self._check_places()
         recorded = [self._recorded(number) for number in range(len(self.stems))]
@@ -66,12 +71,13 @@ class Folder:
         sweep(place, self.notes, *(part / folder for part in kept for folder in inside))
         there = self._masks_there()
         self.pictures = [
-            self._completed(picture, there.get(stem, []), threshold)
+            self._completed(stem, picture, there.get(stem, []), threshold)
             for picture, stem in zip(recorded, self.stems, strict=True)
         ]
         self._lines = [tables.Line.of(*one, self.name) for one in zip(self.stems, self.pictures, strict=True)]
         self._titles = [self.title(number) for number in range(len(self.stems))]
         self._parts: dict[int, tables.Part] = {}
+        self._looked: set[int] = set()
         self._tables: dict[Path, tuple[str, str]] = {}  # what was written: the file's state, and the text
         times = [(path.stat().st_mtime_ns, n) for n in range(len(self.stems)) if (path := self.record(n)).is_file()]
         self.last = max(times)[1] if times else None  # the image changed last
@@ -108,6 +114,11 @@ class Folder:
 
     def mask(self, one: Object, size: tuple[int, int]) -> np.ndarray:
         """The mask on disk, bool (H, W). Raises HrsegError for a broken file or a wrong size."""
+        if one.value > 0:
+            path = self.masks / one.file
+            pixels = read_mask(path, at_most=size[0] * size[1])
+            check_size(path, pixels, size, "its image")
+            return np.asarray(ids_of(path, pixels) == one.value)
         return read_object(self.masks / one.file, size, at_most=size[0] * size[1]) if one.file else np.zeros(size, bool)
 
     def first_mask(self, one: Object, size: tuple[int, int]) -> np.ndarray | None:
@@ -125,7 +136,7 @@ class Folder:
         one.start = ""
         if one.file:
             file = self.masks / one.file
-            one.start = self.keep(one.key, file)
+            one.start = self.keep(one.key, file.read_bytes(), file.suffix)
             one.stamp = size_and_time(file)
         del one.actions[one.done :]
         one.base = one.done
@@ -136,17 +147,70 @@ class Folder:
         answered = any(isinstance(action, Clicked | Scribble) for action in one.actions[one.base : one.done])
         return (bool(one.file) and one.stamp != state_of(self.masks / one.file)) or (answered and one.model != model)
 
-    def keep(self, key: str, file: Path) -> str:
+    def keep(self, key: str, data: bytes, suffix: str = ".png") -> str:
         """The name of a copy of a mask in annotations/start/: an existing or a new one."""
         start = self.notes / "start"
-        for n in count(1):
-            kept = start / f"{key}-{n}{file.suffix}"
-            if not kept.exists():
-                break
-            if filecmp.cmp(file, kept, shallow=False):
-                return relative(kept, start)
-        write_atomically(kept, file.read_bytes())
+        kept = next(
+            path
+            for n in count(1)
+            if not (path := start / f"{key}-{n}{suffix}").exists()
+            or (path.stat().st_size == len(data) and path.read_bytes() == data)
+        )
+        if not kept.exists():
+            write_atomically(kept, data)
         return relative(kept, start)
+
+    def separated(self, number: int, picture: Picture) -> Picture:
+        """The picture with an object for each id of the masks that another program made and that have several."""
+        fresh = self._fresh(self.stems[number], {one.key for one in picture.objects})
+        objects: list[Object] = []
+        for one in picture.objects:
+            theirs = bool(one.file) and not one.stamp and not one.actions and one.value <= 0
+            ids = _ids(self.masks / one.file, one.file in self._separate) if theirs else []
+            objects += [one.model_copy(update={"key": next(fresh), "value": value}) for value in ids] or [one]
+        if len(objects) == len(picture.objects) and objects == picture.objects:
+            return picture
+        parted = picture.draft()
+        parted.objects = []
+        for k, one in enumerate(objects):
+            more = {"name": parted.new_name(), "colour": k % COLOURS} if one.value > 0 else {}
+            parted.objects.append(one.model_copy(update=more))
+        return parted
+
+    def look(self, number: int) -> None:
+        """Show the objects of masks with several, before anything is done to them. The files stay as they are."""
+        if number not in self._looked:
+            self._looked.add(number)
+            self.pictures[number] = self.separated(number, self.pictures[number])
+
+    def split(self, number: int, size: tuple[int, int]) -> None:
+        """Before the first change of an image, write the objects of a mask with several, or with the name of another
+        program, as masks of their own, and move that mask to annotations/start/."""
+        if not any(one.value for one in self.pictures[number].objects):
+            return
+        picture = self.pictures[number].draft()
+        whole = {one.file for one in picture.objects if one.value}
+        pending: list[Path] = []
+        try:
+            for one in picture.objects:
+                if one.value:
+                    mask = self.mask(one, size)
+                    one.file, one.value, one.start = "", 0, self.keep(one.key, png(mask))
+                    pending += filter(None, [self._write_pending(picture, one, mask)])
+            for file in whole:
+                path = self.masks / file
+                self.keep(self.stems[number], path.read_bytes(), path.suffix)
+                self.remove(picture, file)
+            picture.size = size
+            write_atomically(self.record(number), picture.model_dump_json() + "\n")
+        except BaseException:
+            for path in pending:
+                path.unlink(missing_ok=True)
+            raise
+        self.pictures[number] = picture
+        self._lines[number] = tables.Line.of(self.stems[number], picture, self.name)
+        self._settle_files(picture)
+        self.write_tables()
 
     def save(self, number: int, picture: Picture, one: Object | None = None, mask: np.ndarray | None = None) -> None:
         """Save a changed record, with the new mask of one of its objects. On failure (OSError) the old mask and the old
@@ -236,16 +300,23 @@ class Folder:
         check_names(path, picture, self.stems[number])
         return picture
 
-    def _completed(self, picture: Picture, masks: list[tuple[str, str]], threshold: float) -> Picture:
+    def _completed(self, stem: str, picture: Picture, masks: list[tuple[str, str]], threshold: float) -> Picture:
         """Add masks in the folder that the record lacks, and drop objects whose mask the user has deleted."""
         picture.objects = [one for one in picture.objects if not one.file or (self.masks / one.file).is_file()]
         known = {one.key for one in picture.objects}
+        fresh = self._fresh(stem, known | {key for key, _ in masks})
         for key, file in masks:
             if key not in known:
-                colour = len(picture.objects) % COLOURS
-                one = Object(key=key, name=picture.new_name(), colour=colour, threshold=threshold, file=file)
+                ours = re.fullmatch(rf"{re.escape(stem)}(_[0-9]+)?", key)
+                name, colour = picture.new_name(), len(picture.objects) % COLOURS
+                key, value = (key, 0) if ours else (next(fresh), RENAMED)
+                one = Object(key=key, name=name, colour=colour, threshold=threshold, file=file, value=value)
                 picture.objects.append(one)
         return picture
+
+    def _fresh(self, stem: str, taken: Collection[str]) -> Iterator[str]:
+        """STEM_0, STEM_1, ... without those of masks or images."""
+        return (key for n in count() if (key := f"{stem}_{n}") not in taken and key not in self.images)
 
     @property
     def labels(self) -> list[str]:
@@ -261,10 +332,10 @@ class Folder:
         return next(having, None) if is_label(label) else None
 
     def _masks_there(self) -> dict[str, list[tuple[str, str]]]:
-        """Image -> (key, file) of its masks: STEM, or STEM_<digits> unless that is an image itself."""
+        """Image -> (key, file) of its masks, however other programs have named them; see :func:`owner_of`."""
         found: dict[str, list[tuple[str, str]]] = {}
         for key, path in (by_stem(self.masks)[0] if self.masks.is_dir() else {}).items():
-            owner = key if key in self.images else re.sub("_[0-9]+$", "", key)
+            owner = owner_of(key, self.images) or ""
             found.setdefault(owner, []).append((key, relative(path, self.masks)))
         return {stem: sorted(its, key=lambda one: (len(one[0]), one[0])) for stem, its in found.items()}
 
@@ -278,12 +349,26 @@ def images_of(place: Path) -> dict[str, Path]:
         if not found:
             raise HrsegError(f"{place / 'images'}: no images; add some")
         return dict(sorted(found.items()))
-    images: dict[str, Path] = {}
-    for path in find_images([str(place)]):
-        if path.stem in images:
-            raise HrsegError(f"{images[path.stem]} and {path}: duplicate name; rename or remove one of them")
-        images[path.stem] = path
-    return images
+    found, others = by_stem(place, without=("masks", NOTES))
+    warn_of_others(str(place), others)
+    if not found:
+        raise HrsegError(f"{place}: no images; add some, or give another folder")
+    return dict(sorted(found.items()))
+
+
+def _ids(path: Path, surely: bool) -> list[int]:
+    """The ids of the objects in a mask file that has several, or that ``surely`` has ids; none for other files."""
+    try:
+        pixels = read_mask(path)
+        if not surely:
+            with suppress(HrsegError):
+                truth_of_mask(path, pixels, "auto")
+                return []
+        ids = ids_of(path, pixels)
+    except HrsegError:  # shown with the mask
+        return []
+    found = [int(value) for value in np.unique(ids) if value not in (0, void_id(ids))]
+    return found if (surely or len(found) > 1) and len(found) <= SEPARATE else []
 
 
 def _read_labels(path: Path) -> list[str]:
@@ -304,8 +389,7 @@ def _read_labels(path: Path) -> list[str]:
 
 
 def _read_pairs(path: Path) -> list[dict[str, str]]:
-    """The rows of an existing table. Raises HrsegError if it cannot be read, or if its masks are outside masks/ or
-    contain several objects."""
+    """The rows of an existing table. Raises HrsegError if it cannot be read, or if its masks are outside masks/."""
     if not path.is_file():
         return []
     try:
@@ -315,7 +399,7 @@ def _read_pairs(path: Path) -> list[dict[str, str]]:
     for row in rows:
         if not row["image"]:
             raise HrsegError(f"{path}: a row lacks its image; fix or remove it")
-        if not row["mask"].startswith("masks/") or row.get("kind") == "instance":
+        if not row["mask"].startswith("masks/"):
             raise HrsegError(f"{path}: lists masks that annotate cannot edit; move it away, or annotate another folder")
     return rows
 

@@ -86,8 +86,9 @@ Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\
 class Object(Strict):
     """One object of an image.
 
-    key: stem of its mask file in masks/. name: its label, the category in COCO. file: the existing mask file, "" for
-        none. locked: refuses changes.
+    key: stem of its mask file in masks/. name: its label, the category in exports. file: the existing mask file, "" for
+        none. value: its id in ``file``, if that has several objects, or -1 if that has another program's name; 0 in
+        records. locked: refuses changes.
     actions: all actions; only the first ``done`` are in effect, later ones are undone. The first ``base`` are already
         included in ``start``.
     start: the initial mask, in annotations/start/. stamp: size and time of ``file`` when it was written.
@@ -100,6 +101,7 @@ class Object(Strict):
     colour: int = Field(ge=0, lt=COLOURS)
     threshold: float = Field(gt=0, lt=1)
     file: str = ""
+    value: int = Field(0, exclude=True)
     locked: bool = False
     actions: list[Action] = []
     done: int = 0
@@ -176,10 +178,15 @@ def is_label(name: str) -> bool:
     return not re.fullmatch(r"object( \d+)?", name)
 
 
+def category_of(name: str) -> str:
+    """The category of an object of this name."""
+    return name if is_label(name) else "object"
+
+
 def check_names(path: Path, picture: Picture, stem: str) -> None:
     """Check that the file names in a record, whoever wrote it, stay inside their folders."""
     for file in picture.gone:
-        if not re.fullmatch(rf"{re.escape(stem)}(_\d+)?\.\w+", file):
+        if not re.fullmatch(rf"{re.escape(stem)}(_mask)?(_\d+)?(\.\w+){{1,2}}", file):
             raise HrsegError(f"{path}: invalid name '{file}', not written by hrseg annotate; fix or remove the file")
     for one in picture.objects:
         suffix = rf"{re.escape(one.key)}(-\d+)?\.\w+"

@@ -11,12 +11,13 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hrseg_cli.annotate.records import Picture
+from hrseg_cli.annotate.records import Picture, category_of
 from hrseg_cli.interaction import Click, Trace
 
 
 class Line(NamedTuple):
-    """An image's part of the files. annotations: the name of each object, and the end of its JSON in COCO's file."""
+    """An image's part of the files. annotations: the category of each object, and the end of its JSON in
+    COCO's file."""
 
     traces: str
     size: tuple[int, int]
@@ -45,7 +46,7 @@ class Line(NamedTuple):
             if one.counts:
                 shape = {"size": list(picture.size), "counts": one.counts}
                 more = {"segmentation": shape, "area": one.area, "bbox": one.bbox, "iscrowd": 0}
-                annotations.append((one.name, json.dumps(more)[1:]))
+                annotations.append((category_of(one.name), json.dumps(more)[1:]))
         return cls(traces, picture.size, annotations)
 
 
@@ -83,15 +84,16 @@ def pairs(titles: Sequence[str], pictures: Sequence[Picture], given: Sequence[di
     """pairs.csv with the masks of all images. given: the rows of an existing table, whose other columns and rows of
     other images are kept."""
     known = {(row["image"], row["mask"]): row for row in given}
-    rows = [
-        known.get((title, f"masks/{one.file}"), {"image": title, "mask": f"masks/{one.file}"})
-        for title, picture in zip(titles, pictures, strict=True)
-        for one in picture.objects
-        if one.file
-    ]
-    rows += [row for row in given if row["image"] not in set(titles)]
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for title, picture in zip(titles, pictures, strict=True):
+        for one in picture.objects:
+            key = title, f"masks/{one.file}"
+            if one.file:
+                kind = {"kind": "instance"} if one.value > 0 else {}
+                found[key] = known.get(key, {"image": key[0], "mask": key[1], **kind})
+    rows = [*found.values(), *(row for row in given if row["image"] not in set(titles))]
     text = io.StringIO()
-    columns = dict.fromkeys(["image", "mask", *(column for row in given for column in row)])
+    columns = dict.fromkeys(["image", "mask", *(column for row in rows for column in row)])
     table = csv.DictWriter(text, list(columns), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)

@@ -49,10 +49,12 @@ class Result(NamedTuple):
         (its 95 % bootstrap interval over objects), ``n`` (objects). Shares are in 0..1, times in seconds. The numbers
         are those of ``noc.csv`` in a run folder.
     traces: one :class:`hrseg_cli.Trace` per object, in dataset order: its clicks and the scores after each.
+    skipped: with ``skip_broken``, a line about each broken file.
     """
 
     table: pd.DataFrame
     traces: tuple[Trace, ...]
+    skipped: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -77,6 +79,7 @@ def evaluate(
     precision: str | None = None,
     runtime: str | None = None,
     seed: int = 0,
+    skip_broken: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Simulate clicks on every object of some datasets and count how many the model needs (NoC).
@@ -104,6 +107,7 @@ def evaluate(
         GPU; ``workers`` is then the number of threads, and numbers may differ by rounding.
     device, precision, runtime: as for :func:`hrseg_cli.load`; a loaded model has its own.
     seed: of the bootstrap intervals; nothing else is random.
+    skip_broken: first decode every file, and leave out objects with a broken or missing one instead of raising.
     progress: called with (finished objects, all objects).
 
     Raises HrsegError for errors that the caller can fix, UnknownName for an unknown name.
@@ -126,7 +130,10 @@ def evaluate(
         root=path_of(root),
         keep_masks=keep_masks,
         seed=checked_count("seed", seed, 0),
+        skip_broken=skip_broken,
     )
+    for line in prepared.broken:
+        log.warning("skipped: %s", line)
     for name, counts in prepared.opened.incomplete.items():
         log.warning("%s: %s objects found; numbers on the whole dataset may differ", name, counts)
     if out is None:
@@ -136,7 +143,7 @@ def evaluate(
         traces, numbers = run_in(Path(out), prepared, workers, in_flight, progress)
     import pandas as pd
 
-    return Result(pd.DataFrame([asdict(row) for row in numbers]), tuple(traces))
+    return Result(pd.DataFrame([asdict(row) for row in numbers]), tuple(traces), prepared.broken)
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ class Prepared:
     """An evaluation that is ready to run.
 
     opened: the datasets and the objects to click on. settings: everything that determines the numbers, as stored in
-    ``run.json``. shard: such as "1/4" for a part of an evaluation.
+    ``run.json``. shard: such as "1/4" for a part of an evaluation. broken: a line about each file that was skipped.
     """
 
     chosen: ModelChoice
@@ -152,6 +159,7 @@ class Prepared:
     opened: Opened
     settings: dict[str, Any]
     shard: str | None = None
+    broken: tuple[str, ...] = ()
 
     def share(self, shard: str, refs: list[Ref]) -> Prepared:
         """One part of the evaluation, such as "1/4", with these objects."""
@@ -179,6 +187,7 @@ def prepare(
     keep_masks: bool = False,
     seed: int = 0,
     device: str | None = None,
+    skip_broken: bool = False,
 ) -> Prepared:
     """Check the model and open the datasets. The arguments are those of :func:`evaluate`.
 
@@ -189,7 +198,8 @@ def prepare(
     loaded, provenance = chosen.open()
     mirror = loaded.mirror
     del loaded  # it is opened again for clicking; do not keep it twice on a GPU
-    opened = open_datasets(datasets, root=root, instances=instances, binarize=main.binarize, limit=limit)
+    broken: list[str] | None = [] if skip_broken else None
+    opened = open_datasets(datasets, root=root, instances=instances, binarize=main.binarize, limit=limit, broken=broken)
     names = list(dict.fromkeys(ref.dataset for ref in opened.refs))
     main, own = own_protocols(protocol, main, names, changes)
     for one in (main, *own.values()):
@@ -223,7 +233,7 @@ def prepare(
         "device": device or chosen.device,
         "seed": seed,
     }
-    return Prepared(chosen, plan, opened, settings)
+    return Prepared(chosen, plan, opened, settings, broken=tuple(broken or ()))
 
 
 def run_in(
@@ -243,6 +253,7 @@ def run_in(
             "rows": records(prepared, traces, numbers),
             "binarize": dict(Counter(trace.rule for trace in traces)),
             "notes": dict(sum((Counter(trace.notes) for trace in traces), Counter())),
+            **({"skipped": len(prepared.broken), "broken": prepared.broken} if prepared.broken else {}),
         }
     return traces, numbers
 

@@ -41,6 +41,7 @@ def train(
     device: str = "cpu",
     workers: int = 1,
     loggers: str | Sequence[str] = ("csv",),
+    skip_broken: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Trained:
     """Train a click model by a recipe, like ``hrseg train`` in one process.
@@ -48,14 +49,16 @@ def train(
     recipe: the name of a recipe, or a YAML file; its ``seed`` determines all randomness.
     changes: to the recipe, as ``{"optim.lr": 1e-4}`` or ``["optim.lr=1e-4"]``.
     out: the run folder. The same call resumes an interrupted training, and so does ``hrseg train --resume``.
-    root: folder of the known datasets; None: $HRSEG_DATA, or ./data.
+    root: folder of the known datasets; None: $HRSEG_DATA, or ./data. When a training resumes, also the new place of
+        folders that have moved.
     device: "cpu", "cuda" or "cuda:N". workers: number of processes that prepare samples. loggers: any of "csv",
-        "tensorboard" and "wandb". say: called with a line after each epoch.
+        "tensorboard" and "wandb". skip_broken: as for :func:`hrseg_cli.evaluate`; the summary
+        has their number as "skipped" and lines about them as "broken". say: called with a line after each epoch.
 
     Raises HrsegError for errors that the caller can fix, UnknownName for an unknown name.
     """
     chosen = load_recipe(str(recipe), changes_of(changes))
-    return _train(chosen, "train", out, root, device, workers, loggers, say)
+    return _train(chosen, "train", out, root, device, workers, loggers, skip_broken, say)
 
 
 def adapt(
@@ -70,6 +73,7 @@ def adapt(
     device: str = "cpu",
     workers: int = 1,
     loggers: str | Sequence[str] = ("csv",),
+    skip_broken: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Trained:
     """Train an adapter of a model on some datasets, like ``hrseg adapt``; the model itself is unchanged.
@@ -79,7 +83,7 @@ def adapt(
     adapter: "lora", "conv" or "pointrend", or a control: "full", "head", "bn", "bitfit". None: the
         adapter of ``recipe``.
     out: the run folder. recipe: the name of a recipe, or a YAML file; None: the adapter's own. changes: to the recipe.
-    root, device, workers, loggers, say: as for :func:`train`.
+    root, device, workers, loggers, skip_broken, say: as for :func:`train`.
 
     The adapter's file is small and works only with its model: ``load(adapt(...).model)`` loads both.
 
@@ -92,7 +96,7 @@ def adapt(
     chosen = adapting_recipe(base, listed("datasets", datasets), adapter, name, changes_of(changes))
     if chosen.adapter.name == "none":
         raise HrsegError(f"`recipe` {name}: trains no adapter; give `adapter`, or use train()")
-    done = _train(chosen, "adapt", out, root, device, workers, loggers, say)
+    done = _train(chosen, "adapt", out, root, device, workers, loggers, skip_broken, say)
     return done._replace(model=f"{base}+{done.weights}")
 
 
@@ -104,6 +108,7 @@ def _train(
     device: str,
     workers: int,
     loggers: str | Sequence[str],
+    skip_broken: bool,
     say: Callable[[str], None] | None,
 ) -> Trained:
     place = path_of(root)
@@ -114,6 +119,7 @@ def _train(
         "workers": checked_count("workers", workers, 0),
         "logger": listed("loggers", loggers),
         "root": place,
+        "skip_broken": skip_broken,
     }
     folder = Path(out)
     summary = train_in(folder, recipe, command, machine, say or (lambda line: None))

@@ -14,7 +14,6 @@ import numpy as np
 from hrseg_cli.api.arguments import as_clicks, as_image, as_initial, as_prompt, changes_of, listed, name_of, span_of
 from hrseg_cli.api.clicking import ImageLike, Model, choice_of
 from hrseg_cli.clicks.files import Objects, Prompt, for_images, read_clicks
-from hrseg_cli.data.masks_out import ENDINGS
 from hrseg_cli.data.photos import find_images
 from hrseg_cli.data.pixels import SUFFIXES
 from hrseg_cli.engine import predict as engine
@@ -34,7 +33,7 @@ class Prediction(NamedTuple):
 
     image: the path of its image; None for an image in memory. object: its name; "" for the only object of an image.
     clicks: and boxes, in the order in which they were given. mask: bool (H, W); None if it was written to ``files``.
-    files: the files written, one per format; empty for a mask in memory.
+    files: the files written, one per format of its own; empty for a mask in memory.
     """
 
     image: Path | None
@@ -76,8 +75,8 @@ def predict(
         "gt128"; None: chosen by its values.
     out: folder to write masks to; masks are then not returned. The same call again skips files that are up to date.
         None: masks are returned, and nothing is written.
-    formats: of the files: "png", "soft", "rle", "polygon" or "cutout". tolerance: maximum distance of a polygon from
-        the outline, in pixels.
+    formats: of the files: "png", "soft", "rle", "polygon" or "cutout"; or, about all images together, "coco", "yolo",
+        "yolo_boxes" or "labelme". tolerance: maximum distance of a polygon from the outline, in pixels.
     device, precision, runtime: as for :func:`hrseg_cli.load`; a loaded model has its own.
 
     Raises HrsegError for errors that the caller can fix. With ``out``, all other images are processed first.
@@ -85,8 +84,8 @@ def predict(
     steps = load_protocol(name_of("protocol", protocol), changes_of(changes))
     kinds = listed("formats", formats)
     for kind in kinds:
-        if kind not in ENDINGS:
-            raise UnknownName("format", kind, ENDINGS)
+        if kind not in engine.FORMATS:
+            raise UnknownName("format", kind, engine.FORMATS)
     if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
         raise HrsegError(f"`tolerance` {tolerance}: give pixels, 0 or more")
     rule = binarize_rule(binarize)

@@ -27,6 +27,7 @@ def adapt(
     ] = catalog.DEFAULT_MODEL,
     dataset: train.Datasets = [],  # noqa: B006 - Typer copies it
     root: options.Root = None,
+    skip_broken: options.SkipBroken = False,
     adapter: Annotated[
         str | None,
         train.adapter_option(f"Adapter to train: {options.ADAPTERS} ('hrseg list adapters')."),
@@ -55,7 +56,7 @@ def adapt(
     Writes a run folder like 'hrseg train'. The adapter's file, best.safetensors, is small and belongs to its base
     model: use both as --model BASE+ADAPTER, or fold them into one checkpoint with 'hrseg merge'.
     """
-    asked = dict(zip(train.MACHINE, (device, processes, nodes, workers, logger, root), strict=True))
+    asked = train.machine_of(device, processes, nodes, workers, logger, root, skip_broken)
     if merge:
         others = {"adapter": adapter, "dataset": dataset, "recipe": recipe, "set": set_, "out": out, "resume": resume}
         given = [f"--{name}" for name, value in {**others, **asked}.items() if value not in (None, [])]

@@ -23,6 +23,7 @@ def evaluate(
     limit: options.Limit = None,
     binarize: options.Binarize = None,
     instances: options.Instances = False,
+    skip_broken: options.SkipBroken = False,
     model: options.Model = catalog.DEFAULT_MODEL,
     protocol: options.ProtocolName = None,
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
@@ -100,6 +101,7 @@ def evaluate(
         keep_masks=keep_masks,
         seed=seed,
         device=device,
+        skip_broken=skip_broken,
     )
     options.warn_incomplete(prepared.opened)
     folder = out or _default_folder(model, prepared)
@@ -119,9 +121,10 @@ def evaluate(
     if _on_terminal() and not as_json:
         typer.echo(written([_shown(record) for record in records]), nl=False)
         typer.echo(f"Mean clicks to 80, 85 and 90 % (NoC), share of failures (NoF). All numbers: {folder / 'noc.csv'}")
-        return
-    for record in records:
-        typer.echo(json.dumps(record, ensure_ascii=False))
+    else:
+        for record in records:
+            typer.echo(json.dumps(record, ensure_ascii=False))
+    options.complain_of(prepared.broken)
 
 
 def _on_terminal() -> bool:

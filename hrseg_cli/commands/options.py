@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -184,6 +184,15 @@ Root = Annotated[
         help="Data root: the folder that holds the named datasets.",
     ),
 ]
+SkipBroken = Annotated[
+    bool,
+    typer.Option(
+        "--skip-broken",
+        rich_help_panel=headings.DATA,
+        help="Leave out objects with broken or missing files, and list these files at the end (exit code 1). Decodes "
+        "every file before it starts.",
+    ),
+]
 Instances = Annotated[
     bool,
     typer.Option(
@@ -342,8 +351,8 @@ def device_of(text: str) -> str:
 
 
 def note(line: str) -> None:
-    """Print a line on stderr."""
-    typer.echo(with_flags(line), err=True)
+    """Print a line on stderr, with flags for parameters and without control characters, which file names may have."""
+    typer.echo(with_flags("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)), err=True)
 
 
 FLAGS = {  # parameters whose flags have other names
@@ -366,6 +375,16 @@ def with_flags(line: str) -> str:
         return FLAGS.get(found[1], f"--{found[1].replace('_', '-')}")
 
     return re.sub("`([a-z][a-z0-9_]*)`", flag, line)
+
+
+def complain_of(broken: Sequence[str]) -> None:
+    """List the files that were skipped. Raises HrsegError if there are any."""
+    for line in broken:
+        note(f"hrseg: skipped: {line}")
+    if broken:
+        raise HrsegError(
+            f"skipped {len(broken)} broken files, listed above; everything else is done; repair or remove them"
+        )
 
 
 def warn_incomplete(opened: Opened) -> None:

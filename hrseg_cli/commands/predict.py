@@ -81,7 +81,8 @@ def predict(
     format_: Annotated[
         list[str],
         options.format_option(
-            "png (mask), soft (probability), rle (COCO run lengths), polygon, or cutout (transparent background). "
+            "png (mask), soft (probability), rle (COCO run lengths), polygon, or cutout (transparent background); "
+            "or, about all images, coco (one JSON file with categories), yolo (polygons), yolo_boxes or labelme. "
             "Repeatable."
         ),
     ] = ["png"],  # noqa: B006
@@ -91,7 +92,7 @@ def predict(
             "--tolerance",
             metavar="PX",
             rich_help_panel=headings.OUTPUT,
-            help="With --format polygon: maximum distance in pixels between the polygon and the mask's outline.",
+            help="Of polygons (--format polygon, yolo or labelme): maximum distance in pixels from the mask's outline.",
         ),
     ] = 1.0,
     device: options.Device = "cpu",
@@ -102,14 +103,15 @@ def predict(
 
     Prints one JSON row per object. Rerun the same command to resume; existing results are kept.
     """
+    from hrseg_cli.data.exports import KINDS, PLACES
     from hrseg_cli.data.masks_out import ENDINGS
     from hrseg_cli.data.photos import find_images
     from hrseg_cli.data.pixels import parse_span
     from hrseg_cli.recipe import binarize_rule, load_protocol
 
     for name in format_:
-        if name not in ENDINGS:
-            raise UnknownName("format", name, ENDINGS)
+        if name not in (*ENDINGS, *KINDS):
+            raise UnknownName("format", name, (*ENDINGS, *KINDS))
     if not 0 <= tolerance < math.inf:
         raise HrsegError(f"--tolerance {tolerance}: give a number of pixels, 0 or more")
     rule, span = binarize_rule(binarize), parse_span(range_) if range_ else None
@@ -146,6 +148,8 @@ def predict(
                 print(
                     json.dumps(outcome.row, ensure_ascii=False), file=sys.stdout if rows.isatty() else rows, flush=True
                 )
+    if places := [str(out / PLACES[kind]) for kind in dict.fromkeys(format_) if kind in PLACES]:
+        options.note(f"all objects together: {', '.join(places)}")
     if kept:
         options.note(f"{kept} of {len(jobs)} objects were already done")
     if errors:

@@ -203,7 +203,7 @@ def _prepare(
         try:
             listing = list_piece(piece, root)
         except HrsegError as error:
-            typer.echo(f"hrseg: {error}", err=True)
+            options.note(f"hrseg: {error}")
             problems += 1
             continue
         if out is not None:
@@ -325,7 +325,7 @@ def _index(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for problem in found.problems:
-        typer.echo(f"hrseg: {problem}", err=True)
+        options.note(f"hrseg: {problem}")
     if found.empty:
         options.note(f"{name}: {found.empty} masks have no object")
     _row(

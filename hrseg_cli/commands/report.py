@@ -48,8 +48,8 @@ def report(
             "--tables",
             metavar="PLAN",
             rich_help_panel=headings.DATA,
-            help="Lay out the runs of one folder (ROW/SEED/SET) as the tables of a plan: a YAML file, or 'adapters'. "
-            "Example: hrseg report --tables adapters runs/tables/paper.",
+            help="Lay out the runs of one folder (ROW/SEED/SET), or of a file of --pack, as the tables of a plan: a "
+            "YAML file, or 'adapters'. Example: hrseg report --tables adapters runs/tables/paper.",
         ),
     ] = None,
     paper: Annotated[
@@ -59,6 +59,16 @@ def report(
             metavar="FOLDER",
             rich_help_panel=headings.DATA,
             help="Tables of the adapter paper, from the folder of 'make tables'; same as --tables adapters FOLDER.",
+        ),
+    ] = None,
+    pack: Annotated[
+        Path | None,
+        typer.Option(
+            "--pack",
+            metavar="FILE",
+            rich_help_panel=headings.OUTPUT,
+            help="With --tables or --paper: write what the tables are made from to one small file (.zip), which these "
+            "options take instead of the folder.",
         ),
     ] = None,
     format_: Annotated[str, options.format_option(f"Format of the table: {', '.join(catalog.FORMATS)}.")] = "md",
@@ -118,8 +128,15 @@ def report(
             raise typer.BadParameter(
                 "--tables and --paper take one folder and no option but --format, --out and --check"
             )
-        _deliver(_laid_out(tables or "adapters", Path(folders[0]), format_), check, out)
+        text = _laid_out(tables or "adapters", Path(folders[0]), format_)
+        if pack is not None:
+            from hrseg_cli.report.packing import packed
+
+            _write("--pack", pack, packed(Path(folders[0])))
+        _deliver(text, check, out)
         return
+    if pack is not None:
+        raise typer.BadParameter("--pack goes with --tables or --paper")
     if not runs:
         raise typer.BadParameter("give run folders, or one folder with --tables PLAN")
     for option, path in (("--plot", plot), ("--pictures", pictures)):
@@ -142,11 +159,12 @@ def report(
 
 def _laid_out(plan: str, folder: Path, format_: str) -> str:
     from hrseg_cli.recipe import load_tables
-    from hrseg_cli.report import tables
+    from hrseg_cli.report import packing, tables
 
     if format_ not in ("md", "tex"):
         raise typer.BadParameter(f"--format {format_}: --tables and --paper write md or tex")
-    return (tables.markdown if format_ == "md" else tables.latex)(tables.read(folder, load_tables(plan)))
+    with packing.opened(folder) as runs:
+        return (tables.markdown if format_ == "md" else tables.latex)(tables.read(runs, load_tables(plan)))
 
 
 def _deliver(text: str, check: Path | None, out: Path | None) -> None:

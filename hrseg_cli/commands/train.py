@@ -11,7 +11,7 @@ import typer
 from hrseg_cli import catalog
 from hrseg_cli.commands import headings, options
 from hrseg_cli.errors import HrsegError, UnknownName
-from hrseg_cli.training.recipes import LOGGERS, adapter_change, dataset_change, recipe_for, renamed
+from hrseg_cli.training.recipes import LOGGERS, adapter_change, dataset_change, moved, recipe_for, renamed
 
 if TYPE_CHECKING:
     from hrseg_cli.recipe import Recipe
@@ -54,7 +54,8 @@ Resume = Annotated[
         "--resume",
         metavar="RUN",
         rich_help_panel=headings.OUTPUT,
-        help="Resume the training in this run folder, with its original machine settings.",
+        help="Resume the training in this run folder, with its original machine settings. If its data has moved, "
+        "--root is the new place.",
     ),
 ]
 
@@ -120,12 +121,26 @@ Loggers = Annotated[
         help=f"Training logs: {', '.join(LOGGERS)}. Repeatable.",
     ),
 ]
-MACHINE = {"device": "cpu", "processes": 1, "nodes": 1, "workers": 1, "logger": ["csv", "tensorboard"], "root": None}
+MACHINE = {
+    "device": "cpu",
+    "processes": 1,
+    "nodes": 1,
+    "workers": 1,
+    "logger": ["csv", "tensorboard"],
+    "root": None,
+    "skip_broken": False,
+}
+
+
+def machine_of(*values: Any) -> dict[str, Any]:
+    """The options of :data:`MACHINE`, in its order; None or an empty list where not given."""
+    return {key: value or None if key == "skip_broken" else value for key, value in zip(MACHINE, values, strict=True)}
 
 
 def train(
     dataset: Datasets = [],  # noqa: B006 - Typer copies it
     root: options.Root = None,
+    skip_broken: options.SkipBroken = False,
     recipe: RecipeName = None,
     adapter: AdapterName = None,
     set_: Changes = [],  # noqa: B006
@@ -149,7 +164,7 @@ def train(
 
     if (recipe is None and adapter is None) == (resume is None):
         raise HrsegError("give --recipe RECIPE or --adapter ADAPTER to start a training, or --resume RUN alone")
-    asked = dict(zip(MACHINE, (device, processes, nodes, workers, logger, root), strict=True))
+    asked = machine_of(device, processes, nodes, workers, logger, root, skip_broken)
     if resume:
         chosen, folder = resumed(resume, bool(set_ or out or dataset), asked), resume
     else:
@@ -203,23 +218,29 @@ def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, An
         if name not in LOGGERS:
             raise UnknownName("logger", name, LOGGERS)
     options.device_of(asked["device"])
-    _check_datasets(recipe, asked["root"] and Path(asked["root"]), own)
+    _check_datasets(recipe, asked["root"] and Path(asked["root"]), folder, own)
 
     from hrseg_cli.training.run import train_in
 
     summary = train_in(folder, recipe, command, asked, options.note)
     if summary is not None:
+        broken = summary.pop("broken", [])
         typer.echo(json.dumps({"run": str(folder), **summary}))
+        options.complain_of(broken)
 
 
-def _check_datasets(recipe: Recipe, root: Path | None, own: bool) -> None:
+def _check_datasets(recipe: Recipe, root: Path | None, folder: Path, own: bool) -> None:
     """Report a missing dataset before torch is imported."""
     from hrseg_cli.data.datasets import check_found
+    from hrseg_cli.runs import RECORD
 
+    resumes = (folder / RECORD).is_file()
     try:
-        for part in recipe.data.parts:
+        for part in (moved(recipe, root) if resumes else recipe).data.parts:
             check_found(part.dataset, root=root, split="train")
     except HrsegError as error:
+        if resumes:
+            raise HrsegError(f"{error}; if the data has moved, give its new place as `root`") from None
         if own or isinstance(error, UnknownName):
             raise
         raise HrsegError(f"{error}; to train on your own images, give `dataset` my_photos") from None

@@ -37,7 +37,14 @@ class _File(NamedTuple):
 
 
 def list_coco(
-    folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, crowd: str = "void", category: str = ""
+    folder: Path,
+    name: str,
+    *,
+    instances: bool,
+    binarize: BinarizeRule,
+    broken: list[str] | None = None,
+    crowd: str = "void",
+    category: str = "",
 ) -> list[Ref]:
     """A JSON file in the format of COCO, as CVAT and Label Studio write it: one object per annotation with a mask.
 
@@ -81,7 +88,13 @@ def list_coco(
     last_parts = Counter(_last_part(_file_name(file, image_id)) for image_id in file.images)
     for image_id in sorted(found, key=lambda image_id: _file_name(file, image_id)):
         text = _file_name(file, image_id)
-        image = _image(folder, text, last_parts[_last_part(text)])
+        try:
+            image = _image(folder, text, last_parts[_last_part(text)])
+        except HrsegError as error:
+            if broken is None:
+                raise
+            broken.append(str(error))
+            continue
         other, path = owners.setdefault(os.path.normpath(image).casefold(), (image_id, image))
         if other != image_id and os.path.samefile(path, image):
             raise HrsegError(
@@ -108,7 +121,10 @@ def truth(ref: Ref, size: tuple[int, int]) -> np.ndarray:
     if annotation is None:
         raise HrsegError(f"{ref.mask}: annotation {ref.instance} is gone; open the dataset again")
     image = file.images[annotation["image_id"]]
-    said = tuple(_side(ref.mask, image, key) or side for key, side in zip(("height", "width"), size, strict=True))
+    name = f"image {image['id']}: "
+    said = tuple(
+        side_of(ref.mask, image, key, name) or side for key, side in zip(("height", "width"), size, strict=True)
+    )
     if said != size:
         raise HrsegError(
             f"{ref.mask}: gives {said[1]}x{said[0]} for {ref.image}, which has {size[1]}x{size[0]} pixels; "
@@ -127,13 +143,14 @@ def _file_name(file: _File, image_id: Any) -> str:
     return str(file.images[image_id]["file_name"]).replace("\\", "/")
 
 
-def _side(path: Path, image: dict[str, Any], key: str) -> int:
-    """The height or width of an image, which some programs write as text; 0 if it is not given."""
+def side_of(path: Path, image: dict[str, Any], key: str, name: str = "") -> int:
+    """The height or width of an image, which some programs write as text; 0 if it is not given. name: of the image, for
+    the HrsegError."""
     value = image.get(key) or 0
-    if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value.strip()):
-        return int(value)
+    if isinstance(value, str) and re.fullmatch(r" *[0-9]{1,9}(\.0+)? *", value):
+        return int(float(value))
     if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
-        raise HrsegError(f"{path}: image {image['id']}: {key} is {shown(value)}; write a number")
+        raise HrsegError(f"{path}: {name}{key} is {shown(value)}; write a number")
     return int(value)
 
 
@@ -183,6 +200,8 @@ def _parse(path: Path, _time: int, _size: int) -> _File:
     except ValueError as error:
         raise HrsegError(f"{path}: cannot be read as JSON ({error}); export it again") from None
     wanted = {"images": ("id", "file_name"), "annotations": ("id", "image_id")}
+    if isinstance(content, dict) and isinstance(content.get("shapes"), list):
+        raise HrsegError(f"{path}: a file of labelme, not of COCO; give its folder, {path.parent}, as the dataset")
     for key, fields in wanted.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise HrsegError(f"{path}: no list '{key}'; export it in COCO format")
@@ -228,14 +247,15 @@ def mask_of(path: Path, annotation: dict[str, Any], size: tuple[int, int], name:
     # The C library does not validate its input, so everything is checked before the call.
     shape = annotation["segmentation"]
     try:
-        return from_runs(shape, size) if isinstance(shape, dict) else _polygons(shape, size)
+        return from_runs(shape, size) if isinstance(shape, dict) else from_polygons(shape, size)
     except (TypeError, ValueError, LookupError, OverflowError) as error:
         name = name or f"annotation {annotation['id']}"
         raise HrsegError(f"{path}: {name}: {reason(error)}; correct or remove it") from None
 
 
-def _polygons(polygons: Any, size: tuple[int, int]) -> np.ndarray:
-    """Lists of x, y, x, y, ... in pixels, or one such list."""
+def from_polygons(polygons: Any, size: tuple[int, int]) -> np.ndarray:
+    """bool (H, W) from lists of x, y, x, y, ... in pixels, or one such list. Raises ValueError, LookupError or
+    TypeError for anything else."""
     height, width = size
     rings = [polygons] if not isinstance(polygons[0], list) else polygons
     for ring in rings:
@@ -253,16 +273,22 @@ def _polygons(polygons: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def from_runs(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """bool (H, W) from run lengths of background, object, background, ... down the columns: numbers, or COCO's
-    compressed string. Raises ValueError, KeyError or TypeError unless they fit ``size``."""
-    counts = shape["counts"]
+    """bool (H, W) from COCO's run lengths; see :func:`run_counts`."""
+    counts = run_counts(shape, size)
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
+
+
+def run_counts(shape: dict[str, Any], size: tuple[int, int]) -> list[int]:
+    """The run lengths of background, object, background, ... down the columns, from numbers or COCO's compressed
+    string. Raises ValueError, KeyError or TypeError unless they fit ``size``."""
+    counts: Any = shape["counts"]
     if isinstance(counts, str):
         counts = _unpacked(counts)
     if [int(side) for side in shape["size"]] != list(size):
         raise ValueError(f"run lengths for {shown(shape['size'])} (height, width), but the image has {list(size)}")
     if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != size[0] * size[1]:
         raise ValueError(f"run lengths that do not add up to {size[0]} x {size[1]} pixels")
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
+    return list(counts)
 
 
 def _unpacked(text: str) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as pycoco
 
-from hrseg_cli.data.coco import mask_of
+from hrseg_cli.data.coco import mask_of, side_of
 from hrseg_cli.data.mask_files import Improved, Item, Size, Unit
 from hrseg_cli.data.masks_out import polygons, run_lengths
 from hrseg_cli.data.paths import below, inner
@@ -96,7 +96,8 @@ class CocoMasks:
         """The masks of an image of this size; adds a line to ``errors`` for each broken one."""
         key = json.loads(unit.name)
         listed = (self._listed or {}).get(key, {})
-        said = listed.get("height") or size[0], listed.get("width") or size[1]
+        name = f"image {key!r}: "
+        said = tuple(side_of(self.path, listed, k, name) or n for k, n in zip(("height", "width"), size, strict=True))
         if said != size:
             raise HrsegError(
                 f"{self.path}: gives {said[1]}x{said[0]} for {unit.image}, which has {size[1]}x{size[0]} pixels; use "

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from hrseg_cli.data.index import Index, is_fresh
+from hrseg_cli.data.index import Index, check_image, is_fresh
 from hrseg_cli.data.known import DEFAULT_SPLIT, Piece, check_folder, find_known, list_parts, pieces_of
 from hrseg_cli.data.manifest import load_manifest, manifest_names
 from hrseg_cli.data.paths import data_root
-from hrseg_cli.data.samples import Listing, Ref, list_masks, locate, open_listing, split_options
+from hrseg_cli.data.samples import Listing, Ref, expand, fingerprint, list_masks, locate, open_listing, split_options
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.recipe import BinarizeRule, Protocol, load_protocol
 
@@ -38,6 +42,7 @@ def open_dataset(
     instances: bool = False,
     binarize: BinarizeRule = "auto",
     limit: int | None = None,
+    broken: list[str] | None = None,
 ) -> list[Ref]:
     """The objects of a dataset, in an order that is the same on every machine.
 
@@ -49,23 +54,30 @@ def open_dataset(
     instances: masks contain ids rather than one object (``kind`` in pairs.csv and manifests take precedence).
     binarize: label rule; "auto" uses the rule of the layout or manifest, or chooses one per mask.
     limit: only the first ``limit`` objects of each part of the dataset; later masks are not opened.
+    broken: with a list, every file is decoded first; objects with a broken or missing file are left out, and a line
+        about each such file is added to the list.
 
     Raises UnknownName for an unknown name, HrsegError for a folder that cannot be read as a dataset.
     """
-    found = _find(spec, root, split, instances, binarize)
-    return [ref for part in _open(spec, found, limit) for ref in part]
+    found = _find(spec, root, split, instances, binarize, broken)
+    return [ref for part in _open(spec, found, limit, broken) for ref in part]
 
 
 def open_for_training(
-    spec: str, *, root: Path | None = None, instances: bool = False, binarize: BinarizeRule = "auto"
+    spec: str,
+    *,
+    root: Path | None = None,
+    instances: bool = False,
+    binarize: BinarizeRule = "auto",
+    broken: list[str] | None = None,
 ) -> Sequence[Ref]:
     """As :func:`open_dataset` with the split "train"; of a known dataset with a fresh index, objects are read from
     there one by one."""
-    found = _find(spec, root, "train", instances, binarize)
+    found = _find(spec, root, "train", instances, binarize, broken)
     if found.pieces and not found.share and len(found.listings) == 1 and is_fresh(found.listings[0]):
         (listing,) = found.listings
         return Index(listing.index_file, folder=listing.folder, name=listing.name)
-    return [ref for part in _open(spec, found, None) for ref in part]
+    return [ref for part in _open(spec, found, None, broken) for ref in part]
 
 
 def open_datasets(
@@ -75,6 +87,7 @@ def open_datasets(
     instances: bool = False,
     binarize: BinarizeRule = "auto",
     limit: int | None = None,
+    broken: list[str] | None = None,
 ) -> Opened:
     """The objects of several datasets, each as :func:`open_dataset` opens it.
 
@@ -83,8 +96,8 @@ def open_datasets(
     opened = Opened([], {}, {}, {})
     seen: set[str] = set()
     for spec in specs:
-        found = _find(spec, root, DEFAULT_SPLIT, instances, binarize)
-        parts = _open(spec, found, limit)
+        found = _find(spec, root, DEFAULT_SPLIT, instances, binarize, broken)
+        parts = _open(spec, found, limit, broken)
         for part, piece in zip(parts, found.pieces, strict=bool(found.pieces)):
             published = piece.split.count_objects
             if limit or found.share or not published or piece.split.about or len(part) == published:
@@ -119,6 +132,22 @@ def check_found(spec: str, *, root: Path | None = None, split: str = DEFAULT_SPL
             check_folder(piece, data_root(root), known.manifest.name)
     else:
         locate(spec, root)
+
+
+def moved(spec: str, root: Path | None) -> str:
+    """The dataset with the folder or file below ``root`` that ends like the given one, if that no longer exists."""
+    text, _ = split_options(spec)
+    if root is None or find_known(text):
+        return spec
+    try:
+        check_found(spec, root=root)
+    except HrsegError:
+        head, equals, place = text.rpartition("=")
+        parts = [part for part in Path(place).parts if part != Path(place).anchor]
+        for first in range(len(parts)):
+            if (there := root.joinpath(*parts[first:])).exists():
+                return f"{head}{equals}{there}{spec[len(text) :]}"
+    return spec
 
 
 def own_protocols(
@@ -161,23 +190,58 @@ class _Named(NamedTuple):
     share: dict[str, str]
 
 
-def _find(spec: str, root: Path | None, split: str, instances: bool, binarize: BinarizeRule) -> _Named:
+def _find(
+    spec: str, root: Path | None, split: str, instances: bool, binarize: BinarizeRule, broken: list[str] | None
+) -> _Named:
     text, options = split_options(spec)
     share: dict[str, str] = {key: options.pop(key) for key in ("held", "kept", "group") if key in options}
     if known := find_known(text):
         split = options.pop("split", split)
         return _Named(
-            list_parts(text, split=split, root=root, binarize=binarize, **options), pieces_of(known, split), share
+            list_parts(text, split=split, root=root, binarize=binarize, broken=broken, **options),
+            pieces_of(known, split),
+            share,
         )
     rest = ",".join(f"{key}={value}" for key, value in options.items())
-    listing = list_masks(f"{text}:{rest}" if rest else text, root=root, instances=instances, binarize=binarize)
+    spec = f"{text}:{rest}" if rest else text
+    listing = list_masks(spec, root=root, instances=instances, binarize=binarize, broken=broken)
     return _Named([listing], [], share)
 
 
-def _open(spec: str, found: _Named, limit: int | None) -> list[list[Ref]]:
+def _open(spec: str, found: _Named, limit: int | None, broken: list[str] | None = None) -> list[list[Ref]]:
+    if broken is not None:
+        parts = []
+        for listing in found.listings:
+            masks = _share(spec, listing.masks, found.share) if found.share else listing.masks
+            good, problems = _sound(tuple(masks), limit, fingerprint(listing.folder, masks))
+            if not good:
+                raise HrsegError(f"dataset {listing.folder}: no object in sound files; {(*problems, 'add some')[0]}")
+            broken += [problem for problem in problems if problem not in broken]
+            parts.append(list(good))
+        return parts
     if found.share:
         return [_share(spec, open_listing(listing), found.share)[:limit] for listing in found.listings]
     return [open_listing(listing, limit) for listing in found.listings]
+
+
+@lru_cache(maxsize=16)  # a training opens its data twice, to train and to validate
+def _sound(masks: tuple[Ref, ...], limit: int | None, _state: str) -> tuple[tuple[Ref, ...], tuple[str, ...]]:
+    """The objects, up to ``limit``, whose files can be decoded, and a line for each file that cannot."""
+    images = [list(group) for _, group in groupby(masks, key=lambda ref: ref.draw or ref.image)]
+    good: list[Ref] = []
+    problems: dict[str, None] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(images), 64):
+            if limit is not None and len(good) >= limit:
+                break
+            for kept, bad in pool.map(_checked, images[start : start + 64]):
+                good += kept
+                problems |= dict.fromkeys(text for _, text in bad)
+    return tuple(expand(good, {}))[:limit], tuple(problems)  # refuses duplicate ids
+
+
+def _checked(masks: list[Ref]) -> tuple[list[Ref], list[tuple[Path, str]]]:
+    return (masks, []) if masks[0].draw else check_image(masks, lambda ref, *_: ref)
 
 
 def _path_below_images(ref: Ref) -> str:

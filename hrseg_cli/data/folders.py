@@ -104,16 +104,14 @@ def _rule(instances: bool, asked: BinarizeRule, own: BinarizeRule) -> Rule:
 
 
 def _list_matched(folder: Path, name: str, parts: tuple[str, str], rule: Rule) -> list[Ref]:
-    """Masks of one folder matched to the images of another: STEM first, then STEM_<digits>, then the names that other
-    programs give: STEM_mask, STEM.jpg (of a file STEM.jpg.png)."""
+    """Masks of one folder matched to the images of another, see :func:`owner_of`."""
     images_in, masks_in = (folder / part for part in parts)
     images, not_images = by_stem(images_in)
     masks, not_masks = by_stem(masks_in)
     found: dict[str, list[tuple[str, Path, Rule]]] = defaultdict(list)
     orphans = []
     for stem, mask in masks.items():
-        spelt = (stem, re.sub("_[0-9]+$", "", stem), re.sub("_mask(_[0-9]+)?$", "", stem), _without_suffix(stem))
-        owner = next((one for one in spelt if one in images), None)
+        owner = owner_of(stem, images)
         if owner is None:
             orphans.append(mask)
         else:
@@ -133,17 +131,27 @@ def _list_matched(folder: Path, name: str, parts: tuple[str, str], rule: Rule) -
     return _refs(name, images, found)
 
 
+def owner_of(stem: str, images: Collection[str]) -> str | None:
+    """The image that a mask of this stem belongs to: STEM first, then STEM_<digits>, then the names that other programs
+    give: STEM_mask, STEM.jpg (of a file STEM.jpg.png)."""
+    spelt = (stem, re.sub("_[0-9]+$", "", stem), re.sub("_mask(_[0-9]+)?$", "", stem), _without_suffix(stem))
+    return next((one for one in spelt if one in images), None)
+
+
 def _without_suffix(stem: str) -> str:
     """The stem without the suffix of an image: "a" for "a.jpg", which is the stem of a.jpg.png."""
     head, dot, suffix = stem.rpartition(".")
     return head if f"{dot}{suffix}".lower() in SUFFIXES else stem
 
 
-def by_stem(folder: Path, suffixes: Collection[str] = SUFFIXES) -> tuple[dict[str, Path], list[Path]]:
-    """(relative path without suffix -> file of each image below ``folder``, the files with other suffixes)."""
+def by_stem(
+    folder: Path, suffixes: Collection[str] = SUFFIXES, without: Collection[str] = ()
+) -> tuple[dict[str, Path], list[Path]]:
+    """(relative path without suffix -> file of each image below ``folder``, the files with other suffixes). without:
+    names of folders directly in it to leave out."""
     files: dict[str, Path] = {}
     ignored = []
-    for path in _walk(folder):
+    for path in _walk(folder, without):
         if path.suffix.lower() not in suffixes:
             ignored.append(path)
             continue
@@ -154,7 +162,7 @@ def by_stem(folder: Path, suffixes: Collection[str] = SUFFIXES) -> tuple[dict[st
     return files, ignored
 
 
-def _walk(folder: Path) -> list[Path]:
+def _walk(folder: Path, without: Collection[str] = ()) -> list[Path]:
     """All files below ``folder`` except hidden files and folders (.ipynb_checkpoints); links are followed. Raises
     OSError if a folder cannot be listed."""
 
@@ -164,7 +172,8 @@ def _walk(folder: Path) -> list[Path]:
     files: list[Path] = []
     seen: set[str] = set()
     for place, below, names in os.walk(folder, followlinks=True, onerror=complain):
-        below[:] = [name for name in below if not name.startswith(".")]
+        left_out = without if Path(place) == folder else ()
+        below[:] = [name for name in below if not name.startswith(".") and name not in left_out]
         real = os.path.realpath(place)
         if real in seen:
             raise HrsegError(f"{place}: a link to a folder that is already read; remove the link")

@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO, TypeVar, overload
 
 import numpy as np
 
@@ -38,6 +38,8 @@ from hrseg_cli.limits import LINE
 from hrseg_cli.parsing import parse_json
 from hrseg_cli.recipe import BinarizeRule
 from hrseg_cli.writing import only_one, write_atomically, writing_atomically
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def build_index(
         with only_one(path, str(path)):
             done = _resume(part, head)
             with part.open("ab") as file, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-                checked = pool.map(lambda group: _check_image(found.folder, group), groups[done:])
+                checked = pool.map(lambda group: check_image(group, partial(_record, found.folder)), groups[done:])
                 for number, (good, bad) in enumerate(checked, done + 1):
                     lines = [_line(record) for record in good]
                     problems = [[relative(mask, found.folder), text] for mask, text in bad]
@@ -215,9 +217,12 @@ def _finish(part: Path, path: Path, head: dict[str, Any], groups: int, unread: s
     return Summary(path, images, len(table), dict(rules), problems, len(unread - incomplete))
 
 
-def _check_image(folder: Path, masks: list[Ref]) -> tuple[list[dict[str, Any]], list[tuple[Path, str]]]:
-    """(records of good objects, (mask, problem) of the others) for the masks of one image; decodes each file once."""
-    records: list[dict[str, Any]] = []
+def check_image(
+    masks: Sequence[Ref], keep: Callable[[Ref, np.ndarray, str], Kept]
+) -> tuple[list[Kept], list[tuple[Path, str]]]:
+    """What ``keep`` makes of each good object, its truth and the rule used, and (mask, problem) of the others, of one
+    image. Decodes each file once."""
+    kept: list[Kept] = []
     problems: list[tuple[Path, str]] = []
     read = cache(read_mask)
     try:
@@ -233,15 +238,13 @@ def _check_image(folder: Path, masks: list[Ref]) -> tuple[list[dict[str, Any]], 
             continue
         for ref in objects:
             try:
-                truth, used = truth_of(ref, size, read)
+                kept.append(keep(ref, *truth_of(ref, size, read)))
             except HrsegError as error:
                 problems.append((mask.mask, str(error)))
-                continue
-            records.append(_record(ref, folder, truth, used))
-    return records, problems
+    return kept, problems
 
 
-def _record(ref: Ref, folder: Path, truth: np.ndarray, used: str) -> dict[str, Any]:
+def _record(folder: Path, ref: Ref, truth: np.ndarray, used: str) -> dict[str, Any]:
     record = {
         "id": ref.id,
         "image": relative(ref.image, folder),

@@ -57,12 +57,14 @@ def list_piece(
     name: str | None = None,
     whole: str | None = None,
     binarize: BinarizeRule = "auto",
+    broken: list[str] | None = None,
     **options: str,
 ) -> Listing:
     """The files of a piece under the data root; no mask is opened.
 
     name: dataset name [the manifest's]. whole: the composed dataset that the piece was requested for.
-    binarize: "auto" uses the rule of the manifest. options: of its layout.
+    binarize: "auto" uses the rule of the manifest. broken: see :func:`hrseg_cli.data.samples.list_masks`. options: of
+    its layout.
     Raises HrsegError if its folder does not exist.
     """
     split = piece.split
@@ -77,6 +79,7 @@ def list_piece(
         split.layout,
         instances=split.binarize == "instance",
         binarize=rule if binarize == "auto" else binarize,
+        broken=broken,
         **options,
     )
 
@@ -94,7 +97,13 @@ def check_folder(piece: Piece, root: Path, whole: str | None = None) -> Path:
 
 
 def list_parts(
-    name: str, *, split: str = DEFAULT_SPLIT, root: Path | None = None, binarize: BinarizeRule = "auto", **options: str
+    name: str,
+    *,
+    split: str = DEFAULT_SPLIT,
+    root: Path | None = None,
+    binarize: BinarizeRule = "auto",
+    broken: list[str] | None = None,
+    **options: str,
 ) -> list[Listing]:
     """The pieces of a split of a known dataset (a name or a manifest's path), each as from :func:`list_piece`.
 
@@ -112,6 +121,7 @@ def list_parts(
             name=piece.manifest.name if plain else piece.place.replace("/", "-"),
             whole=known.manifest.name,
             binarize=binarize,
+            broken=broken,
             **options,
         )
         for piece in pieces

@@ -122,13 +122,14 @@ def polygons(mask: np.ndarray, tolerance: float = 1.0) -> list[list[float]]:
             outer[index] = (simple if len(simple) > 2 else contour)[:, 0]
         elif len(simple) > 2:
             holes.setdefault(int(parent), []).append(simple[:, 0])
-    joined = [_joined(ring, holes.get(index, [])) for index, ring in outer.items()]
-    joined.sort(key=lambda ring: -cv2.contourArea(ring))
-    return [((ring + 0.5) / 2 + (left, top)).ravel().tolist() for ring in joined]
+    rings = [joined(ring, holes.get(index, [])) for index, ring in outer.items()]
+    rings.sort(key=lambda ring: -cv2.contourArea(ring))
+    return [((ring + 0.5) / 2 + (left, top)).ravel().tolist() for ring in rings]
 
 
-def _joined(ring: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
-    """One closed line (N, 2) through an outline and its holes, each joined by its shortest connection to one point."""
+def joined(ring: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
+    """One closed line (N, 2) through an outline and its holes or other parts, each joined by its shortest connection to
+    one point."""
     for hole in holes:
         there = int(((ring - hole[0]) ** 2).sum(axis=1).argmin())
         ring = np.concatenate([ring[: there + 1], hole, hole[:1], ring[there:]])
@@ -138,26 +139,21 @@ def _joined(ring: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
 def coco_file(mask: np.ndarray, shape: Any, source: str, category: str) -> dict[str, Any]:
     """A COCO file with one image and, if the bool mask (H, W) has pixels, one annotation with this segmentation."""
     height, width = mask.shape
-    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    annotations = []
-    if rows.size:
-        left, top = int(cols[0]), int(rows[0])
-        annotations.append(
-            {
-                "id": 1,
-                "image_id": 1,
-                "category_id": 1,
-                "segmentation": shape,
-                "area": int(np.count_nonzero(mask)),
-                "bbox": [left, top, int(cols[-1]) - left + 1, int(rows[-1]) - top + 1],
-                "iscrowd": 0,
-            }
-        )
+    ids = {"id": 1, "image_id": 1, "category_id": 1}
+    annotations = [ids | annotation_of(mask, shape)] if mask.any() else []
     return {
         "images": [{"id": 1, "file_name": source, "height": height, "width": width}],
         "annotations": annotations,
         "categories": [{"id": 1, "name": category}],
     }
+
+
+def annotation_of(mask: np.ndarray, shape: Any) -> dict[str, Any]:
+    """What COCO says about an object, without ids: a bool mask (H, W) with pixels, and its segmentation."""
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    left, top = int(cols[0]), int(rows[0])
+    box = [left, top, int(cols[-1]) - left + 1, int(rows[-1]) - top + 1]
+    return {"segmentation": shape, "area": int(np.count_nonzero(mask)), "bbox": box, "iscrowd": 0}
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.limits import PICKLE
+from hrseg_cli.limits import MATLAB, PICKLE
 from hrseg_cli.parsing import Malformed, read_bytes
 
 
@@ -77,9 +79,8 @@ def read_mat(path: Path) -> np.ndarray:
     from scipy.io import loadmat
 
     try:
-        if path.stat().st_size > PICKLE:
-            raise Malformed(f"more than {PICKLE / 1e9:.0f} GB")
-        found = loadmat(path, appendmat=False, variable_names=["GTinst"])["GTinst"]["Segmentation"][0, 0]
+        data = io.BytesIO(_unpacked(read_bytes(path, MATLAB)))
+        found = loadmat(data, variable_names=["GTinst"])["GTinst"]["Segmentation"][0, 0]
     except FileNotFoundError:
         raise HrsegError(f"{path}: no such file; put it back or remove its partner") from None
     except Exception as error:  # as above
@@ -87,6 +88,25 @@ def read_mat(path: Path) -> np.ndarray:
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "iu":
         raise HrsegError(f"{path}: GTinst.Segmentation is not a 2-D array of integers; replace it")
     return found.astype(np.int32)
+
+
+def _unpacked(blob: bytes) -> bytes:
+    """A MATLAB file without compression: scipy would unpack without an end. Raises Malformed or zlib.error."""
+    order = "<" if blob[126:128] == b"IM" else ">"
+    parts, place, left = [blob[:128]], 128, MATLAB
+    while place + 8 <= len(blob):
+        kind, size = struct.unpack_from(f"{order}II", blob, place)
+        end = place + 8 + size
+        if kind == 15:  # zlib
+            unpack = zlib.decompressobj()
+            parts.append(unpack.decompress(blob[place + 8 : end], left))
+            if unpack.unconsumed_tail:
+                raise Malformed(f"more than {MATLAB / 1e6:.0f} MB")
+            left -= len(parts[-1])
+        else:
+            parts.append(blob[place:end])
+        place = end
+    return b"".join([*parts, blob[place:]])
 
 
 def _why(path: Path, error: Exception) -> str:

@@ -45,14 +45,19 @@ def find_images(words: Iterable[str]) -> list[Path]:
 def _named(word: str, paths: Iterable[Path]) -> list[Path]:
     """The pictures among the files that a word stands for, with a warning about those that cannot be read."""
     files = list(paths)
-    if others := sorted(path.name for path in files if path.suffix.lower() in OTHERS and not path.name.startswith(".")):
+    warn_of_others(word, files)
+    return _pictures(files)
+
+
+def warn_of_others(word: str, paths: Iterable[Path]) -> None:
+    """Warn about pictures that cannot be read."""
+    if others := sorted(path.name for path in paths if path.suffix.lower() in OTHERS and not path.name.startswith(".")):
         log.warning(
             "%s: skipped %d pictures in formats that hrseg cannot read, such as %s; convert them to JPEG or PNG",
             word,
             len(others),
             others[0],
         )
-    return _pictures(files)
 
 
 def _once(paths: list[Path]) -> list[Path]:

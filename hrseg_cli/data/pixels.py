@@ -41,6 +41,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> 
 
 Image.MAX_IMAGE_PIXELS = None  # _decode has its own limit
 PngImagePlugin.MAX_TEXT_CHUNK = PNG_TEXT  # cameras and editors store profiles and histories of several MB
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are raised, and reported with the file
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata, in lines that name no file
 
 
@@ -178,7 +179,10 @@ def _numbers(found: _Found) -> np.ndarray:
 def _deep_colours(found: _Found, path: Path, data: bytes | None) -> np.ndarray:
     """uint16 (H, W, 3), RGB, for 16 bits per channel, of which Pillow returns only the upper 8. Raises HrsegError."""
     shown = _array(found.picture, "RGB")
-    pixels = cv2.imdecode(np.frombuffer(data or read_bytes(path, IMAGE_BYTES), np.uint8), cv2.IMREAD_UNCHANGED)
+    blob = data or read_bytes(path, IMAGE_BYTES)
+    # OpenCV's libraries print about profiles and texts that they would not use.
+    blob = _png(blob, lambda name, _: name == b"tRNS" or not name[:1].islower()) or blob
+    pixels = cv2.imdecode(np.frombuffer(blob, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is not None and pixels.dtype == np.uint16:
         colours = pixels[:, :, 2::-1] if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
         for turned in (TURNS.get(found.turn, np.asarray)(colours), colours):
@@ -273,6 +277,13 @@ def _without_broken_extras(path: Path, data: bytes | None) -> bytes | None:
     """A PNG without those ancillary chunks whose checksum is wrong, as other programs read it; None for other files.
     Transparency is ancillary too, but changes a mask, so it stays."""
     blob = data or read_bytes(path, IMAGE_BYTES)
+    repaired = _png(blob, lambda name, sound: sound or name == b"tRNS" or not name[:1].islower())
+    return repaired if repaired and len(repaired) < len(blob) else None
+
+
+def _png(blob: bytes, keep: Callable[[bytes, bool], bool]) -> bytes | None:
+    """A PNG with the chunks for which ``keep`` is true, called with the chunk's name and whether its checksum is right;
+    None for other files."""
     if not blob.startswith(PNG_START):
         return None
     kept, place = [PNG_START], len(PNG_START)
@@ -280,12 +291,10 @@ def _without_broken_extras(path: Path, data: bytes | None) -> bytes | None:
         (length,) = struct.unpack_from(">I", blob, place)
         chunk = blob[place : place + 12 + length]
         name, body, sum_ = chunk[4:8], chunk[4:-4], chunk[-4:]
-        sound = len(chunk) == 12 + length and struct.pack(">I", zlib.crc32(body)) == sum_
-        if sound or name == b"tRNS" or not name[:1].islower():
+        if keep(name, len(chunk) == 12 + length and struct.pack(">I", zlib.crc32(body)) == sum_):
             kept.append(chunk)
         place += 12 + length
-    repaired = b"".join([*kept, blob[place:]])
-    return repaired if len(repaired) < len(blob) else None
+    return b"".join([*kept, blob[place:]])
 
 
 def _array(picture: Image.Image, mode: str | None = None) -> np.ndarray:

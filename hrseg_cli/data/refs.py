@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from hrseg_cli.data.pixels import Span
 from hrseg_cli.recipe import BinarizeRule
 
-Rule = BinarizeRule | Literal["instance", "solid", "layers", "coco", "coco_crowd"]
+Rule = BinarizeRule | Literal["instance", "solid", "layers", "coco", "coco_crowd", "labelme"]
 
 PAIRS = "pairs.csv"
 
@@ -21,7 +21,8 @@ class Ref:
     been read yet.
 
     id: unique in the dataset; contains the image's stem (with its subfolders, separated by "/").
-    instance: the object in ``mask``, if ``rule`` is "instance", "solid", "layers", "coco" or "coco_crowd".
+    instance: the object in ``mask``, if ``rule`` is "instance", "solid", "layers", "coco", "coco_crowd" or
+        "labelme".
     others: further masks of the image, read by the same rule; their ignored pixels are ignored for this object too.
     draw: (seed, index, size) of a procedural object, which has no files.
     initial: an initial mask.
@@ -93,7 +94,8 @@ def layout(*any_of: tuple[str, ...], guess: bool = True) -> Callable[[Lister], L
 
     The function takes ``(folder, name, *, instances, binarize)`` and its own options, which are strings and follow a
     colon, as in ``FOLDER:option=value``. A manifest passes ``split``, ``images`` and ``masks`` to layouts that have
-    these options. The function lists references without opening any mask.
+    these options. The function lists references without opening any mask. With a parameter ``broken`` (a list, or None)
+    it adds a line there for each broken or missing file, instead of raising HrsegError.
     """
 
     def mark(function: Lister) -> Lister:

@@ -10,6 +10,7 @@ truth by one of the rules of :mod:`hrseg_cli.data.labels`. Where a file holds se
     layers     the pickles of COCO+LVIS
     coco       the annotations of a JSON file; crowd annotations are void
     coco_crowd like coco; crowd annotations are objects too
+    labelme    the shapes of labelme's JSON file; those of one group are one object
 """
 
 from __future__ import annotations
@@ -57,14 +58,20 @@ log = logging.getLogger(__name__)
 
 
 def list_masks(
-    spec: str, *, root: Path | None = None, instances: bool = False, binarize: BinarizeRule = "auto"
+    spec: str,
+    *,
+    root: Path | None = None,
+    instances: bool = False,
+    binarize: BinarizeRule = "auto",
+    broken: list[str] | None = None,
 ) -> Listing:
     """The masks of a dataset without a manifest; no mask is opened to read its ids.
 
-    The arguments are those of :func:`hrseg_cli.data.datasets.open_dataset`, which also opens known datasets.
+    The arguments are those of :func:`hrseg_cli.data.datasets.open_dataset`, which also opens known datasets. Layouts
+    whose listing reads a file per image take ``broken`` too, and leave out what they cannot list.
     Raises UnknownName for an unknown name, HrsegError for a folder that cannot be read as a dataset.
     """
-    return _list(locate(spec, root), instances, binarize)
+    return _list(locate(spec, root), instances, binarize, broken)
 
 
 def list_split(
@@ -74,16 +81,17 @@ def list_split(
     *,
     instances: bool = False,
     binarize: BinarizeRule = "auto",
+    broken: list[str] | None = None,
     **options: str,
 ) -> Listing:
     """Like :func:`list_masks`, for a folder whose layout and options are known, for example from a manifest.
 
     options: of the layout, e.g. ``images="im/*.jpg", masks="gt/*.png"`` for "pairs", ``split="val"`` for "sbd".
     """
-    return _list(_Place(name, folder, layout, options), instances, binarize)
+    return _list(_Place(name, folder, layout, options), instances, binarize, broken)
 
 
-def _list(place: _Place, instances: bool, binarize: BinarizeRule) -> Listing:
+def _list(place: _Place, instances: bool, binarize: BinarizeRule, broken: list[str] | None) -> Listing:
     name, folder, layout, given = place
     options = {key: value for key, value in given.items() if key != "range" or layout == "procedural"}
     span = parse_span(given["range"]) if options.keys() < given.keys() else None
@@ -97,8 +105,9 @@ def _list(place: _Place, instances: bool, binarize: BinarizeRule) -> Listing:
     missing = [key for key, value in known.items() if value.default is value.empty and key not in options]
     if missing:
         raise HrsegError(f"{folder}: layout '{layout}' also needs '{missing[0]}'; add {missing[0]}=VALUE")
+    lenient = {"broken": broken} if "broken" in inspect.signature(read).parameters else {}
     with _readable(str(folder)):
-        masks: list[Ref] = read(folder, name, instances=instances, binarize=binarize, **options)
+        masks: list[Ref] = read(folder, name, instances=instances, binarize=binarize, **lenient, **options)
     if span:
         masks = [replace(ref, span=span) for ref in masks]
     values = [value if key == "split" else f"{key}-{value}" for key, value in given.items()]
@@ -110,7 +119,7 @@ def _list(place: _Place, instances: bool, binarize: BinarizeRule) -> Listing:
 
 def layout_options(layout: str) -> dict[str, inspect.Parameter]:
     """What may follow after the colon in ``FOLDER:option=value``, by name."""
-    usual = {"folder", "name", "instances", "binarize"}
+    usual = {"folder", "name", "instances", "binarize", "broken"}
     parameters = inspect.signature(catalog.resolve("layout", layout)).parameters
     return {key: value for key, value in parameters.items() if key not in usual}
 
@@ -284,6 +293,10 @@ def truth_of(
         from hrseg_cli.data import coco
 
         return coco.truth(ref, (size[0], size[1])), ref.rule
+    if ref.rule == "labelme":
+        from hrseg_cli.data import labelme
+
+        return labelme.truth(ref, (size[0], size[1])), ref.rule
     read = read or read_mask
     pixels = read(ref.mask)
     truth, used = _label(ref, ref.mask, pixels, size)
@@ -303,7 +316,7 @@ def _label(ref: Ref, path: Path, pixels: MaskPixels, size: tuple[int, ...]) -> t
             truth = (ids == ref.instance).astype(np.int8)
             truth[ids == void_id(ids)] = -1
             return truth, ref.rule
-        case "layers" | "coco" | "coco_crowd":
+        case "layers" | "coco" | "coco_crowd" | "labelme":
             k = ref.instance or 0
             if k >= len(pixels.objects):
                 raise HrsegError(f"{path}: contains {len(pixels.objects)} objects, but no number {k}; replace the file")

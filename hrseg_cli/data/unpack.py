@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, NoReturn
+from typing import BinaryIO, Literal, NoReturn, cast
 
 from hrseg_cli.data.paths import below, fault
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.limits import TAR_HEADER, TAR_HEADERS
+from hrseg_cli.limits import TAR_HEADER, TAR_HEADERS, XZ_MEMORY, ZIP_DIRECTORY
 from hrseg_cli.parsing import read_json
 from hrseg_cli.writing import only_one
 
@@ -215,7 +215,7 @@ def _zip_entries(
     archive: Path, prefix: tuple[str, ...], progress: Progress | None
 ) -> Iterator[tuple[PurePosixPath, Read | None]]:
     done = 0
-    with zipfile.ZipFile(archive) as file:
+    with _zip(archive) as file:
         total = sum(info.file_size for info in file.infolist())
         for info in file.infolist():
             path = _safe(archive, info.filename, prefix)
@@ -229,11 +229,70 @@ def _zip_entries(
                 raise _refused(archive, info.filename, "a link or device")
             if info.flag_bits & 1:
                 raise HrsegError(f"{archive}: is encrypted; unpack it with its password and use the folder")
+            if info.compress_type == zipfile.ZIP_LZMA:  # may ask for 4 GB of memory, and zipfile gives it
+                raise HrsegError(f"{archive}: is packed with LZMA; unpack it yourself and use the folder")
             with file.open(info) as stream:
                 yield path, stream.read
             done += info.file_size
             if progress:
                 progress(done, total)
+
+
+def _zip(archive: Path) -> zipfile.ZipFile:
+    """The open archive. zipfile keeps its list of files, so its size is checked first."""
+    size = archive.stat().st_size
+    with archive.open("rb") as file:
+        start = file.seek(max(0, size - (1 << 16) - 42))  # a comment of 64 kB, and what comes before it
+        tail = file.read()
+        at = tail.rfind(b"PK\x05\x06")
+        if at >= 0 and len(tail) - at >= 22:
+            (listed,) = struct.unpack_from("<I", tail, at + 12)
+            if listed == 0xFFFFFFFF and at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":
+                (place,) = struct.unpack_from("<Q", tail, at - 12)
+                file.seek(min(place, start + at))
+                (listed,) = struct.unpack_from("<Q", file.read(56).ljust(56, b"\0"), 40)
+            if listed > max(ZIP_DIRECTORY, size // 32):
+                raise HrsegError(f"{archive}: a list of files of {size_text(listed)}; get an intact archive")
+    return zipfile.ZipFile(archive)
+
+
+class _Xz:
+    """An .xz file as tarfile reads it, from the start to the end. Python's own reader allocates what the file asks."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._place, self._rest = file, 0, b""
+        self._unpack = lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY)
+
+    def read(self, count: int) -> bytes:
+        parts: list[bytes] = []
+        while count > 0 and (part := self._part(count)):
+            parts.append(part)
+            count -= len(part)
+            self._place += len(part)
+        return b"".join(parts)
+
+    def _part(self, count: int) -> bytes:
+        while True:
+            if self._unpack.eof:  # streams may follow each other, with zeros in between
+                self._rest = self._unpack.unused_data.lstrip(b"\0") or self._file.read(CHUNK).lstrip(b"\0")
+                if not self._rest:
+                    return b""
+                self._unpack = lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY)
+            data = self._rest or (self._file.read(CHUNK) if self._unpack.needs_input else b"")
+            if not data and self._unpack.needs_input:
+                raise EOFError("it ends too early")
+            self._rest = b""
+            if part := self._unpack.decompress(data, count):
+                return part
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, place: int) -> None:
+        while self._place < place and self.read(min(CHUNK, place - self._place)):
+            pass
+        if self._place != place:
+            raise EOFError("it ends too early")
 
 
 class _Member(tarfile.TarInfo):
@@ -264,7 +323,7 @@ def _tar_entries(
 ) -> Iterator[tuple[PurePosixPath, Read | None]]:
     total = archive.stat().st_size
     members = type("Member", (_Member,), {"left": max(TAR_HEADERS, total), "archive": archive})
-    with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*", tarinfo=members) as file:
+    with archive.open("rb") as raw, _tar(raw, members) as file:
         for info in file:
             path = _safe(archive, info.name, prefix)
             if path is None:
@@ -284,6 +343,14 @@ def _tar_entries(
             raise EOFError("it ends too early")
         while file.fileobj.read(CHUNK):
             pass
+
+
+def _tar(raw: BinaryIO, members: type[tarfile.TarInfo]) -> tarfile.TarFile:
+    xz = raw.read(6) == b"\xfd7zXZ\x00"
+    raw.seek(0)
+    if xz:
+        return tarfile.open(fileobj=cast(BinaryIO, _Xz(raw)), mode="r:", tarinfo=members)
+    return tarfile.open(fileobj=raw, mode="r:*", tarinfo=members)
 
 
 def _safe(archive: Path, name: str, prefix: tuple[str, ...]) -> PurePosixPath | None:
@@ -310,7 +377,7 @@ def _refused(archive: Path, name: str, what: str) -> HrsegError:
 def _size_said(archive: Path, kind: Kind) -> int:
     if kind == "tar":
         return archive.stat().st_size
-    with zipfile.ZipFile(archive) as file:
+    with _zip(archive) as file:
         return sum(info.file_size for info in file.infolist())
 
 

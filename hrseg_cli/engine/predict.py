@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, count
@@ -16,9 +16,11 @@ import numpy as np
 
 from hrseg_cli import __version__
 from hrseg_cli.clicks.files import Prompt, as_numbers
+from hrseg_cli.data import exports
+from hrseg_cli.data.coco import run_counts
 from hrseg_cli.data.labels import read_object
-from hrseg_cli.data.masks_out import ENDINGS, write_mask
-from hrseg_cli.data.paths import checked
+from hrseg_cli.data.masks_out import ENDINGS, run_lengths, write_mask
+from hrseg_cli.data.paths import below, checked
 from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.data.samples import size_and_time
 from hrseg_cli.engine.session import Session
@@ -28,9 +30,10 @@ from hrseg_cli.limits import DATASET, LINE
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.parsing import parse_json, read_bytes
 from hrseg_cli.recipe import BinarizeRule, Protocol
-from hrseg_cli.writing import is_empty, only_one_in, write_atomically
+from hrseg_cli.writing import is_empty, only_one_in, sweep, write_atomically
 
 RECORDS = "predict.jsonl"
+FORMATS = (*ENDINGS, *exports.KINDS)  # files of one object each, and files about all images
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Job:
 class PredictOptions:
     """Settings shared by all objects of a call; a change makes existing results outdated.
 
-    provenance: of the model. formats: keys of ENDINGS. tolerance: polygon simplification, see :func:`write_mask`.
+    provenance: of the model. formats: of FORMATS. tolerance: polygon simplification, see :func:`write_mask`.
     binarize: label rule of initial masks. span: values shown as black and white in images of more than 8 bits.
     """
 
@@ -101,7 +104,8 @@ class PredictResult(NamedTuple):
 def predict(jobs: Sequence[Job], options: PredictOptions, out: Path) -> Iterator[PredictResult]:
     """Segment every object in order and write its files to the folder ``out``. Jobs of one image must be adjacent.
 
-    ``predict.jsonl`` in the folder records each object's files and clicks. Raises HrsegError for a folder that holds
+    ``predict.jsonl`` in the folder records each object's files and clicks. Formats about all images are written at the
+    end, about every object of the folder that was made with that format. Raises HrsegError for a folder that holds
     other files or that another process is writing to. Errors in single images are reported in their results.
     """
     with only_one_in(out, f"`out` {out}"):
@@ -110,6 +114,9 @@ def predict(jobs: Sequence[Job], options: PredictOptions, out: Path) -> Iterator
 
 def _predict(jobs: Sequence[Job], options: PredictOptions, out: Path) -> Iterator[PredictResult]:
     records, replaced = _read_all(out)
+    before = set(_exported(out, records))
+    own = [kind for kind in options.formats if kind in ENDINGS]
+    shared = [kind for kind in options.formats if kind not in ENDINGS]
     digests = [_digest(options, job) for job in jobs]
     names = _names(jobs, records)
     done = {
@@ -121,6 +128,9 @@ def _predict(jobs: Sequence[Job], options: PredictOptions, out: Path) -> Iterato
         if job.key in records and job.key not in done:
             records[job.key]["asked"] = ""
     _remove(out, replaced, records)
+    about = _files_about(out, shared, records, jobs)  # refuses what cannot be written before any click
+    for path in {path for job in jobs if job.key not in done for path in about[job.key[0]]}:
+        (out / path).unlink(missing_ok=True)
     repeated = any(job.key in records and job.key not in done for job in jobs)
     write_atomically(out / RECORDS, "".join(_line(record) for record in records.values()))
     current, image = "", np.empty(0)
@@ -139,8 +149,8 @@ def _predict(jobs: Sequence[Job], options: PredictOptions, out: Path) -> Iterato
                 continue
             threshold = options.protocol.threshold
             files = write_mask(
-                out, name, options.formats, image, probability, threshold,
-                source=job.image.name, category=job.object or "object", tolerance=options.tolerance,
+                out, name, own, image, probability, threshold,
+                source=job.image.name, category=exports.category_of(job.object), tolerance=options.tolerance,
             )  # fmt: skip
             record = {
                 "image": job.key[0],
@@ -152,6 +162,9 @@ def _predict(jobs: Sequence[Job], options: PredictOptions, out: Path) -> Iterato
                 "seconds": round(seconds, 4),
                 "asked": digest,
             }
+            if shared:
+                runs = run_lengths(probability > threshold)
+                record["export"] = {"formats": shared, "tolerance": options.tolerance, **runs}
             del probability
             file.write(_line(record))
             file.flush()
@@ -163,6 +176,61 @@ def _predict(jobs: Sequence[Job], options: PredictOptions, out: Path) -> Iterato
             yield PredictResult(_row(job, record, out))
     if repeated:  # drop the outdated records: one line per object
         write_atomically(out / RECORDS, "".join(_line(record) for record in records.values()))
+    made = _exported(out, records)
+    sweep(*{(out / path).parent for path in made})
+    for path, text in made.items():
+        if not (out / path).is_file():  # otherwise it is up to date, and somebody may have corrected it
+            write_atomically(below(out, path, RECORDS), text(), durable=False)
+    for path in before - made.keys():
+        below(out, path, RECORDS).unlink(missing_ok=True)
+
+
+def _exported(out: Path, records: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Callable[[], str]]:
+    """The files about all images -> a function that makes the text of each."""
+    made: dict[str, Callable[[], str]] = {}
+    for kind in exports.KINDS:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for record in _made_with(kind, records):
+            found.setdefault(record["image"], []).append(record)
+        names = exports.names_below([Path(image) for image in found])
+        pictures = [
+            exports.Exported(name, Path(image), _size(its[-1]), tuple(map(_shape, its)))
+            for name, (image, its) in zip(names, found.items(), strict=True)
+        ]
+        if pictures:
+            made |= exports.files([kind], pictures, folder=out)
+    return made
+
+
+def _made_with(kind: str, records: dict[tuple[str, str], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    yield from (record for record in records.values() if kind in record.get("export", {}).get("formats", ()))
+
+
+def _size(record: dict[str, Any]) -> tuple[int, int]:
+    height, width = record["export"]["size"]
+    return height, width
+
+
+def _shape(record: dict[str, Any]) -> exports.Shape:
+    its = record["export"]
+    return exports.Shape(exports.category_of(record["object"]), its["counts"], its["tolerance"])
+
+
+def _files_about(
+    out: Path, kinds: Sequence[str], records: dict[tuple[str, str], dict[str, Any]], jobs: Sequence[Job]
+) -> dict[str, list[str]]:
+    """Image -> the files about it and others. Raises HrsegError for a name that cannot be written."""
+    found: dict[str, list[str]] = {job.key[0]: [] for job in jobs}
+    for kind in kinds:
+        images = list(dict.fromkeys([*(record["image"] for record in _made_with(kind, records)), *found]))
+        names = exports.names_below([Path(image) for image in images])
+        exports.paths_of(kind, names)
+        for image, name in zip(images, names, strict=True):
+            paths = exports.files_about(kind, [name])
+            for path in paths:
+                below(out, path, image)
+            found.setdefault(image, []).extend(paths)
+    return found
 
 
 def segment(job: Job, options: PredictOptions, image: np.ndarray) -> tuple[np.ndarray, float]:
@@ -258,6 +326,7 @@ def _read_all(out: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], list[st
                 record[name]
             if not isinstance(record["name"], str) or not isinstance(record["files"], list):
                 raise ValueError
+            _check_export(record.get("export"))
             _check_files(path, record)
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
@@ -280,6 +349,18 @@ def _check_files(path: Path, record: dict[str, Any]) -> None:
     """Files named by a record get overwritten and deleted. Raises ValueError or HrsegError unless they are its own."""
     name = checked(record["name"], path)
     if "/" in name or not set(record["files"]) <= {f"{name}{ending}" for ending in ENDINGS.values()}:
+        raise ValueError
+
+
+def _check_export(export: Any) -> None:
+    """Raises ValueError, KeyError or TypeError unless it is what a record says for files about all images."""
+    if export is None:
+        return
+    height, width = export["size"]
+    if not isinstance(export["counts"], str):
+        raise TypeError
+    run_counts(export, (height, width))
+    if not {*export["formats"]} <= {*exports.KINDS} or not export["tolerance"] >= 0:
         raise ValueError
 
 

@@ -33,14 +33,15 @@ _TRIES = 5  # images tried for a large enough object, before one without is acce
 _CLOSE_UP_IOU = 0.6  # of the previous mask of a close-up, at most
 
 
-def training_images(data: Data, root: Path | None, cache: Path) -> list[Images]:
+def training_images(data: Data, root: Path | None, cache: Path, broken: list[str] | None = None) -> list[Images]:
     """The training images of each part, without held-out ones.
 
-    cache: folder for smaller copies, if the recipe uses them. Raises HrsegError for a part without training images.
+    cache: folder for smaller copies, if the recipe uses them. broken: see :func:`open_part`.
+    Raises HrsegError for a part without training images.
     """
     parts = []
     for part in data.parts:
-        refs = open_part(part, root)
+        refs = open_part(part, root, broken)
         if data.held_out:
             refs = [ref for ref in refs if not in_held_out(ref, data.held_out, part.group)]
         if not len(refs):
@@ -55,18 +56,18 @@ def training_images(data: Data, root: Path | None, cache: Path) -> list[Images]:
     return parts
 
 
-def held_out_objects(data: Data, root: Path | None) -> list[list[Ref]]:
+def held_out_objects(data: Data, root: Path | None, broken: list[str] | None = None) -> list[list[Ref]]:
     """The held-out objects of each part; parts without any, and drawn ones, are omitted."""
     parts = [
-        [ref for ref in open_part(part, root) if in_held_out(ref, data.held_out, part.group) and not ref.draw]
+        [ref for ref in open_part(part, root, broken) if in_held_out(ref, data.held_out, part.group) and not ref.draw]
         for part in data.parts
     ]
     return [part for part in parts if part]
 
 
-def open_part(part: Part, root: Path | None) -> Sequence[Ref]:
-    """The objects of a part of the training data."""
-    return open_for_training(part.dataset, root=root, instances=part.instances, binarize=part.binarize)
+def open_part(part: Part, root: Path | None, broken: list[str] | None = None) -> Sequence[Ref]:
+    """The objects of a part of the training data. broken: with a list, broken files are left out and added to it."""
+    return open_for_training(part.dataset, root=root, instances=part.instances, binarize=part.binarize, broken=broken)
 
 
 class Feed(Dataset[Batch]):

@@ -145,11 +145,12 @@ def _over_ranks(rows: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def judged_objects(recipe: Recipe, root: Path | None) -> list[Ref]:
-    """The objects used for validation: ``validation.objects`` of each dataset, evenly spread."""
-    named = [open_dataset(name, root=root) for name in recipe.validation.datasets]
+def judged_objects(recipe: Recipe, root: Path | None, broken: list[str] | None = None) -> list[Ref]:
+    """The objects used for validation: ``validation.objects`` of each dataset, evenly spread. broken: with a list,
+    broken files are left out and added to it."""
+    named = [open_dataset(name, root=root, broken=broken) for name in recipe.validation.datasets]
     if not named and recipe.data.held_out:
-        named = held_out_objects(recipe.data, root)
+        named = held_out_objects(recipe.data, root, broken)
     chosen = []
     for refs in named:
         places = np.linspace(0, len(refs), min(len(refs), recipe.validation.objects), endpoint=False)

@@ -62,6 +62,17 @@ def adapting_recipe(
     return renamed(chosen, ["adapt", chosen.adapter.name], datasets, changes)
 
 
+def moved(recipe: Recipe, root: Path | None) -> Recipe:
+    """The recipe with the new places, below ``root``, of datasets that are no longer where they were."""
+    from hrseg_cli.data import datasets
+
+    parts = [part.model_copy(update={"dataset": datasets.moved(part.dataset, root)}) for part in recipe.data.parts]
+    judged = [datasets.moved(name, root) for name in recipe.validation.datasets]
+    data = recipe.data.model_copy(update={"parts": type(recipe.data.parts)(parts)})
+    validation = recipe.validation.model_copy(update={"datasets": type(recipe.validation.datasets)(judged)})
+    return recipe.model_copy(update={"data": data, "validation": validation})
+
+
 def renamed(recipe: Recipe, first: Sequence[str], datasets: Sequence[str], changes: Sequence[str]) -> Recipe:
     """The recipe renamed after its adapter or origin, its datasets and its changes, without the folders of paths."""
     names = [Path(name.partition("=")[0].partition(":")[0]).name for name in datasets]

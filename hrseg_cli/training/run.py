@@ -14,11 +14,11 @@ from hrseg_cli.data.paths import data_root
 from hrseg_cli.engine.devices import best_precision
 from hrseg_cli.errors import HrsegError, Interrupted, UnknownName
 from hrseg_cli.recipe import Recipe, recipe_of
-from hrseg_cli.runs import Run
+from hrseg_cli.runs import RECORD, Run
 from hrseg_cli.training import fit
 from hrseg_cli.training.feed import training_images
 from hrseg_cli.training.judge import judged_objects
-from hrseg_cli.training.recipes import LOGGERS
+from hrseg_cli.training.recipes import LOGGERS, moved
 
 
 def train_in(
@@ -30,8 +30,9 @@ def train_in(
 ) -> dict[str, Any] | None:
     """Start or resume the training in ``folder``; its summary, or None in all processes but the first.
 
-    command: "train" or "adapt". machine: device, processes, nodes, workers, logger (names) and root, as stored in the
-    run folder. say: receives one line per epoch. Raises HrsegError, and Interrupted after a signal to stop.
+    command: "train" or "adapt". machine: device, processes, nodes, workers, logger (names), root and skip_broken, as
+    stored in the run folder. say: receives one line per epoch. Raises HrsegError, and Interrupted after a signal to
+    stop.
     """
     for name in machine["logger"]:
         if name not in LOGGERS:
@@ -41,8 +42,11 @@ def train_in(
     place = data_root(machine["root"] and Path(machine["root"]))
     model, provenance = fit.start_model(recipe)
     provenance = {"recipe": recipe.name, "seed": recipe.seed, **provenance}
-    feed = fit.TASKS[recipe.task].feed(training_images(recipe.data, place, folder.parent / "copies"), recipe)
-    judged = judged_objects(recipe, place)
+    broken: list[str] | None = [] if machine.get("skip_broken") else None
+    here = moved(recipe, machine["root"] and place) if (folder / RECORD).is_file() else recipe
+    images = training_images(here.data, place, folder.parent / "copies", broken)
+    feed = fit.TASKS[recipe.task].feed(images, recipe)
+    judged = judged_objects(here, place, broken)
     if not judged:
         raise HrsegError(
             "no objects to validate on; set data.held_out (such as data.held_out=0.1) or validation.datasets"
@@ -69,7 +73,8 @@ def train_in(
         return None
     root = machine["root"] and str(Path(machine["root"]).absolute())
     with Run(folder, command, settings, {**machine, "root": root}, partial(_completed, folder)) as run:
-        run.summary = summary = fit.fit(model, recipe, feed, judged, folder, runs_on, provenance, say)
+        summary = fit.fit(model, recipe, feed, judged, folder, runs_on, provenance, say)
+        run.summary = summary = {**summary, **({"skipped": len(broken), "broken": broken} if broken else {})}
     return summary
 
 

@@ -101,6 +101,6 @@ done
 
 case $PARTS in *judge*) ;; *) exit 0 ;; esac
 for format in md tex; do
-    hrseg report --tables adapters "$OUT" --format "$format" --out "$OUT/tables.$format"
+    hrseg report --tables adapters "$OUT" --format "$format" --out "$OUT/tables.$format" --pack "$OUT/tables.zip"
 done
-echo "tables.sh: $OUT/tables.md and .tex" >&2
+echo "tables.sh: $OUT/tables.md, .tex and .zip" >&2

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import tiny_photos
 
 import hrseg_cli as hrseg
 from hrseg_cli.runs import read_traces
@@ -70,6 +71,18 @@ def test_tables_are_what_the_report_prints(hrseg_command: Command, tmp_path: Pat
         hrseg.tables(tmp_path / "few", metrics="biou")
     with pytest.raises(hrseg.HrsegError, match=r"no run\.json"):
         hrseg.tables(tmp_path)
+
+
+def test_broken_files_are_skipped_if_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tiny_photos.boxes(tmp_path / "set")
+    (folder / "images" / "0.png").write_bytes(b"x")
+    few: dict[str, Any] = {"max_clicks": 1, "protocol": "plain", "limit": 2}
+    with pytest.raises(hrseg.HrsegError, match=r"0\.png: cannot be read"):
+        hrseg.evaluate("grabcut", folder, **few)
+    result = hrseg.evaluate("grabcut", folder, **few, skip_broken=True)
+    assert [trace.id for trace in result.traces] == ["1", "2"]
+    assert len(result.skipped) == 1
+    assert f"skipped: {result.skipped[0]}" in caplog.text
 
 
 def test_a_loaded_model_is_evaluated_as_it_was_loaded(tmp_path: Path) -> None:

@@ -201,3 +201,26 @@ def test_wrong_usage(
     assert done.code == code, done.err
     assert told in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_training_skips_broken_files_and_resumes_after_its_data_has_moved(
+    hrseg: Command, base: Path, tmp_path: Path
+) -> None:
+    photos, out = tiny_photos.boxes(tmp_path / "old" / "boxes"), tmp_path / "run"
+    (photos / "images" / "3.png").write_bytes(b"x")
+    words = ["adapt", "--from", base, "--dataset", photos, "--adapter", "bn", "--out", out]
+    assert hrseg(*words, *FEW).code == 1
+    done = hrseg(*words, "--skip-broken", *FEW)
+    assert done.code == 1
+    assert "hrseg: skipped: " in done.err
+    assert "skipped 1 broken files, listed above" in done.err
+    assert json.loads(done.out)["skipped"] == 1
+    assert json.loads((out / "run.json").read_text())["asked"]["machine"]["skip_broken"] is True
+    (tmp_path / "old").rename(tmp_path / "new")
+    done = hrseg("adapt", "--resume", out)
+    assert done.code == 1
+    assert "if the data has moved, give its new place as --root" in done.err
+    done = hrseg("adapt", "--resume", out, "--root", tmp_path / "new")
+    assert "skipped 1 broken files, listed above" in done.err, done.err
+    assert json.loads(done.out)["steps"] == 2

@@ -585,3 +585,23 @@ def test_a_message_is_one_line_of_printable_characters(hrseg: Command, tmp_path:
     assert done.code == 1
     assert "\x1b" not in done.err
     assert len(done.err) < 2500
+
+
+def test_broken_files_are_skipped_listed_and_counted(hrseg: Command, folder: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(folder, tmp_path / "photos")
+    (place / "images" / "case_a.png").write_bytes(b"x")
+    words = ["evaluate", "--model", "grabcut", "--dataset", place, "--max-clicks", "1", "--workers", "1"]
+    words += ["--out", tmp_path / "out"]
+    assert hrseg(*words).code == 1
+    shutil.rmtree(tmp_path / "out")
+    done = hrseg(*words, "--skip-broken")
+    assert done.code == 1
+    assert json.loads(done.out)["n"] == 2
+    skipped, last = (line for line in done.err.splitlines() if line.startswith("hrseg: "))
+    assert skipped.startswith(f"hrseg: skipped: {place / 'images' / 'case_a.png'}: cannot be read as an image")
+    assert "skipped 1 broken files" in last
+    summary = json.loads((tmp_path / "out" / "run.json").read_text())["got"]["summary"]
+    assert (summary["skipped"], len(summary["broken"])) == (1, 1)
+    (place / "images" / "case_a.png").unlink()
+    (place / "masks" / "case_a.png").unlink()
+    assert hrseg(*words, "--skip-broken").code == 0, "the same objects, and nothing is broken now"

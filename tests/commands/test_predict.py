@@ -459,6 +459,71 @@ def test_24_megapixels_stay_under_2_gigabytes(tmp_path: Path, checkpoint: Path) 
     assert 100_000 < int(done.stdout.splitlines()[-1]) < 2_000_000  # kB
 
 
+def test_files_about_all_images_cover_every_call(hrseg: Command, photos: Path) -> None:
+    """Later calls add to them, and leave those that are up to date as somebody may have corrected them."""
+    out = photos / "out"
+    words = ["--model", "grabcut", "--protocol", "plain", "--out", out]
+    for kind in ("coco", "yolo", "yolo_boxes", "labelme"):
+        words += ["--format", kind]
+    (photos / "c.json").write_text(json.dumps({"a/cat.png": {"disk 1": [[60, 60, 1]], "disk 2": [[90, 170, 1]]}}))
+    done = hrseg("predict", photos / "a", "--clicks", photos / "c.json", *words)
+    assert done.code == 0, done.err
+    assert f"all objects together: {out / 'coco.json'}, " in done.err
+    assert [json.loads(line)["files"] for line in done.out.splitlines()] == [[], []]
+    first = json.loads((out / "coco.json").read_text())
+    assert [one["name"] for one in first["categories"]] == ["disk"]
+    assert [one["file_name"] for one in first["images"]] == ["cat.png"]
+    for annotation, disk in zip(first["annotations"], DISKS.values(), strict=True):
+        mask = pycoco.decode(annotation["segmentation"]) == 1
+        assert (mask & disk).sum() / (mask | disk).sum() > 0.9
+    (out / "labelme" / "cat.json").write_text("corrected")
+    (photos / "c.json").write_text(json.dumps({"a/cat.png": {"disk 1": [[60, 60, 1]]}, "a/dog.png": [[60, 60, 1]]}))
+    done = hrseg("predict", photos / "a", "--clicks", photos / "c.json", *words)
+    assert done.code == 0, done.err
+    second = json.loads((out / "coco.json").read_text())
+    assert [one["name"] for one in second["categories"]] == ["disk", "object"]
+    assert len(second["annotations"]) == 3, "the object of the first call included"
+    assert (out / "labelme" / "cat.json").read_text() == "corrected"
+    assert json.loads((out / "labelme" / "dog.json").read_text())["imagePath"] == "../../a/dog.png"
+    (out / "yolo" / "labels" / "cat.txt").unlink()
+    assert hrseg("predict", photos / "a", "--clicks", photos / "c.json", *words).code == 0
+    assert len((out / "yolo" / "labels" / "cat.txt").read_text().splitlines()) == 2, "written again"
+    refused = hrseg("predict", photos / "a/cat.png", photos / "b/cat.png", "--click", "1,1", *words)
+    assert refused.code == 1
+    done = hrseg("predict", photos / "a/cat.png", "--click", "60,60", "--model", "grabcut", "--out", out)
+    assert done.code == 0, done.err
+    assert (out / "coco.json").is_file(), "other objects are in it"
+
+
+@pytest.mark.parametrize("image", ["a/cat.jpg", f"a/{'x' * 246}.png"])
+def test_a_file_about_images_that_cannot_be_written_is_refused_before_any_click(
+    image: str, hrseg: Command, photos: Path
+) -> None:
+    Image.fromarray(IMAGE).save(photos / image)
+    (photos / "c.json").write_text(json.dumps({"cat.png": [[60, 60, 1]], Path(image).name: [[60, 60, 1]]}))
+    words = ["--model", "grabcut", "--out", photos / "out", "--format", "labelme"]
+    done = hrseg("predict", photos / "a", "--clicks", photos / "c.json", *words)
+    assert done.code == 1
+    assert done.out == ""
+    assert "would write both to labelme/cat.json" in done.err or "more than 240 bytes" in done.err
+
+
+@pytest.mark.parametrize(
+    "change", [{"counts": 3}, {"counts": "\x7f"}, {"size": [1]}, {"formats": ["x"]}, {"formats": 1}, {"tolerance": "x"}]
+)
+def test_a_broken_record_of_an_export_is_named(change: dict[str, Any], hrseg: Command, photos: Path) -> None:
+    words = ["predict", photos / "a/cat.png", "--click", "60,60", "--model", "grabcut", "--protocol", "plain"]
+    words += ["--out", photos / "out", "--format", "coco"]
+    assert hrseg(*words).code == 0
+    records = photos / "out" / "predict.jsonl"
+    record = json.loads(records.read_text())
+    record["export"] |= change
+    records.write_text(json.dumps(record) + "\n")
+    done = hrseg(*words)
+    assert done.code == 1
+    assert "line 1: not a record" in done.err
+
+
 def test_images_are_found_once_each(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (photos / "a" / ".hidden.png").touch()
     (photos / "a" / "notes.txt").touch()

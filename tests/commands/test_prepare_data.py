@@ -104,3 +104,21 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_good(hrseg: Command, tmp_pa
     for part in ("images", "masks"):
         for path in (tmp_path / "whole" / part).iterdir():
             assert (tmp_path / "set" / part / path.name).read_bytes() == path.read_bytes()
+
+
+def test_problems_name_flags_and_hide_control_characters(hrseg: Command, tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / "d" / part).mkdir(parents=True)
+    ids = np.zeros((30, 40), np.uint8)
+    for value in (1, 2, 3):
+        ids[8 * value : 8 * value + 6, 5:30] = value
+    cv2.imwrite(str(tmp_path / "d" / "masks" / "a.png"), ids)
+    cv2.imwrite(str(tmp_path / "d" / "images" / "a.png"), ids)
+    for part in ("images", "masks"):
+        (tmp_path / "d" / part / "b\x1b[31m.png").write_bytes(b"x")
+    done = hrseg("prepare-data", tmp_path / "d")
+    assert done.code == 1
+    assert "add --instances if each value is an object, or --binarize nonzero" in done.err
+    assert "b\\x1b[31m.png: cannot be read as an image" in done.err
+    assert "\x1b" not in done.err
+    assert "`" not in done.err

@@ -190,7 +190,8 @@ def coco(tmp_path: Path, images: Path) -> Path:
     """Annotations of every kind: polygon, both run lengths, a crowd, a box alone, an empty mask, a broken one."""
     red, blue = shifted("red"), shifted("blue")
     size = list(red.shape)
-    listed = [{"id": 5, "file_name": "sub/a.png", "height": size[0], "width": size[1], "licence": 1},
+    sides = {"height": str(size[0]), "width": f"{size[1]}.0"}  # some programs write text
+    listed = [{"id": 5, "file_name": "sub/a.png", **sides, "licence": 1},
               {"id": 9, "file_name": "b.png"}, {"id": 11, "file_name": "gone.png"}]  # fmt: skip
     (images / "sub").mkdir()
     shutil.move(images / "a.png", images / "sub" / "a.png")

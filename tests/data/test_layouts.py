@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from hrseg_cli.data.index import build_index, is_fresh
 from hrseg_cli.data.known import list_parts
 from hrseg_cli.data.labels import voc_indices
 from hrseg_cli.data.packed import load_pickle
+from hrseg_cli.data.pixels import read_mask
 from hrseg_cli.data.samples import expand, list_masks, list_split, load, load_with_rule, open_listing
 from hrseg_cli.errors import HrsegError, UnknownName
 
@@ -361,3 +364,12 @@ def test_masks_named_as_other_programs_name_them(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(tmp_path / folder / name)
     found = {ref.image.name: ref.mask.name for ref in open_dataset(str(tmp_path))}
     assert found == {"a.jpg": "a_mask.png", "b.jpg": "b.jpg.png", "c.jpg": "c.png", "c_mask.jpg": "c_mask.png"}
+
+
+def test_a_matlab_file_that_unpacks_without_an_end_is_refused(tmp_path: Path) -> None:
+    """scipy would hold all of it: 140 MB from 140 kB here."""
+    packed = zlib.compress(bytes(140 << 20), 9)
+    head = b"MATLAB 5.0".ljust(124, b" ") + struct.pack("<H2s", 0x0100, b"IM")
+    (tmp_path / "a.mat").write_bytes(head + struct.pack("<II", 15, len(packed)) + packed)
+    with pytest.raises(HrsegError, match=r"cannot be read as an SBD mask .more than 134 MB"):
+        read_mask(tmp_path / "a.mat")

@@ -1,5 +1,8 @@
 """Images of more than 8 bits and files of several pages."""
 
+import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -262,3 +265,25 @@ def test_a_wrong_checksum_outside_the_pixels_is_ignored(tmp_path: Path) -> None:
         else:
             with pytest.raises(HrsegError, match="cannot be read as an image"):
                 read_mask(path)
+
+
+def test_odd_metadata_prints_nothing(tmp_path: Path) -> None:
+    """Pillow warns about it, and libpng prints by itself, in lines that name no file."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    head = struct.pack(">IIBBBBB", 4, 3, 16, 2, 0, 0, 0)
+    deep = [chunk(b"IHDR", head), chunk(b"iCCP", b"x\0\0" + zlib.compress(b"junk")), chunk(b"gAMA", bytes(4))]
+    deep += [chunk(b"IDAT", zlib.compress((b"\0" + b"\xff" * 24) * 3)), chunk(b"IEND", b"")]
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(deep))
+    grey = Image.fromarray(np.zeros((3, 4), np.uint8))
+    grey.convert("P").save(tmp_path / "palette.png", transparency=bytes([0, 128]))
+    grey.save(tmp_path / "exif.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\xff\xff\xff\xff")
+    program = (
+        "import sys; from pathlib import Path; from hrseg_cli.data.pixels import read_image, read_mask\n"
+        "for path in map(Path, sys.argv[1:]): read_image(path), read_mask(path)"
+    )
+    words = [sys.executable, "-c", program, *map(str, sorted(tmp_path.iterdir()))]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

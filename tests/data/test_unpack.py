@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import gzip
 import io
+import lzma
 import multiprocessing
 import os
 import random
 import stat
+import struct
 import tarfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -424,3 +427,47 @@ def test_many_headers_of_a_tar_have_a_limit_together(tmp_path: Path) -> None:
             file.write(info.tobuf(tarfile.USTAR_FORMAT) + body)
     with pytest.raises(HrsegError, match="a header of"):
         check_archive(tmp_path / "a.tar.gz", "tar")
+
+
+def test_an_xz_of_several_streams_is_read_to_its_end(tmp_path: Path) -> None:
+    """xz -T writes blocks, and cat joins streams, with zeros in between."""
+    whole = make_tar(tmp_path / "a.tar", {"a/1": NOISE, "a/2": b"x"}).read_bytes()
+    parts = [lzma.compress(whole[:70_000]), bytes(8), lzma.compress(whole[70_000:])]
+    (tmp_path / "a.tar.xz").write_bytes(b"".join(parts))
+    assert unpack(tmp_path / "a.tar.xz", tmp_path / "out", kind="tar") == 2
+    assert tree(tmp_path / "out") == {"1": NOISE, "2": b"x"}
+    (tmp_path / "cut.tar.xz").write_bytes(b"".join(parts)[:-50])
+    with pytest.raises(HrsegError, match=r"cut.tar.xz: damaged or not an archive"):
+        unpack(tmp_path / "cut.tar.xz", tmp_path / "cut", kind="tar")
+    assert not (tmp_path / "cut").exists()
+
+
+def test_an_xz_that_asks_for_gigabytes_of_memory_is_refused(tmp_path: Path) -> None:
+    whole = make_tar(tmp_path / "a.tar", {"a": b"x"}).read_bytes()
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}]
+    data = bytearray(lzma.compress(whole, format=lzma.FORMAT_XZ, filters=filters))
+    place = 12 + data[12:24].index(b"\x21\x01") + 2  # filter LZMA2, one byte of properties: the size of the dictionary
+    data[place] = 38  # 2 GB
+    size = (data[12] + 1) * 4
+    data[12 + size - 4 : 12 + size] = struct.pack("<I", zlib.crc32(data[12 : 12 + size - 4]))
+    (tmp_path / "a.tar.xz").write_bytes(data)
+    with pytest.raises(HrsegError, match="Memory usage limit exceeded"):
+        check_archive(tmp_path / "a.tar.xz", "tar")
+
+
+def test_a_zip_packed_with_lzma_is_refused(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "a.zip", {"a": b"x"}, zipfile.ZIP_LZMA)
+    with pytest.raises(HrsegError, match="packed with LZMA; unpack it yourself"):
+        check_archive(archive, "zip")
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["zip", "zip64"])
+def test_a_zip_with_an_endless_list_of_files_is_refused_before_it_is_read(deep: bool, tmp_path: Path) -> None:
+    listed = 40 << 20
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 9, 9, 0xFFFFFFFF if deep else listed, 0, 0)
+    if deep:
+        record = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, 9, 9, listed, 0)
+        end = record + struct.pack("<4sIQI", b"PK\6\7", 0, listed, 1) + end
+    (tmp_path / "a.zip").write_bytes(bytes(listed) + end)
+    with pytest.raises(HrsegError, match=r"a list of files of 41\.9 MB; get an intact archive"):
+        check_archive(tmp_path / "a.zip", "zip")

@@ -3,7 +3,7 @@
 import { ask, isHeld, sent } from "./server.js";
 import { $, app, element } from "./state.js";
 
-const KINDS = ["masks", "instances", "coco"];
+const KINDS = ["masks", "instances", "coco", "yolo", "yolo_boxes", "labelme"];
 
 $("export-button").onclick = () => {
   $("export-text").textContent = "";
