@@ -18,6 +18,11 @@ MODELS = {
     "h32": "hrseg_cli.models.hrnet:h32",
     "h18_baseline": "hrseg_cli.models.hrnet:h18_baseline",
     "hrnet_ocr": "hrseg_cli.models.hrnet:ClickHRNet",
+    "simpleclick_xtiny": "hrseg_cli.models.simpleclick:xtiny",
+    "simpleclick_b": "hrseg_cli.models.simpleclick:base",
+    "simpleclick_l": "hrseg_cli.models.simpleclick:large",
+    "simpleclick_h": "hrseg_cli.models.simpleclick:huge",
+    "simpleclick": "hrseg_cli.models.simpleclick.network:SimpleClick",
     "grabcut": "hrseg_cli.models.grabcut:GrabCut",
 }
 
@@ -28,6 +33,7 @@ BACKBONES = {
 }
 
 CHECKPOINTS = {  # readers of public layouts, tried in this order
+    "simpleclick": "hrseg_cli.models.simpleclick.checkpoints:read",
     "ritm": "hrseg_cli.models.hrnet.checkpoints:read",
 }
 

@@ -65,9 +65,19 @@ SMALL_CLICKNET = {
     "blocks": [1] * 4,
     "mixers": 1,
 }
+SMALL_SIMPLECLICK = {
+    "width": 16,
+    "depth": 4,
+    "heads": 2,
+    "size": [64, 64],
+    "levels": [4, 8, 8, 8],
+    "channels": 8,
+}
 SMALL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("h18s", "h18_baseline", "hrnet_ocr"), SMALL_HRNET),
     **dict.fromkeys(("clicknet_m", "clicknet"), SMALL_CLICKNET),
+    **dict.fromkeys(("simpleclick", "simpleclick_xtiny", "simpleclick_b"), SMALL_SIMPLECLICK),
+    **dict.fromkeys(("simpleclick_l", "simpleclick_h"), SMALL_SIMPLECLICK),
 }
 NEEDED = {"hrnet_ocr": SMALL_HRNET}
 

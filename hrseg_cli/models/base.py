@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,6 +67,11 @@ class InteractiveModel(nn.Module):
         ("backbone") and layers that are not trained ("fixed"). Every parameter is in exactly one group; groups may be
         missing."""
         return {"new": list(self.parameters())}
+
+    def distances(self) -> dict[nn.Parameter, int]:
+        """Of the parameters of consecutive pretrained layers, the number of such layers from here to the new ones, 1
+        for the last, for layer-wise decay of the learning rate. Empty: the model has no such sequence."""
+        return {}
 
     @contextmanager
     def backbone_fixed(self) -> Iterator[None]:
@@ -145,3 +150,34 @@ class InteractiveModel(nn.Module):
         if not self.has_encoder:
             raise TypeError(f"{type(self).__name__} has no forward")
         return self.decode(self.encode(image[:, :3]), image[:, 3:], points)
+
+
+class ViTModel(InteractiveModel):
+    """A click model that is a plain Vision Transformer, in the steps between which an adapter can feed back features.
+
+    width: channels of a token. depth: number of blocks. Tokens are (B, h, w, C), C = width, for a grid of patches.
+    """
+
+    has_encoder = True
+    width: int
+    depth: int
+
+    def embed(self, features: Features, previous: Tensor, points: Tensor) -> Tensor:
+        """(B, h, w, C): tokens of the encoded image and the prompt, before the first block. Arguments as for
+        :meth:`decode`."""
+        raise NotImplementedError
+
+    def attend(self, tokens: Tensor, feedback: Sequence[Tensor] | None = None) -> Tensor:
+        """(B, h, w, C): tokens after the last block. feedback: for each block, (B, h, w, C), which its values, not its
+        queries and keys, are also computed from, without the bias; zeros change nothing."""
+        raise NotImplementedError
+
+    def answer(self, tokens: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """The outputs for an image of this size, see :meth:`decode`, from the tokens after the last block."""
+        raise NotImplementedError
+
+    def decode(
+        self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        tokens = self.attend(self.embed(features, previous, points))
+        return self.answer(tokens, previous.shape[-2], previous.shape[-1])

@@ -9,7 +9,10 @@ from contract import *  # noqa: F403
 from hrseg_cli import catalog
 
 # Other sizes of a network that another line has: the same layers, in more time.
-OTHER_SIZES = ["h18", "h32", "h18_baseline", "hrnet_ocr", "clicknet_s", "clicknet"]
+OTHER_SIZES = [
+    *("h18", "h32", "h18_baseline", "hrnet_ocr", "clicknet_s", "clicknet"),
+    *("simpleclick_b", "simpleclick_l", "simpleclick_h", "simpleclick"),
+]
 SLOW = ["h18s", *OTHER_SIZES]  # h18s is what most other tests use
 
 
