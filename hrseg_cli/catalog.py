@@ -62,6 +62,8 @@ ADAPTERS = {
     "lora": "hrseg_cli.adapters.lora:attach_lora",
     "conv": "hrseg_cli.adapters.resample:Resampled",
     "pointrend": "hrseg_cli.adapters.pointrend:PointRendered",
+    "toast": "hrseg_cli.adapters.toast:toast",
+    "toast_lite": "hrseg_cli.adapters.toast:toast_lite",
     "full": "hrseg_cli.adapters.controls:full",
     "head": "hrseg_cli.adapters.controls:head",
     "bn": "hrseg_cli.adapters.controls:bn",

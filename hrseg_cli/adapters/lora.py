@@ -71,10 +71,10 @@ class LoRAJoint(LoRA, JointLinear):
         return F.linear(input, self.weight + self.change(), self.bias)
 
     def change(self) -> Tensor:
-        count = len(self.lora_parts), -1
-        updates = dict(
-            zip(self.lora_parts, self.lora_B.unflatten(0, count) @ self.lora_A.unflatten(0, count), strict=True)
-        )
+        count = len(self.lora_parts)
+        a = self.lora_A.view(count, -1, self.in_features)
+        b = self.lora_B.view(count, -1, a.shape[1])
+        updates = dict(zip(self.lora_parts, b @ a, strict=True))
         none = torch.zeros_like(self.weight[self.rows(self.parts[0])])
         return torch.cat([updates.get(part, none) for part in self.parts]) * self.lora_scale
 
@@ -173,7 +173,7 @@ def adaptable(model: nn.Module) -> dict[str, nn.Module]:
     subclass may override ``_conv_forward``) and whose weight is a parameter, except inside :data:`OPAQUE` modules. A
     JointLinear is listed once for each of its parts, as NAME.PART."""
     modules = dict(model.named_modules())
-    found = {}
+    found: dict[str, nn.Module] = {}
     for name, module in modules.items():
         if (
             type(module).forward in (nn.Conv2d.forward, nn.Linear.forward)

@@ -43,6 +43,7 @@ class InteractiveModel(nn.Module):
     precisions: those it can compute in, see :meth:`for_inference`.
     has_encoder: whether the result of ``encode`` is worth caching.
     takes_boxes: whether ``decode`` uses a box around the object; otherwise a session clicks on the centre of a box.
+    remembers: whether it answers better with its memory of the previous click, see :meth:`recall`.
     enlarge: factor on a protocol's zoom-in target, for a model that downsamples its input.
     """
 
@@ -60,6 +61,7 @@ class InteractiveModel(nn.Module):
     taps: Mapping[str, int] = {}
     layer_groups: Mapping[str, tuple[str, ...]] = {}
     takes_boxes: bool = False
+    remembers: bool = False
     enlarge: int = 1
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -132,6 +134,15 @@ class InteractiveModel(nn.Module):
         answer: dict[str, Tensor] = self(torch.cat([image, previous], 1) if self.with_prev_mask else image, points)
         return answer
 
+    def recall(
+        self, features: Features, previous: Tensor, points: Tensor, memory: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """:meth:`decode` of a model that ``remembers``: the outputs, and the memory for the next click on this image.
+
+        memory: of the previous click, batch first; zeros or None: none. The model itself keeps nothing.
+        """
+        raise TypeError(f"{type(self).__name__} does not remember")
+
     def click_maps(self, points: Tensor, height: int, width: int) -> Tensor:
         """(B, 2, height, width): positive and negative clicks as this model draws them, for adapters that need
         them."""
@@ -155,12 +166,14 @@ class InteractiveModel(nn.Module):
 class ViTModel(InteractiveModel):
     """A click model that is a plain Vision Transformer, in the steps between which an adapter can feed back features.
 
-    width: channels of a token. depth: number of blocks. Tokens are (B, h, w, C), C = width, for a grid of patches.
+    width: channels of a token. depth: number of blocks. patch: side of a patch in pixels. Tokens are (B, h, w, C), C =
+    width, for a grid of patches, the first of which starts in the top left corner.
     """
 
     has_encoder = True
     width: int
     depth: int
+    patch: int
 
     def embed(self, features: Features, previous: Tensor, points: Tensor) -> Tensor:
         """(B, h, w, C): tokens of the encoded image and the prompt, before the first block. Arguments as for

@@ -49,6 +49,7 @@ class Interaction:
     that the network sees next. seen: the mask that it has predicted from these, and that the next click corrects; None
     before the prediction. rounds: corrective rounds so far.
     features: of the image, if they stay the same for the whole batch; else None.
+    memory: of the last prediction, by a model that remembers.
     """
 
     batch: Batch
@@ -58,6 +59,7 @@ class Interaction:
     seen: Tensor | None = None
     rounds: int = 0
     features: Features | None = None
+    memory: Tensor | None = None
 
 
 class Training(pl.LightningModule, ABC):
@@ -170,6 +172,11 @@ class ClickTraining(Training):
             current.features = features  # nothing that is trained precedes them
         if not whole:
             features = tuple(one.detach() for one in features)
+        if model.remembers:
+            recalled: dict[str, Tensor]
+            recalled, memory = model.recall(features, current.previous, current.points, current.memory)
+            current.memory = memory.detach()
+            return recalled
         boxes = (current.batch["box"],) if "box" in current.batch else ()
         with nullcontext() if whole else model.backbone_fixed():
             decoded: dict[str, Tensor] = model.decode(features, current.previous, current.points, *boxes)

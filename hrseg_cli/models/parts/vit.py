@@ -112,7 +112,9 @@ class Attention(nn.Module):
             rows = self.qkv.rows("v")
             values = joint[..., rows] + F.linear(feedback, self.qkv.weight[rows])  # no second bias: 0 changes nothing
             joint = torch.cat([joint[..., : rows.start], values], -1)
-        query, key, value = windows.split(joint).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        parts = windows.split(joint)
+        heads = (parts.shape[0], parts.shape[1], 3, self.heads, x.shape[-1] // self.heads)
+        query, key, value = parts.reshape(heads).permute(2, 0, 3, 1, 4)
         mask = windows.inside(batch, x.device)
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
         out: Tensor = self.proj(windows.join(found, batch))
@@ -168,7 +170,7 @@ class PatchEmbedding(nn.Module):
 
 def positions(table: Tensor, grid: tuple[int, int], height: int, width: int) -> Tensor:
     """(1, height, width, C): embeddings of positions, (1, rows * columns, C), of a grid, resized bicubically."""
-    maps = table.unflatten(1, grid)
+    maps = table.reshape(len(table), *grid, table.shape[-1])
     if grid == (height, width) and not is_exporting():
         return maps
     resized = F.interpolate(maps.permute(0, 3, 1, 2), size=(height, width), mode="bicubic", align_corners=False)

@@ -59,6 +59,9 @@ class SimpleClick(ViTModel):
         "heads": (r"^head\.conv_seg\b",),
     }
 
+    _mean: Tensor
+    _std: Tensor
+
     def __init__(
         self,
         patch: int = 16,
