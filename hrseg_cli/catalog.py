@@ -18,6 +18,11 @@ MODELS = {
     "h32": "hrseg_cli.models.hrnet:h32",
     "h18_baseline": "hrseg_cli.models.hrnet:h18_baseline",
     "hrnet_ocr": "hrseg_cli.models.hrnet:ClickHRNet",
+    "simpleclick_xtiny": "hrseg_cli.models.simpleclick:xtiny",
+    "simpleclick_b": "hrseg_cli.models.simpleclick:base",
+    "simpleclick_l": "hrseg_cli.models.simpleclick:large",
+    "simpleclick_h": "hrseg_cli.models.simpleclick:huge",
+    "simpleclick": "hrseg_cli.models.simpleclick.network:SimpleClick",
     "grabcut": "hrseg_cli.models.grabcut:GrabCut",
     "fcn_32s": "hrseg_cli.models.zoo.fcn:fcn_32s",
     "fcn_16s": "hrseg_cli.models.zoo.fcn:fcn_16s",
@@ -64,6 +69,7 @@ BACKBONES = {
 }
 
 CHECKPOINTS = {  # readers of public layouts, tried in this order
+    "simpleclick": "hrseg_cli.models.simpleclick.checkpoints:read",
     "ritm": "hrseg_cli.models.hrnet.checkpoints:read",
 }
 
@@ -93,6 +99,8 @@ ADAPTERS = {
     "lora": "hrseg_cli.adapters.lora:attach_lora",
     "conv": "hrseg_cli.adapters.resample:Resampled",
     "pointrend": "hrseg_cli.adapters.pointrend:PointRendered",
+    "toast": "hrseg_cli.adapters.toast:toast",
+    "toast_lite": "hrseg_cli.adapters.toast:toast_lite",
     "full": "hrseg_cli.adapters.controls:full",
     "head": "hrseg_cli.adapters.controls:head",
     "bn": "hrseg_cli.adapters.controls:bn",

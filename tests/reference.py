@@ -46,6 +46,18 @@ def _draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(noise * (0.2 if DAMPED.search(key) else 1.0), np.float32)
 
 
+def drawn_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same by another formula, that of the answers of SegRefiner, SimpleClick and TOAST."""
+    return {key: torch.from_numpy(_drawn(key, tuple(value.shape))) for key, value in state.items()}
+
+
+def _drawn(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    noise = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
+    deviation = np.sqrt(2 / np.prod(shape[1:])) * 0.5 if len(shape) > 1 else 0.1
+    mean = len(shape) == 1 and key.endswith("weight")
+    return np.asarray(mean + deviation * noise, np.float32)
+
+
 class FakeNetwork(InteractiveModel):
     """Follows clicks by colour and nearness, in rational functions of double precision; not symmetric under a flip."""
 

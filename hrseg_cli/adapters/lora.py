@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hrseg_cli.adapters.controls import BatchNorm, freeze, hold, is_still, layers_called
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.parts.vit import JointLinear
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class LoRA(nn.Module):
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     lora_scale: float
+    lora_parts: tuple[str, ...]  # of a JointLinear, those with an update
 
     def change(self) -> Tensor:
         """The update, in the shape of the weight."""
@@ -62,6 +64,21 @@ class LoRALinear(LoRA, nn.Linear):
         return F.linear(input, self.weight + self.change(), self.bias)
 
 
+class LoRAJoint(LoRA, JointLinear):
+    """With an update of its own for each of :attr:`lora_parts`: A (parts * r, in), B (parts * out / 3, r)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight + self.change(), self.bias)
+
+    def change(self) -> Tensor:
+        count = len(self.lora_parts)
+        a = self.lora_A.view(count, -1, self.in_features)
+        b = self.lora_B.view(count, -1, a.shape[1])
+        updates = dict(zip(self.lora_parts, b @ a, strict=True))
+        none = torch.zeros_like(self.weight[self.rows(self.parts[0])])
+        return torch.cat([updates.get(part, none) for part in self.parts]) * self.lora_scale
+
+
 class Apart(NamedTuple):
     """What :func:`merge` folded into one weight: the original weight and its update."""
 
@@ -69,6 +86,7 @@ class Apart(NamedTuple):
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     lora_scale: float
+    lora_parts: tuple[str, ...]
 
 
 def attach_lora(
@@ -88,8 +106,10 @@ def attach_lora(
         linear layers both are the same.
     alpha: the update is scaled by alpha / rank; None: by 1.
     layers: which layers to adapt: groups of the model (``layer_groups``), or parts of layer names, such as ``qkv``;
-        empty: all. Layers that are never trained (:meth:`InteractiveModel.untrained`) are not adapted. A
-        log line counts layers that LoRA does not support, such as those inside ``nn.MultiheadAttention``.
+        empty: all. The queries, keys and values of attention are layers ``q``, ``k`` and ``v``, each with its own
+        update, even if one layer computes them. Layers that are never trained (:meth:`InteractiveModel.untrained`) are
+        not adapted. A log line counts layers that LoRA does not support, such as those inside
+        ``nn.MultiheadAttention``.
     adabn: re-estimate the statistics of all normalisations while training (AdaBN, Li et al. 2016); their scale and
         shift stay frozen.
     Raises HrsegError for options that do not suit the model, UnknownName for an unknown kind.
@@ -105,7 +125,7 @@ def attach_lora(
     untrained = model.untrained() if isinstance(model, InteractiveModel) else set()
     alive = {name: module for name, module in model.named_modules() if not is_still(module, untrained)}
     found = adaptable(model)
-    fitting = {name: layer for name, layer in found.items() if name in alive}
+    fitting = {name: layer for name, layer in found.items() if layer in set(alive.values())}
     if not fitting:
         raise HrsegError("LoRA: the model has no linear or convolution layer to adapt; choose another adapter")
     patterns = {part: layers_called(part, model) for part in layers}
@@ -123,7 +143,10 @@ def attach_lora(
     left = [
         name
         for name, module in alive.items()
-        if isinstance(module, WEIGHTED) and name not in found and is_chosen(name) and not _within(name, alive)
+        if isinstance(module, WEIGHTED)
+        and module not in set(found.values())
+        and is_chosen(name)
+        and not _within(name, alive)
     ]
     if left:
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
@@ -134,24 +157,32 @@ def attach_lora(
     for module in alive.values():
         if adabn and isinstance(module, BatchNorm):
             hold(module, still=False)
+    chosen: dict[nn.Module, list[str]] = {}
     for name, layer in fitting.items():
         if is_chosen(name):
-            a, b = _start(layer, kind, rank)
-            _put(layer, a, b, 1.0 if alpha is None else alpha / rank)
+            chosen.setdefault(layer, []).append(name.rpartition(".")[2])
+    for layer, names_of in chosen.items():
+        parts = tuple(names_of) if isinstance(layer, JointLinear) else ()
+        a, b = _start(layer, kind, rank, len(parts))
+        _put(layer, a, b, 1.0 if alpha is None else alpha / rank, parts)
     return model
 
 
 def adaptable(model: nn.Module) -> dict[str, nn.Module]:
     """The layers, by name, that LoRA supports: linear layers and convolutions that use PyTorch's own ``forward`` (a
-    subclass may override ``_conv_forward``) and whose weight is a parameter, except inside :data:`OPAQUE` modules."""
+    subclass may override ``_conv_forward``) and whose weight is a parameter, except inside :data:`OPAQUE` modules. A
+    JointLinear is listed once for each of its parts, as NAME.PART."""
     modules = dict(model.named_modules())
-    return {
-        name: module
-        for name, module in modules.items()
-        if type(module).forward in (nn.Conv2d.forward, nn.Linear.forward)
-        and isinstance(module._parameters.get("weight"), nn.Parameter)
-        and not _within(name, modules)
-    }
+    found: dict[str, nn.Module] = {}
+    for name, module in modules.items():
+        if (
+            type(module).forward in (nn.Conv2d.forward, nn.Linear.forward)
+            and isinstance(module._parameters.get("weight"), nn.Parameter)
+            and not _within(name, modules)
+        ):
+            names = [f"{name}.{part}" for part in module.parts] if isinstance(module, JointLinear) else [name]
+            found |= dict.fromkeys(names, module)
+    return found
 
 
 def _within(name: str, modules: dict[str, nn.Module]) -> bool:
@@ -171,10 +202,10 @@ def merge(model: nn.Module) -> dict[str, Apart]:
     apart = {}
     for name, layer in model.named_modules():
         if isinstance(layer, LoRA):
-            apart[name] = Apart(layer.weight.data, layer.lora_A, layer.lora_B, layer.lora_scale)
+            apart[name] = Apart(layer.weight.data, layer.lora_A, layer.lora_B, layer.lora_scale, layer.lora_parts)
             with torch.no_grad():
                 layer.weight.data = layer.weight + layer.change()
-            del layer.lora_A, layer.lora_B, layer.lora_scale
+            del layer.lora_A, layer.lora_B, layer.lora_scale, layer.lora_parts
             layer.__class__ = type(layer).__bases__[1]  # the class it was made from
     return apart
 
@@ -184,15 +215,18 @@ def unmerge(model: nn.Module, apart: dict[str, Apart]) -> None:
     for name, kept in apart.items():
         layer: Any = model.get_submodule(name)
         layer.weight.data = kept.weight
-        _put(layer, kept.lora_A, kept.lora_B, kept.lora_scale)
+        _put(layer, kept.lora_A, kept.lora_B, kept.lora_scale, kept.lora_parts)
 
 
-def _start(layer: nn.Module, kind: str, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """A uniform in +-1 / sqrt(fan in), B zero."""
+def _start(layer: nn.Module, kind: str, rank: int, parts: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """A uniform in +-1 / sqrt(fan in), B zero. parts: of a JointLinear, else 0."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     outputs, inputs, *kernel = weight.shape
-    if kind == "conv" or not isinstance(layer, nn.Conv2d):
+    if isinstance(layer, JointLinear):
+        a = weight.new_empty(parts * rank, inputs)
+        b = weight.new_zeros(parts * (outputs // len(layer.parts)), rank)
+    elif kind == "conv" or not isinstance(layer, nn.Conv2d):
         a, b = weight.new_empty(rank, inputs, *kernel), weight.new_zeros(outputs, rank, *(1 for _ in kernel))
     else:  # with groups, the shapes of ConvLoRA: B is that of one group
         rows, cols = kernel
@@ -202,14 +236,15 @@ def _start(layer: nn.Module, kind: str, rank: int) -> tuple[nn.Parameter, nn.Par
     return nn.Parameter(a), nn.Parameter(b)
 
 
-def _put(layer: nn.Module, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
+def _put(layer: nn.Module, a: nn.Parameter, b: nn.Parameter, scale: float, parts: tuple[str, ...]) -> None:
     kind: Any = type(layer)
     layer.__class__ = _with_lora(kind)
     assert isinstance(layer, LoRA)
-    layer.lora_A, layer.lora_B, layer.lora_scale = a, b, scale
+    layer.lora_A, layer.lora_B, layer.lora_scale, layer.lora_parts = a, b, scale, parts
 
 
 @cache
 def _with_lora(kind: type[nn.Module]) -> type[LoRA]:
-    own = LoRAConv2d if issubclass(kind, nn.Conv2d) else LoRALinear
+    bases = ((nn.Conv2d, LoRAConv2d), (JointLinear, LoRAJoint), (nn.Linear, LoRALinear))
+    own: type[LoRA] = next(own for base, own in bases if issubclass(kind, base))
     return own if kind in own.__bases__ else type(f"LoRA{kind.__name__}", (own, kind), {})

@@ -11,6 +11,7 @@ import hashlib
 import json
 import pickle
 import re
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -80,7 +81,9 @@ def read_backbone(spec: str) -> dict[str, Tensor]:
             f"{path}: damaged, or contains Python objects other than tensors, which hrseg does not load; download it "
             "again"
         ) from None
-    found = content.get("state_dict", content) if isinstance(content, dict) else {}
+    found = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else {}
+    if not isinstance(found, dict):
+        raise HrsegError(f"{path}: contains no dictionary of tensors; give pretrained weights")
     return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
 
 
@@ -186,7 +189,8 @@ def _read_public(path: Path) -> Loaded:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickle protocols, which are reported below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_placeholders()):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
         inside = f" ({found.group(1)})" if found else ""
@@ -214,6 +218,17 @@ def _read_public(path: Path) -> Loaded:
             _check_state(state)
             return name, options, _unwrapped(state), {"from": f"{layout} checkpoint"}
     raise HrsegError(_what_else(content))
+
+
+def _placeholders() -> list[Any]:
+    """Empty classes with the names of the Python objects in files of known layouts, for PyTorch to put in their
+    place."""
+    names: list[str] = []
+    for layout in catalog.CHECKPOINTS:
+        reader = catalog.resolve("checkpoint layout", layout)
+        names += getattr(sys.modules[reader.__module__], "OBJECTS", ())
+    split = (name.rpartition(".") for name in names)
+    return [type(name, (), {"__module__": module}) for module, _, name in split]
 
 
 def _check_state(state: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hrseg_cli.engine import focusing, views
 from hrseg_cli.engine.answers import Answer, blank
 from hrseg_cli.engine.refining import Refiner, open_refiner
-from hrseg_cli.engine.views import Query, View, ViewCache
+from hrseg_cli.engine.views import Memory, Query, View, ViewCache
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Box, Click
 from hrseg_cli.models.base import InteractiveModel
@@ -30,6 +30,7 @@ class SessionState:
         ``keep_stale_roi`` reproduces).
     drawn: the box around the object that the network is given, None if there is none.
     focuses: details that are looked at closely after each click, if the protocol does so.
+    memory: what a model that remembers keeps of the last click, and the view of which it does.
     """
 
     answer: Answer
@@ -38,6 +39,7 @@ class SessionState:
     stale: int = 0
     drawn: Box | None = None
     focuses: tuple[Focus, ...] = ()
+    memory: tuple[object, dict[bool, Tensor]] = (None, {})
 
     @property
     def probability(self) -> Tensor:
@@ -136,7 +138,9 @@ def _query_view(
             wanted = _whole(cache.image)
     if wanted is None:
         view = cache.view(None, (height, width))
-        probability = yield from _sigmoid(view, state.probability, clicks, protocol, drawn)
+        memory = _memory(state, None)
+        probability = yield from _sigmoid(view, state.probability, clicks, protocol, drawn, memory)
+        state = replace(state, memory=(None, memory.after))
         stale = box is not None and protocol.keep_stale_roi
         if not stale:
             return replace(state, answer=Answer(probability, None, (height, width)), clicks=clicks, box=None)
@@ -160,16 +164,25 @@ def _query_view(
         # Clicks outside the crop must not land in the padding.
         inside = [c for c in inside[: protocol.network_clicks] if c.row < size[0] and c.col < size[1]]
     prompt = drawn and views.crop_box(drawn, box, size)
-    probability = yield from _sigmoid(cache.view(box, size, multiple), cropped, inside, protocol, prompt)
+    memory = _memory(state, box)
+    view = cache.view(box, size, multiple)
+    probability = yield from _sigmoid(view, cropped, inside, protocol, prompt, memory)
     probability = probability[..., : size[0], : size[1]]
+    state = replace(state, memory=(box, memory.after))
     return replace(state, answer=Answer(probability, box, (height, width)), clicks=clicks, box=box)
 
 
 def _sigmoid(
-    view: View, previous: Tensor, clicks: Sequence[Click], protocol: Protocol, drawn: Box | None
+    view: View, previous: Tensor, clicks: Sequence[Click], protocol: Protocol, drawn: Box | None, memory: Memory
 ) -> Generator[Query, Tensor, Tensor]:
     shown = clicks[: protocol.network_clicks]
-    return torch.sigmoid((yield from views.crop_queries(view, previous, shown, protocol, drawn)))
+    return torch.sigmoid((yield from views.crop_queries(view, previous, shown, protocol, drawn, memory)))
+
+
+def _memory(state: SessionState, place: Box | None) -> Memory:
+    """For a query of this part of the image: what the state remembers of it, if anything."""
+    known, before = state.memory
+    return Memory(before if known == place else {})
 
 
 def _wanted(

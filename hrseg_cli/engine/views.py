@@ -37,11 +37,22 @@ class View:
         return self._image if isinstance(self._image, Tensor) else self._image()
 
 
+class Memory:
+    """What a model remembers from one click to the next on a view; key: whether the view was mirrored.
+
+    before: of the previous click; empty: nothing. after: of this click, set by :func:`infer`.
+    """
+
+    def __init__(self, before: dict[bool, Tensor]) -> None:
+        self.before = before
+        self.after: dict[bool, Tensor] = {}
+
+
 class Query(NamedTuple):
     """The input of one forward pass: a view, the previous mask (1, 1, H, W), clicks and box in the view's pixels.
 
     flip: average the logits with those of the mirrored view, if the model supports mirroring. box: may exceed the view;
-    None unless the model takes boxes.
+    None unless the model takes boxes. memory: for a model that remembers; None: nothing is remembered.
     """
 
     view: View
@@ -49,6 +60,7 @@ class Query(NamedTuple):
     clicks: Sequence[Click]
     flip: bool
     box: Box | None = None
+    memory: Memory | None = None
 
 
 @torch.inference_mode()
@@ -90,28 +102,56 @@ def infer(model: InteractiveModel, queries: Sequence[Query]) -> Tensor:
     width = previous.shape[-1]
 
     def decode(
-        features: Features, previous: Tensor, clicks: Sequence[Sequence[Click]], boxes: Sequence[Box | None]
+        features: Features,
+        previous: Tensor,
+        clicks: Sequence[Sequence[Click]],
+        boxes: Sequence[Box | None],
+        sides: Sequence[bool],
     ) -> Tensor:
         prompt = [points_tensor(*clicks, device=previous.device)]
         if any(boxes):
             prompt.append(boxes_tensor(boxes, previous.device))
+        if model.remembers:
+            return _recalled(model, features, previous, prompt[0], queries, sides)
         return model.decode(features, previous, *prompt)["logits"]
 
     straight = encode_views(model, [query.view for query in queries])
     if not (queries[0].flip and model.mirror):
-        return decode(straight, previous, clicks, boxes)
+        return decode(straight, previous, clicks, boxes, [False])
     mirror = encode_views(model, [query.view for query in queries], mirrored=True)
     mirrored = [[Click(c.row, width - c.col - 1, c.positive) for c in some] for some in clicks]
     turned = [box and box._replace(left=width - box.right - 1, right=width - box.left - 1) for box in boxes]
     if previous.is_cuda:
         both = tuple(torch.cat(pair) for pair in zip(straight, mirror, strict=True))
         twice = torch.cat([previous, previous.flip(3)])
-        logits, flipped = decode(both, twice, [*clicks, *mirrored], [*boxes, *turned]).chunk(2)
+        logits, flipped = decode(both, twice, [*clicks, *mirrored], [*boxes, *turned], [False, True]).chunk(2)
     else:
         # On a CPU two passes are as fast as one batch of two and need half the memory; the results are bit-identical.
-        logits = decode(straight, previous, clicks, boxes)
-        flipped = decode(mirror, previous.flip(3), mirrored, turned)
+        logits = decode(straight, previous, clicks, boxes, [False])
+        flipped = decode(mirror, previous.flip(3), mirrored, turned, [True])
     return 0.5 * (logits + flipped.flip(3))
+
+
+def _recalled(
+    model: InteractiveModel,
+    features: Features,
+    previous: Tensor,
+    points: Tensor,
+    queries: Sequence[Query],
+    sides: Sequence[bool],
+) -> Tensor:
+    """Logits of a model that remembers, whose memory of each query and side is read and written."""
+    slots = [(query.memory, side) for side in sides for query in queries]
+    known = [memory.before.get(side) if memory else None for memory, side in slots]
+    example = next((one for one in known if one is not None), None)
+    before = None
+    if example is not None:
+        before = torch.cat([torch.zeros_like(example) if one is None else one for one in known])
+    outputs, after = model.recall(features, previous, points, before)
+    for number, (memory, side) in enumerate(slots):
+        if memory:
+            memory.after[side] = after[number : number + 1]
+    return outputs["logits"]
 
 
 def encode_views(model: InteractiveModel, views: Sequence[View], mirrored: bool = False) -> Features:
@@ -158,13 +198,18 @@ def boxes_tensor(boxes: Sequence[Box | None], device: torch.device | str = "cpu"
 
 
 def crop_queries(
-    view: View, previous: Tensor, clicks: Sequence[Click], protocol: Protocol, box: Box | None = None
+    view: View,
+    previous: Tensor,
+    clicks: Sequence[Click],
+    protocol: Protocol,
+    box: Box | None = None,
+    memory: Memory | None = None,
 ) -> Generator[Query, Tensor, Tensor]:
     """Yield the queries for a view and its previous mask (1, 1, H, W): one, or one per tile. Returns logits
-    (1, 1, H, W). box: see :class:`Query`."""
+    (1, 1, H, W). box, memory: see :class:`Query`; tiles are not remembered."""
     tiles = protocol.tiles
     if not tiles or max(previous.shape[-2:]) <= tiles.size:
-        return (yield Query(view, previous, clicks, protocol.flip, box))
+        return (yield Query(view, previous, clicks, protocol.flip, box, memory))
     # Overlapping tiles, blended with weights that fall off linearly in the overlap. A tile gets the clicks inside it,
     # and its part of the box.
     height, width = previous.shape[-2:]

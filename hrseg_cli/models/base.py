@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,7 @@ class InteractiveModel(nn.Module):
     precisions: those it can compute in, see :meth:`for_inference`.
     has_encoder: whether the result of ``encode`` is worth caching.
     takes_boxes: whether ``decode`` uses a box around the object; otherwise a session clicks on the centre of a box.
+    remembers: whether it answers better with its memory of the previous click, see :meth:`recall`.
     enlarge: factor on a protocol's zoom-in target, for a model that downsamples its input.
     fixed_input: whether ``encode`` resizes any image to one size. Features of large images are then small enough to
         keep.
@@ -63,6 +64,7 @@ class InteractiveModel(nn.Module):
     taps: Mapping[str, int] = {}
     layer_groups: Mapping[str, tuple[str, ...]] = {}
     takes_boxes: bool = False
+    remembers: bool = False
     enlarge: int = 1
     fixed_input: bool = False
     exportable: bool = True
@@ -72,6 +74,11 @@ class InteractiveModel(nn.Module):
         ("backbone") and layers that are not trained ("fixed"). Every parameter is in exactly one group; groups may be
         missing."""
         return {"new": list(self.parameters())}
+
+    def distances(self) -> dict[nn.Parameter, int]:
+        """Of the parameters of consecutive pretrained layers, the number of such layers from here to the new ones, 1
+        for the last, for layer-wise decay of the learning rate. Empty: the model has no such sequence."""
+        return {}
 
     @contextmanager
     def backbone_fixed(self) -> Iterator[None]:
@@ -132,6 +139,15 @@ class InteractiveModel(nn.Module):
         answer: dict[str, Tensor] = self(torch.cat([image, previous], 1) if self.with_prev_mask else image, points)
         return answer
 
+    def recall(
+        self, features: Features, previous: Tensor, points: Tensor, memory: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """:meth:`decode` of a model that ``remembers``: the outputs, and the memory for the next click on this image.
+
+        memory: of the previous click, batch first; zeros or None: none. The model itself keeps nothing.
+        """
+        raise TypeError(f"{type(self).__name__} does not remember")
+
     def click_maps(self, points: Tensor, height: int, width: int) -> Tensor:
         """(B, 2, height, width): positive and negative clicks as this model draws them, for adapters that need
         them."""
@@ -150,3 +166,36 @@ class InteractiveModel(nn.Module):
         if not self.has_encoder:
             raise TypeError(f"{type(self).__name__} has no forward")
         return self.decode(self.encode(image[:, :3]), image[:, 3:], points)
+
+
+class ViTModel(InteractiveModel):
+    """A click model that is a plain Vision Transformer, in the steps between which an adapter can feed back features.
+
+    width: channels of a token. depth: number of blocks. patch: side of a patch in pixels. Tokens are (B, h, w, C), C =
+    width, for a grid of patches, the first of which starts in the top left corner.
+    """
+
+    has_encoder = True
+    width: int
+    depth: int
+    patch: int
+
+    def embed(self, features: Features, previous: Tensor, points: Tensor) -> Tensor:
+        """(B, h, w, C): tokens of the encoded image and the prompt, before the first block. Arguments as for
+        :meth:`decode`."""
+        raise NotImplementedError
+
+    def attend(self, tokens: Tensor, feedback: Sequence[Tensor] | None = None) -> Tensor:
+        """(B, h, w, C): tokens after the last block. feedback: for each block, (B, h, w, C), which its values, not its
+        queries and keys, are also computed from, without the bias; zeros change nothing."""
+        raise NotImplementedError
+
+    def answer(self, tokens: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """The outputs for an image of this size, see :meth:`decode`, from the tokens after the last block."""
+        raise NotImplementedError
+
+    def decode(
+        self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        tokens = self.attend(self.embed(features, previous, points))
+        return self.answer(tokens, previous.shape[-2], previous.shape[-1])

@@ -311,6 +311,7 @@ class Optim(Settings):
 
     backbone_later: with ``clicks.trained=every``, fraction of the steps after a batch's first that train the backbone
         too. The other steps train only the other layers, which is faster.
+    layer_decay: learning rate factor per pretrained layer, from the last (once) to the first, of transformers.
     freeze_norms: BatchNorm normalises with its running statistics and does not update them, as small batches need.
     schedule: ``steps`` multiplies by ``gamma`` at the epochs in ``milestones``; ``cosine`` decays to ``floor`` * lr,
         after a constant first part of the training of ``level``.
@@ -325,6 +326,7 @@ class Optim(Settings):
     backbone: float = Field(0.1, ge=0)
     heads: float = Field(0.1, ge=0)
     backbone_later: Share = 1.0
+    layer_decay: float = Field(1.0, gt=0, le=1)
     freeze_norms: bool = False
     schedule: Literal["constant", "steps", "cosine"] = "steps"
     milestones: list[Annotated[int, Field(ge=0, le=10**9)]] = [200, 220]

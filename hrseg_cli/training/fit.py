@@ -245,6 +245,8 @@ def check_recipe(model: Network, recipe: Recipe) -> None:
     catalog.resolve("metric", recipe.validation.metric)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise HrsegError(f"model: '{model.name}' has no trainable weights; choose another model")
+    if recipe.optim.layer_decay < 1 and not (isinstance(model, InteractiveModel) and model.distances()):
+        raise HrsegError(f"optim.layer_decay: '{model.name}' has no sequence of pretrained layers; set it to 1")
     sample = torch.zeros(1, 1, 4, 4)
     for term in recipe.losses:
         loss = catalog.resolve("loss", term.name)

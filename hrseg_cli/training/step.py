@@ -49,6 +49,7 @@ class Interaction:
     that the network sees next. seen: the mask that it has predicted from these, and that the next click corrects; None
     before the prediction. rounds: corrective rounds so far.
     features: of the image, if they stay the same for the whole batch; else None.
+    memory: of the last prediction, by a model that remembers.
     """
 
     batch: Batch
@@ -58,6 +59,7 @@ class Interaction:
     seen: Tensor | None = None
     rounds: int = 0
     features: Features | None = None
+    memory: Tensor | None = None
 
 
 class Training(pl.LightningModule, ABC):
@@ -170,6 +172,11 @@ class ClickTraining(Training):
             current.features = features  # nothing that is trained precedes them
         if not whole:
             features = tuple(one.detach() for one in features)
+        if model.remembers:
+            recalled: dict[str, Tensor]
+            recalled, memory = model.recall(features, current.previous, current.points, current.memory)
+            current.memory = memory.detach()
+            return recalled
         boxes = (current.batch["box"],) if "box" in current.batch else ()
         with nullcontext() if whole else model.backbone_fixed():
             decoded: dict[str, Tensor] = model.decode(features, current.previous, current.points, *boxes)
@@ -250,19 +257,24 @@ def train_mode(model: InteractiveModel, batch: int, freeze_norms: bool = False) 
 
 
 def make_optimizer(model: Network, optim: Optim) -> torch.optim.Optimizer:
-    """An optimizer over the model's parameter groups: new layers at ``optim.lr``, the others scaled by their factor.
+    """An optimizer over the model's parameter groups: new layers at ``optim.lr``, the others scaled by their factor,
+    and pretrained layers also by ``optim.layer_decay`` to the power of their distance from the new ones.
 
     Raises HrsegError if the groups do not have every parameter exactly once.
     """
     factors = {"new": 1.0, "heads": optim.heads, "backbone": optim.backbone, "fixed": 0.0}
     found = model.parameter_groups()
     _check_groups(model, found, factors)
+    distances = model.distances() if optim.layer_decay < 1 and isinstance(model, InteractiveModel) else {}
+    by_rate: dict[tuple[str, int], list[nn.Parameter]] = {}
+    for name, parameters in found.items():
+        for parameter in parameters:
+            if name != "fixed" and parameter.requires_grad:
+                by_rate.setdefault((name, distances.get(parameter, 0)), []).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.requires_grad], "lr": optim.lr * factors[name]}
-        for name, parameters in found.items()
-        if name != "fixed"
+        {"params": parameters, "lr": optim.lr * factors[name] * optim.layer_decay**distance}
+        for (name, distance), parameters in by_rate.items()
     ]
-    groups = [group for group in groups if group["params"]]
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.betas[0], weight_decay=optim.weight_decay)
     kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 
 from hrseg_cli.adapters import adapter_state, load_adapter_state
 from hrseg_cli.adapters.controls import StillBatchNorm
-from hrseg_cli.adapters.lora import LoRA, LoRAConv2d, LoRALinear, attach_lora, merge, unmerge
+from hrseg_cli.adapters.lora import LoRA, LoRAConv2d, LoRAJoint, LoRALinear, attach_lora, merge, unmerge
+from hrseg_cli.checkpoints.adapters import attached, read_adapter, save_adapter
+from hrseg_cli.checkpoints.provenance import weights_hash
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.hrnet import h18
 from hrseg_cli.models.hrnet.network import ClickHRNet
+from hrseg_cli.models.simpleclick.network import SimpleClick
 
 RECORDED = np.load(GOLDEN / "lora.npz")
 COUNTS = json.loads((GOLDEN / "adapters.json").read_text())["lora"]
@@ -311,3 +315,67 @@ def test_a_convolution_that_computes_in_its_own_way_keeps_it() -> None:
     merge(model)
     assert [type(module) for module in model] == [Scaled, Own]
     torch.testing.assert_close(model(x), answer)
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+VIT: dict[str, Any] = {"width": 16, "depth": 4, "heads": 2, "size": [64, 64], "levels": [4, 8, 8, 8], "channels": 8}
+
+
+def vit() -> SimpleClick:
+    torch.manual_seed(0)
+    return SimpleClick(**VIT).eval()
+
+
+@pytest.mark.parametrize(
+    ("layers", "count"),
+    [
+        (["q"], 2 * 32),
+        (["q", "v"], 2 * 64),
+        (["qkv"], 2 * 96),
+        (["projection"], 2 * 32),
+        (["mlp"], 2 * 2 * 80),
+        (["q", "k", "v", "projection", "mlp"], 2 * (96 + 32 + 160)),
+    ],
+)
+def test_attention_is_adapted_by_group(layers: list[str], count: int) -> None:
+    """Queries, keys and values are one layer in the files and three here: r (in + out) parameters each, in 4 blocks."""
+    model = vit()
+    before = ask(model)
+    attach_lora(model, rank=2, layers=layers)
+    torch.testing.assert_close(ask(model), before, atol=1e-6, rtol=0)
+    assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == 4 * count
+
+
+def test_an_update_of_queries_leaves_keys_and_values() -> None:
+    model = vit()
+    attach_lora(model, rank=2, layers=["q", "v"])
+    joint = model.backbone.blocks[1].attn.qkv  # type: ignore[union-attr]
+    assert isinstance(joint, LoRAJoint)
+    with torch.no_grad():
+        joint.lora_B.normal_()
+    found = joint.change().detach()
+    queries, keys, values = (
+        joint.lora_B[:16] @ joint.lora_A[:2],
+        torch.zeros(16, 16),
+        joint.lora_B[16:] @ joint.lora_A[2:],
+    )
+    torch.testing.assert_close(found, torch.cat([queries, keys, values]).detach())
+
+
+def test_attention_trained_merged_and_kept(two_steps: Any, tmp_path: Path) -> None:
+    """Frozen weights stay bit-identical; the merged model answers alike; the file makes the same model of the base."""
+    base = vit()
+    layers = ["q", "v", "projection", "mlp"]
+    model = attach_lora(copy.deepcopy(base), rank=2, layers=layers)
+    before, after = two_steps(model)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == set(adapter_state(model))
+    save_adapter(model, tmp_path / "a.safetensors", "lora", {"rank": 2, "layers": layers}, weights_hash(base), {})  # type: ignore[arg-type]
+    read = read_adapter(tmp_path / "a.safetensors")
+    assert read is not None
+    loaded, _ = attached((copy.deepcopy(base), {}), read)
+    answer = ask(model)
+    assert torch.equal(ask(loaded), answer)
+    merge(model)
+    torch.testing.assert_close(ask(model), answer, atol=1e-5, rtol=0)
+    assert [type(module) for module in model.modules()] == [type(module) for module in base.modules()]

@@ -10,7 +10,10 @@ from small_zoo import SMALL_ZOO
 from hrseg_cli import catalog
 
 # Other sizes of a network that another line has: the same layers, in more time.
-OTHER_SIZES = ["h18", "h32", "h18_baseline", "hrnet_ocr", "clicknet_s", "clicknet"]
+OTHER_SIZES = [
+    *("h18", "h32", "h18_baseline", "hrnet_ocr", "clicknet_s", "clicknet"),
+    *("simpleclick_b", "simpleclick_l", "simpleclick_h", "simpleclick"),
+]
 ZOO = [name for name in SMALL_ZOO if name != "deeplab_v3plus"]  # which has all that any of them has
 SLOW = ["h18s", *OTHER_SIZES, *ZOO]  # h18s is what most other tests use
 

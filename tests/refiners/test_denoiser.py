@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from reference import drawn_weights
 from torch.utils.flop_counter import FlopCounterMode
 
 from hrseg_cli.refiners.segrefiner.unet import Denoiser, full, small
@@ -23,18 +22,6 @@ KEYS = json.loads(gzip.decompress((GOLDEN / "segrefiner_keys.json.gz").read_byte
 def recorded() -> Denoiser:
     """The small network whose answer is recorded: sine embedding, scale and shift."""
     return Denoiser(32, (1, 2, 2), blocks=1, attention_strides=(4,), heads=2, steps=None, scale_shift=True)
-
-
-def weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As the answers were recorded with."""
-    return {key: torch.from_numpy(_drawn(key, tuple(value.shape))) for key, value in state.items()}
-
-
-def _drawn(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    noise = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
-    deviation = np.sqrt(2 / np.prod(shape[1:])) * 0.5 if len(shape) > 1 else 0.1
-    mean = len(shape) == 1 and key.endswith("weight")
-    return np.asarray(mean + deviation * noise, np.float32)
 
 
 @pytest.mark.parametrize(("network", "keys"), [(full, KEYS["full"]), (recorded, KEYS["recorded"])])
@@ -59,7 +46,7 @@ def test_a_state_with_the_public_names_loads_strictly() -> None:
 @torch.no_grad()
 def test_recorded_answer() -> None:
     network = recorded()
-    network.load_state_dict(weights(network.state_dict()))
+    network.load_state_dict(drawn_weights(network.state_dict()))
     with np.load(GOLDEN / "segrefiner_unet_small.npz") as file:
         answer = network(torch.from_numpy(file["x"]), torch.from_numpy(file["t"]))
         np.testing.assert_allclose(answer, file["y"], atol=2e-5)
@@ -70,7 +57,7 @@ def test_recorded_answer() -> None:
 def test_recorded_answers_of_the_published_size() -> None:
     with torch.device("meta"):
         network = full()
-    network.load_state_dict(weights(network.state_dict()), assign=True)
+    network.load_state_dict(drawn_weights(network.state_dict()), assign=True)
     with np.load(GOLDEN / "segrefiner_unet.npz") as file:
         answer = network(torch.from_numpy(file["x"]), torch.from_numpy(file["t"]))
         np.testing.assert_allclose(answer, file["y"], atol=2e-5)

@@ -15,7 +15,7 @@ HRNET_CLASS = "isegm.model.is_hrnet_model.HRNetModel"
 # Other families that use this format. hrseg does not read them, but can name them in its error message.
 OTHER_CLASSES = {
     "is_deeplab_model": "a DeepLabV3+ click model",
-    "is_plainvit_model": "a SimpleClick (plain ViT) model",
+    "is_plainvit_model": "a variant of SimpleClick",
     "is_segformer_model": "a FocalClick SegFormer model",
     "is_strong_baseline": "a FocalClick model",
     "is_cdnet_model": "a CDNet model",

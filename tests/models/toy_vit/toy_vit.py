@@ -6,19 +6,20 @@ is, and added to it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.base import Features, ViTModel
 from hrseg_cli.models.parts.click_maps import disk_maps
 
 GRID = 4  # patches a side that the positions are learned for; other sizes get them resized
 
 
-class ToyViT(InteractiveModel):
+class ToyViT(ViTModel):
     """patch: pixels a side. width: of a token. depth: blocks. heads: of the attention."""
 
     name = "toy_vit"
@@ -34,7 +35,7 @@ class ToyViT(InteractiveModel):
     def __init__(self, patch: int = 8, width: int = 16, depth: int = 2, heads: int = 2) -> None:
         super().__init__()
         self.config: dict[str, Any] = {"patch": patch, "width": width, "depth": depth, "heads": heads}
-        self.patch = patch
+        self.patch, self.width, self.depth = patch, width, depth
         self.patches = nn.Conv2d(3, width, patch, stride=patch)
         self.clicks = nn.Conv2d(3, width, patch, stride=patch)
         self.position = nn.Parameter(0.02 * torch.randn(1, width, GRID, GRID))
@@ -52,16 +53,25 @@ class ToyViT(InteractiveModel):
             )
         return groups
 
-    def forward(self, image: Tensor, points: Tensor) -> dict[str, Tensor]:
-        height, width = image.shape[-2:]
-        prompt = torch.cat([disk_maps(points, height, width, 5), image[:, 3:]], 1)
-        x = self.patches(self.padded(image[:, :3])) + self.clicks(self.padded(prompt))
-        rows, cols = x.shape[-2:]
-        x = x + F.interpolate(self.position, size=(rows, cols), mode="bilinear", align_corners=False)
-        tokens = self.norm(self.blocks(x.flatten(2).transpose(1, 2)))
-        maps = tokens.transpose(1, 2).unflatten(2, (rows, cols))
-        logits = self.classify(F.gelu(self.grow(maps)))
-        size = (rows * self.patch, cols * self.patch)
+    def encode(self, image: Tensor) -> Features:
+        x = self.patches(self.padded(image))
+        return (x + F.interpolate(self.position, size=x.shape[-2:], mode="bilinear", align_corners=False),)
+
+    def embed(self, features: Features, previous: Tensor, points: Tensor) -> Tensor:
+        height, width = previous.shape[-2:]
+        prompt = torch.cat([disk_maps(points, height, width, 5), previous], 1)
+        tokens: Tensor = (features[0] + self.clicks(self.padded(prompt))).permute(0, 2, 3, 1)
+        return tokens
+
+    def attend(self, tokens: Tensor, feedback: Sequence[Tensor] | None = None) -> Tensor:
+        x = tokens.flatten(1, 2)
+        for number, block in enumerate(self.blocks):
+            x = block(x, None if feedback is None else feedback[number].flatten(1, 2))
+        return x.view_as(tokens)
+
+    def answer(self, tokens: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        logits = self.classify(F.gelu(self.grow(self.norm(tokens).permute(0, 3, 1, 2))))
+        size = (tokens.shape[1] * self.patch, tokens.shape[2] * self.patch)
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         return {"logits": logits[..., :height, :width]}
 
@@ -80,10 +90,9 @@ class Block(nn.Module):
         self.out = nn.Linear(width, width)
         self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, feedback: Tensor | None) -> Tensor:
         y = self.before(x)
-        parts = (
-            layer(y).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
+        value = self.value(y) if feedback is None else self.value(y) + F.linear(feedback, self.value.weight)
+        parts = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.query(y), self.key(y), value))
         x = x + self.out(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
         return x + self.narrow(F.gelu(self.widen(self.between(x))))
