@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from hrseg_cli.data.pixels import SUFFIXES
+from hrseg_cli.data.pixels import HEIF, SUFFIXES
 from hrseg_cli.errors import HrsegError
 
-OTHERS = (".heic", ".heif", ".jxl", ".psd", ".svg", ".exr", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf")
+OTHERS = (*HEIF, ".jxl", ".psd", ".svg", ".exr", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf")
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +51,14 @@ def _named(word: str, paths: Iterable[Path]) -> list[Path]:
 
 def warn_of_others(word: str, paths: Iterable[Path]) -> None:
     """Warn about pictures that cannot be read."""
-    if others := sorted(path.name for path in paths if path.suffix.lower() in OTHERS and not path.name.startswith(".")):
+    unread = set(OTHERS).difference(SUFFIXES)
+    if others := sorted(path.name for path in paths if path.suffix.lower() in unread and not path.name.startswith(".")):
         log.warning(
-            "%s: skipped %d pictures in formats that hrseg cannot read, such as %s; convert them to JPEG or PNG",
+            "%s: skipped %d pictures in formats that hrseg cannot read, such as %s; %s",
             word,
             len(others),
             others[0],
+            "run pip install 'hrseg[heif]'" if others[0].lower().endswith(HEIF) else "convert them to JPEG or PNG",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 import struct
@@ -9,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +23,14 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.limits import DENSITY, IMAGE_BYTES, LIGHT_PIXELS, OBJECTS, PIXELS, PNG_TEXT
 from hrseg_cli.parsing import read_bytes
 
+PLUGIN, HEIF = "pillow_heif", (".heic", ".heif")  # what iPhones write; needs hrseg[heif]
 SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm"),
     *(".tif", ".tiff", ".webp"),
+    *(HEIF if find_spec(PLUGIN) else ()),
 )
 # Pillow knows more formats, and starts Ghostscript for one of them, whatever the file is called.
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 PNG_START = b"\x89PNG\r\n\x1a\n"
 DIM = 1 << 14  # 16-bit images that stay below this have fewer significant bits, or are nearly black
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> operation
@@ -241,7 +245,7 @@ def _decode(path: Path, data: bytes | None = None, at_most: int = PIXELS) -> _Fo
         empty = path.is_file() and path.stat().st_size == 0
         reason = "an empty file" if empty else getattr(error, "strerror", None) or str(error).split("\n")[0]
         if isinstance(error, UnidentifiedImageError) and not empty:
-            reason = f"not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+            reason = f"not {', '.join(_formats()[:-1])} or {_formats()[-1]}"
         reason = reason.replace(repr(str(path)), "it").replace(str(path), "it")
         raise HrsegError(f"{path}: cannot be read as an image ({reason}); replace the file") from None
 
@@ -319,8 +323,10 @@ def _opened(path: Path, data: bytes | None) -> ImageFile.ImageFile:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of :data:`FORMATS` that this Pillow can read."""
+    """Those of :data:`FORMATS` that this Pillow can read, with its plugin for HEIC if that is installed."""
     Image.init()
+    if find_spec(PLUGIN):
+        importlib.import_module(PLUGIN).register_heif_opener(thumbnails=False)
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
@@ -328,7 +334,7 @@ def _pages(picture: Image.Image) -> int:
     """Number of pictures in the file. Thumbnails and transparency masks in a TIFF do not count, nor do the extra frames
     that phones add to a JPEG."""
     frames = getattr(picture, "n_frames", 1)
-    if frames == 1 or picture.format == "MPO":
+    if frames == 1 or picture.format in ("MPO", "HEIF"):  # the first is the photograph
         return 1
     if picture.format != "TIFF":
         return int(frames)
@@ -354,7 +360,7 @@ def _is_lossy(picture: ImageFile.ImageFile) -> bool:
     """Whether saving may have changed the values of a mask. Call before decoding."""
     if picture.format == "WEBP":
         return not _has_chunk(picture, b"VP8L")
-    return picture.format in ("JPEG", "MPO", "JPEG2000") or picture.info.get("compression") in (
+    return picture.format in ("JPEG", "MPO", "JPEG2000", "HEIF") or picture.info.get("compression") in (
         "jpeg",
         "tiff_jpeg",
         "webp",

@@ -186,7 +186,7 @@ def test_images_in_sub_folders_are_annotated_where_they_are(tmp_path: Path, capl
     place = folder_of(tmp_path / "shop", "a.png", flat=True)
     folder_of(place / "day 1", "a.png", "b.png", flat=True)
     folder_of(place / "day 1" / ".thumbs", "t.png", flat=True)
-    (place / "day 1" / "c.heic").write_bytes(b"x")
+    (place / "day 1" / "c.jxl").write_bytes(b"x")
     desk = desk_of(place)
     assert "skipped 1 pictures" in caplog.text
     assert [one["name"] for one in desk.overview()["images"]] == ["a.png", "day 1/a.png", "day 1/b.png"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hrseg_cli.data import photos
 from hrseg_cli.data.photos import find_images
 
 
@@ -22,9 +23,21 @@ def test_a_link_back_does_not_repeat_the_images(tmp_path: Path) -> None:
     assert {path.parent for path in found} == {tmp_path / "day"}
 
 
-def test_pictures_in_formats_that_cannot_be_read_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pictures_in_formats_that_cannot_be_read_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = [suffix for suffix in photos.SUFFIXES if suffix not in (".heic", ".heif")]
+    monkeypatch.setattr(photos, "SUFFIXES", without)  # as without the extra
     for name in ("a.jpg", "b.AVIF", "IMG_1.HEIC", "IMG_2.heic", ".c.heic", "notes.txt"):
         (tmp_path / name).touch()
     with caplog.at_level(logging.WARNING):
         assert [path.name for path in find_images([str(tmp_path)])] == ["a.jpg", "b.AVIF"]
-    assert "skipped 2 pictures in formats that hrseg cannot read, such as IMG_1.HEIC" in caplog.text
+    assert (
+        "skipped 2 pictures in formats that hrseg cannot read, such as IMG_1.HEIC; run pip install 'hrseg[heif]'"
+        in caplog.text
+    )
+    for number in (1, 2):
+        next(tmp_path.glob(f"IMG_{number}.*")).rename(tmp_path / f"IMG_{number}.cr2")
+    caplog.clear()
+    assert len(find_images([str(tmp_path)])) == 2
+    assert "such as IMG_1.cr2; convert them to JPEG or PNG" in caplog.text

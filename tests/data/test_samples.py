@@ -326,18 +326,18 @@ def test_ids_that_collide_are_refused(folder: Path) -> None:
 def test_a_mask_without_image_is_an_error_that_counts_ignored_files(folder: Path) -> None:
     put_pair(folder, "x")
     put(folder / "masks/y.png", disc())
-    (folder / "images/y.heic").write_bytes(b"a format nobody reads")
-    with pytest.raises(HrsegError, match=r"y\.png.*ignored files that are not images: y\.heic"):
+    (folder / "images/y.jxl").write_bytes(b"a format nobody reads")
+    with pytest.raises(HrsegError, match=r"y\.png.*ignored files that are not images: y\.jxl"):
         open_dataset(str(folder))
 
 
 def test_files_that_are_no_images_are_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is dropped without a word; hidden files and folders do not exist."""
     put_pair(folder, "x")
-    for name in ("images/y.heic", "masks/y.heic", "images/.DS_Store"):
+    for name in ("images/y.jxl", "masks/y.jxl", "images/.DS_Store"):
         (folder / name).write_bytes(b"a format nobody reads")
     assert len(open_dataset(str(folder))) == 1
-    assert "skipped 2 files that are not images: y.heic, y.heic" in caplog.text
+    assert "skipped 2 files that are not images: y.jxl, y.jxl" in caplog.text
 
 
 def test_masks_of_several_objects_that_hold_none_are_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
