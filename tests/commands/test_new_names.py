@@ -40,12 +40,18 @@ class Dice:
         return float(2 * (mask & self.truth).sum() / (mask.sum() + self.truth.sum())) - self.width / 1000
 '''
 START = """
-import sys
+import contextlib, io, json, sys
 from hrseg_cli import catalog
 catalog.LAYOUTS["shots"] = "toys:list_shots"
 catalog.METRICS["dice"] = "toys:Dice"
 from hrseg_cli.cli import main
-main()
+printed = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["hrseg", *words]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main()
+    printed.append(out.getvalue())
+print(json.dumps(printed))
 """
 
 
@@ -67,22 +73,29 @@ def desk(tmp_path: Path) -> Path:
 
 
 def test_a_line_in_the_catalog_and_an_object_are_enough(desk: Path) -> None:
-    def hrseg(*words: str) -> str:
-        command = [sys.executable, "start.py", *words]
+    def hrseg(*commands: list[str]) -> list[str]:
+        """What each of them prints; they share a process."""
+        command = [sys.executable, "start.py", json.dumps(commands)]
         done = subprocess.run(command, cwd=desk, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        printed: list[str] = json.loads(done.stdout)
+        return printed
 
-    assert "iou, biou, mba, dice" in " ".join(hrseg("evaluate", "--help").split())
-    assert "Dice coefficient of the object" in hrseg("list", "metrics")
-    assert "A folder per shot with photo.png and alpha.png" in hrseg("list", "layouts")
-
-    common = ["--model", "grabcut", "--max-clicks", "2", "--workers", "1"]
-    rows = hrseg("evaluate", *common, "-d", "mine", "--metric", "dice", "--until", "dice=2", "--out", "all")
-    assert [json.loads(row)["metric"] for row in rows.splitlines()] == ["dice"]
+    evaluate = ["evaluate", "--model", "grabcut", "--max-clicks", "2", "--workers", "1"]
     one = ["-d", "shots=mine:only=shot1", "--metric", "dice", "--metric", "iou", "--band", "5px"]
-    rows = hrseg("evaluate", *common, *one, "--until", "2", "--out", "one")
-    assert [json.loads(row)["n"] for row in rows.splitlines()] == [1, 1]
+    usage, metrics, layouts, of_all, of_one, text = hrseg(
+        ["evaluate", "--help"],
+        ["list", "metrics"],
+        ["list", "layouts"],
+        [*evaluate, "-d", "mine", "--metric", "dice", "--until", "dice=2", "--out", "all"],
+        [*evaluate, *one, "--until", "2", "--out", "one"],
+        ["report", "all", "--measure", "mean@2", "--plot", "curves.png"],
+    )
+    assert "iou, biou, mba, dice" in " ".join(usage.split())
+    assert "Dice coefficient of the object" in metrics
+    assert "A folder per shot with photo.png and alpha.png" in layouts
+    assert [json.loads(row)["metric"] for row in of_all.splitlines()] == ["dice"]
+    assert [json.loads(row)["n"] for row in of_one.splitlines()] == [1, 1]
 
     traces = [json.loads(line) for line in (desk / "all" / "traces.jsonl").read_text().splitlines()]
     assert [trace["id"] for trace in traces] == ["shot0", "shot1"]
@@ -91,7 +104,6 @@ def test_a_line_in_the_catalog_and_an_object_are_enough(desk: Path) -> None:
     (banded,) = [json.loads(line) for line in (desk / "one" / "traces.jsonl").read_text().splitlines()]
     assert banded["dice"] == pytest.approx([2 * value / (1 + value) - 0.005 for value in banded["iou"]])
 
-    text = hrseg("report", "all", "--measure", "mean@2", "--plot", "curves.png")
     assert "Dice (toy) mean@2 (%)" in text
     assert (desk / "curves.png").stat().st_size > 1000
     (desk / "plan.yaml").write_text(
@@ -99,7 +111,7 @@ def test_a_line_in_the_catalog_and_an_object_are_enough(desk: Path) -> None:
     )
     (desk / "runs" / "a" / "0").mkdir(parents=True)
     (desk / "all").rename(desk / "runs" / "a" / "0" / "mine")
-    assert "mine Dice (toy)" in hrseg("report", "--tables", "plan.yaml", "runs")
+    assert "mine Dice (toy)" in hrseg(["report", "--tables", "plan.yaml", "runs"])[0]
 
 
 def test_a_folder_that_does_not_fit_a_typed_layout_is_refused(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
