@@ -68,11 +68,6 @@ def available(device: str) -> str:
     return device
 
 
-def cache_folder() -> Path:
-    """Folder of results cached per machine: ``$XDG_CACHE_HOME/hrseg``, or ``~/.cache/hrseg``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hrseg"
-
-
 def _processor() -> str:
     """The processor's model name, or what the ``platform`` module reports."""
     with suppress(OSError):
