@@ -15,6 +15,7 @@ import cv2
 import torch
 import torch.nn.functional as F
 
+from hrseg_cli.data.paths import cache_folder
 from hrseg_cli.errors import HrsegError, nearest
 from hrseg_cli.parsing import read_json
 from hrseg_cli.writing import write_atomically

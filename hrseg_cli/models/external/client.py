@@ -8,7 +8,6 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -81,8 +80,8 @@ class Client:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=SECONDS)
         try:
             connection.request(method, self.path, body, headers)
-            response = connection.getresponse()
-            answer = response.read(most + 1)
+            with connection.getresponse() as response:
+                answer = response.read(most + 1)
         except (OSError, http.client.HTTPException) as error:
             raise HrsegError(f"`model` {self.url}: no answer ({reason(error)}); start the server first") from None
         finally:
