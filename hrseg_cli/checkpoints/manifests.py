@@ -102,7 +102,7 @@ def _read(path: Path) -> ModelManifest:
 def place_of(manifest: ModelManifest) -> Path | None:
     """Where its file is kept; None for a model of the hub, which has a cache of its own."""
     entry = _entry(manifest)
-    return entry and archive_path(entry, _root())
+    return archive_path(entry, _root()) if entry else None
 
 
 def fetched(
