@@ -60,6 +60,8 @@ MODELS = {
 
 PREFIXES = {  # prefix of a model's name -> what opens the rest of it, as in sam:FOLDER
     "sam": "hrseg_cli.models.sam:open_sam",
+    "python": "hrseg_cli.models.external:open_python",
+    "http": "hrseg_cli.models.external:open_http",
 }
 
 BACKBONES = {

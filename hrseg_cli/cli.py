@@ -22,6 +22,7 @@ from hrseg_cli.commands.names import list_names
 from hrseg_cli.commands.options import note
 from hrseg_cli.commands.predict import predict
 from hrseg_cli.commands.prepare_data import prepare_data
+from hrseg_cli.commands.prepare_model import prepare_model
 from hrseg_cli.commands.refine import refine
 from hrseg_cli.commands.report import report
 from hrseg_cli.commands.simulate_clicks import simulate_clicks
@@ -74,6 +75,7 @@ _command("Train", "adapt", adapt, "Train a small adapter on your images.")
 _command("Train", "merge", merge, "Fold an adapter into its model.")
 _command("Data and models", "list", list_names, "List models, datasets, protocols, recipes and more.")
 _command("Data and models", "prepare-data", prepare_data, "Download, check, index or draw datasets.")
+_command("Data and models", "prepare-model", prepare_model, "Download public weights.")
 _command("Data and models", "export", export, "Export a model to ONNX.")
 
 

@@ -64,7 +64,7 @@ def test_version_is_the_same_in_package_and_project() -> None:
 # What travels
 
 
-@pytest.mark.parametrize("name", ["recipes", "data_manifests"])
+@pytest.mark.parametrize("name", ["recipes", "data_manifests", "model_manifests"])
 def test_data_travels_in_the_wheel_to_where_it_is_looked_for(name: str) -> None:
     """A folder without files is no part of a git clone, and then not even the installation works."""
     carried = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]

@@ -185,13 +185,15 @@ def prepare(
     instances: bool = False,
     root: Path | None = None,
     keep_masks: bool = False,
+    submission: bool = False,
     seed: int = 0,
     device: str | None = None,
     skip_broken: bool = False,
 ) -> Prepared:
     """Check the model and open the datasets. The arguments are those of :func:`evaluate`.
 
-    targets: metric -> target score. changes: to the protocol and to the datasets' own ones. device: the device to
+    targets: metric -> target score. submission: keep the masks after all clicks, and hashes of the images, for
+    ``report --verify``. changes: to the protocol and to the datasets' own ones. device: the device to
     record, if it differs from that of ``chosen``. Raises HrsegError or UnknownName.
     """
     main = load_protocol(protocol or "ritm", changes)
@@ -204,13 +206,15 @@ def prepare(
     main, own = own_protocols(protocol, main, names, changes)
     for one in (main, *own.values()):
         prepare_refiner(one, chosen.device)
+    most = max_clicks or main.max_clicks
     plan = Plan(
         protocol=main,
         protocols=own,
         until=targets,
-        max_clicks=max_clicks or main.max_clicks,
+        max_clicks=most,
         band=band or {"ratio": 0.02},
-        keep_masks=KEPT_CLICKS if keep_masks else (),
+        keep_masks=tuple(range(1, most + 1)) if submission else KEPT_CLICKS if keep_masks else (),
+        hashes=submission,
     )
     keys = "\n".join(f"{ref.dataset}/{ref.id}" for ref in opened.refs)
     settings = {
@@ -229,7 +233,8 @@ def prepare(
         "flipped": main.flip and mirror,
         "hrseg": __version__,
         "instances": instances,
-        "keep_masks": keep_masks,
+        "keep_masks": keep_masks or submission,
+        **({"submission": True} if submission else {}),
         "device": device or chosen.device,
         "seed": seed,
     }

@@ -8,6 +8,7 @@ from typing import Any
 from hrseg_cli import catalog
 from hrseg_cli.checkpoints.adapters import AdapterFile, attached, read_adapter
 from hrseg_cli.checkpoints.formats import read_checkpoint, sniff
+from hrseg_cli.checkpoints.manifests import load_model_manifest, model_manifest_names, on_first_use
 from hrseg_cli.checkpoints.provenance import weights_hash
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.models.base import InteractiveModel
@@ -19,8 +20,9 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # shipped with hrs
 def load_model(spec: str, device: str = "cpu") -> tuple[InteractiveModel, dict[str, Any]]:
     """A model in eval mode, without gradients, and its provenance (name, options, file, sha256).
 
-    spec: the path of a checkpoint; the name of a model that ships with weights or needs none; ``BASE+ADAPTER`` for a
-        model with an adapter file; an adapter file alone if its base ships with hrseg; or a prefix of
+    spec: the path of a checkpoint; the name of a model that ships with weights or needs none; the name of public
+        weights ('hrseg list weights'), which are downloaded on first use; ``BASE+ADAPTER`` for a model with an adapter
+        file; an adapter file alone if its base ships with hrseg; or a prefix of
         :data:`catalog.PREFIXES` with a place, such as ``sam:FOLDER``.
     Raises HrsegError or UnknownName.
     """
@@ -57,6 +59,13 @@ def _load_any(spec: str) -> tuple[InteractiveModel, dict[str, Any]]:
         if (model := _weightless(spec)) is None:
             raise HrsegError(f"`model` {spec}: hrseg ships no weights for it; give the path of a checkpoint")
         return model, {"name": model.name, "options": model.config}
+    if spec in model_manifest_names():
+        manifest = load_model_manifest(spec)
+        if manifest.hub:
+            model, found = catalog.resolve("prefix", "sam")(manifest.hub)
+            return model, {**found, "weights": spec}
+        model, found = read_checkpoint(on_first_use(spec))
+        return model, {**found, "weights": spec}
     if path.is_dir():
         fix = "give the checkpoint file in it"
         if (path / "config.json").is_file():
@@ -64,7 +73,8 @@ def _load_any(spec: str) -> tuple[InteractiveModel, dict[str, Any]]:
         raise HrsegError(f"`model` {spec}: a folder; {fix}")
     if path.suffix or "/" in spec:
         raise HrsegError(f"`model` {spec}: no such file; give the path of a checkpoint, or 'grabcut'")
-    raise UnknownName("model", spec, catalog.MODELS, "The path of a checkpoint works too.")
+    known = [*catalog.MODELS, *model_manifest_names()]
+    raise UnknownName("model", spec, known, "The path of a checkpoint works too.")
 
 
 def _weightless(name: str) -> InteractiveModel | None:

@@ -8,7 +8,8 @@ depth of every pixel although only the deepest is needed. Here cheap bounds firs
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -20,6 +21,33 @@ from hrseg_cli.interaction import Click
 BLOCK = 8  # pixels: one 64-bit word, so that a row of a block is compared in one operation
 FULL_ROW = np.uint64(0x0101010101010101)
 SLACK = (BLOCK - 1) * 2**0.5  # maximum error of a distance from a pixel's position in its block
+
+
+def drawn_click(truth: np.ndarray, prediction: np.ndarray, used: Sequence[Click], group: int, key: str) -> Click | None:
+    """A click off the centre: drawn from the connected error around the pixel that :func:`next_click` would click on,
+    each pixel with a probability proportional to its depth. Other arguments as for :func:`next_click`.
+
+    group, key: the seed, together with the number of clicks so far; key: of the object.
+    """
+    centre = next_click(truth, prediction, used)
+    if centre is None:
+        return None
+    wrong = truth > prediction.view(np.int8) if centre.positive else (truth == 0) & prediction
+    _, parts = cv2.connectedComponents(wrong.view(np.uint8), connectivity=8)
+    part = parts == parts[int(centre.row), int(centre.col)]
+    left, top, columns, rows = cv2.boundingRect(part.view(np.uint8))
+    window = np.pad(part[top : top + rows, left : left + columns].view(np.uint8), 1)
+    depth = cv2.distanceTransform(window, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    for click in used:
+        row, col = int(click.row) - top, int(click.col) - left
+        if 0 <= row < rows and 0 <= col < columns:
+            depth[row, col] = 0
+    # Whole numbers: the last bits of OpenCV's distances depend on its version.
+    weight = np.rint(depth.astype(np.float64) * 64).astype(np.int64).cumsum()
+    seed = int.from_bytes(hashlib.sha256(f"{group}/{len(used)}/{key}".encode()).digest()[:8], "little")
+    found = int(np.searchsorted(weight, int(np.random.default_rng(seed).integers(weight[-1])), side="right"))
+    row, col = divmod(found, columns)
+    return Click(top + row, left + col, centre.positive)
 
 
 class Deepest(NamedTuple):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,6 +56,27 @@ def evaluate(
             help="Also save the masks after 1, 3, 5, 10 and the last click.",
         ),
     ] = False,
+    submission: Annotated[
+        bool,
+        typer.Option(
+            "--submission",
+            rich_help_panel=headings.OUTPUT,
+            help="Also save the masks after all clicks and hashes of the images, so that others can check the run with "
+            "'hrseg report --verify FOLDER'.",
+        ),
+    ] = False,
+    groups: Annotated[
+        int | None,
+        typer.Option(
+            "--groups",
+            metavar="N",
+            min=2,
+            max=1000,
+            rich_help_panel=headings.METRICS,
+            help="Evaluate with N groups of clicks off the centre (click_group 0 to N-1), each in a run folder of its "
+            "own, and print mean and standard deviation over the groups.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -82,42 +105,48 @@ def evaluate(
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     options.device_of(device)
     part = shards.shard_of(shard)
+    if groups and part:
+        raise typer.BadParameter("--groups and --shard cannot be combined; shard the groups one by one, with --set")
 
     from hrseg_cli.api import evaluation
     from hrseg_cli.engine.runtimes import ModelChoice
     from hrseg_cli.metrics.masks import band_of
 
-    prepared = evaluation.prepare(
-        ModelChoice(model, runtime, shards.own_device(device), precision),
-        dataset,
-        targets=targets,
-        protocol=protocol,
-        changes=changes,
-        max_clicks=max_clicks,
-        limit=limit,
-        band=band_of(band),
-        instances=instances,
-        root=root,
-        keep_masks=keep_masks,
-        seed=seed,
-        device=device,
-        skip_broken=skip_broken,
-    )
+    def prepared_with(more: list[str]) -> Prepared:
+        return evaluation.prepare(
+            ModelChoice(model, runtime, shards.own_device(device), precision),
+            dataset,
+            targets=targets,
+            protocol=protocol,
+            changes=[*changes, *more],
+            max_clicks=max_clicks,
+            limit=limit,
+            band=band_of(band),
+            instances=instances,
+            root=root,
+            keep_masks=keep_masks,
+            submission=submission,
+            seed=seed,
+            device=device,
+            skip_broken=skip_broken,
+        )
+
+    prepared = prepared_with(["click_group=0"] if groups else [])
     options.warn_incomplete(prepared.opened)
     folder = out or _default_folder(model, prepared)
+    if groups:
+        found = []
+        for number in range(groups):
+            asked = prepared_with([f"click_group={number}"]) if number else prepared
+            place = folder / f"group-{number}"
+            found.append(_run(place, asked, f"group {number + 1} of {groups}", in_flight, workers, device))
+        for record in over_groups(found):
+            typer.echo(json.dumps(record, ensure_ascii=False))
+        options.complain_of(prepared.broken)
+        return
     if part:
         folder, prepared = part.folder(folder), prepared.share(str(part), part.share(prepared.opened.refs))
-    at_once = options.in_flight_of(in_flight, device)
-    with options.progress() as bar:
-        task = bar.add_task("objects", total=len(prepared.opened.refs))
-        traces, numbers = evaluation.run_in(
-            folder,
-            prepared,
-            options.workers_of(workers, device, at_once),
-            at_once,
-            lambda done, total: bar.update(task, completed=done),
-        )
-    records = evaluation.records(prepared, traces, numbers)
+    records = _run(folder, prepared, "objects", in_flight, workers, device)
     if _on_terminal() and not as_json:
         typer.echo(written([_shown(record) for record in records]), nl=False)
         typer.echo(f"Mean clicks to 80, 85 and 90 % (NoC), share of failures (NoF). All numbers: {folder / 'noc.csv'}")
@@ -125,6 +154,45 @@ def evaluate(
         for record in records:
             typer.echo(json.dumps(record, ensure_ascii=False))
     options.complain_of(prepared.broken)
+
+
+def _run(
+    folder: Path, prepared: Prepared, what: str, in_flight: int, workers: int, device: str
+) -> list[dict[str, Any]]:
+    """Evaluate into a run folder; the records of its numbers. what: text of the progress bar."""
+    from hrseg_cli.api import evaluation
+
+    at_once = options.in_flight_of(in_flight, device)
+    with options.progress() as bar:
+        task = bar.add_task(what, total=len(prepared.opened.refs))
+        traces, numbers = evaluation.run_in(
+            folder,
+            prepared,
+            options.workers_of(workers, device, at_once),
+            at_once,
+            lambda done, total: bar.update(task, completed=done),
+        )
+    return evaluation.records(prepared, traces, numbers)
+
+
+def over_groups(runs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Mean of each number over runs that differ in their group of clicks, and its sample standard deviation under
+    "std"."""
+    found = []
+    for rows in zip(*runs, strict=True):
+        first = rows[0]
+        names = [name for name, value in first.items() if isinstance(value, float) and name != "SPC"]
+        values = {name: [row[name] for row in rows if isinstance(row.get(name), float)] for name in names}
+        whole = {name: some for name, some in values.items() if len(some) == len(rows)}  # known in every group
+        found.append(
+            {
+                **{key: first[key] for key in ("dataset", "metric", "n")},
+                "groups": len(rows),
+                **{name: round(mean(some), 4) for name, some in whole.items()},
+                "std": {name: round(stdev(some), 4) for name, some in whole.items()},
+            }
+        )
+    return found
 
 
 def _on_terminal() -> bool:

@@ -38,8 +38,8 @@ def list_names(
 ) -> None:
     """List the names that other commands accept, one line each. Without KIND: the kinds of names.
 
-    models: networks, for --model and recipes. weights: trained networks that come with hrseg, with their terms.
-    datasets: licence, source, and whether they are present below the data root.
+    models: networks, for --model and recipes. weights: trained networks that come with hrseg or are downloaded, with
+    their terms. datasets: licence, source, and whether they are present below the data root.
     """
     if kind is not None and kind not in KINDS:
         raise UnknownName("kind", kind, KINDS)
@@ -83,7 +83,8 @@ def datasets(root: Path) -> Rows:
 
 
 def weights(root: Path) -> Rows:
-    """The weights shipped with hrseg, from the header of each file and the card next to it."""
+    """The weights shipped with hrseg, from the header of each file and the card next to it, then public ones."""
+    from hrseg_cli.checkpoints.manifests import load_model_manifest, model_manifest_names, place_of
 
     rows = []
     for path in sorted(WEIGHTS.glob("*.safetensors")):
@@ -94,11 +95,27 @@ def weights(root: Path) -> Rows:
         rows.append(
             {
                 "model": path.stem,
+                "present": "included",
                 "default": "yes" if path.stem == catalog.DEFAULT_MODEL else "no",
                 "parameters": f"{sum(map(math.prod, shapes)) / 1e6:.1f} M",
                 "size": f"{path.stat().st_size / 1e6:.1f} MB",
                 "trained on": str(card.get("trained_on", "unknown")),
                 "terms": str(card.get("terms", "unknown")),
+            }
+        )
+    for name in model_manifest_names():
+        one = load_model_manifest(name)
+        place = place_of(one)
+        how = "on first use" if one.hub or (one.file and one.file.urls) else "by hand"
+        rows.append(
+            {
+                "model": name,
+                "present": "yes" if place and place.is_file() else f"no, {how}",
+                "default": "no",
+                "parameters": one.parameters,
+                "size": one.download,
+                "trained on": one.trained_on,
+                "terms": one.licence,
             }
         )
     return rows
@@ -195,7 +212,7 @@ def _sentence(text: str) -> str:
 KINDS: dict[str, tuple[str, Callable[[Path], Rows]]] = {
     "models": ("networks, for --model and for recipes", models),
     "prefixes": ("what else --model opens, as in sam:FOLDER", _table("prefix")),
-    "weights": ("trained networks that come with hrseg, and their terms", weights),
+    "weights": ("trained networks that come with hrseg or are downloaded on first use, and their terms", weights),
     "datasets": ("known datasets: licence, source, and whether they are present", datasets),
     "protocols": ("ways to turn clicks into masks, for --protocol", protocols),
     "recipes": ("settings of trainings, for --recipe", recipes),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # pydantic and rich take longer to import than the help to pr
 METRICS = ", ".join(catalog.METRICS)
 ADAPTERS = ", ".join(catalog.ADAPTERS)
 RULES = "auto, nonzero, gt128, void128, void255, grabcut"
-PROTOCOLS = "ritm, ritm-davis, fixed, plain, photo, fast, fast_focus, sam, sam_zoom"
+PROTOCOLS = "ritm, ritm-davis, fixed, plain, photo, fast, fast_focus, off_centre, sam, sam_zoom"
 
 
 def starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
@@ -34,9 +34,11 @@ def starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
 
 
 def model_names() -> list[str]:
-    """Models that need no file: those whose weights come with hrseg, and the graph cut."""
+    """Models that need no file: those whose weights come with hrseg, the graph cut, and public weights."""
+    from hrseg_cli.checkpoints.manifests import model_manifest_names
+
     weights = Path(__file__).resolve().parent.parent / "weights"
-    return [*sorted(path.stem for path in weights.glob("*.safetensors")), "grabcut"]
+    return [*sorted(path.stem for path in weights.glob("*.safetensors")), "grabcut", *model_manifest_names()]
 
 
 def dataset_names() -> list[str]:
@@ -59,9 +61,9 @@ Model = Annotated[
         metavar="MODEL",
         autocompletion=starting(model_names),
         rich_help_panel=headings.MODEL,
-        help="Network to use: a name with weights (clicknet_m, h18s, grabcut), a checkpoint (.safetensors, or RITM's "
-        ".pth), an .onnx file of 'hrseg export', BASE+ADAPTER, or a prefix with a place, such as "
-        "sam:FOLDER ('hrseg list prefixes').",
+        help="Network to use: a name with weights (clicknet_m, h18s, grabcut; 'hrseg list weights'), a checkpoint "
+        "(.safetensors, or RITM's .pth), an .onnx file of 'hrseg export', BASE+ADAPTER, or a prefix with a place, such "
+        "as sam:FOLDER ('hrseg list prefixes').",
     ),
 ]
 Datasets = Annotated[

@@ -85,6 +85,15 @@ def report(
             help="Compare the table with this file; print a diff and exit with 1 if they differ.",
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            rich_help_panel=headings.DATA,
+            help="Check runs of 'hrseg evaluate --submission' without model or dataset: scores from their masks, "
+            "clicks by repeating the annotator, numbers from the scores. Exit with 1 if anything differs.",
+        ),
+    ] = False,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -139,6 +148,11 @@ def report(
         raise typer.BadParameter("--pack goes with --tables or --paper")
     if not runs:
         raise typer.BadParameter("give run folders, or one folder with --tables PLAN")
+    if verify:
+        if metric or measure or plot or pictures or partial or out or check:
+            raise typer.BadParameter("--verify takes run folders and no other option")
+        _verify(runs)
+        return
     for option, path in (("--plot", plot), ("--pictures", pictures)):
         if path is not None:
             plots.check_suffix(path, option)
@@ -155,6 +169,20 @@ def report(
         _write("--pictures", pictures, plots.drawn(page, pictures))
 
     _deliver(write(built), check, out)
+
+
+def _verify(folders: list[str]) -> None:
+    """Print a JSON row per run; exit with 1 if one has problems."""
+    import json
+
+    from hrseg_cli.report.table import read_evaluations
+    from hrseg_cli.report.verify import verify
+
+    found = [verify(run, _complain) for run in read_evaluations(folders)]
+    for row in found:
+        typer.echo(json.dumps(row, ensure_ascii=False))
+    if any(row["problems"] for row in found):
+        raise typer.Exit(1)
 
 
 def _laid_out(plan: str, folder: Path, format_: str) -> str:

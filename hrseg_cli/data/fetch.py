@@ -373,7 +373,8 @@ def _receive(job: _Job, response: http.client.HTTPResponse, have: int, total: in
                 return have
             if have == 0 and not looks_like(chunk, job.file.unpack):
                 kind = response.headers.get_content_type()
-                raise _Useless(f"returned {kind}, not an archive" + (" (a web page)" if kind == "text/html" else ""))
+                wanted = "weights" if job.file.unpack == "weights" else "an archive"
+                raise _Useless(f"returned {kind}, not {wanted}" + (" (a web page)" if kind == "text/html" else ""))
             out.write(chunk)
             job.running.add(chunk)
             have += len(chunk)

@@ -59,6 +59,7 @@ class ArchiveFile(_Frozen):
 
     urls: mirrors of the same bytes, best first; empty if the user has to download it manually.
     size: bytes; None if not published. sha256: None means pinned at the first verified download.
+    unpack: what it is; "weights" of a model are not unpacked.
     into: folder below the data root. Single top-level folders in the archive are stripped, repeatedly.
     inside: folder of the archive to extract instead of the whole.
     splits: the splits that need it; empty means all.
@@ -69,7 +70,7 @@ class ArchiveFile(_Frozen):
     urls: tuple[Annotated[str, Field(pattern="^https?://")], ...] = ()
     size: Count | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    unpack: Literal["zip", "tar"]
+    unpack: Literal["zip", "tar", "weights"]
     into: Relative
     inside: Relative = ""
     splits: tuple[str, ...] = ()

@@ -19,6 +19,11 @@ def data_root(root: Path | None = None) -> Path:
     return root or Path(os.environ.get("HRSEG_DATA") or "data")
 
 
+def cache_folder() -> Path:
+    """Folder of results cached per machine: ``$XDG_CACHE_HOME/hrseg``, or ``~/.cache/hrseg``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hrseg"
+
+
 def inner(path: str) -> str:
     """``path``, with "/" separators, made relative: without root, drive, "." and any leading ".."."""
     parts: list[str] = []

@@ -30,7 +30,7 @@ from hrseg_cli.limits import TAR_HEADER, TAR_HEADERS, XZ_MEMORY, ZIP_DIRECTORY
 from hrseg_cli.parsing import read_json
 from hrseg_cli.writing import only_one
 
-Kind = Literal["zip", "tar"]
+Kind = Literal["zip", "tar", "weights"]
 Progress = Callable[[int, int | None], None]
 
 STAMP = ".hrseg-unpacked.json"
@@ -124,7 +124,19 @@ def is_unpacked(name: str, into: Path) -> bool:
 
 
 def check_archive(archive: Path, kind: Kind, limits: Limits | None = None) -> None:
-    """Read an archive completely and verify its checksums. Raises HrsegError if it is damaged or unsafe."""
+    """Read an archive completely and verify its checksums. Raises HrsegError if it is damaged or unsafe.
+
+    Weights are not unpacked. Those in a zip archive, as PyTorch writes, have checksums too.
+    """
+    if kind == "weights":
+        with archive.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+        try:
+            if zipped and (bad := zipfile.ZipFile(archive).testzip()):
+                raise HrsegError(f"{archive}: {bad[:100]} is damaged; download it again")
+        except DAMAGED as error:
+            raise HrsegError(f"{archive}: damaged or truncated ({str(error)[:100]}); download it again") from None
+        return
     with _errors_named(archive, archive.parent):
         for _, stream in _entries(archive, kind, "", None, limits or Limits()):
             while stream is not None and stream(CHUNK):
@@ -135,6 +147,8 @@ def looks_like(head: bytes, kind: Kind) -> bool:
     """Whether a file with these first bytes (512 or more, unless it is shorter) can be an archive of that kind."""
     if kind == "zip":
         return head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
+    if kind == "weights":  # of PyTorch, zipped or pickled, or safetensors
+        return head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")) or head[8:9] == b"{"
     return head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")) or head[257:262] == b"ustar"
 
 

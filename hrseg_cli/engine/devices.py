@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import cv2
 import torch
 import torch.nn.functional as F
 
+from hrseg_cli.data.paths import cache_folder
 from hrseg_cli.errors import HrsegError, nearest
 from hrseg_cli.parsing import read_json
 from hrseg_cli.writing import write_atomically
@@ -66,11 +66,6 @@ def available(device: str) -> str:
     if (found.index or 0) >= (count := torch.cuda.device_count()):
         raise HrsegError(f"`device` {device}: this machine has {count} GPUs, numbered from 0; choose one of them")
     return device
-
-
-def cache_folder() -> Path:
-    """Folder of results cached per machine: ``$XDG_CACHE_HOME/hrseg``, or ``~/.cache/hrseg``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hrseg"
 
 
 def _processor() -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from hrseg_cli import __version__, catalog
 from hrseg_cli.checkpoints.provenance import weights_hash
 from hrseg_cli.checkpoints.resolve import load_model
-from hrseg_cli.engine.devices import cache_folder
+from hrseg_cli.data.paths import cache_folder
 from hrseg_cli.engine.export import FORMAT, OPSET, clicks_of, export, need, read_header
 from hrseg_cli.engine.fast import open_fast
 from hrseg_cli.errors import HrsegError, UnknownName

@@ -6,6 +6,7 @@ worker computes with one thread. Objects that run at once share batches, which m
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import time
@@ -26,7 +27,7 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from hrseg_cli import catalog
-from hrseg_cli.clicks.annotator import next_click
+from hrseg_cli.clicks.annotator import drawn_click, next_click
 from hrseg_cli.data.samples import Ref, load_with_rule
 from hrseg_cli.engine import views
 from hrseg_cli.engine.devices import one_thread, one_thread_for_now, reproducible
@@ -50,6 +51,7 @@ class Plan:
     max_clicks: maximum number of clicks per object.
     protocols: dataset -> protocol, for datasets with their own. band: options of the metrics that use a band.
     keep_masks: click numbers after which the mask is kept, in addition to the last.
+    hashes: keep the SHA-256 of the image with the masks.
     replay: ``dataset/id`` -> clicks to replay instead of simulating them.
     """
 
@@ -59,6 +61,7 @@ class Plan:
     protocols: dict[str, Protocol] = field(default_factory=dict)
     band: dict[str, Any] = field(default_factory=dict)
     keep_masks: tuple[int, ...] = ()
+    hashes: bool = False
     replay: dict[str, tuple[Click, ...]] | None = None
 
     @property
@@ -101,7 +104,13 @@ def clicking(
     mask = shown = session.mask
     for number in range(1, (plan.max_clicks if given is None else len(given)) + 1):
         started = time.perf_counter()
-        click = given[number - 1] if given is not None else next_click(sample.truth, mask, clicks)
+        if given is not None:
+            click: Click | None = given[number - 1]
+        elif protocol.click_group is None:
+            click = next_click(sample.truth, mask, clicks)
+        else:
+            key = f"{sample.dataset}/{sample.id}"
+            click = drawn_click(sample.truth, mask, clicks, protocol.click_group, key)
         if click is None:
             if not protocol.click_when_perfect:
                 break
@@ -275,6 +284,9 @@ def _work(
         "void": _encode(void) if void.any() else None,
         "masks": {str(number): _encode(mask) for number, mask in kept.items()},
     }
+    if plan.hashes:
+        record["image_sha256"] = hashlib.sha256(np.ascontiguousarray(sample.image).tobytes()).hexdigest()
+        record["initial"] = sample.initial is not None
     return Outcome(trace, record)
 
 

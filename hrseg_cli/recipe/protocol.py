@@ -96,6 +96,8 @@ class Protocol(Settings):
     click_when_perfect: as in RITM, place a negative click on the first pixel when there is no error left; otherwise
         stop there.
     refine: how masks are refined after a click (None: not at all).
+    click_group: draw clicks at random from the largest error instead of clicking on its centre; the number is the seed
+        (None: the centre).
     """
 
     name: str
@@ -111,11 +113,12 @@ class Protocol(Settings):
     click_when_perfect: bool = True
     refine: Refine | None = None
     focus: Focus | None = None
+    click_group: int | None = Field(None, ge=0, lt=1_000_000)
 
     @model_serializer(mode="wrap")
     def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Runs of earlier versions, whose protocols lack these keys, must still be resumed.
-        new = ("refine", "focus")
+        new = ("refine", "focus", "click_group")
         return {key: value for key, value in handler(self).items() if key not in new or value is not None}
 
 

@@ -62,7 +62,8 @@ def names(kind: str) -> list[str]:
 
 
 def data_folder(name: str) -> Path:
-    """The folder ``recipes`` or ``data_manifests``, in an installed package or at the top of a source checkout."""
+    """The folder ``recipes``, ``data_manifests`` or ``model_manifests``, in an installed package or at the top of
+    a source checkout."""
     package = Path(__file__).resolve().parent.parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name

@@ -6,7 +6,7 @@ Every function returns a matplotlib ``Figure`` that needs no display and changes
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,9 +15,8 @@ import numpy as np
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Trace
-from hrseg_cli.limits import LINE, PIXELS
 from hrseg_cli.metrics.noc import auc, mean_at, noc, reached
-from hrseg_cli.parsing import parse_json, reason, shown
+from hrseg_cli.report.masks import decode, mask_records
 from hrseg_cli.report.table import Evaluation, datasets, label_of, summary
 
 if TYPE_CHECKING:
@@ -190,7 +189,7 @@ def pictures(runs: Sequence[Evaluation], metrics: Sequence[str], count: int, com
     from matplotlib.figure import Figure
 
     traces = [{_key_of(t): t for t in run.traces if metrics[0] in t.scores} for run in runs]
-    kept = [{_key(record) for record in _mask_records(run)} for run in runs]
+    kept = [{_key(record) for record in mask_records(run)} for run in runs]
     for run, of_run, its in zip(runs, traces, kept, strict=True):
         if without := len(of_run.keys() - its):
             complain(f"{run.folder}: {without} of {len(of_run)} objects have no saved masks and are not shown")
@@ -200,7 +199,7 @@ def pictures(runs: Sequence[Evaluation], metrics: Sequence[str], count: int, com
             "`pictures`: no object has saved masks in every run; rerun evaluate on one dataset with `keep_masks`"
         )
     order = [_key_of(t) for t in _ranked([traces[0][key] for key in keys], metrics[0], runs[0].max_clicks, count)]
-    records = [{_key(record): record for record in _mask_records(run) if _key(record) in order} for run in runs]
+    records = [{_key(record): record for record in mask_records(run) if _key(record) in order} for run in runs]
 
     clicks = [k for k in SHOWN_CLICKS if k <= max(run.max_clicks for run in runs)]
     rows = []
@@ -242,7 +241,7 @@ def _panels(
     metrics: Sequence[str],
 ) -> list[Panel]:
     """The panels of one row; ``image`` has the size of a panel."""
-    truth, void = _decode(record, record["truth"]), _decode(record, record.get("void"))
+    truth, void = decode(record, record["truth"]), decode(record, record.get("void"))
     values = trace.scores[metrics[0]]
     needed = str(noc(values, LEVEL, max_clicks)) if reached(values, LEVEL) else "not reached"
     row = [
@@ -251,7 +250,7 @@ def _panels(
     ]
     for k in clicks:
         shown = min(k, len(trace.clicks))
-        mask = _decode(record, record["masks"].get(str(shown)))
+        mask = decode(record, record["masks"].get(str(shown)))
         scores = (f"{label_of(m)} {mean_at(trace.scores[m], k):.3f}" for m in metrics if m in trace.scores)
         ended = (f"done at {shown}",) if shown < k else ()
         pixels = overlay(image, mask, void, MASK)
@@ -340,56 +339,12 @@ def _ranked(traces: Sequence[Trace], metric: str, max_clicks: int, count: int) -
     return [order[i] for i in dict.fromkeys(places.tolist())]
 
 
-def _mask_records(run: Evaluation) -> Iterator[dict[str, Any]]:
-    """Lines of ``masks.jsonl``, one at a time, because those of a large dataset do not fit in memory."""
-    names = ["masks.jsonl", *(["masks.part.jsonl"] if run.status != "done" else [])]
-    paths = [folder / name for folder in run.shards or (run.folder,) for name in names]
-    if not any(path.is_file() for path in paths):
-        raise HrsegError(f"`pictures`: {run.folder} has no masks.jsonl; rerun evaluate with `keep_masks`")
-    for path in filter(Path.is_file, paths):
-        with path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LINE.bytes), b""), 1):
-                try:
-                    yield _mask_record(line)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    if run.status != "done" and not line.endswith(b"\n"):  # incomplete after an interrupt
-                        return
-                    raise HrsegError(
-                        f"{path}, line {number}: not a mask record ({reason(error)}); rerun evaluate"
-                    ) from None
-
-
-def _mask_record(line: bytes) -> dict[str, Any]:
-    """A line of ``masks.jsonl``. Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
-    record: dict[str, Any] = parse_json(line, LINE)
-    height, width = record["size"]
-    if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= PIXELS and height > 0):
-        raise ValueError(f"a size of {shown(record['size'])}")
-    texts = [record["dataset"], record["id"], record["image"], record["truth"], *record["masks"].values()]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("values that are not text")
-    return record
-
-
 def _key(record: dict[str, Any]) -> tuple[str, str]:
     return (record["dataset"], record["id"])
 
 
 def _key_of(trace: Trace) -> tuple[str, str]:
     return (trace.dataset, trace.id)
-
-
-def _decode(record: dict[str, Any], counts: str | None) -> np.ndarray | None:
-    """bool, (H, W), from COCO's compressed run lengths (column-major). Raises HrsegError."""
-    from hrseg_cli.data.coco import from_runs
-
-    if counts is None:
-        return None
-    height, width = record["size"]
-    try:
-        return from_runs({"size": (height, width), "counts": counts}, (height, width))
-    except ValueError as error:
-        raise HrsegError(f"masks of {record['dataset']}/{record['id']}: {error}; rerun evaluate") from None
 
 
 def _read_small(record: dict[str, Any], complain: Callable[[str], None]) -> np.ndarray:

@@ -16,6 +16,7 @@ import pytest
 from safetensors import safe_open
 
 from hrseg_cli import catalog
+from hrseg_cli.checkpoints.manifests import model_manifest_names
 from hrseg_cli.commands.names import KINDS, WEIGHTS, about
 from hrseg_cli.data.manifest import load_manifest, manifest_names
 from hrseg_cli.recipe import protocol_names, recipe_names
@@ -24,7 +25,7 @@ Command = Callable[..., Any]
 NAMES = {
     "models": list(catalog.MODELS),
     "prefixes": list(catalog.PREFIXES),
-    "weights": [path.stem for path in sorted(WEIGHTS.glob("*.safetensors"))],
+    "weights": [*(path.stem for path in sorted(WEIGHTS.glob("*.safetensors"))), *model_manifest_names()],
     "datasets": [*manifest_names(), "procedural", "samples"],
     "protocols": protocol_names(),
     "recipes": recipe_names(),

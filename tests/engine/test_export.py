@@ -17,7 +17,7 @@ from torch import Tensor
 from hrseg_cli.adapters.lora import attach_lora
 from hrseg_cli.adapters.resample import Resampled
 from hrseg_cli.checkpoints.formats import save_checkpoint
-from hrseg_cli.engine.devices import cache_folder
+from hrseg_cli.data.paths import cache_folder
 from hrseg_cli.engine.export import ClickStep, check, clicks_of, export, points_of, read_header, write_graph
 from hrseg_cli.engine.runtimes import GRAPHS, open_model
 from hrseg_cli.engine.session import Session
