@@ -82,6 +82,8 @@ METRICS = {
     "iou": "hrseg_cli.metrics.masks:IoU",
     "biou": "hrseg_cli.metrics.masks:BoundaryIoU",
     "mba": "hrseg_cli.metrics.masks:MeanBoundaryAccuracy",
+    "pa": "hrseg_cli.metrics.masks:PixelAccuracy",
+    "mpa": "hrseg_cli.metrics.masks:MeanPixelAccuracy",
 }
 
 ADAPTERS = {
@@ -115,6 +117,7 @@ LOSSES = {
     "dice": "hrseg_cli.losses:dice",
     "soft_iou": "hrseg_cli.losses:soft_iou",
     "lovasz": "hrseg_cli.losses:lovasz_hinge",
+    "lovasz_softmax": "hrseg_cli.losses:lovasz_softmax",
     "boundary": "hrseg_cli.losses:boundary",
     "texture": "hrseg_cli.refiners.segrefiner.diffusion:texture_loss",
 }

@@ -15,7 +15,7 @@ from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.parts.backbones.interface import Backbone
 from hrseg_cli.models.parts.click_maps import disk_maps
 from hrseg_cli.models.parts.folding import folded
-from hrseg_cli.models.parts.stem import Scale, click_stem, pad_to_stride
+from hrseg_cli.models.parts.stem import Scale, click_stem, mirrored, pad_to_stride
 
 RADIUS = 5  # of a click's disk, in pixels
 LARGEST = 8192  # number in options; a file may contain any, and the model is built before its weights are compared
@@ -144,16 +144,6 @@ def initialise(layer: nn.Module) -> None:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
-
-
-def mirrored(x: Tensor, margin: int) -> Tensor:
-    """``x`` with ``margin`` more rows and columns on each side, mirrored at its borders as often as needed."""
-    for dim in (2, 3):
-        side = x.shape[dim]
-        turn = max(1, 2 * side - 2)
-        place = torch.arange(-margin, side + margin, device=x.device).remainder(turn)
-        x = x.index_select(dim, torch.minimum(place, turn - place).clamp(max=side - 1))
-    return x
 
 
 Parts = tuple[Backbone, Decoder | None]
