@@ -52,8 +52,8 @@ class MultiScaleNet(ZooNet):
     """Options ``scales`` of training and ``chain`` of inference, ascending, with 1 among them.
 
     Hierarchical attention is trained on a pair of scales and works for any chain: the answer of each scale is
-    mixed with that of all larger ones, by the attention of the smaller. Explicit attention (``explicit``) weighs its
-    scales together.
+    mixed with that of all larger ones, by the attention of the smaller. Explicit attention (``explicit``) weighs
+    its scales together, by a softmax.
     """
 
     def __init__(self, name: str, config: dict[str, Any], encoder: Backbone, decoder: Decoder) -> None:
