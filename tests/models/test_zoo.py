@@ -251,6 +251,9 @@ def test_imagenet_weights_are_all_used_or_refused() -> None:
     ("name", "options"),
     [
         ("unet", {"width": -1}),
+        ("unet", {"width": 0}),
+        ("deeplab_v2", {"rates": [1] * 17}),
+        ("fcn_8s", {"kernel": 4}),
         ("gridnet", {"widths": [8]}),
         ("unet_plusplus", {"level": 5}),
         ("unet", {"valid": True, "backbone": "vgg11"}),

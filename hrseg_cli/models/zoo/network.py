@@ -18,7 +18,8 @@ from hrseg_cli.models.parts.folding import folded
 from hrseg_cli.models.parts.stem import Scale, click_stem, mirrored, pad_to_stride
 
 RADIUS = 5  # of a click's disk, in pixels
-LARGEST = 8192  # number in options; a file may contain any, and the model is built before its weights are compared
+# Numbers in options. A file may contain any, and the model is built before its weights are compared.
+MOST, LARGEST = 16, 8192
 
 Outputs = dict[str, Tensor]
 
@@ -160,9 +161,12 @@ def click_model(build: Callable[..., Parts | Whole], kind: type[ZooNet] = ZooNet
         bound.apply_defaults()
         config = dict(bound.arguments)
         for option, value in config.items():
-            numbers = value if isinstance(value, list | tuple) else [value]
-            if not all(0 <= number <= LARGEST for number in numbers if isinstance(number, int | float)):
-                raise ValueError(f"{option} is {value}; numbers must be between 0 and {LARGEST}")
+            numbers = [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+            if isinstance(numbers, list | tuple):
+                usual = signature.parameters[option].default
+                least = 0 if isinstance(usual[0] if isinstance(usual, tuple) else usual, float) else 1
+                if len(numbers) > MOST or not all(least <= number <= LARGEST for number in numbers):
+                    raise ValueError(f"{option} takes at most {MOST} numbers from {least} to {LARGEST}, not {value}")
         parts = build(**config)
         return kind(build.__name__, config, *(parts if isinstance(parts, tuple) else (parts,)))
 
