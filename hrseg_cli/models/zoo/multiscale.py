@@ -99,7 +99,7 @@ multi_scale = partial(click_model, kind=MultiScaleNet)
 def check_scales(*options: Sequence[float]) -> None:
     """Raises ValueError unless each is a few ascending numbers with 1 among them."""
     for scales in options:
-        ascending = list(scales) == sorted(set(scales)) and 0.25 <= scales[0] and scales[-1] <= 2
+        ascending = list(scales) == sorted(set(scales)) and scales[0] >= 0.25 and scales[-1] <= 2
         if not (2 <= len(scales) <= 5 and 1 in scales and ascending):
             raise ValueError(f"{list(scales)}: give 2 to 5 ascending scales from 0.25 to 2, with 1 among them")
 
