@@ -56,7 +56,8 @@ class ZooNet(InteractiveModel):
     image_layer = ""
     pooled_norms = ("pooled", "object_context_block")
     unused = ("f_pixel", "f_object")
-    single_precision = (r"/clicks/", r"/encoder/(stem|conv1|first|features/features\.0)/", "/classify")
+    # A backbone's methods are called, not itself: the scope of its first layer is the exported module.
+    single_precision = (r"/clicks/", r"/(model|base)/(stem|conv1|first|features\.0)/", "/classify")
     layer_groups: Mapping[str, tuple[str, ...]] = {
         "clicks": (r"^clicks\.",),
         "encoder": (r"^encoder\.(?!.*\bclassify\b)",),
@@ -69,7 +70,7 @@ class ZooNet(InteractiveModel):
         self.name, self.config = name, config
         self.encoder, self.decoder = encoder, decoder
         self.clicks = click_stem(3, encoder.stem_channels, encoder.stem_stride, nn.LeakyReLU(0.2, inplace=True))
-        self.apply(initialise)
+        initialise(self)
         self.image_layer = f"encoder.{encoder.image_layer}"
         if decoder is not None and decoder.fine_channels and encoder.stem_stride == 2:
             self.taps = {"stem": encoder.stem_channels, "fine": decoder.fine_channels}
@@ -139,12 +140,17 @@ class ZooNet(InteractiveModel):
         return disk_maps(points, height, width, RADIUS)
 
 
-def initialise(layer: nn.Module) -> None:
-    """Start a convolution with random weights after He et al. 2015, unless it defines its own start."""
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and "reset_parameters" not in vars(type(layer)):
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
+def initialise(network: nn.Module) -> None:
+    """Start all convolutions with random weights after He et al. 2015, except those that define their own start, and
+    classifiers, whose answers would be far too certain."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and "reset_parameters" not in vars(type(layer)):
+            if "classify" in name:
+                nn.init.normal_(layer.weight, std=0.01)
+            else:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 Parts = tuple[Backbone, Decoder | None]
