@@ -17,7 +17,7 @@ DEMO_NAME = $(basename $(notdir $(MODEL)))
 test: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tables test test-page lint types contracts docs pictures fresh check wheel clean
+.PHONY: help demo tables zoo zoo-cost test test-page lint types contracts docs pictures fresh check wheel clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,13 @@ demo: ## count the clicks of MODEL and a graph cut on four photographs, or on DA
 tables: OUT = runs/tables/$(basename $(notdir $(TABLES_DATA)))
 tables: ## reproduce tables 3 and 4 of the adapter paper; DATA=paper or photos, ROWS="base t3_lora", SEEDS="0 1", OUT=
 	OUT="$(OUT)" ROWS="$(ROWS)" SEEDS="$(SEEDS)" ./run recipes/paper/tables.sh "$(TABLES_DATA)"
+
+zoo: OUT = runs/zoo
+zoo: ## train and compare the decoders of recipes/zoo on DATA=folder with photographs; ROWS="unet linknet", OUT=
+	OUT="$(OUT)" ROWS="$(ROWS)" ./run recipes/zoo/zoo.sh "$(DATA)"
+
+zoo-cost: ## print parameters, GMAC, milliseconds and memory of all networks of the zoo; ROWS="unet linknet"
+	./run python benchmarks/zoo_cost.py $(ROWS)
 
 test: ## run the tests; ARGS="-k noc" adds pytest options, JOBS=4 sets the number of processes
 	./run python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

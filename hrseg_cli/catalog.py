@@ -95,6 +95,8 @@ METRICS = {
     "iou": "hrseg_cli.metrics.masks:IoU",
     "biou": "hrseg_cli.metrics.masks:BoundaryIoU",
     "mba": "hrseg_cli.metrics.masks:MeanBoundaryAccuracy",
+    "pa": "hrseg_cli.metrics.masks:PixelAccuracy",
+    "mpa": "hrseg_cli.metrics.masks:MeanPixelAccuracy",
 }
 
 ADAPTERS = {
@@ -133,6 +135,7 @@ LOSSES = {
     "soft_iou": "hrseg_cli.losses:soft_iou",
     "lovasz": "hrseg_cli.losses:lovasz_hinge",
     "l1_l2": "hrseg_cli.losses:l1_l2",
+    "lovasz_softmax": "hrseg_cli.losses:lovasz_softmax",
     "boundary": "hrseg_cli.losses:boundary",
     "texture": "hrseg_cli.refiners.segrefiner.diffusion:texture_loss",
 }

@@ -94,18 +94,18 @@ def weighted_bce(logits: Tensor, target: Tensor) -> Tensor:
     return 0.5 * _mean(F.softplus(-z), y * valid) + 0.5 * _mean(F.softplus(z), (1 - y) * valid)
 
 
-def dice(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
+def dice(logits: Tensor, target: Tensor, *, smooth: float = 1.0, squared: bool = False) -> Tensor:
     """1 - (2 sum(q y) + smooth) / (sum(q) + sum(y) + smooth) with probabilities q and target y, in [0, 1).
 
+    squared: V-Net's form, with the sums of q^2 and y^2 in the denominator.
     smooth: pixels added to both terms, which softens the loss of small objects and gives 0 for an empty mask of an
     empty target. A sample without a valid pixel scores 0 for any ``smooth`` above 0.
-    Source: Milletari et al., 3DV 2016, arXiv 1606.04797, with plain sums in the denominator, as in MaskFormer and
-    HQ-SAM.
+    Source: Milletari et al., 3DV 2016, arXiv 1606.04797; with plain sums as in MaskFormer and HQ-SAM.
     """
     z, y, valid = _masked(logits, target)
-    q = z.sigmoid() * valid
-    overlap = (q * y).sum(PIXELS)
-    return 1 - (2 * overlap + smooth) / (q.sum(PIXELS) + (y * valid).sum(PIXELS) + smooth)
+    q, y = z.sigmoid() * valid, y * valid
+    sizes = (q.square() + y.square() if squared else q + y).sum(PIXELS)
+    return 1 - (2 * (q * y).sum(PIXELS) + smooth) / (sizes + smooth)
 
 
 def soft_iou(logits: Tensor, target: Tensor) -> Tensor:
@@ -140,16 +140,39 @@ def lovasz_hinge(logits: Tensor, target: Tensor) -> Tensor:
     truth = (y > 0.5).flatten(1)
     errors = torch.where(truth, 1 - z.flatten(1), 1 + z.flatten(1))
     errors, order = errors.masked_fill(~valid.flatten(1), -torch.inf).sort(dim=1, descending=True)  # ignored last
-    is_object = truth.gather(1, order)
-    # How much 1 - IoU grows with each further wrong pixel. Differences of consecutive IoUs would be rounding noise in a
-    # large image; the closed form is exact: a missed object pixel lowers the intersection, a false positive raises the
-    # union. The first false positive of an empty target takes the IoU from 1 to 0.
-    objects = truth.sum(1, keepdim=True)
+    return (errors.relu() * _growth(truth.gather(1, order))).sum(1)
+
+
+def lovasz_softmax(logits: Tensor, target: Tensor) -> Tensor:
+    """Surrogate of 1 - mean IoU of object and background on errors of the probability, in [0, 1].
+
+    The mean is over those of the two that are present. A target above 0.5 is object. A sample without a valid pixel
+    scores 0. Source: Berman et al., CVPR 2018, arXiv 1705.08790, section 3.2, per image.
+    """
+    z, y, valid = _masked(logits, target)
+    seen = valid.flatten(1)
+    truth = (y > 0.5).flatten(1) & seen
+    # The probability of the object is wrong by as much as that of the background, so one order serves both.
+    errors = torch.where(truth, (-z).sigmoid().flatten(1), z.sigmoid().flatten(1))
+    errors, order = errors.masked_fill(~seen, -1.0).sort(dim=1, descending=True)  # ignored last
+    total, present = errors.new_zeros(len(errors)), errors.new_zeros(len(errors))
+    for members in (truth, ~truth & seen):
+        there = members.any(1)
+        total = total + there * (errors.relu() * _growth(members.gather(1, order))).sum(1)
+        present = present + there
+    return total / present.clamp(min=1)
+
+
+def _growth(is_object: Tensor) -> Tensor:
+    """How much 1 - IoU grows with each further wrong pixel, for pixels (B, N) in the order of their errors."""
+    # Differences of consecutive IoUs would be rounding noise in a large image; the closed form is exact: a missed
+    # object pixel lowers the intersection, a false positive raises the union. The first false positive of an empty
+    # target takes the IoU from 1 to 0.
+    objects = is_object.sum(1, keepdim=True)
     intersection = objects - is_object.cumsum(1)
     union = objects + (~is_object).cumsum(1)
     growth = torch.where(is_object, 1 / union, intersection / (union * (union - 1)).clamp(min=1))
-    growth = torch.where((objects == 0) & (union == 1), 1.0, growth)
-    return (errors.relu() * growth).sum(1)
+    return torch.where((objects == 0) & (union == 1), 1.0, growth)
 
 
 def boundary(logits: Tensor, distance: Tensor) -> Tensor:

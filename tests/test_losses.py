@@ -21,6 +21,7 @@ from hrseg_cli.losses import (
     focal,
     l1_l2,
     lovasz_hinge,
+    lovasz_softmax,
     normalized_focal,
     scheduled,
     signed_distance,
@@ -42,9 +43,11 @@ ALL: dict[str, Loss] = {
     "bce_valid": partial(bce, over="valid"),
     "weighted_bce": weighted_bce,
     "dice": dice,
+    "dice_squared": partial(dice, squared=True),
     "soft_iou": soft_iou,
     "l1_l2": l1_l2,
     "lovasz_hinge": lovasz_hinge,
+    "lovasz_softmax": lovasz_softmax,
 }
 every_loss = pytest.mark.parametrize("loss", ALL.values(), ids=ALL.keys())
 
@@ -261,17 +264,35 @@ def test_dice_by_hand(logits: tuple[float, ...], target: tuple[float, ...], smoo
     np.testing.assert_allclose(values, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("logits", "target", "smooth", "expected"),
+    [
+        ((0, 0, 0, 0), (1, 1, 0, 0), 0, 1 - 2 / 3),
+        ((0, 0, 0, -1), (1, 1, 0, -1), 1, 1 - 3 / (0.75 + 2 + 1)),
+        ((-99, -99), (0, 0), 1, 0),
+    ],
+)
+def test_squared_dice_by_hand(
+    logits: tuple[float, ...], target: tuple[float, ...], smooth: float, expected: float
+) -> None:
+    values, _ = answer(partial(dice, smooth=smooth, squared=True), row(*logits), row(*target))
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+
+
 def lovasz_by_sets(logits: np.ndarray, labels: np.ndarray) -> float:
     """The paper's definition: hinge errors, largest first, each times the growth of the Jaccard loss of the set."""
     pixels = [i for i in range(len(labels)) if labels[i] != -1]
-    truth = {i for i in pixels if labels[i] == 1}
+    errors = {i: max(0.0, 1 - float(logits[i]) * (1 if labels[i] == 1 else -1)) for i in pixels}
+    return lovasz_extension(errors, {i for i in pixels if labels[i] == 1})
+
+
+def lovasz_extension(errors: dict[int, float], truth: set[int]) -> float:
 
     def jaccard_loss(wrong: set[int]) -> float:
         mask = truth ^ wrong
         return 1 - len(mask & truth) / len(mask | truth) if mask | truth else 0.0
 
-    errors = {i: max(0.0, 1 - float(logits[i]) * (1 if labels[i] == 1 else -1)) for i in pixels}
-    order = sorted(pixels, key=lambda i: -errors[i])
+    order = sorted(errors, key=lambda i: -errors[i])
     sets = [set(order[:n]) for n in range(len(order) + 1)]
     return sum(errors[i] * (jaccard_loss(b) - jaccard_loss(a)) for i, (a, b) in zip(order, pairwise(sets), strict=True))
 
@@ -282,6 +303,18 @@ def test_lovasz_is_its_definition_over_sets(picture: tuple[np.ndarray, np.ndarra
     logits, _, labels = picture
     values, _ = answer(lovasz_hinge, row(*logits), row(*labels))
     np.testing.assert_allclose(values, lovasz_by_sets(logits, labels), rtol=1e-5, atol=1e-6)
+
+
+@given(PICTURES)
+def test_lovasz_softmax_is_its_definition_over_sets(picture: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    """The mean over those of object and background that are there."""
+    logits, _, labels = picture
+    pixels = [i for i in range(len(labels)) if labels[i] != -1]
+    errors = {i: 1 / (1 + np.exp(float(logits[i]) * (1 if labels[i] == 1 else -1))) for i in pixels}
+    classes = [members for value in (1, 0) if (members := {i for i in pixels if labels[i] == value})]
+    wanted = sum(lovasz_extension(errors, members) for members in classes) / max(1, len(classes))
+    values, _ = answer(lovasz_softmax, row(*logits), row(*labels))
+    np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_lovasz_weights_are_exact_in_a_large_image() -> None:

@@ -13,7 +13,7 @@ from hrseg_cli.data.manifest import manifest_names
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.recipe import data_folder, load_protocol, load_recipe, recipe_names, recipe_of
 
-PHOTOS = ("h18s_photos", "clicknet_photos", "segrefiner_small", "cascadepsp_small")
+PHOTOS = ("h18s_photos", "clicknet_photos", "segrefiner_small", "cascadepsp_small", "zoo/")
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hrseg_cli.interaction import Box, Click
 from hrseg_cli.models.base import Features, InteractiveModel
+from hrseg_cli.models.parts.stem import mirrored
 from hrseg_cli.recipe import Protocol, Tiles, ZoomIn
 from hrseg_cli.refiners import Look
 
@@ -208,6 +209,12 @@ def crop_queries(
     """Yield the queries for a view and its previous mask (1, 1, H, W): one, or one per tile. Returns logits
     (1, 1, H, W). box, memory: see :class:`Query`; tiles are not remembered."""
     tiles = protocol.tiles
+    if tiles and (by := tiles.border):
+        inner = protocol.model_copy(update={"tiles": tiles.model_copy(update={"border": 0})})
+        moved = [Click(c.row + by, c.col + by, c.positive) for c in clicks]
+        shifted = box and Box(box.top + by, box.bottom + by, box.left + by, box.right + by)
+        wide = yield from crop_queries(View(mirrored(view.image, by)), mirrored(previous, by), moved, inner, shifted)
+        return wide[..., by:-by, by:-by]
     if not tiles or max(previous.shape[-2:]) <= tiles.size:
         return (yield Query(view, previous, clicks, protocol.flip, box, memory))
     # Overlapping tiles, blended with weights that fall off linearly in the overlap. A tile gets the clicks inside it,

@@ -1,4 +1,4 @@
-"""Mask metrics: IoU, Boundary IoU and mean boundary accuracy.
+"""Mask metrics: IoU, Boundary IoU, mean boundary accuracy and pixel accuracies.
 
 Masks are (H, W), axis order (row, col). A prediction is bool (or uint8, non-zero is object); the ground truth is int8:
 1 object, 0 background, -1 ignored. Ignored pixels never count. Every score is a float64 in [0, 1]; 1 is perfect.
@@ -146,6 +146,46 @@ class MeanBoundaryAccuracy:
             return 1.0
         right = _without_ignored(prediction, self._valid).ravel()[self._where] == self._truth
         return float(np.mean(_pixels_within(self._ring[right]) / self._sizes))
+
+
+class PixelAccuracy:
+    """Pixel accuracy: share of correct pixels.
+
+    A small object hardly counts: an empty mask of an object of one percent scores 0.99. 1 if there are no pixels.
+    """
+
+    label = "PA"
+
+    def __init__(self, truth: np.ndarray) -> None:
+        self._object, self._valid = _split(truth)
+        self._objects = cv2.countNonZero(self._object)
+        self._background = cv2.countNonZero(self._valid) - self._objects
+
+    def __call__(self, prediction: np.ndarray) -> float:
+        found, false = self._in_mask(prediction)
+        pixels = self._objects + self._background
+        return (found + self._background - false) / pixels if pixels else 1.0
+
+    def _in_mask(self, prediction: np.ndarray) -> tuple[int, int]:
+        """How many pixels of object and of background are in the mask."""
+        mask = _without_ignored(prediction, self._valid)
+        found = cv2.countNonZero(mask & self._object)
+        return found, cv2.countNonZero(mask) - found
+
+
+class MeanPixelAccuracy(PixelAccuracy):
+    """Mean pixel accuracy: mean over object and background of the share of its pixels that are correct.
+
+    One that is absent from the truth is left out. 1 if there are no pixels.
+    """
+
+    label = "mPA"
+
+    def __call__(self, prediction: np.ndarray) -> float:
+        found, false = self._in_mask(prediction)
+        pairs = ((found, self._objects), (self._background - false, self._background))
+        shares = [right / pixels for right, pixels in pairs if pixels]
+        return sum(shares) / len(shares) if shares else 1.0
 
 
 def band_width(height: int, width: int, ratio: float = 0.02) -> int:

@@ -39,16 +39,26 @@ class ZoomIn(Settings):
 
 
 class Tiles(Settings):
-    """Inputs with a side longer than ``size`` pixels are processed in square tiles, ``overlap`` pixels overlapping."""
+    """Inputs with a side longer than ``size`` pixels are processed in square tiles, ``overlap`` pixels overlapping.
+
+    border: mirror as many pixels at the borders of every input, so that the network sees something beyond them
+        ("overlap-tile", Ronneberger et al. 2015).
+    """
 
     size: int = Field(1024, ge=64, le=4096)
     overlap: int = Field(128, ge=0)
+    border: int = Field(0, ge=0, le=1024)
 
     @model_validator(mode="after")
     def _strides(self) -> Tiles:
         if 2 * self.overlap > self.size:
             raise ValueError("tiles.overlap must be at most half of tiles.size")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_border(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Runs of earlier versions, whose tiles have no border, must still be resumed.
+        return {key: value for key, value in handler(self).items() if key != "border" or value}
 
 
 class Refine(Settings):

@@ -309,6 +309,7 @@ class Optim(Settings):
     """backbone: learning rate factor of layers that start from pretrained weights. heads: the same for the classifiers,
     which RITM trains at the backbone's rate although they start from random weights.
 
+    betas: of Adam; SGD takes the first as its momentum, RMSprop the second as its decay.
     backbone_later: with ``clicks.trained=every``, fraction of the steps after a batch's first that train the backbone
         too. The other steps train only the other layers, which is faster.
     layer_decay: learning rate factor per pretrained layer, from the last (once) to the first, of transformers.
@@ -319,7 +320,7 @@ class Optim(Settings):
     ema: decay of an exponential moving average of the weights, which is validated and saved instead of them; 0: none.
     """
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     lr: float = Field(5e-4, gt=0)
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)

@@ -277,6 +277,8 @@ def make_optimizer(model: Network, optim: Optim) -> torch.optim.Optimizer:
     ]
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.betas[0], weight_decay=optim.weight_decay)
+    if optim.name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=optim.lr, alpha=optim.betas[1], weight_decay=optim.weight_decay)
     kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import GOLDEN, FakeNetwork
@@ -110,6 +111,30 @@ def test_tiles_of_a_local_network_equal_one_pass(height: int, width: int, size: 
     whole = answer(LocalNetwork(), x, [], Protocol(name="one"))
     tiled = answer(LocalNetwork(), x, [], Protocol(name="tiles", tiles=Tiles(size=size, overlap=overlap)))
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
+
+
+def test_a_border_shows_the_network_the_mirrored_image() -> None:
+    """Answers are those for the enlarged image, without its border; clicks stay on their pixels."""
+    seen: list[tuple[torch.Tensor, list[float]]] = []
+
+    class Spy(LocalNetwork):
+        def forward(self, image: torch.Tensor, points: torch.Tensor) -> dict[str, torch.Tensor]:
+            seen.append((image, points[0, 0].tolist()))
+            return super().forward(image, points)
+
+    x = torch.rand(1, 4, 20, 30)
+    plain = answer(LocalNetwork(), x, [], Protocol(name="one"))
+    found = answer(Spy(), x, [Click(3, 7, True)], Protocol(name="border", tiles=Tiles(size=64, overlap=0, border=9)))
+    assert torch.equal(found, plain)
+    (image, click), *others = seen
+    assert not others
+    assert click == [12, 16, 0]
+    assert torch.equal(image, F.pad(x, (9, 9, 9, 9), mode="reflect"))
+    tiled = answer(Spy(), x, [], Protocol(name="both", tiles=Tiles(size=64, overlap=8, border=32)))
+    torch.testing.assert_close(tiled, plain)
+    assert len(seen) == 1 + 4
+    assert "border" not in Tiles().model_dump()  # stored runs have no such key
+    assert Tiles(**Tiles(border=3).model_dump()).border == 3
 
 
 def test_a_tile_sees_only_its_own_clicks() -> None:

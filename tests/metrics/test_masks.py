@@ -17,6 +17,8 @@ from hrseg_cli.metrics.masks import (
     BoundaryIoU,
     IoU,
     MeanBoundaryAccuracy,
+    MeanPixelAccuracy,
+    PixelAccuracy,
     accuracy_rings,
     band_width,
     boundary,
@@ -32,7 +34,7 @@ MBA = json.loads((GOLDEN / "f09_mba.json").read_text())
 SHAPES = arrays.array_shapes(min_dims=2, max_dims=2, max_side=14)
 MASKS = arrays.arrays(bool, SHAPES)
 FEW = settings(max_examples=40)  # enough where one metric after the other is tried
-METRICS = (IoU, BoundaryIoU, MeanBoundaryAccuracy)
+METRICS = (IoU, BoundaryIoU, MeanBoundaryAccuracy, PixelAccuracy, MeanPixelAccuracy)
 
 
 @st.composite
@@ -302,6 +304,22 @@ def test_iou_by_its_definition(pair: tuple[np.ndarray, np.ndarray]) -> None:
     prediction, truth = pair
     one, other = (set(zip(*np.nonzero(mask & (truth != -1)), strict=True)) for mask in (prediction, truth == 1))
     assert iou(prediction, truth) == (len(one & other) / len(one | other) if one | other else 1)
+
+
+@FEW
+@given(judged())
+def test_pixel_accuracies_by_their_definition(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    """From the confusion matrix over object and background, as Long et al. 2015 write it (section 5)."""
+    prediction, truth = pair
+    right, total = np.zeros(2), np.zeros(2)
+    for guess, label in zip(prediction.ravel(), truth.ravel(), strict=True):
+        if label != -1:
+            total[label] += 1
+            right[label] += guess == label
+    assert PixelAccuracy(truth)(prediction) == pytest.approx(right.sum() / total.sum() if total.sum() else 1)
+    there = total > 0
+    mean = (right[there] / total[there]).mean() if there.any() else 1
+    assert MeanPixelAccuracy(truth)(prediction) == pytest.approx(mean)
 
 
 @FEW

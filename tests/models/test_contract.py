@@ -14,8 +14,8 @@ OTHER_SIZES = [
     *("h18", "h32", "h18_baseline", "hrnet_ocr", "clicknet_s", "clicknet"),
     *("simpleclick_b", "simpleclick_l", "simpleclick_h", "simpleclick"),
 ]
-ZOO = [name for name in SMALL_ZOO if name != "deeplab_v3plus"]  # which has all that any of them has
-SLOW = ["h18s", *OTHER_SIZES, *ZOO]  # h18s is what most other tests use
+# h18s is what most other tests use; test_zoo.py asks the essential of the zoo in less time.
+SLOW = ["h18s", *OTHER_SIZES, *SMALL_ZOO]
 
 
 @pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in catalog.MODELS])
@@ -23,6 +23,6 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("line", OTHER_SIZES)
+@pytest.mark.parametrize("line", [*OTHER_SIZES, "deeplab_v3plus", "unet"])
 def test_groups_and_names_at_other_sizes(line: str) -> None:
     contract.test_groups_and_names(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,6 +251,9 @@ def test_imagenet_weights_are_all_used_or_refused() -> None:
     ("name", "options"),
     [
         ("unet", {"width": -1}),
+        ("unet", {"width": 0}),
+        ("deeplab_v2", {"rates": [1] * 17}),
+        ("fcn_8s", {"kernel": 4}),
         ("gridnet", {"widths": [8]}),
         ("unet_plusplus", {"level": 5}),
         ("unet", {"valid": True, "backbone": "vgg11"}),
@@ -267,6 +271,11 @@ def test_impossible_options(name: str, options: dict[str, Any]) -> None:
     with shapes_only(), pytest.raises((ValueError, HrsegError)) as caught:
         catalog.resolve("model", name)(**options)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_every_network_has_a_paper_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text()
+    assert not [name for name in ZOO if f"`{name}`" not in text]
 
 
 def test_no_weights_are_shipped() -> None:

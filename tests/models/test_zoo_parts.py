@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from hrseg_cli.models.parts.backbones.dilation import SmoothedConv
 from hrseg_cli.models.parts.backbones.vgg import Stage
 from hrseg_cli.models.parts.deformable import DeformableConv, deformable_conv2d
+from hrseg_cli.models.parts.stem import mirrored
 from hrseg_cli.models.zoo.context import JPU, ChannelAttention, Encoding, PositionAttention, PyramidPooling
 from hrseg_cli.models.zoo.deeplab import ASPP
 from hrseg_cli.models.zoo.layers import BilinearUp, _cells, pooled_to, upsampled
-from hrseg_cli.models.zoo.network import mirrored
 from hrseg_cli.models.zoo.unpooling import unpooled
 
 pytestmark = pytest.mark.usefixtures("seeded")

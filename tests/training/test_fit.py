@@ -140,6 +140,14 @@ def test_backbone_and_heads_have_factors_of_their_own() -> None:
     assert len(groups[0]["params"]) == 30  # as RITM counts them
 
 
+def test_rmsprop_takes_its_decay_from_the_second_beta() -> None:
+    """And no momentum from the first: Tiramisu is trained without."""
+    optimizer = step.make_optimizer(h18s(), Optim(name="rmsprop", betas=(0.9, 0.995), weight_decay=1e-4))
+    assert isinstance(optimizer, torch.optim.RMSprop)
+    settings = {(group["alpha"], group["momentum"], group["weight_decay"]) for group in optimizer.param_groups}
+    assert settings == {(0.995, 0, 1e-4)}
+
+
 @pytest.mark.parametrize(
     ("optim", "expected"),
     [

@@ -24,7 +24,7 @@ def deformable_conv2d(x: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor |
     places = torch.stack([cols + offsets[:, 1::2], rows + offsets[:, ::2]], -1)  # (B, k k, H, W, 2), x first
     grid = (2 * places + 1) / torch.tensor([width, height], device=x.device) - 1
     read = F.grid_sample(x, grid.flatten(1, 2), padding_mode="zeros", align_corners=False)
-    each = read.reshape(len(x), -1, height, width)  # channels times taps
+    each = read.reshape(x.shape[0], -1, height, width)  # channels times taps
     return F.conv2d(each, weight.flatten(1)[:, :, None, None], bias)
 
 

@@ -39,3 +39,13 @@ def pad_to_stride(x: Tensor) -> Tensor:
     if not (right or bottom or is_exporting()):  # the graph must pad sizes other than the traced one
         return x
     return F.pad(x, (0, right, 0, bottom), mode="replicate")
+
+
+def mirrored(x: Tensor, margin: int) -> Tensor:
+    """``x`` with ``margin`` more rows and columns on each side, mirrored at its borders as often as needed."""
+    for dim in (2, 3):
+        side = x.shape[dim]
+        turn = max(1, 2 * side - 2)
+        place = torch.arange(-margin, side + margin, device=x.device).remainder(turn)
+        x = x.index_select(dim, torch.minimum(place, turn - place).clamp(max=side - 1))
+    return x

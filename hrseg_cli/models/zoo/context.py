@@ -88,13 +88,15 @@ class DualAttention(Decoder):
         self.position = nn.Sequential(conv_unit(inputs, width), PositionAttention(width), conv_unit(width, width))
         self.channel = nn.Sequential(conv_unit(inputs, width), ChannelAttention(), conv_unit(width, width))
         self.dropout = nn.Dropout2d(0.1)
-        self.classify = nn.ModuleDict({name: nn.Conv2d(width, classes, 1) for name in ("sum", "position", "channel")})
+        self.classify = nn.ModuleList(nn.Conv2d(width, classes, 1) for _ in range(3))
 
     def forward(self, maps: list[Tensor]) -> Outputs:
-        found = {"position": self.position(maps[4]), "channel": self.channel(maps[4])}
-        outputs = {"logits": self.classify["sum"](self.dropout(found["position"] + found["channel"]))}
+        position, channel = self.position(maps[4]), self.channel(maps[4])
+        both, *each = self.classify
+        outputs = {"logits": both(self.dropout(position + channel))}
         if self.with_aux:
-            outputs |= {f"aux_{name}": self.classify[name](self.dropout(one)) for name, one in found.items()}
+            outputs["aux_position"] = each[0](self.dropout(position))
+            outputs["aux_channel"] = each[1](self.dropout(channel))
         return outputs
 
 
@@ -164,12 +166,13 @@ class LRASPP(Decoder):
         super().__init__()
         self.enter = conv_unit(high, width, 1)
         self.gate = nn.Sequential(nn.Conv2d(high, width, 1, bias=False), nn.Sigmoid())
-        self.classify = nn.ModuleDict({"low": nn.Conv2d(low, classes, 1), "high": nn.Conv2d(width, classes, 1)})
+        self.classify = nn.ModuleList(nn.Conv2d(number, classes, 1) for number in (low, width))
 
     def forward(self, maps: list[Tensor]) -> Outputs:
         low, high = maps[2], maps[4]
         gated = self.enter(high) * self.gate(pooled_to(high, 1))
-        return {"logits": self.classify["low"](low) + self.classify["high"](resized(gated, low))}
+        of_low, of_high = self.classify
+        return {"logits": of_low(low) + of_high(resized(gated, low))}
 
 
 @click_model

@@ -22,6 +22,8 @@ class FCN(Decoder):
 
     def __init__(self, channels: Sequence[int], classes: int, skips: int, width: int = 4096, kernel: int = 7) -> None:
         super().__init__()
+        if not kernel % 2:
+            raise ValueError(f"kernel is {kernel}; it must be odd")
         self.wide = nn.Sequential(
             nn.Conv2d(channels[4], width, kernel, padding=kernel // 2),
             nn.ReLU(inplace=True),

@@ -52,8 +52,8 @@ class MultiScaleNet(ZooNet):
     """Options ``scales`` of training and ``chain`` of inference, ascending, with 1 among them.
 
     Hierarchical attention is trained on a pair of scales and works for any chain: the answer of each scale is
-    mixed with that of all larger ones, by the attention of the smaller. Explicit attention (``explicit``) weighs its
-    scales together.
+    mixed with that of all larger ones, by the attention of the smaller. Explicit attention (``explicit``) weighs
+    its scales together, by a softmax.
     """
 
     def __init__(self, name: str, config: dict[str, Any], encoder: Backbone, decoder: Decoder) -> None:
@@ -96,21 +96,19 @@ class MultiScaleNet(ZooNet):
 multi_scale = partial(click_model, kind=MultiScaleNet)
 
 
-def scales_of(given: Sequence[float]) -> list[float]:
-    """Raises ValueError unless they are a few ascending numbers with 1 among them."""
-    scales = [float(scale) for scale in given]
-    if not (2 <= len(scales) <= 5 and scales == sorted(set(scales)) and 1 in scales and scales[0] >= 0.25):
-        raise ValueError(f"{list(given)}: give 2 to 5 ascending scales from 0.25 to 2, with 1 among them")
-    if scales[-1] > 2:
-        raise ValueError(f"{list(given)}: give scales up to 2")
-    return scales
+def check_scales(*options: Sequence[float]) -> None:
+    """Raises ValueError unless each is a few ascending numbers with 1 among them."""
+    for scales in options:
+        ascending = list(scales) == sorted(set(scales)) and scales[0] >= 0.25 and scales[-1] <= 2
+        if not (2 <= len(scales) <= 5 and 1 in scales and ascending):
+            raise ValueError(f"{list(scales)}: give 2 to 5 ascending scales from 0.25 to 2, with 1 among them")
 
 
 @multi_scale
 def attention_to_scale(backbone: str = "hrnet18s", width: int = 48, scales: Sequence[float] = (0.5, 1.0)) -> Parts:
     """Explicit attention to scale: answers at fixed scales, weighed at each pixel (Chen et al. 2016)."""
     base = build(backbone)
-    scales_of(scales)
+    check_scales(scales)
     return base, OCR(base.channels, 1, width, bias=False)
 
 
@@ -123,6 +121,5 @@ def hierarchical_attention(
 ) -> Parts:
     """Hierarchical multi-scale attention on HRNet and OCR: trained on two scales, used on more (Tao et al. 2020)."""
     base = build(backbone)
-    scales_of(scales)
-    scales_of(chain)
+    check_scales(scales, chain)
     return base, OCR(base.channels, 1, width, bias=True)

@@ -15,10 +15,11 @@ from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.parts.backbones.interface import Backbone
 from hrseg_cli.models.parts.click_maps import disk_maps
 from hrseg_cli.models.parts.folding import folded
-from hrseg_cli.models.parts.stem import Scale, click_stem, pad_to_stride
+from hrseg_cli.models.parts.stem import Scale, click_stem, mirrored, pad_to_stride
 
 RADIUS = 5  # of a click's disk, in pixels
-LARGEST = 8192  # number in options; a file may contain any, and the model is built before its weights are compared
+# Numbers in options. A file may contain any, and the model is built before its weights are compared.
+MOST, LARGEST = 16, 8192
 
 Outputs = dict[str, Tensor]
 
@@ -55,7 +56,8 @@ class ZooNet(InteractiveModel):
     image_layer = ""
     pooled_norms = ("pooled", "object_context_block")
     unused = ("f_pixel", "f_object")
-    single_precision = (r"/clicks/", r"/encoder/(stem|conv1|first|features/features\.0)/", "/classify")
+    # A backbone's methods are called, not itself: the scope of its first layer is the exported module.
+    single_precision = (r"/clicks/", r"/(model|base)/(stem|conv1|first|features\.0)/", "/classify")
     layer_groups: Mapping[str, tuple[str, ...]] = {
         "clicks": (r"^clicks\.",),
         "encoder": (r"^encoder\.(?!.*\bclassify\b)",),
@@ -68,7 +70,7 @@ class ZooNet(InteractiveModel):
         self.name, self.config = name, config
         self.encoder, self.decoder = encoder, decoder
         self.clicks = click_stem(3, encoder.stem_channels, encoder.stem_stride, nn.LeakyReLU(0.2, inplace=True))
-        self.apply(initialise)
+        initialise(self)
         self.image_layer = f"encoder.{encoder.image_layer}"
         if decoder is not None and decoder.fine_channels and encoder.stem_stride == 2:
             self.taps = {"stem": encoder.stem_channels, "fine": decoder.fine_channels}
@@ -138,22 +140,17 @@ class ZooNet(InteractiveModel):
         return disk_maps(points, height, width, RADIUS)
 
 
-def initialise(layer: nn.Module) -> None:
-    """Start a convolution with random weights after He et al. 2015, unless it defines its own start."""
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and "reset_parameters" not in vars(type(layer)):
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-
-
-def mirrored(x: Tensor, margin: int) -> Tensor:
-    """``x`` with ``margin`` more rows and columns on each side, mirrored at its borders as often as needed."""
-    for dim in (2, 3):
-        side = x.shape[dim]
-        turn = max(1, 2 * side - 2)
-        place = torch.arange(-margin, side + margin, device=x.device).remainder(turn)
-        x = x.index_select(dim, torch.minimum(place, turn - place).clamp(max=side - 1))
-    return x
+def initialise(network: nn.Module) -> None:
+    """Start all convolutions with random weights after He et al. 2015, except those that define their own start, and
+    classifiers, whose answers would be far too certain."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and "reset_parameters" not in vars(type(layer)):
+            if "classify" in name:
+                nn.init.normal_(layer.weight, std=0.01)
+            else:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 Parts = tuple[Backbone, Decoder | None]
@@ -170,9 +167,12 @@ def click_model(build: Callable[..., Parts | Whole], kind: type[ZooNet] = ZooNet
         bound.apply_defaults()
         config = dict(bound.arguments)
         for option, value in config.items():
-            numbers = value if isinstance(value, list | tuple) else [value]
-            if not all(0 <= number <= LARGEST for number in numbers if isinstance(number, int | float)):
-                raise ValueError(f"{option} is {value}; numbers must be between 0 and {LARGEST}")
+            numbers = [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+            if isinstance(numbers, list | tuple):
+                usual = signature.parameters[option].default
+                least = 0 if isinstance(usual[0] if isinstance(usual, tuple) else usual, float) else 1
+                if len(numbers) > MOST or not all(least <= number <= LARGEST for number in numbers):
+                    raise ValueError(f"{option} takes at most {MOST} numbers from {least} to {LARGEST}, not {value}")
         parts = build(**config)
         return kind(build.__name__, config, *(parts if isinstance(parts, tuple) else (parts,)))
 

@@ -138,12 +138,12 @@ class UNetPlusPlus(Decoder):
         channels: Sequence[int],
         classes: int,
         norm: bool = True,
-        level: int = 0,
+        level: int | None = None,
         upsampling: str = "transposed",
     ) -> None:
         super().__init__()
-        if level not in range(5):
-            raise ValueError(f"level is {level}; it must be 1 to 4, or 0 for the mean")
+        if level not in (None, 1, 2, 3, 4):
+            raise ValueError(f"level is {level}; it must be 1 to 4, or null for the mean")
         self.level = level
         places = [(i, j) for j in range(1, 5) for i in range(5 - j)]
         self.up = nn.ModuleDict({f"{i}{j}": upsampled(channels[i + 1], channels[i], 2, upsampling) for i, j in places})
@@ -188,7 +188,7 @@ def unet_plusplus(
     backbone: str = "efficientnet_lite0",
     width: int = 32,
     norm: bool = True,
-    level: int = 0,
+    level: int | None = None,
     upsampling: str = "transposed",
 ) -> Parts:
     """UNet++: nested skip connections with deep supervision, which can be pruned (Zhou et al. 2018)."""

@@ -20,7 +20,7 @@ from hrseg_cli.models.zoo.network import Decoder, Outputs, Parts, click_model
 def unpooled(x: Tensor, stage: Stage) -> Tensor:
     """Each value at the place of its maximum before the pooling of ``stage``; 0 elsewhere."""
     empty = torch.zeros_like(stage.features)
-    return empty.flatten(2).scatter(2, stage.indices.flatten(2), x.flatten(2)).view_as(empty)
+    return empty.flatten(2).scatter(2, stage.indices.flatten(2), x.flatten(2).to(empty.dtype)).view_as(empty)
 
 
 class SegNet(Decoder):
