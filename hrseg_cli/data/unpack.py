@@ -250,7 +250,8 @@ def _zip(archive: Path) -> zipfile.ZipFile:
             if listed == 0xFFFFFFFF:
                 file.seek(min(int.from_bytes(tail[max(0, at - 12) : max(0, at - 4)], "little"), size))
                 wide = (tail[max(0, at - 76) : max(0, at - 20)], file.read(56))
-                listed = max(int.from_bytes(record[40:48], "little") for record in wide)
+                sizes = [int.from_bytes(one[40:48], "little") for one in wide if one.startswith(b"PK\x06\x06")]
+                listed = max(sizes, default=0)
             if listed > max(ZIP_DIRECTORY, size // 32):
                 raise HrsegError(f"{archive}: a list of files of {size_text(listed)}; get an intact archive")
     return zipfile.ZipFile(archive)
