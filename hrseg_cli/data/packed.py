@@ -20,7 +20,6 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.limits import MATLAB, PICKLE
 from hrseg_cli.parsing import Malformed, read_bytes
 
-
 warnings.filterwarnings("ignore", module=r"scipy\.io")  # about odd variables, in lines that name no file
 
 
