@@ -87,6 +87,8 @@ def evaluate(
     from hrseg_cli.engine.runtimes import ModelChoice
     from hrseg_cli.metrics.masks import band_of
 
+    if skip_broken:
+        options.note("decoding every file first")
     prepared = evaluation.prepare(
         ModelChoice(model, runtime, shards.own_device(device), precision),
         dataset,
