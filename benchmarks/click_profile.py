@@ -3,11 +3,11 @@
     python benchmarks/click_profile.py                          h18s, protocol ritm, 480x640, one thread, JSON on stdout
     python benchmarks/click_profile.py --model h18 --protocol fast --size 1024x1024
 
-CPU seconds of one thread. Clicks alternate with the processor's limit: a product of matrices and a 3x3 convolution,
-in fp32 and in cache; the better rate is the limit. Reported are the quickest click and the best rates, because other
-load on the machine slows all of them; compare only numbers of one call. ``of_limit`` is the time that the network's
-multiply-adds would take at the limit, as a share of its time. For models that see the clicks from the first layer on:
-others encode a crop once, and are credited with more than they do.
+CPU seconds of one thread. Clicks alternate with the processor's limit: products of matrices, and 3x3 convolutions, in
+fp32 and in cache, for a third of a click's arithmetic each; the better rate is the limit. Reported are the quickest
+click and the best rates, because other load on the machine slows all of them; compare only numbers of one call.
+``of_limit`` is the time that the network's multiply-adds would take at the limit, as a share of its time. For models
+that see the clicks from the first layer on: others encode a crop once, and are credited with more than they do.
 """
 
 from __future__ import annotations
@@ -118,18 +118,19 @@ def timed(
     return run
 
 
-def matrices(side: int = 512, rounds: int = 12) -> float:
-    """GFLOP/s of a product of square matrices, the best of a few."""
+def matrices(side: int = 512, rounds: int = 45) -> float:
+    """GFLOP/s of products of square matrices."""
     one, other = torch.rand(2, side, side)
-    return max(2e-9 * side**3 / cpu(lambda: one @ other) for _ in range(rounds))
+    return rounds * 2e-9 * side**3 / cpu(lambda: [one @ other for _ in range(rounds)])
 
 
-def convolution(channels: int = 64, side: int = 80, rounds: int = 12) -> float:
-    """GFLOP/s of a 3x3 convolution, the best of a few."""
+def convolution(channels: int = 64, side: int = 80, rounds: int = 25) -> float:
+    """GFLOP/s of 3x3 convolutions."""
     layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
     image = torch.rand(1, channels, side, side).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        return max(2e-9 * 9 * channels**2 * side**2 / cpu(lambda: layer(image)) for _ in range(rounds))
+        layer(image)
+        return rounds * 2e-9 * 9 * channels**2 * side**2 / cpu(lambda: [layer(image) for _ in range(rounds)])
 
 
 def cpu(call: Callable[[], object]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -14,6 +13,7 @@ import numpy as np
 from hrseg_cli.api.arguments import as_clicks, as_image, as_initial, as_prompt, changes_of, listed, name_of, span_of
 from hrseg_cli.api.clicking import ImageLike, Model, choice_of
 from hrseg_cli.clicks.files import Objects, Prompt, for_images, read_clicks
+from hrseg_cli.data.masks_out import checked_tolerance
 from hrseg_cli.data.photos import find_images
 from hrseg_cli.data.pixels import SUFFIXES
 from hrseg_cli.engine import predict as engine
@@ -86,8 +86,7 @@ def predict(
     for kind in kinds:
         if kind not in engine.FORMATS:
             raise UnknownName("format", kind, engine.FORMATS)
-    if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
-        raise HrsegError(f"`tolerance` {tolerance}: give pixels, 0 or more")
+    checked_tolerance(tolerance)
     rule = binarize_rule(binarize)
     jobs = _jobs(images, clicks, initial)
     loaded, chosen = model if isinstance(model, Model) else None, choice_of(model, device, precision, runtime)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -17,6 +16,7 @@ from hrseg_cli.api.arguments import as_image, as_initial, listed, name_of, path_
 from hrseg_cli.api.clicking import Model, choice_of
 from hrseg_cli.data.coco_masks import CocoMasks, is_coco
 from hrseg_cli.data.mask_files import Kind, MaskFiles
+from hrseg_cli.data.masks_out import checked_tolerance
 from hrseg_cli.data.photos import find_images
 from hrseg_cli.engine import refine as engine
 from hrseg_cli.engine.devices import reproducible
@@ -148,8 +148,7 @@ def checked_numbers(threshold: float, tolerance: float) -> None:
     """Raises HrsegError for numbers out of range."""
     if not isinstance(threshold, int | float) or not 0 < threshold < 1:
         raise HrsegError(f"`threshold` {threshold}: give a probability between 0 and 1")
-    if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
-        raise HrsegError(f"`tolerance` {tolerance}: give pixels, 0 or more")
+    checked_tolerance(tolerance)
 
 
 def kind_of(instances: bool, soft: bool) -> Kind:

@@ -131,6 +131,8 @@ def evaluate(
             skip_broken=skip_broken,
         )
 
+    if skip_broken:
+        options.note("decoding every file first")
     prepared = prepared_with(["click_group=0"] if groups else [])
     options.warn_incomplete(prepared.opened)
     folder = out or _default_folder(model, prepared)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -104,7 +103,7 @@ def predict(
     Prints one JSON row per object. Rerun the same command to resume; existing results are kept.
     """
     from hrseg_cli.data.exports import KINDS, PLACES
-    from hrseg_cli.data.masks_out import ENDINGS
+    from hrseg_cli.data.masks_out import ENDINGS, checked_tolerance
     from hrseg_cli.data.photos import find_images
     from hrseg_cli.data.pixels import parse_span
     from hrseg_cli.recipe import binarize_rule, load_protocol
@@ -112,8 +111,7 @@ def predict(
     for name in format_:
         if name not in (*ENDINGS, *KINDS):
             raise UnknownName("format", name, (*ENDINGS, *KINDS))
-    if not 0 <= tolerance < math.inf:
-        raise HrsegError(f"--tolerance {tolerance}: give a number of pixels, 0 or more")
+    checked_tolerance(tolerance)
     rule, span = binarize_rule(binarize), parse_span(range_) if range_ else None
     chosen = load_protocol(protocol, options.with_refiner(set_, refine))
     options.device_of(device)

@@ -222,6 +222,8 @@ def run_training(recipe: Recipe, folder: Path, command: str, asked: dict[str, An
 
     from hrseg_cli.training.run import train_in
 
+    if asked["skip_broken"]:
+        options.note("decoding every file first")
     summary = train_in(folder, recipe, command, asked, options.note)
     if summary is not None:
         broken = summary.pop("broken", [])

@@ -22,8 +22,10 @@ from PIL import Image
 from pycocotools import mask as pycoco
 
 from hrseg_cli.data.paths import below
+from hrseg_cli.errors import HrsegError
 from hrseg_cli.writing import write_atomically, writing_atomically
 
+TOLERANCE = 10_000.0  # pixels that a polygon may be from the outline, at most
 ENDINGS = {
     "png": ".png",
     "soft": "_soft.png",
@@ -31,6 +33,13 @@ ENDINGS = {
     "polygon": "_polygon.json",
     "cutout": "_cutout.png",
 }
+
+
+def checked_tolerance(value: object) -> float:
+    """A tolerance of polygons in pixels. Raises HrsegError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= TOLERANCE:
+        raise HrsegError(f"`tolerance` {value}: give pixels, 0 to {TOLERANCE:g}")
+    return float(value)
 
 
 def write_mask(

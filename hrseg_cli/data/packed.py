@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import numpy as np
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.limits import MATLAB, PICKLE
 from hrseg_cli.parsing import Malformed, read_bytes
+
+warnings.filterwarnings("ignore", module=r"scipy\.io")  # about odd variables, in lines that name no file
 
 
 class PackedArray:

@@ -256,15 +256,16 @@ def _zip(archive: Path) -> zipfile.ZipFile:
     """The open archive. zipfile keeps its list of files, so its size is checked first."""
     size = archive.stat().st_size
     with archive.open("rb") as file:
-        start = file.seek(max(0, size - (1 << 16) - 42))  # a comment of 64 kB, and what comes before it
+        file.seek(max(0, size - (1 << 16) - 98))  # a comment of 64 kB, and the records before it
         tail = file.read()
-        at = tail.rfind(b"PK\x05\x06")
-        if at >= 0 and len(tail) - at >= 22:
-            (listed,) = struct.unpack_from("<I", tail, at + 12)
-            if listed == 0xFFFFFFFF and at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":
-                (place,) = struct.unpack_from("<Q", tail, at - 12)
-                file.seek(min(place, start + at))
-                (listed,) = struct.unpack_from("<Q", file.read(56).ljust(56, b"\0"), 40)
+        # zipfile may take any of these for the last record, and look for the 64-bit one in front of it or elsewhere.
+        for at in (found.start() for found in re.finditer(b"PK\x05\x06", tail)):
+            listed = int.from_bytes(tail[at + 12 : at + 16], "little")
+            if listed == 0xFFFFFFFF:
+                file.seek(min(int.from_bytes(tail[max(0, at - 12) : max(0, at - 4)], "little"), size))
+                wide = (tail[max(0, at - 76) : max(0, at - 20)], file.read(56))
+                sizes = [int.from_bytes(one[40:48], "little") for one in wide if one.startswith(b"PK\x06\x06")]
+                listed = max(sizes, default=0)
             if listed > max(ZIP_DIRECTORY, size // 32):
                 raise HrsegError(f"{archive}: a list of files of {size_text(listed)}; get an intact archive")
     return zipfile.ZipFile(archive)

@@ -19,14 +19,14 @@ from hrseg_cli.clicks.files import Prompt, as_numbers
 from hrseg_cli.data import exports
 from hrseg_cli.data.coco import run_counts
 from hrseg_cli.data.labels import read_object
-from hrseg_cli.data.masks_out import ENDINGS, run_lengths, write_mask
+from hrseg_cli.data.masks_out import ENDINGS, TOLERANCE, run_lengths, write_mask
 from hrseg_cli.data.paths import below, checked
 from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.data.samples import size_and_time
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Box
-from hrseg_cli.limits import DATASET, LINE
+from hrseg_cli.limits import DATASET, LINE, PIXELS
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.parsing import parse_json, read_bytes
 from hrseg_cli.recipe import BinarizeRule, Protocol
@@ -177,10 +177,11 @@ def _predict(jobs: Sequence[Job], options: PredictOptions, out: Path) -> Iterato
     if repeated:  # drop the outdated records: one line per object
         write_atomically(out / RECORDS, "".join(_line(record) for record in records.values()))
     made = _exported(out, records)
-    sweep(*{(out / path).parent for path in made})
+    places = {path: below(out, path, RECORDS) for path in made}
+    sweep(*{place.parent for place in places.values()})
     for path, text in made.items():
-        if not (out / path).is_file():  # otherwise it is up to date, and somebody may have corrected it
-            write_atomically(below(out, path, RECORDS), text(), durable=False)
+        if not places[path].is_file():  # otherwise it is up to date, and somebody may have corrected it
+            write_atomically(places[path], text(), durable=False)
     for path in before - made.keys():
         below(out, path, RECORDS).unlink(missing_ok=True)
 
@@ -360,7 +361,9 @@ def _check_export(export: Any) -> None:
     if not isinstance(export["counts"], str):
         raise TypeError
     run_counts(export, (height, width))
-    if not {*export["formats"]} <= {*exports.KINDS} or not export["tolerance"] >= 0:
+    if not (min(height, width) > 0 and height * width <= PIXELS and 0 <= export["tolerance"] <= TOLERANCE):
+        raise ValueError
+    if not {*export["formats"]} <= {*exports.KINDS}:
         raise ValueError
 
 

@@ -211,6 +211,7 @@ def test_training_skips_broken_files_and_resumes_after_its_data_has_moved(
     (photos / "images" / "3.png").write_bytes(b"x")
     words = ["adapt", "--from", base, "--dataset", photos, "--adapter", "bn", "--out", out]
     assert hrseg(*words, *FEW).code == 1
+    shutil.rmtree(out)
     done = hrseg(*words, "--skip-broken", *FEW)
     assert done.code == 1
     assert "hrseg: skipped: " in done.err

@@ -509,7 +509,18 @@ def test_a_file_about_images_that_cannot_be_written_is_refused_before_any_click(
 
 
 @pytest.mark.parametrize(
-    "change", [{"counts": 3}, {"counts": "\x7f"}, {"size": [1]}, {"formats": ["x"]}, {"formats": 1}, {"tolerance": "x"}]
+    "change",
+    [
+        {"counts": 3},
+        {"counts": "\x7f"},
+        {"size": [1]},
+        {"size": [-150, -240]},
+        {"size": [10**9, 10**9]},
+        {"formats": ["x"]},
+        {"formats": 1},
+        {"tolerance": "x"},
+        {"tolerance": 1e300},
+    ],
 )
 def test_a_broken_record_of_an_export_is_named(change: dict[str, Any], hrseg: Command, photos: Path) -> None:
     words = ["predict", photos / "a/cat.png", "--click", "60,60", "--model", "grabcut", "--protocol", "plain"]
@@ -564,6 +575,7 @@ WRONG = [
     ("--clicks {photos}/other.json", 1, "no clicks for these images"),
     ("--click 60,60 --format jpg", 2, "unknown format 'jpg'"),
     ("--click 60,60 --tolerance -1", 1, "--tolerance"),
+    ("--click 60,60 --tolerance 1e300 --format polygon", 1, "--tolerance 1e+300: give pixels, 0 to 10000"),
     ("--click 60,60 --protocol foto", 2, "Did you mean 'photo'"),
     ("--click 60,60 --out {photos}/a", 1, "contains the input cat.png"),
     ("--click 60,60 --out {photos}", 1, "not written by 'hrseg predict'"),

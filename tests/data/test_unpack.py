@@ -461,13 +461,15 @@ def test_a_zip_packed_with_lzma_is_refused(tmp_path: Path) -> None:
         check_archive(archive, "zip")
 
 
-@pytest.mark.parametrize("deep", [False, True], ids=["zip", "zip64"])
-def test_a_zip_with_an_endless_list_of_files_is_refused_before_it_is_read(deep: bool, tmp_path: Path) -> None:
-    listed = 40 << 20
+@pytest.mark.parametrize("kind", ["zip", "zip64", "zip64 elsewhere", "hidden in itself"])
+def test_a_zip_with_an_endless_list_of_files_is_refused_before_it_is_read(kind: str, tmp_path: Path) -> None:
+    listed, deep = 40 << 20, kind.startswith("zip64")
     end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 9, 9, 0xFFFFFFFF if deep else listed, 0, 0)
+    if kind == "hidden in itself":
+        end = end[:16] + b"PK\5\6" + bytes(2)
     if deep:
         record = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, 9, 9, listed, 0)
-        end = record + struct.pack("<4sIQI", b"PK\6\7", 0, listed, 1) + end
+        end = record + struct.pack("<4sIQI", b"PK\6\7", 0, 0 if "elsewhere" in kind else listed, 1) + end
     (tmp_path / "a.zip").write_bytes(bytes(listed) + end)
     with pytest.raises(HrsegError, match=r"a list of files of 41\.9 MB; get an intact archive"):
         check_archive(tmp_path / "a.zip", "zip")
