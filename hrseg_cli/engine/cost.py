@@ -26,7 +26,7 @@ def gmac(model: InteractiveModel, size: tuple[int, int]) -> float:
     merge(shapes)
     for module in shapes.modules():
         if isinstance(module, FREE):
-            module.forward = _unchanged
+            module.forward = _unchanged  # type: ignore[assignment,method-assign]
     channels = 4 if model.with_prev_mask else 3
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
