@@ -27,7 +27,11 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", sorted(RECORDED))
+# The whole image at every click, on and on, is what the others do in less time.
+LONG = [pytest.mark.slow]
+
+
+@pytest.mark.parametrize("mode", [pytest.param(m, marks=LONG if m == "plain@1.01" else []) for m in sorted(RECORDED)])
 def test_recorded_sequences_click_for_click(mode: str) -> None:
     """Twelve objects through the whole loop: clicks exactly, IoU to 1e-4, crops exactly, the NoC table."""
     name, _, target = mode.partition("@")
@@ -53,7 +57,7 @@ FURTHER_MODES = {
 
 
 @pytest.mark.parametrize(
-    "mode", ["600-pixel crops", *(pytest.param(m, marks=pytest.mark.slow) for m in sorted(FURTHER_MODES)[1:])]
+    "mode", [pytest.param(m, marks=[] if m == "zoomed first click" else LONG) for m in sorted(FURTHER_MODES)]
 )
 def test_recorded_tables_of_further_modes(mode: str) -> None:
     name, changes, means, used_up = FURTHER_MODES[mode]

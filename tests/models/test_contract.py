@@ -23,6 +23,16 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("line", [*OTHER_SIZES, "deeplab_v3plus", "unet"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("h18", "clicknet_s", "simpleclick_b", "deeplab_v3plus", "unet"),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in OTHER_SIZES
+            if n not in ("h18", "clicknet_s", "simpleclick_b")
+        ),
+    ],
+)
 def test_groups_and_names_at_other_sizes(line: str) -> None:
     contract.test_groups_and_names(line)
