@@ -92,6 +92,7 @@ LOSSES = {
     "soft_iou": "hrseg_cli.losses:soft_iou",
     "lovasz": "hrseg_cli.losses:lovasz_hinge",
     "boundary": "hrseg_cli.losses:boundary",
+    "feature_mse": "hrseg_cli.losses:feature_mse",
     "texture": "hrseg_cli.refiners.segrefiner.diffusion:texture_loss",
 }
 
