@@ -1,7 +1,8 @@
 """Distillation: a click model's features at stride 16 learn to predict those of a trained one, from images alone.
 
-The features are those without clicks, so masks are not used. The teacher's are normalised at each place over the channels,
-as in Wei et al. 2022, "Contrastive Learning Rivals Masked Image Modeling in Fine-tuning via Feature Distillation".
+The features are those without clicks, so masks are not used. The teacher's are normalised at each place over the
+channels, as in Wei et al. 2022, "Contrastive Learning Rivals Masked Image Modeling in Fine-tuning via Feature
+Distillation".
 """
 
 from __future__ import annotations
