@@ -137,6 +137,7 @@ LOSSES = {
     "l1_l2": "hrseg_cli.losses:l1_l2",
     "lovasz_softmax": "hrseg_cli.losses:lovasz_softmax",
     "boundary": "hrseg_cli.losses:boundary",
+    "feature_mse": "hrseg_cli.losses:feature_mse",
     "texture": "hrseg_cli.refiners.segrefiner.diffusion:texture_loss",
 }
 

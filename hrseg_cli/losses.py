@@ -20,6 +20,14 @@ Schedule = Literal["constant", "increase", "rebalance"]
 PIXELS = (1, 2, 3)  # dimensions summed over: all but the batch
 
 
+def feature_mse(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference of features, for distillation; not for masks.
+
+    logits, target: (B, C, h, w), any values; no place is ignored.
+    """
+    return (logits.float() - target.float()).square().mean(PIXELS)
+
+
 def normalized_focal(
     logits: Tensor,
     target: Tensor,

@@ -13,14 +13,18 @@ from hrseg_cli.data.manifest import manifest_names
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.recipe import data_folder, load_protocol, load_recipe, recipe_names, recipe_of
 
-PHOTOS = ("h18s_photos", "clicknet_photos", "segrefiner_small", "cascadepsp_small", "zoo/")
+PHOTOS = (
+    *("h18s_photos", "clicknet_photos", "segrefiner_small", "cascadepsp_small", "zoo/"),
+    *("simpleclick_distil", "simpleclick_photos", "toast_pretune"),
+)
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_and_names_things_that_exist(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == Path(name).name
-    assert recipe.model.name in (catalog.MODELS if recipe.task == "click" else catalog.TRAINED_REFINERS)
+    assert recipe.model.name in (catalog.TRAINED_REFINERS if recipe.task == "refine" else catalog.MODELS)
+    assert recipe.teacher in (None, *catalog.MODELS)
     assert all(loss.name in catalog.LOSSES for loss in recipe.losses)
     load_protocol(recipe.validation.protocol, recipe.validation.changes)
     assert recipe.validation.metric in catalog.METRICS

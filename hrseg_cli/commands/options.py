@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # pydantic and rich take longer to import than the help to pr
 METRICS = ", ".join(catalog.METRICS)
 ADAPTERS = ", ".join(catalog.ADAPTERS)
 RULES = "auto, nonzero, gt128, void128, void255, grabcut"
-PROTOCOLS = "ritm, ritm-davis, fixed, plain, photo, fast, fast_focus, off_centre, sam, sam_zoom"
+PROTOCOLS = "ritm, ritm-davis, simpleclick, fixed, plain, photo, fast, fast_focus, off_centre, sam, sam_zoom"
 
 
 def starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:

@@ -18,7 +18,7 @@ def gmac(model: InteractiveModel, size: tuple[int, int]) -> float:
     """10^9 multiply-adds of convolutions, matrix products and attention in one forward pass.
 
     size: height and width of the input. Nothing is computed, and the model is unchanged. LoRA counts as 0, because it
-    can be merged. A model without a network has 0.
+    can be merged. A model without a network has 0. For a model that remembers, this is a click after the first.
     """
     if next(model.parameters(), None) is None:
         return 0.0
@@ -29,8 +29,15 @@ def gmac(model: InteractiveModel, size: tuple[int, int]) -> float:
             module.forward = _unchanged  # type: ignore[assignment,method-assign]
     channels = 4 if model.with_prev_mask else 3
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        shapes(torch.empty(1, channels, *size, device="meta"), torch.empty(1, 2, 3, device="meta"))
+    image, points = torch.empty(1, channels, *size, device="meta"), torch.empty(1, 2, 3, device="meta")
+    with torch.no_grad():
+        if not model.remembers:
+            with counter:
+                shapes(image, points)
+        else:
+            _, memory = shapes.recall(shapes.encode(image[:, :3]), image[:, 3:], points, None)
+            with counter:
+                shapes.recall(shapes.encode(image[:, :3]), image[:, 3:], points, memory)
     return counter.get_total_flops() / 2e9
 
 

@@ -38,6 +38,7 @@ class InteractiveModel(nn.Module):
     taps: inner features returned by :meth:`tapped`, name -> channels. A decoding adapter needs two: "stem", the first
         features of the image, at half the size, and "fine", the features that the logits are computed from, at a
         quarter.
+    image_channels: of :meth:`image_features`; 0: it has none.
     layer_groups: name of a group of layers -> patterns of their names. Each trainable layer is in one group; "heads"
         are the classifiers.
     precisions: those it can compute in, see :meth:`for_inference`.
@@ -62,6 +63,7 @@ class InteractiveModel(nn.Module):
     single_precision: tuple[str, ...] = ()
     image_layer: str = ""
     taps: Mapping[str, int] = {}
+    image_channels: int = 0
     layer_groups: Mapping[str, tuple[str, ...]] = {}
     takes_boxes: bool = False
     remembers: bool = False
@@ -152,6 +154,11 @@ class InteractiveModel(nn.Module):
         """(B, 2, height, width): positive and negative clicks as this model draws them, for adapters that need
         them."""
         return disk_maps(points, height, width, 5)
+
+    def image_features(self, image: Tensor) -> Tensor:
+        """(B, image_channels, ceil(H / 16), ceil(W / 16)): inner features of an image, (B, 3, H, W), RGB in [0, 1],
+        without clicks and previous mask, for distillation."""
+        raise TypeError(f"{type(self).__name__} has no features of images")
 
     def tapped(self, image: Tensor, points: Tensor, inject: Tensor | None = None) -> dict[str, Tensor]:
         """``forward`` with all :attr:`taps` added to its outputs.

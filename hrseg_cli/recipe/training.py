@@ -362,6 +362,10 @@ class Validation(Settings):
 
 class Recipe(Settings):
     """task: ``click`` trains a click model, ``refine`` the network of a refiner, on coarse masks instead of clicks.
+        ``distil`` trains a click model to have the image features of another one, ``teacher``, without masks and
+        clicks: as a start for ``click``.
+
+    teacher: a checkpoint, or the name of a model that ships with weights.
 
     batch: samples per step and process. epochs: of ``data.epoch`` samples each.
 
@@ -370,7 +374,8 @@ class Recipe(Settings):
     """
 
     name: str
-    task: Literal["click", "refine"] = "click"
+    task: Literal["click", "refine", "distil"] = "click"
+    teacher: str | None = None
     model: Start = Start()
     adapter: Adapter = Adapter()
     data: Data
@@ -397,6 +402,10 @@ class Recipe(Settings):
             raise ValueError(
                 "task refine trains all weights from the start; remove model.weights, backbone and adapter"
             )
+        if (self.task == "distil") != (self.teacher is not None):
+            raise ValueError("task distil needs a teacher, and only task distil; set or remove teacher")
+        if self.task == "distil" and self.adapter.name != "none":
+            raise ValueError("task distil trains a whole model; remove adapter")
         boundaries = [k for k, term in enumerate(self.losses) if term.name == "boundary"]
         if len(boundaries) > 1:
             raise ValueError("losses: 'boundary' is listed twice; keep one")

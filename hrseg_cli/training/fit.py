@@ -37,6 +37,7 @@ from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.losses import signed_distance
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Recipe
+from hrseg_cli.training.distil import DistilFeed, DistilJudge, Distillation, DistilTraining
 from hrseg_cli.training.feed import Feed, Loader, Order
 from hrseg_cli.training.judge import Averaging, Judge, Save, move_average, trained_model
 from hrseg_cli.training.logs import Logs, join_events, loggers, rewind
@@ -58,7 +59,11 @@ class Task(NamedTuple):
     judge: type[Judge]
 
 
-TASKS = {"click": Task(Feed, ClickTraining, Judge), "refine": Task(RefineFeed, RefineTraining, RefineJudge)}
+TASKS = {
+    "click": Task(Feed, ClickTraining, Judge),
+    "refine": Task(RefineFeed, RefineTraining, RefineJudge),
+    "distil": Task(DistilFeed, DistilTraining, DistilJudge),
+}
 
 for _name in ("lightning.pytorch", "lightning.fabric"):  # silence banners, tips and echoed settings
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -205,8 +210,17 @@ def _worker_deaths_named() -> Iterator[None]:
 
 def start_model(recipe: Recipe) -> tuple[Network, dict[str, Any]]:
     """The initial model of a training, and the provenance of its weights. Raises HrsegError."""
-    wanted, adapter = recipe.model, recipe.adapter
     torch.manual_seed(recipe.seed)
+    model, provenance = _start(recipe)
+    if recipe.teacher is None:
+        return model, provenance
+    teacher, found = load_model(recipe.teacher)
+    told = {key: found[key] for key in ("name", "file", "sha256") if key in found}
+    return Distillation(cast(InteractiveModel, model), teacher), {**provenance, "teacher": told}
+
+
+def _start(recipe: Recipe) -> tuple[Network, dict[str, Any]]:
+    wanted, adapter = recipe.model, recipe.adapter
     if recipe.task == "refine":
         return _built("trained refiner", wanted.name, wanted.options), {}
     model: InteractiveModel
@@ -299,6 +313,8 @@ def _outputs(model: Network, crop: tuple[int, int]) -> Collection[str]:
 def write_weights(recipe: Recipe, provenance: dict[str, Any], model: Network, path: Path, more: dict[str, Any]) -> None:
     """Save the model as a checkpoint, or only the adapter's weights."""
     adapter = recipe.adapter
+    if isinstance(model, Distillation):
+        model = model.student
     if not isinstance(model, InteractiveModel):
         what = {"kind": "refiner", "name": model.name, "options": model.config}
         save_network(cast(nn.Module, model), path, what, {**provenance, **more}, recipe.half)
@@ -353,8 +369,9 @@ def make_trainer(
 
 
 def _strategy(recipe: Recipe) -> str:
-    """Lightning's strategy for several processes. Where steps skip the backbone, its gradients must not be awaited."""
+    """Lightning's strategy for several processes. Gradients of layers that steps skip must not be awaited."""
     skips = recipe.clicks.trained == "every" and recipe.optim.backbone_later < 1
+    skips |= recipe.task == "distil"  # decoders get no gradient
     return "ddp_find_unused_parameters_true" if skips else "ddp"
 
 

@@ -64,7 +64,9 @@ def train_in(
         "processes": runs_on.processes * runs_on.nodes,
         "images": [len(part) for part in feed.images],
         "judged": [f"{ref.dataset}/{ref.id}" for ref in judged],
-        "started_from": {key: provenance[key] for key in ("started_from", "base_weights") if key in provenance},
+        "started_from": {
+            key: provenance[key] for key in ("started_from", "base_weights", "teacher") if key in provenance
+        },
     }
     if runs_on.processes * runs_on.nodes > 1 and not _is_first():
         # The first process reports the reason for stopping; a non-zero exit code here would kill it before that.

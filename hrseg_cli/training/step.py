@@ -82,7 +82,7 @@ class Training(pl.LightningModule, ABC):
         total, values = self.loss(out, seen, self.current_epoch)
         self._refuse_nan(total, seen)
         self.values = {name: value.detach() for name, value in {"train/loss": total, **values}.items()}
-        self.log("train/loss", total, prog_bar=True, logger=False, batch_size=len(seen["truth"]))
+        self.log("train/loss", total, prog_bar=True, logger=False, batch_size=len(seen["key"]))
         return total
 
     @abstractmethod

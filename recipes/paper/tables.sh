@@ -1,9 +1,10 @@
 #!/bin/sh
 # Reproduces tables 3 and 4 of the adapter paper: trains and evaluates each row, then writes tables.md and tables.tex.
 #   recipes/paper/tables.sh [DATA]   DATA: paper, photos, or the path of a file like recipes/paper/data/photos.env
-# Environment variables: ROWS and SEEDS (separated by spaces), OUT, DEVICE, BASE, PARTS (default "train judge"), EVALUATE
+# Environment variables: TABLES (adapters or transformers, table 5), ROWS and SEEDS (separated by spaces), OUT, DEVICE, BASE, PARTS (default "train judge"), EVALUATE
 # (options of hrseg evaluate that change results, such as --precision bf16), TRAIN_ON and EVALUATE_ON (options of the
 # machine that do not change results, such as --workers 4).
+# With TABLES=transformers, TOAST_PATH is the file of a pretuned feedback path (recipe toast_pretune), if there is one.
 # Rerun the same command to resume, also on another machine: finished steps are skipped. Several processes may work on
 # different ROWS with the same OUT. OUT/ROW/SEED/ contains the run folders.
 set -eu
@@ -26,6 +27,10 @@ case $file in
 *) . "./$file" ;;
 esac
 
+: "${TABLES:=adapters}"
+case $TABLES in
+transformers) : "${ROWS:=base t5_lora t5_toast t5_toast_lite t5_head t5_full}" ;;
+esac
 : "${ROWS:=base t3_lora t3_lora_hq t3_lora_hq_boundary t4_conv t4_conv_hq t4_conv_hq_skip t4_conv_hq_skip_boundary_sobel \
 t4_conv_hq_skip_boundary control_full control_head control_bn control_bitfit adapt_conv}"
 : "${SEEDS:=0}" "${OUT:=runs/tables/$(basename "$data" .env)}" "${DEVICE:=cpu}" "${PARTS:=train judge}"
@@ -44,9 +49,9 @@ once() {
     printf '%s\n' "$key" >"$stamp"
 }
 
-# train ROW FOLDER SEED: into FOLDER/train.
+# train ROW FOLDER SEED MODEL: adapts the model, into FOLDER/train.
 train() {
-    recipe=$1 parts=$TRAIN_HIGH changes=$CHANGES folder=$2
+    from=$4 recipe=$1 parts=$TRAIN_HIGH changes=$CHANGES folder=$2
     if [ -f "$here/$1.yaml" ]; then recipe=paper/$1; fi
     case $1 in
     t3_lora | t4_conv) parts=$TRAIN_REGULAR ;;
@@ -57,7 +62,7 @@ train() {
     set -- --set "seed=$3"
     if [ -n "$parts" ]; then set -- "$@" --set "data.parts=$parts"; fi
     for change in $changes; do set -- "$@" --set "$change"; done
-    once "$folder/train.done" "$base" "$TRAIN_ON" hrseg adapt --from "$BASE" --recipe "$recipe" "$@" --out "$folder/train"
+    once "$folder/train.done" "$base" "$TRAIN_ON" hrseg adapt --from "$from" --recipe "$recipe" "$@" --out "$folder/train"
 }
 
 # judge MODEL FILE FOLDER: evaluates into FOLDER/regular and FOLDER/high. FILE: the file of the model, for stamps.
@@ -90,17 +95,19 @@ for row in $ROWS; do
         case $PARTS in *judge*) judge "$BASE" "$base" "$OUT/base/0" ;; esac
         continue
     fi
+    start=$BASE
+    case $row in t5_toast*) start=$BASE${TOAST_PATH:+"+$TOAST_PATH"} ;; esac
     for seed in $SEEDS; do
         folder=$OUT/$row/$seed
         mkdir -p "$folder"
         adapter=$folder/train/best.safetensors
-        case $PARTS in *train*) train "$row" "$folder" "$seed" ;; esac
-        case $PARTS in *judge*) judge "$BASE+$adapter" "$adapter" "$folder" ;; esac
+        case $PARTS in *train*) train "$row" "$folder" "$seed" "$start" ;; esac
+        case $PARTS in *judge*) judge "$start+$adapter" "$adapter" "$folder" ;; esac
     done
 done
 
 case $PARTS in *judge*) ;; *) exit 0 ;; esac
 for format in md tex; do
-    hrseg report --tables adapters "$OUT" --format "$format" --out "$OUT/tables.$format" --pack "$OUT/tables.zip"
+    hrseg report --tables "$TABLES" "$OUT" --format "$format" --out "$OUT/tables.$format" --pack "$OUT/tables.zip"
 done
 echo "tables.sh: $OUT/tables.md, .tex and .zip" >&2

@@ -20,6 +20,7 @@ from hrseg_cli.checkpoints.adapters import save_adapter
 from hrseg_cli.checkpoints.formats import save_checkpoint
 from hrseg_cli.checkpoints.provenance import weights_hash
 from hrseg_cli.checkpoints.resolve import load_model
+from hrseg_cli.engine.cost import gmac
 from hrseg_cli.engine.export import export
 from hrseg_cli.engine.session import Session
 from hrseg_cli.engine.views import Memory, Query, View, infer
@@ -203,6 +204,14 @@ def test_passes_of_the_blocks_are_counted(passes: int, counts: list[int]) -> Non
         for number, wanted in enumerate(counts):
             clicks.click(Click(10 * number + 5, 20, True))
             assert attend.call_count == wanted * (number + 1)
+
+
+def test_costs_are_those_of_a_click_with_feedback() -> None:
+    base, size = vit(), (48, 64)
+    plain, one, two = gmac(base, size), gmac(toast(vit(), passes=1), size), gmac(toast(vit()), size)
+    tokens, layers = 12, 3 * 4 * 16 * 16  # two of the path and one of the values in each of 4 blocks
+    assert one - plain == pytest.approx(tokens * (layers + 16 * 16) / 1e9)
+    assert plain < one < two
 
 
 def test_one_pass_feeds_back_the_previous_click() -> None:

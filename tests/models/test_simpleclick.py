@@ -18,6 +18,7 @@ from reference import GOLDEN, drawn_weights
 from torch import Tensor, nn
 
 from hrseg_cli.checkpoints.formats import read_backbone, read_checkpoint
+from hrseg_cli.engine.cost import gmac
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models import simpleclick
 from hrseg_cli.models.clicknet import clicknet_s
@@ -57,8 +58,9 @@ def test_layout_is_the_public_one(size: str) -> None:
 
 
 def test_published_sizes() -> None:
-    """Parameters of ViT-L and ViT-H, as the public code counts them; without memory."""
+    """Parameters of ViT-L and ViT-H, and multiplications of ViT-B, as in the public code; without memory."""
     with shapes_only():
+        assert gmac(simpleclick.base(), (448, 448)) == pytest.approx(80.76, abs=0.01)
         counts = [sum(map(Tensor.numel, build().parameters())) for build in (simpleclick.large, simpleclick.huge)]
     assert counts == [324_206_377, 662_184_793]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.models.parts.backbones.efficientnet_lite import EfficientNetLite, Pointwise, normalised
-from hrseg_cli.models.parts.click_maps import disk_maps, valid_slots
+from hrseg_cli.models.parts.click_maps import disk_maps, no_clicks, valid_slots
 from hrseg_cli.models.parts.stem import pad_to_stride
 
 MOST_CHANNELS, MOST_BLOCKS = 1024, 32
@@ -189,6 +189,7 @@ class ClickNet(InteractiveModel):
         self.head = nn.Conv2d(w[0], 4, 3, padding=1)
         self.coarse = Pointwise(w[1], 1)
         self.aux16 = Pointwise(w[3], 1)
+        self.image_channels = c[3]
         self.taps = {"stem": self.encoder.stem.out_channels, "fine": w[1]}
         for conv in self.enter:
             nn.init.normal_(cast(Pointwise, conv).weight, std=1e-3)
@@ -244,6 +245,12 @@ class ClickNet(InteractiveModel):
         del outputs["fine"]
         return outputs
 
+    def image_features(self, image: Tensor) -> Tensor:
+        """See :meth:`InteractiveModel.image_features`: what the decoder receives at stride 16."""
+        height, width = image.shape[-2:]
+        maps, _ = self._encoded(self.encode(image), image.new_zeros(len(image), 1, height, width), no_clicks(image))
+        return maps[3][..., : -(-height // 16), : -(-width // 16)]
+
     def tapped(self, image: Tensor, points: Tensor, inject: Tensor | None = None) -> dict[str, Tensor]:
         """See :meth:`InteractiveModel.tapped`. "stem": features of the first convolution of the image, at half the
         size. "fine": features of the decoder at a quarter, from which the coarse logits are computed."""
@@ -263,19 +270,9 @@ class ClickNet(InteractiveModel):
         self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Like :meth:`decode`, with "fine" as well, for the padded image."""
-        image, *maps = features
         height, width = previous.shape[-2:]
+        maps, guides = self._encoded(features, previous, points, boxes)
         previous = pad_to_stride(previous)
-        rows, cols = previous.shape[-2:]
-        box = box_maps(boxes, rows, cols) if boxes is not None else torch.zeros_like(previous)
-        prompt = torch.cat([image, disk_maps(points, rows, cols, self.radius), previous, box], 1)
-        guides = [prompt.contiguous(memory_format=torch.channels_last)]
-        for layer in self.guide:
-            guides.append(layer(guides[-1]))
-        guides = guides[1:]
-        for k in (1, 2, 3):
-            maps[k] = maps[k] + self.enter[k - 1](guides[k])
-            maps.append(self.encoder.level(k + 1, maps[k]))
 
         outputs: dict[str, Tensor] = {}
         y = self.context(self.lateral[4](maps[4]))
@@ -294,6 +291,25 @@ class ClickNet(InteractiveModel):
         fine = F.pixel_shuffle(self.head(y), 2)
         logits = fine + F.interpolate(outputs["aux4"], scale_factor=4, mode="bilinear", align_corners=False)
         return {"logits": logits[..., :height, :width], **outputs}
+
+    def _encoded(
+        self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The features of the padded image at strides 2 to 32, with the prompt in them, and the guide's at strides 2 to
+        16."""
+        image, *maps = features
+        previous = pad_to_stride(previous)
+        rows, cols = previous.shape[-2:]
+        box = box_maps(boxes, rows, cols) if boxes is not None else torch.zeros_like(previous)
+        prompt = torch.cat([image, disk_maps(points, rows, cols, self.radius), previous, box], 1)
+        guides = [prompt.contiguous(memory_format=torch.channels_last)]
+        for layer in self.guide:
+            guides.append(layer(guides[-1]))
+        guides = guides[1:]
+        for k in (1, 2, 3):
+            maps[k] = maps[k] + self.enter[k - 1](guides[k])
+            maps.append(self.encoder.level(k + 1, maps[k]))
+        return maps, guides
 
 
 def box_maps(boxes: Tensor, height: int, width: int) -> Tensor:

@@ -25,6 +25,11 @@ def valid_slots(points: Tensor) -> Tensor:
     return points[..., :2].amax(dim=-1) >= 0
 
 
+def no_clicks(like: Tensor) -> Tensor:
+    """(B, 2, 3): an empty slot of either sign for each image of a batch."""
+    return torch.full((len(like), 2, 3), -1.0, device=like.device)
+
+
 def disk_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:
     """(B, 2, H, W) float32: 1 within ``radius`` pixels of a click (boundary included), otherwise 0.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import Features, ViTModel
-from hrseg_cli.models.parts.click_maps import disk_maps
+from hrseg_cli.models.parts.click_maps import disk_maps, no_clicks
 from hrseg_cli.models.parts.vit import (
     EPS,
     Block,
@@ -98,6 +98,7 @@ class SimpleClick(ViTModel):
             "drop_path": drop_path,
         }
         self.patch, self.width, self.depth, self.radius = patch, width, depth, radius
+        self.image_channels = width if patch == 16 else 0
         self.register_buffer("_mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self.patch_embed_coords = PatchEmbedding(3, width, patch)
@@ -116,6 +117,12 @@ class SimpleClick(ViTModel):
         maps = disk_maps(points, previous.shape[-2], previous.shape[-1], self.radius).to(previous.dtype)
         prompt: Tensor = self.patch_embed_coords(torch.cat([previous, maps], 1))
         return tokens + prompt
+
+    def image_features(self, image: Tensor) -> Tensor:
+        """See :meth:`InteractiveModel.image_features`: the tokens after the last block."""
+        rows, cols = (-(-side // self.patch) for side in image.shape[-2:])
+        tokens = self.embed(self.encode(image), torch.zeros_like(image[:, :1]), no_clicks(image))
+        return self.attend(tokens).permute(0, 3, 1, 2)[..., :rows, :cols]
 
     def attend(self, tokens: Tensor, feedback: Sequence[Tensor] | None = None) -> Tensor:
         return self.backbone.attended(tokens, feedback)
