@@ -273,7 +273,7 @@ def _work(
     if not plan.keep_masks:
         return Outcome(trace)
     void = sample.truth == -1
-    record = {
+    record: dict[str, Any] = {
         "id": ref.id,
         "dataset": ref.dataset,
         "image": str(ref.image.absolute()),

@@ -117,6 +117,7 @@ def test_without_a_network(known: Callable[..., None]) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_user_is_kept(
     known: Callable[..., None], server: Server, hrseg: Callable[..., Any], weights: bytes, tmp_path: Path
 ) -> None:

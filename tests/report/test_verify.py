@@ -32,7 +32,7 @@ def evaluate(hrseg: Command, data: Path, out: Path, *more: object) -> Any:
         "--workers",
         1,
         "--limit",
-        3,
+        2,
     ]
     done = hrseg("evaluate", *words, "--metric", "iou", "--metric", "biou", *more, "--out", out)
     assert done.code == 0, done.err
