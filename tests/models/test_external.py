@@ -122,9 +122,7 @@ def serve() -> Iterator[Callable[[type[BaseHTTPRequestHandler]], str]]:
         one.server_close()
 
 
-def test_a_server_answers_as_its_function(
-    module: str, serve: Callable[..., str], hrseg: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_server_answers_as_its_function(module: str, serve: Callable[..., str]) -> None:
     """Up to the 8 bits of a PNG; the example server is the one that is published."""
     function, _ = load_model(f"python:{module}:bright")
     assert isinstance(function, External)
@@ -134,6 +132,13 @@ def test_a_server_answers_as_its_function(
     image, points = contract.question(model, 40, 56, 2)
     found, wanted = (torch.sigmoid(one(image, points)["logits"]) for one in (model, function))
     torch.testing.assert_close(found, wanted, atol=2 / 255, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_server_is_evaluated(
+    module: str, serve: Callable[..., str], hrseg: Callable[..., Any], tmp_path: Path
+) -> None:
+    url = serve(_example().handler(importlib.import_module(module).bright, "bright"))
     boxes(tmp_path / "data")
     words = ["-d", tmp_path / "data", "--max-clicks", 2, "--workers", 1, "--limit", 2, "--out", tmp_path / "run"]
     done = hrseg("evaluate", "-m", url, *words)

@@ -20,7 +20,20 @@ Command = Callable[..., Any]
 
 
 def evaluate(hrseg: Command, data: Path, out: Path, *more: object) -> Any:
-    words = ["-m", "grabcut", "-d", data, "--protocol", "plain", "--max-clicks", 3, "--workers", 1, "--limit", 3]
+    words = [
+        "-m",
+        "python:tiny_photos:discs",
+        "-d",
+        data,
+        "--protocol",
+        "plain",
+        "--max-clicks",
+        3,
+        "--workers",
+        1,
+        "--limit",
+        2,
+    ]
     done = hrseg("evaluate", *words, "--metric", "iou", "--metric", "biou", *more, "--out", out)
     assert done.code == 0, done.err
     return [json.loads(line) for line in done.out.splitlines()]
@@ -47,7 +60,7 @@ def test_a_changed_submission_does_not_pass(run: Path, hrseg: Command, tmp_path:
     code, text = verified(hrseg, run)
     assert code == 0, text
     row = json.loads(text)
-    assert (row["objects"], row["images"], row["problems"]) == (3, 3, 0)
+    assert (row["objects"], row["images"], row["problems"]) == (2, 2, 0)
     assert row["scores"] == 2 * row["clicks"] > 0
     traces, masks = run / "traces.jsonl", run / "masks.jsonl"
     kept = {path: path.read_bytes() for path in (traces, masks)}
@@ -71,6 +84,7 @@ def test_a_changed_submission_does_not_pass(run: Path, hrseg: Command, tmp_path:
     assert "another image" in verified(hrseg, run)[1]
 
 
+@pytest.mark.slow
 def test_other_runs_are_no_submissions(hrseg: Command, tmp_path: Path) -> None:
     evaluate(hrseg, boxes(tmp_path / "data"), tmp_path / "run", "--keep-masks")
     code, text = verified(hrseg, tmp_path / "run")
@@ -78,9 +92,10 @@ def test_other_runs_are_no_submissions(hrseg: Command, tmp_path: Path) -> None:
     assert hrseg("report", "--verify", "--metric", "iou", tmp_path / "run").code == 2
 
 
+@pytest.mark.slow
 def test_groups_are_runs_and_their_mean(hrseg: Command, tmp_path: Path) -> None:
     (row, other) = evaluate(hrseg, boxes(tmp_path / "data"), tmp_path / "run", "--groups", 3)
-    assert (row["groups"], row["n"], other["metric"]) == (3, 3, "biou")
+    assert (row["groups"], row["n"], other["metric"]) == (3, 2, "biou")
     for number in range(3):
         asked = json.loads((tmp_path / "run" / f"group-{number}" / "run.json").read_text())["asked"]["settings"]
         assert asked["protocol"]["click_group"] == number
@@ -103,19 +118,17 @@ def test_drawn_clicks() -> None:
     truth[10:40, 10:50] = 1
     truth[50:58, 60:78] = 1
     nothing = np.zeros(truth.shape, bool)
-    found = [drawn_click(truth, nothing, [], group, "a/b") for group in range(200)]
-    assert found == [drawn_click(truth, nothing, [], group, "a/b") for group in range(200)]
+    found = [drawn_click(truth, nothing, [], group, "a/b") for group in range(60)]
+    assert found == [drawn_click(truth, nothing, [], group, "a/b") for group in range(60)]
     assert all(click is not None and click.positive for click in found)
     places = np.array([(click.row, click.col) for click in found if click])
-    assert len(np.unique(places, axis=0)) > 150
+    assert len(np.unique(places, axis=0)) > 50
     assert (places >= 10).all()
     assert (places < (40, 50)).all()  # not in the smaller error
     edge = np.minimum(np.minimum(places[:, 0] - 9, 40 - places[:, 0]), np.minimum(places[:, 1] - 9, 50 - places[:, 1]))
     uniform = np.minimum(np.arange(1, 16), 15).mean()
     assert edge.mean() > 0.9 * uniform
-    assert found[0] != drawn_click(truth, nothing, [], 0, "a/c") or found[1] != drawn_click(
-        truth, nothing, [], 1, "a/c"
-    )
+    assert found != [drawn_click(truth, nothing, [], group, "a/c") for group in range(60)]
     added = truth == 1
     added[:5] = True
     negative = drawn_click(truth, added, [], 3, "a/b")
