@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hrseg_cli import cutting
 from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.parts.click_pixels import nearest_click, pixels_under, shrunk
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,7 @@ class GrabCut(InteractiveModel):
         """Mask, bool (H, W), from an image (H, W, 3) uint8, a previous mask, bool (H, W), and points (2N, 3)."""
         size = height, width = previous.shape
         scale = min(1.0, self.max_side / max(height, width))
-        if scale < 1:
-            small = (max(1, round(width * scale)), max(1, round(height * scale)))
-            image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-            previous = cv2.resize(previous.astype(np.uint8), small, interpolation=cv2.INTER_NEAREST) > 0
+        image, previous = shrunk(image, scale), shrunk(previous, scale)
         labels = self.seeds(previous, pixels_under(points[:, :2], size, scale, previous.shape))
         known = {int(value) for value in np.unique(labels)}
         background, foreground = {cv2.GC_BGD, cv2.GC_PR_BGD}, {cv2.GC_FGD, cv2.GC_PR_FGD}
@@ -109,23 +107,3 @@ class GrabCut(InteractiveModel):
         labels[to_object <= fixed] = cv2.GC_FGD
         labels[(to_background <= fixed) & (to_background < to_object)] = cv2.GC_BGD
         return labels
-
-
-def pixels_under(points: np.ndarray, size: tuple[int, int], scale: float, shape: tuple[int, ...]) -> np.ndarray:
-    """int (N, 2): pixels in a copy of ``shape``, ``scale`` times as large, of points (N, 2) in an image of ``size``.
-
-    -1 for points outside the image. Fractional points within the last half pixel belong to the last pixel.
-    """
-    inside = np.all((points >= -0.5) & (points < size), axis=1)
-    pixels = np.minimum(np.floor((points + 0.5) * scale), np.subtract(shape, 1)).astype(int)
-    return np.where(inside[:, None], pixels, -1)
-
-
-def nearest_click(clicked: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 (H, W): distance to the nearest of the pixels (N, 2), ignoring -1; infinite if there are none."""
-    rows, cols = clicked[clicked[:, 0] >= 0].T
-    if not rows.size:
-        return np.full(shape, np.inf, np.float32)
-    away = np.ones(shape, np.uint8)
-    away[rows, cols] = 0
-    return np.asarray(cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))

@@ -15,7 +15,8 @@ OTHER_SIZES = [
     *("simpleclick_b", "simpleclick_l", "simpleclick_h", "simpleclick"),
 ]
 # h18s is what most other tests use; test_zoo.py asks the essential of the zoo in less time.
-SLOW = ["h18s", *OTHER_SIZES, *SMALL_ZOO]
+CLASSICAL = ["kmeans", "mean_shift", "slic", "felzenszwalb", "watershed"]  # random_walker stands for them
+SLOW = ["h18s", *OTHER_SIZES, *SMALL_ZOO, *CLASSICAL]
 
 
 @pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in catalog.MODELS])

@@ -18,7 +18,8 @@ import pytest
 
 from hrseg_cli import cutting
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.models.grabcut import GrabCut, pixels_under
+from hrseg_cli.models.grabcut import GrabCut
+from hrseg_cli.models.parts.click_pixels import pixels_under
 
 SIZE = (312, 416)
 CHECKS = np.repeat(((np.indices(SIZE).sum(0) % 2) * 200).astype(np.uint8)[:, :, None], 3, 2)  # takes many minutes
