@@ -206,6 +206,7 @@ def test_passes_of_the_blocks_are_counted(passes: int, counts: list[int]) -> Non
             assert attend.call_count == wanted * (number + 1)
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_a_click_with_feedback() -> None:
     base, size = vit(), (48, 64)
     plain, one, two = gmac(base, size), gmac(toast(vit(), passes=1), size), gmac(toast(vit()), size)

@@ -57,6 +57,7 @@ def test_layout_is_the_public_one(size: str) -> None:
     assert {key: list(value.shape) for key, value in state.items()} == dict(KEYS[size])
 
 
+@pytest.mark.slow
 def test_published_sizes() -> None:
     """Parameters of ViT-L and ViT-H, and multiplications of ViT-B, as in the public code; without memory."""
     with shapes_only():
