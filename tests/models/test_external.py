@@ -138,6 +138,7 @@ def test_a_server_answers_as_its_function(module: str, serve: Callable[..., str]
 def test_a_server_is_evaluated(
     module: str, serve: Callable[..., str], hrseg: Callable[..., Any], tmp_path: Path
 ) -> None:
+    load_model(f"python:{module}:bright")  # which imports it from the current folder
     url = serve(_example().handler(importlib.import_module(module).bright, "bright"))
     boxes(tmp_path / "data")
     words = ["-d", tmp_path / "data", "--max-clicks", 2, "--workers", 1, "--limit", 2, "--out", tmp_path / "run"]
