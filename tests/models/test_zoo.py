@@ -53,12 +53,6 @@ PUBLISHED: dict[str, tuple[str, float, float, Callable[[], list[nn.Module]]]] = 
         0.005,
         lambda: on(101, refinement.RefineNet, 21),
     ),
-    "fc_densenet56": (
-        "Jégou et al. 2017, table 3",
-        1.4e6,
-        0.02,
-        lambda: [tiramisu.FCDenseNet(11, [4] * 6, 12)],
-    ),
     "fc_densenet103": (
         "Jégou et al. 2017, table 3",
         9.4e6,
