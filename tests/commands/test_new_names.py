@@ -91,7 +91,7 @@ def test_a_line_in_the_catalog_and_an_object_are_enough(desk: Path) -> None:
         [*evaluate, *one, "--until", "2", "--out", "one"],
         ["report", "all", "--measure", "mean@2", "--plot", "curves.png"],
     )
-    assert "iou, biou, mba, dice" in " ".join(usage.split())
+    assert "pa, mpa, dice" in " ".join(usage.split())
     assert "Dice coefficient of the object" in metrics
     assert "A folder per shot with photo.png and alpha.png" in layouts
     assert [json.loads(row)["metric"] for row in of_all.splitlines()] == ["dice"]
