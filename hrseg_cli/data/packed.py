@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ import numpy as np
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.limits import MATLAB, PICKLE
 from hrseg_cli.parsing import Malformed, read_bytes
-
-warnings.filterwarnings("ignore", module=r"scipy\.io")  # about odd variables, in lines that name no file
 
 
 class PackedArray:
@@ -79,37 +76,88 @@ def load_pickle(path: Path) -> Any:
 
 def read_mat(path: Path) -> np.ndarray:
     """int32, (H, W): ``GTinst.Segmentation`` of an SBD MATLAB file: 0 background, 1..n objects. Raises HrsegError."""
-    from scipy.io import loadmat
-
     try:
-        data = io.BytesIO(_unpacked(read_bytes(path, MATLAB)))
-        found = loadmat(data, variable_names=["GTinst"])["GTinst"]["Segmentation"][0, 0]
+        found = _instances(read_bytes(path, MATLAB))
     except FileNotFoundError:
         raise HrsegError(f"{path}: no such file; put it back or remove its partner") from None
     except Exception as error:  # as above
         raise HrsegError(f"{path}: cannot be read as an SBD mask ({_why(path, error)}); replace it") from None
-    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "iu":
+    if found.ndim != 2 or found.dtype.kind not in "iu":
         raise HrsegError(f"{path}: GTinst.Segmentation is not a 2-D array of integers; replace it")
     return found.astype(np.int32)
 
 
-def _unpacked(blob: bytes) -> bytes:
-    """A MATLAB file without compression: scipy would unpack without an end. Raises Malformed or zlib.error."""
-    order = "<" if blob[126:128] == b"IM" else ">"
-    parts, place, left = [blob[:128]], 128, MATLAB
-    while place + 8 <= len(blob):
-        kind, size = struct.unpack_from(f"{order}II", blob, place)
-        end = place + 8 + size
-        if kind == 15:  # zlib
+# MATLAB's format, version 5, as MathWorks documents it. scipy.io crashes on damaged files.
+_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+_MATRIX, _COMPRESSED = 14, 15  # kinds of elements
+_STRUCT = 2  # class of a matrix
+
+
+def _instances(blob: bytes) -> np.ndarray:
+    """The matrix GTinst.Segmentation with the numbers as stored. Raises Malformed, zlib.error or struct.error."""
+    order = {b"IM": "<", b"MI": ">"}.get(blob[126:128])
+    if order is None:
+        raise Malformed("no MATLAB file of version 5 to 7")
+    place, left = 128, MATLAB
+    while place < len(blob):
+        kind, content, place = _element(blob, place, order)
+        if kind == _COMPRESSED:
             unpack = zlib.decompressobj()
-            parts.append(unpack.decompress(blob[place + 8 : end], left))
+            inner = unpack.decompress(content, left)
             if unpack.unconsumed_tail:
                 raise Malformed(f"more than {MATLAB / 1e6:.0f} MB")
-            left -= len(parts[-1])
-        else:
-            parts.append(blob[place:end])
-        place = end
-    return b"".join([*parts, blob[place:]])
+            left -= len(inner)
+            kind, content, _ = _element(inner, 0, order)
+        if kind == _MATRIX:
+            name, of, shape, start = _header(content, order)
+            if name == b"GTinst" and of == _STRUCT and shape == (1, 1):
+                return _numbers(_field(content, start, order, b"Segmentation"), order)
+    raise Malformed("no GTinst with one Segmentation")
+
+
+def _element(blob: bytes, place: int, order: str) -> tuple[int, bytes, int]:
+    """Kind and content of the element at a place, and the place of the next one."""
+    kind, size = struct.unpack_from(f"{order}II", blob, place)
+    if kind >> 16:  # short: the content is in the second half of the tag
+        kind, size, start, following = kind & 0xFFFF, kind >> 16, place + 4, place + 8
+    else:
+        start = place + 8
+        following = start + size + (-size % 8 if kind != _COMPRESSED else 0)
+    content = blob[start : start + size]
+    if len(content) < size or (following == place + 8 and size > 4):
+        raise Malformed("cut short")
+    return kind, content, following
+
+
+def _header(matrix: bytes, order: str) -> tuple[bytes, int, tuple[int, ...], int]:
+    """Name, class and shape of a matrix, and the place of its content."""
+    _, flags, place = _element(matrix, 0, order)
+    _, sizes, place = _element(matrix, place, order)
+    _, name, place = _element(matrix, place, order)
+    (of,) = struct.unpack_from(f"{order}I", flags)
+    return name, of & 0xFF, tuple(int(side) for side in np.frombuffer(sizes, f"{order}i4")), place
+
+
+def _field(matrix: bytes, place: int, order: str, wanted: bytes) -> bytes:
+    """The matrix in a field of a 1 x 1 structure."""
+    _, length, place = _element(matrix, place, order)
+    _, names, place = _element(matrix, place, order)
+    (step,) = struct.unpack(f"{order}i", length)
+    if step < 1:
+        raise Malformed("field names without letters")
+    for start in range(0, len(names), step):
+        kind, content, place = _element(matrix, place, order)
+        if names[start : start + step].rstrip(b"\0") == wanted and kind == _MATRIX:
+            return content
+    raise Malformed(f"no field {wanted.decode()}")
+
+
+def _numbers(matrix: bytes, order: str) -> np.ndarray:
+    _, of, shape, place = _header(matrix, order)
+    kind, content, _ = _element(matrix, place, order)
+    if not 6 <= of <= 15 or kind not in _NUMBERS or min(shape, default=-1) < 0:
+        raise Malformed("Segmentation has no numbers")
+    return np.frombuffer(content, order + _NUMBERS[kind]).reshape(shape, order="F")
 
 
 def _why(path: Path, error: Exception) -> str:
