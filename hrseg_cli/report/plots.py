@@ -6,6 +6,7 @@ Every function returns a matplotlib ``Figure`` that needs no display and changes
 from __future__ import annotations
 
 import io
+import operator
 from collections.abc import Callable, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -358,8 +359,12 @@ def _read_small(record: dict[str, Any], complain: Callable[[str], None]) -> np.n
     if record.get("draw"):  # procedural set: no files
         from hrseg_cli.data import procedural
 
-        return _resized(procedural.draw(*record["draw"])[0], small)
-    if path.is_file():
+        try:
+            seed, index, side = map(operator.index, record["draw"])
+            return _resized(procedural.draw(seed, index, side)[0], small)
+        except (TypeError, ValueError, HrsegError):
+            problem = "damaged: 'draw' is not a seed, a number and a size"
+    elif path.is_file():
         try:
             image = read_image(path, span=parse_span(record["range"]) if record.get("range") else None)
             if image.shape[:2] == size:

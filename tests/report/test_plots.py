@@ -170,6 +170,12 @@ def test_missing_or_changed_image_is_one_line_and_grey(tmp_path: Path) -> None:
     pictures([run], ["iou"], 1, lines.append)
     assert lines[1].endswith("(its size is now 4 x 4)")
 
+    file = tmp_path / "run" / "masks.jsonl"
+    for wrong in (3.5, [1, 2], [0, 0, 10**9], ["a", 0, 96]):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"draw": wrong}) + "\n")
+        pictures([run], ["iou"], 1, lines.append)
+        assert lines[-1].endswith("(damaged: 'draw' is not a seed, a number and a size)")
+
 
 def test_runs_without_masks_are_an_error_with_the_fix(tmp_path: Path) -> None:
     with pytest.raises(HrsegError, match=r"masks\.jsonl; rerun evaluate with `keep_masks`"):
