@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hrseg_cli.commands import headings, options
+from hrseg_cli.commands import options
 from hrseg_cli.errors import HrsegError
 
 
@@ -32,7 +32,6 @@ def prepare_model(
         typer.Option(
             "--from",
             metavar="PATH",
-            rich_help_panel=headings.DOWNLOAD,
             help="Use this file, or the file in this folder, instead of downloading it.",
         ),
     ] = None,

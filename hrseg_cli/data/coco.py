@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as pycoco
 
+from hrseg_cli.data.json_files import content_of, state_of
 from hrseg_cli.data.paths import inner
 from hrseg_cli.data.refs import Ref, Rule
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.limits import DATASET
-from hrseg_cli.parsing import read_json, reason, shown
+from hrseg_cli.parsing import reason, shown
 from hrseg_cli.recipe import BinarizeRule
 
 log = logging.getLogger(__name__)
@@ -183,22 +184,13 @@ def _places(path: Path, name: str) -> Iterator[Path]:
 
 
 def _read(path: Path) -> _File:
-    try:
-        stat = path.stat()
-    except OSError:
-        raise HrsegError(f"{path}: no such file; restore it") from None
-    return _parse(path, stat.st_mtime_ns, stat.st_size)
+    return _parse(path, *state_of(path))
 
 
 @lru_cache(maxsize=4)
 def _parse(path: Path, _time: int, _size: int) -> _File:
     """Parse the file once for all its objects; modification time and size are cache keys, so changes are noticed."""
-    try:
-        content = read_json(path, DATASET, finite=False)
-    except OSError as error:
-        raise HrsegError(f"{path}: cannot be read ({error.strerror}); fix its permissions") from None
-    except ValueError as error:
-        raise HrsegError(f"{path}: cannot be read as JSON ({error}); export it again") from None
+    content = content_of(path, DATASET)
     wanted = {"images": ("id", "file_name"), "annotations": ("id", "image_id")}
     if isinstance(content, dict) and isinstance(content.get("shapes"), list):
         raise HrsegError(f"{path}: a file of labelme, not of COCO; give its folder, {path.parent}, as the dataset")

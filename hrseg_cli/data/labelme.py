@@ -15,11 +15,12 @@ import numpy as np
 
 from hrseg_cli.data.coco import from_polygons, side_of
 from hrseg_cli.data.folders import by_stem
+from hrseg_cli.data.json_files import content_of, state_of
 from hrseg_cli.data.pixels import SUFFIXES, read_image
 from hrseg_cli.data.refs import Ref, layout
 from hrseg_cli.errors import HrsegError, UnknownName
-from hrseg_cli.limits import OBJECTS
-from hrseg_cli.parsing import read_json, reason, shown
+from hrseg_cli.limits import OBJECTS, TEXT
+from hrseg_cli.parsing import reason, shown
 from hrseg_cli.recipe import BinarizeRule
 
 log = logging.getLogger(__name__)
@@ -149,22 +150,13 @@ def _pasted(path: Path, text: Any, points: list[list[float]], size: tuple[int, i
 
 
 def _read(path: Path) -> _File:
-    try:
-        stat = path.stat()
-    except OSError:
-        raise HrsegError(f"{path}: no such file; restore it") from None
-    return _parse(path, stat.st_mtime_ns, stat.st_size)
+    return _parse(path, *state_of(path))
 
 
 @lru_cache(maxsize=16)
 def _parse(path: Path, _time: int, _size: int) -> _File:
     """Modification time and size are cache keys, so changes are noticed."""
-    try:
-        content = read_json(path, finite=False)
-    except OSError as error:
-        raise HrsegError(f"{path}: cannot be read ({error.strerror}); fix its permissions") from None
-    except ValueError as error:
-        raise HrsegError(f"{path}: cannot be read as JSON ({error}); save it again") from None
+    content = content_of(path, TEXT)
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         raise HrsegError(f"{path}: a COCO file, not one of labelme; give the file itself as the dataset")
     shapes = content.get("shapes") if isinstance(content, dict) else None

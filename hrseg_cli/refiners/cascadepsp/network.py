@@ -97,7 +97,10 @@ def _stage(channels: int, inner: int, blocks: int, stride: int = 1, dilation: in
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut (He et al., CVPR 2016), which has weights in a first block."""
+    """1x1, 3x3 and 1x1 convolutions around a shortcut (He et al., CVPR 2016), which has weights in a first block.
+
+    Dilated, unlike the block of the click models' backbones, which refiners do not import.
+    """
 
     def __init__(self, channels: int, inner: int, stride: int, dilation: int, first: bool) -> None:
         super().__init__()

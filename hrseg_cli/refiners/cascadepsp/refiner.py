@@ -19,7 +19,7 @@ from hrseg_cli.refiners.cascadepsp.network import RefinementModule
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 900  # pixels: the longest side of the global step, and the side of the local crops
-EDGE = 16  # pixels of a local crop that are not used, where the image goes on
+EDGE = 16  # width in pixels of the margin of a local crop that is ignored, except along the border of the image
 LEAST = 0.1  # share of object and of background in a crop that is refined locally
 
 
@@ -129,7 +129,7 @@ def _spans(length: int, side: int, step: int) -> list[slice]:
 
 
 def _inside(span: slice, length: int) -> slice:
-    """Without the edges at which the image goes on."""
+    """Without the margins that do not lie along the border of the image."""
     return slice(span.start + EDGE * (span.start > 0), span.stop - EDGE * (span.stop < length))
 
 
