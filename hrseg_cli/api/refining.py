@@ -7,22 +7,25 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from hrseg_cli import catalog
 from hrseg_cli.api.arguments import as_image, as_initial, listed, name_of, path_of, span_of
 from hrseg_cli.api.clicking import Model, choice_of
+from hrseg_cli.clicks.files import for_images, read_clicks
 from hrseg_cli.data.coco_masks import CocoMasks, is_coco
 from hrseg_cli.data.mask_files import Kind, MaskFiles
 from hrseg_cli.data.masks_out import checked_tolerance
 from hrseg_cli.data.photos import find_images
+from hrseg_cli.data.pixels import SUFFIXES
 from hrseg_cli.engine import refine as engine
 from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.refining import Refiner, open_refiner, options_of
 from hrseg_cli.engine.runtimes import ModelChoice
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Box, Click
 from hrseg_cli.metrics.masks import band_of
 from hrseg_cli.recipe import BinarizeRule, Refine, binarize_rule, with_hash
 
@@ -58,6 +61,7 @@ def refine(
     binarize: str | None = None,
     image_list: str | PathLike[str] | None = None,
     truth: str | PathLike[str] | None = None,
+    clicks: str | PathLike[str] | None = None,
     band: float | str = 0.02,
     threshold: float = 0.5,
     tolerance: float = 0.0,
@@ -80,6 +84,9 @@ def refine(
         model.
     instances: mask files contain object ids. soft: they contain probabilities. binarize: which grey values are object,
         otherwise; None: chosen by the values. image_list: a COCO file that lists the images of COCO results.
+    clicks: with ``out``, a file with the clicks on each object, as for ``hrseg predict``, for refiners that take them
+        (``zoom_in``). An object is named as in its mask file STEM_NAME.png, by its id in an instance mask, or by the id
+        of its COCO annotation.
     truth: ground truth in the form of ``masks``, for the table. band: of Boundary IoU, as for
         :func:`hrseg_cli.evaluate`. seed: of the intervals.
     threshold: more probable pixels are object. tolerance: maximum distance of a COCO polygon from the outline, in
@@ -97,6 +104,8 @@ def refine(
     if out is None:
         if truth is not None:
             raise HrsegError("`truth`: scores are for files; give `out` too")
+        if clicks is not None:
+            raise HrsegError("`clicks`: they belong to mask files; give `out` too")
         return Refined(_in_memory(opened, model, chosen, as_image(images, span), masks))
     if not isinstance(masks, str | PathLike):
         raise HrsegError("`masks`: with `out`, give the path of a mask file, a folder of masks or a COCO file")
@@ -115,7 +124,14 @@ def refine(
     if chosen:
         network, provenance = (model._network, model.provenance) if isinstance(model, Model) else chosen.open()
     settings = engine.RefineOptions(
-        opened, network, provenance, float(threshold), prepared.truths, band_of(str(band)), span_of(span)
+        opened,
+        network,
+        provenance,
+        float(threshold),
+        prepared.truths,
+        band_of(str(band)),
+        span_of(span),
+        clicks_for(opened, prepared.masks, path_of(clicks))[0],
     )
     errors = list(prepared.problems)
     with reproducible():
@@ -187,6 +203,25 @@ def prepare(
             raise HrsegError(f"`truth` {truth}: give ground truth in the form of `masks`, COCO files or mask files")
         truths = _opened(truth, found, "binary" if kind == "soft" else kind, rule, image_list, 0.0)
     return Prepared(opened, truths, opened.problems)
+
+
+def clicks_for(
+    refiner: Refiner, masks: engine.MaskSet, path: Path | None
+) -> tuple[dict[Path, dict[str, tuple[Click, ...]]], list[str]]:
+    """Image -> object -> clicks of a click file, and the names in it that match no image. Raises HrsegError for boxes,
+    a file without clicks for these images, and a refiner that takes none."""
+    if path is None:
+        return {}, []
+    if not refiner.takes_clicks:
+        raise HrsegError(f"`clicks`: refiner {refiner.settings.name} takes none; omit them, or use refiner zoom_in")
+    images = dict.fromkeys(unit.image for unit in masks.units)
+    found, strangers = for_images(read_clicks(path), images, SUFFIXES, ids=path.suffix.lower() == ".jsonl")
+    if not found:
+        raise HrsegError(f"`clicks` {path}: no clicks for these images, such as {next(iter(images)).name}")
+    for image, objects in found.items():
+        if any(isinstance(prompt, Box) for prompts in objects.values() for prompt in prompts):
+            raise HrsegError(f"`clicks` {path}: a box for {image.name}; a mask is refined with clicks only")
+    return cast(dict[Path, dict[str, tuple[Click, ...]]], found), strangers
 
 
 def _opened(

@@ -64,6 +64,15 @@ def refine(
     ] = None,
     set_: Annotated[list[str], options.changes_option(headings.REFINER, "refiner's options", "radius=8")] = [],  # noqa: B006
     model: options.Model = catalog.DEFAULT_MODEL,
+    clicks: Annotated[
+        Path | None,
+        typer.Option(
+            "--clicks",
+            metavar="FILE",
+            rich_help_panel=headings.REFINER,
+            help="Clicks on the objects, for refiners that take them (zoom_in): JSON, CSV or traces (.jsonl).",
+        ),
+    ] = None,
     truth: Annotated[
         Path | None,
         typer.Option(
@@ -125,7 +134,10 @@ def refine(
         opened, images, masks, kind, rule, out, image_list=image_list, truth=truth, tolerance=tolerance
     )
     network, provenance = open_model(model, runtime, device, precision) if opened.needs_model else (None, None)
-    asked = engine.RefineOptions(opened, network, provenance, threshold, prepared.truths, width, span)
+    given, strangers = api.clicks_for(opened, prepared.masks, clicks)
+    if strangers:
+        options.note(f"{clicks}: ignoring clicks for {len(strangers)} other images, such as {strangers[0]}")
+    asked = engine.RefineOptions(opened, network, provenance, threshold, prepared.truths, width, span, given)
     errors = list(prepared.problems)
     kept, units = 0, prepared.masks.units
     rows = sys.stdout  # while the bar is shown, print() writes to the bar's stderr

@@ -111,6 +111,11 @@ class CocoMasks:
                 continue
             yield Item(str(index), mask.astype(np.float32), self.entries[index])
 
+    def object_of(self, unit: Unit, item: Item) -> str:
+        """The object's name in a click file: the annotation's id; of results, which have none, the place in the file,
+        from 0."""
+        return str((item.entry or {}).get("id", item.key))
+
     def store(self, out: Path, unit: Unit, size: Size, improved: Improved, threshold: float) -> dict[str, Any]:
         """The changed values of each entry, by its position."""
         return {item.key: self._changes(int(item.key), probability > threshold) for item, probability in improved}

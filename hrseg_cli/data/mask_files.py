@@ -103,6 +103,11 @@ class MaskFiles:
         else:
             yield Item("", (self._truth(unit, pixels) == 1).astype(np.float32))
 
+    def object_of(self, unit: Unit, item: Item) -> str:
+        """The object's name in a click file: its id, or NAME of STEM_NAME.png; "" for STEM.png."""
+        stem = self.file(unit).stem.removesuffix(SOFT)
+        return item.key or stem.removeprefix(unit.image.stem).removeprefix("_")
+
     def store(self, out: Path, unit: Unit, size: Size, improved: Improved, threshold: float) -> dict[str, Any]:
         """Write the unit's file, in the format it was read in; returns what a record needs to know."""
         path = below(out, unit.name, self.file(unit))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.data.samples import size_and_time
 from hrseg_cli.engine.refining import Refiner
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Click
 from hrseg_cli.limits import DATASET, LINE
 from hrseg_cli.metrics.noc import interval
 from hrseg_cli.models.base import InteractiveModel
@@ -37,6 +38,7 @@ class RefineOptions:
 
     model: the click model, with its provenance, for refiners that need it. threshold: more probable pixels are object.
     truths: ground truth, to score masks before and after. band: of Boundary IoU. span: see :func:`read_image`.
+    clicks: image -> name of an object -> clicks on it, for refiners that take clicks.
     """
 
     refiner: Refiner
@@ -46,6 +48,7 @@ class RefineOptions:
     truths: MaskSet | None = None
     band: dict[str, float] | None = None
     span: Span | None = None
+    clicks: dict[Path, dict[str, tuple[Click, ...]]] = field(default_factory=dict)
 
     def digest(self, masks: MaskSet, unit: Unit) -> str:
         """Hash of everything that decides a unit's result. Raises OSError for a missing image."""
@@ -58,6 +61,7 @@ class RefineOptions:
             "threshold": self.threshold,
             "truth": [self.truths.state(unit), self.band] if self.truths else None,
             "range": self.span,
+            "clicks": self.clicks.get(unit.image),
             "hrseg": __version__,
         }
         return sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -124,7 +128,8 @@ def _refine(masks: MaskSet, options: RefineOptions, out: Path, unit: Unit, image
     def improved() -> Iterator[tuple[Item, np.ndarray]]:
         for item in masks.items(unit, size, errors):
             before = item.probability > options.threshold
-            refined = options.refiner(image, item.probability, (), options.model)
+            clicks = options.clicks.get(unit.image, {}).get(masks.object_of(unit, item), ())
+            refined = options.refiner(image, item.probability, clicks, options.model)
             after = refined > options.threshold
             if before.any() and not after.any():
                 what = f"object {item.key} of {unit.name}" if item.key else unit.name

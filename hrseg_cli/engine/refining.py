@@ -32,6 +32,7 @@ class Refiner:
     """A refiner that is ready to run. It keeps no state, so one refiner serves many sessions.
 
     settings: as recorded with results. needs_model: whether it runs the click model.
+    takes_clicks: whether clicks make a difference to it.
     """
 
     def __init__(self, settings: Refine, device: str = "cpu") -> None:
@@ -40,7 +41,7 @@ class Refiner:
         has_network = hasattr(target, "network")
         described = target.__call__ if has_network else target
         known = dict(inspect.signature(described).parameters)
-        self._takes_clicks = "clicks" in known
+        self.takes_clicks = "clicks" in known
         self._options = _checked(
             settings, {key for key, one in known.items() if one.kind == one.KEYWORD_ONLY}, described
         )
@@ -92,7 +93,7 @@ class Refiner:
         if place is None:  # nothing to refine
             return result
         options = dict(self._options)
-        if self._takes_clicks:
+        if self.takes_clicks:
             options["clicks"] = tuple(Click(c.row - place[0].start, c.col - place[1].start, c.positive) for c in clicks)
         refined = self._call(np.ascontiguousarray(image[place]), result[place].copy(), **options)
         if self.needs_model:

@@ -359,6 +359,46 @@ def test_only_what_changed_is_refined_again(hrseg: Command, images: Path, tmp_pa
     assert "not written by 'hrseg refine'" in hrseg(*words[:-1], tmp_path / "full").err
 
 
+# Clicks
+
+
+def test_clicks_reach_the_object_they_were_made_for(hrseg: Command, images: Path, tmp_path: Path) -> None:
+    """A negative click changes the mask of its object, and of no other."""
+    clicks = {}
+    for name in ("red", "blue"):
+        save(tmp_path / "masks" / f"a_{name}.png", shifted(name).astype(np.uint8) * 255)
+        rows, cols = np.nonzero(shifted(name))
+        clicks[name] = [[int(np.median(rows)), int(np.median(cols)), 1]]
+    blue = [*clicks["blue"], [int(rows[0]), int(cols[0]), 0]]
+    file = tmp_path / "clicks.json"
+    for out, given in (("one", clicks), ("two", clicks | {"blue": blue})):
+        file.write_text(json.dumps({"a.png": given, "z.png": given}))
+        command = ["refine", images, "--masks", tmp_path / "masks", "--refiner", "zoom_in", "--set", "side=64"]
+        done = hrseg(*command, "--clicks", file, "--out", tmp_path / out)
+        assert "ignoring clicks for 1 other images, such as z.png" in done.err
+    same = {
+        name: (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        for name in ("a_red.png", "a_blue.png")
+    }
+    assert same == {"a_red.png": True, "a_blue.png": False}
+
+
+def test_clicks_that_cannot_be_used_are_one_line(hrseg: Command, images: Path, tmp_path: Path) -> None:
+    save(tmp_path / "masks" / "a.png", shifted("red").astype(np.uint8) * 255)
+    file = tmp_path / "clicks.json"
+    command = ["refine", images, "--masks", tmp_path / "masks", "--clicks", file, "--out", tmp_path / "out"]
+    for content, refiner, message in (
+        ({"a.png": [[1, 1, 1]]}, "guided_filter", "refiner guided_filter takes none"),
+        ({"z.png": [[1, 1, 1]]}, "zoom_in", "no clicks for these images, such as a.png"),
+        ({"a.png": [[1, 1, 5, 5]]}, "zoom_in", "a box for a.png"),
+    ):
+        file.write_text(json.dumps(content))
+        done = hrseg(*command, "--refiner", refiner)
+        assert done.code == 1
+        assert message in done.err
+        assert "--clicks" in done.err
+
+
 # Python
 
 
