@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import uvicorn
 from PIL import Image
 
+from hrseg_cli import catalog
 from hrseg_cli.annotate.acts import AnyAct, DoStroke
 from hrseg_cli.annotate.desk import Desk
 from hrseg_cli.annotate.folder import Folder
@@ -180,7 +182,7 @@ def main() -> None:
     parser.add_argument("photo", type=Path)
     parser.add_argument("--sizes", nargs="*", default=["640x480", "4000x3000"])
     parser.add_argument("--clicks", type=int, default=8)
-    parser.add_argument("--model", default="h18s")
+    parser.add_argument("--model", default=catalog.DEFAULT_MODEL)
     parser.add_argument("--folder", default="300x20", help="images x objects of the folder that is written to")
     asked = parser.parse_args()
     photo = Image.open(asked.photo).convert("RGB")
@@ -193,7 +195,8 @@ def main() -> None:
     images, objects = map(int, asked.folder.split("x"))
     wall, work = writing(images, objects)
     print(table({f"{images} images of {objects} objects": wall, "processor": work}))
-    print(f"\nload {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
+    threads = torch.get_num_threads()
+    print(f"\n{asked.model}, {threads} threads of PyTorch, load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
 
 
 if __name__ == "__main__":
