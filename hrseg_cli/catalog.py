@@ -53,6 +53,7 @@ MODELS = {
     "gridnet": "hrseg_cli.models.zoo.gridnet:gridnet",
     "frrn_a": "hrseg_cli.models.zoo.gridnet:frrn_a",
     "vnet": "hrseg_cli.models.zoo.vnet:vnet",
+    "pixel_classifier": "hrseg_cli.models.zoo.sliding:pixel_classifier",
     "pspnet": "hrseg_cli.models.zoo.context:pspnet",
     "danet": "hrseg_cli.models.zoo.context:danet",
     "fastfcn": "hrseg_cli.models.zoo.context:fastfcn",

@@ -24,6 +24,7 @@ SMALL_ZOO: dict[str, dict[str, Any]] = {
     "gridnet": {"widths": [4, 4, 8], "columns": 4},
     "frrn_a": {"width": 4},
     "vnet": {"width": 2},
+    "pixel_classifier": {"width": 4, "hidden": 8},
     "hrnet_v1": {},
     "hrnet_v2": {},
 }

@@ -22,7 +22,19 @@ from hrseg_cli.models.parts.backbones.hrnet import HRNet
 from hrseg_cli.models.parts.backbones.resnet import ResNet
 from hrseg_cli.models.parts.backbones.vgg import VGG
 from hrseg_cli.models.parts.meta import shapes_only
-from hrseg_cli.models.zoo import context, deeplab, fcn, fpn, gridnet, hrnet_heads, refinement, tiramisu, unet, unpooling
+from hrseg_cli.models.zoo import (
+    context,
+    deeplab,
+    fcn,
+    fpn,
+    gridnet,
+    hrnet_heads,
+    refinement,
+    sliding,
+    tiramisu,
+    unet,
+    unpooling,
+)
 
 ZOO = [name for name, target in catalog.MODELS.items() if ".zoo." in target]
 
@@ -337,6 +349,27 @@ def test_a_network_without_padding_sees_the_mirrored_image() -> None:
     assert found.shape == other.shape
     torch.testing.assert_close(found[..., 112:144, 112:144], other[..., 112:144, 112:144], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(found[..., :32, :32], other[..., :32, :32], atol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_sliding_window_sees_the_window_alone() -> None:
+    """The answer at a pixel of the image is that in the middle of its window, seen as an image of its own."""
+    model = small("pixel_classifier").eval()
+    side, row, col = sliding.WINDOW, 60, 75
+    half = side // 2
+    torch.manual_seed(1)
+    image = torch.rand(1, 4, 128, 160)
+    points = torch.tensor([[[row + 9.0, col - 20, 0], [row - 30, col + 5, 1]]])
+    top, left = row - half, col - half
+    window = image[..., top : top + side, left : left + side]
+    found = model(window, points - torch.tensor([top, left, 0]))["logits"][..., half, half]
+    torch.testing.assert_close(found, model(image, points)["logits"][..., row, col])
+    changed = image.clone()
+    changed[..., top - 1, :] += 1
+    changed[..., :, left + side] += 1
+    answers = [fast(model)(one, points)["logits"] for one in (image, changed)]
+    torch.testing.assert_close(answers[0][..., row, col], answers[1][..., row, col])
+    assert not torch.equal(answers[0][..., row - 1, col], answers[1][..., row - 1, col])
 
 
 def test_smoothing_costs_little() -> None:
