@@ -39,7 +39,8 @@ from hrseg_cli.models.zoo import (
 ZOO = [name for name, target in catalog.MODELS.items() if ".zoo." in target]
 
 # In the configuration of the source: RGB, its backbone and number of classes, without clicks.
-# name: source, parameters there, relative tolerance (its rounding), our network
+# name: source, parameters there, relative tolerance (its rounding), our network. "computed": none is published, this
+# one is the sum over the layers that the source describes.
 TORCHVISION, SMP = "torchvision 0.15, num_params", "segmentation_models.pytorch, issue 819"
 PUBLISHED: dict[str, tuple[str, float, float, Callable[[], list[nn.Module]]]] = {
     "vgg11": (TORCHVISION, 132_868_840 - 123_642_856, 0, lambda: [VGG(11)]),  # less the classifier
@@ -53,7 +54,7 @@ PUBLISHED: dict[str, tuple[str, float, float, Callable[[], list[nn.Module]]]] = 
     "unet": ("Zhou et al. 2018 (UNet++), table 3", 7.76e6, 0.001, lambda: plain(unet.UNet)),
     "unet_plusplus": ("Zhou et al. 2018, table 3", 9.04e6, 0.001, lambda: plain(unet.UNetPlusPlus)),
     "ternausnet": (
-        "ternaus/TernausNet, UNet11",
+        "computed from ternaus/TernausNet, UNet11",
         22_927_393,
         0,
         lambda: [VGG(11, norm=False), unet.TernausNet(1)],
@@ -81,11 +82,23 @@ PUBLISHED: dict[str, tuple[str, float, float, Callable[[], list[nn.Module]]]] = 
     "deeplab_v3": (TORCHVISION, 42_004_074, 0, lambda: on(50, deeplab.DeepLabV3, 21)),
     # Ours normalises after depthwise convolutions too, as the paper does: 13,408 more.
     "deeplab_v3plus": (SMP, 26_682_725 + 13_408, 0, lambda: on(50, deeplab.DeepLabV3Plus, 21)),
-    "pspnet": ("mmsegmentation, PSPNet R-50-D8", 48.97e6, 0.001, lambda: on(50, context.PSP, 19)),
+    "pspnet": (
+        "computed from mmsegmentation's PSPHead and FCNHead, on torchvision's ResNet-50",
+        23_508_032
+        + 4 * (2048 * 512 + 2 * 512)
+        + 9 * 4096 * 512
+        + 2 * 512
+        + 513 * 19
+        + 9 * 1024 * 256
+        + 2 * 256
+        + 257 * 19,
+        0,
+        lambda: on(50, context.PSP, 19),
+    ),
     "semantic_fpn": ("Wang et al. 2021 (PVT), table 4", 28.5e6, 0.001, lambda: on(50, fpn.SemanticFPN, 150)),
     "lraspp": (TORCHVISION, 3_221_538 - 2_971_952, 0, lambda: [context.LRASPP(40, 960, 21)]),  # less MobileNetV3
     "hrnet_v2": (
-        "HRNet-Semantic-Segmentation, HRNetV2-W18-Small-v2",
+        "HRNet-Semantic-Segmentation, branch pytorch-v1.1, HRNetV2-W18-Small-v2",
         3.9e6,
         0.0125,
         lambda: hrnet(hrnet_heads.HRNetHead, 19, True),
