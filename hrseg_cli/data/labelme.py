@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import logging
 import math
 from collections import Counter
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,9 +90,12 @@ def _image(path: Path, file: _File, beside: Path | None) -> Path:
     """The image with the same stem, or the one that the file names, as seen from its folder."""
     if beside is not None:
         return beside
-    named = path.parent / file.image.replace("\\", "/")
-    if file.image and named.suffix.lower() in SUFFIXES and named.is_file():
-        return named
+    # "../images/a.jpg" is usual. An absolute path is that of another machine, and is not followed.
+    name = PureWindowsPath(file.image).name if PureWindowsPath(file.image).anchor else file.image
+    named = path.parent / name.replace("\\", "/")
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        if name and named.suffix.lower() in SUFFIXES and named.is_file():
+            return named
     raise HrsegError(f"{path}: no image {path.stem}.jpg or '{file.image}' next to it; add it, or remove the JSON file")
 
 

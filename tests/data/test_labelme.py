@@ -108,6 +108,20 @@ def test_labels_can_be_chosen_and_the_index_has_the_objects(tmp_path: Path) -> N
     assert np.array_equal(load(Index(folder / "index.jsonl")[1]).truth == 1, truths(folder)["a#1"])
 
 
+def test_images_are_looked_for_next_to_the_file_whatever_the_path(tmp_path: Path) -> None:
+    """An absolute path is that of another machine, or of a file that is none of ours."""
+    elsewhere = put(tmp_path / "elsewhere", "b", shape("cat", SQUARE)) / "b.jpg"
+    for path in (str(elsewhere), "C:\\photos\\b.jpg", "x" * 5000 + ".jpg"):
+        folder = put(tmp_path / "d", "a", shape("cat", SQUARE))
+        content = json.loads((folder / "a.json").read_text()) | {"imagePath": path}
+        (folder / "renamed.json").write_text(json.dumps(content))
+        with pytest.raises(HrsegError, match=r"renamed.json: no image renamed.jpg or"):
+            open_dataset(str(folder))
+    Image.fromarray(np.full((*SIZE, 3), 90, np.uint8)).save(tmp_path / "d" / "b.jpg")
+    (tmp_path / "d" / "renamed.json").write_text(json.dumps(content | {"imagePath": "C:\\photos\\b.jpg"}))
+    assert {ref.image.name for ref in open_dataset(str(tmp_path / "d"))} == {"a.jpg", "b.jpg"}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

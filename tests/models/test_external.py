@@ -23,7 +23,12 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.external import External
 
 MODULE = '''
+import os
+import tempfile
+
 import numpy as np
+
+os.chdir(tempfile.gettempdir())  # as careless modules do
 
 calls = []
 
@@ -42,6 +47,8 @@ def bright(image, previous, clicks):
 def odd(image, previous, clicks): return previous[1:]
 def logits(image, previous, clicks): return previous - 5
 def broken(image, previous, clicks): return 1 / 0
+def leaves(image, previous, clicks): raise SystemExit(3)
+def ragged(image, previous, clicks): return [[1.0], [1.0, 0.0]]
 number = 3
 '''
 
@@ -79,6 +86,8 @@ def test_clicks_come_in_their_order(module: str) -> None:
         ("odd", r"returned float32 \(19, 30\) for an image of \(20, 30\)"),
         ("logits", "outside 0..1"),
         ("broken", "ZeroDivisionError: division by zero"),
+        ("leaves", "SystemExit"),
+        ("ragged", "returned a list that is no array"),
     ],
 )
 def test_a_wrong_answer_is_one_line(module: str, name: str, line: str) -> None:

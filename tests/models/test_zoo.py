@@ -338,6 +338,20 @@ def test_streams_are_dropped_in_training_only() -> None:
     assert torch.equal(model(image, points)["logits"], model(image, points)["logits"])
 
 
+def test_clicks_move_with_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A click lies on the centre of its pixel: (9, 21) of an image is between (4, 10) and (4.5, 10.5) at half size."""
+    model = catalog.resolve("model", "hierarchical_attention")(**SMALL_ZOO["hierarchical_attention"], chain=[0.5, 1.0])
+    seen = []
+    answers = model.answers
+    monkeypatch.setattr(model, "answers", lambda image, points: [seen.append(points), answers(image, points)][1])
+    points = torch.tensor([[[9.0, 21.0, 0.0], [0.0, 0.0, 1.0], [-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0]]])
+    with torch.no_grad():
+        model.eval()(torch.rand(1, 4, 32, 32), points)
+    half, whole = seen
+    assert whole is points
+    assert half[0].tolist() == [[4.25, 10.25, 0], [0, 0, 1], [-1, -1, -1], [-1, -1, -1]]
+
+
 @torch.inference_mode()
 def test_chained_scales_mix_by_the_attention_of_the_smaller() -> None:
     """Attention of 1 gives the answer at half the size, attention of 0 that at full size."""

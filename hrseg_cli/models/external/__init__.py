@@ -5,6 +5,7 @@ Both are asked for one mask at a time: image, previous mask and clicks in, proba
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import sys
@@ -52,7 +53,14 @@ class External(InteractiveModel):
         half = len(points) // 2
         rows = [(order, float(row), float(col), k < half) for k, (row, col, order) in enumerate(points.tolist())]
         clicks = [click[1:] for click in sorted(rows) if max(click[1:3]) >= 0]
-        found = np.asarray(self.answer(np.ascontiguousarray(image), previous.copy(), clicks))
+        answer = self.answer(np.ascontiguousarray(image), previous.copy(), clicks)
+        try:
+            found = np.asarray(answer)
+        except Exception as error:  # such as a tensor on a GPU, or a ragged list
+            raise HrsegError(
+                f"`model` {self.label}: returned a {type(answer).__name__} that is no array ({reason(error)}); return "
+                "a NumPy array"
+            ) from error
         if found.shape != previous.shape or found.dtype.kind not in "bf":
             raise HrsegError(
                 f"`model` {self.label}: returned {found.dtype} {found.shape} for an image of {previous.shape}; return "
@@ -70,20 +78,22 @@ def open_python(place: str) -> tuple[External, dict[str, Any]]:
     label = f"python:{place}"
     if not all(part.isidentifier() for part in (*module.split("."), name)):
         raise HrsegError(f"`model` {label}: give python:MODULE:FUNCTION")
-    sys.path.insert(0, str(Path.cwd()))  # a console command does not look there by itself
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # a console command does not look there by itself
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever their module raises
+    except (Exception, SystemExit) as error:  # whatever their module raises
         raise HrsegError(f"`model` {label}: {type(error).__name__}: {reason(error)}; fix the module") from error
     finally:
-        sys.path.remove(str(Path.cwd()))
+        with contextlib.suppress(ValueError):  # their module may have changed the list
+            sys.path.remove(here)
     if not callable(found):
         raise HrsegError(f"`model` {label}: not a function; give python:MODULE:FUNCTION")
 
     def answer(image: np.ndarray, previous: np.ndarray, clicks: Clicks) -> Any:
         try:
             return found(image, previous, clicks)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise HrsegError(f"`model` {label}: {type(error).__name__}: {reason(error)}; fix the function") from error
 
     source = Path(str(getattr(sys.modules[module], "__file__", "")))

@@ -84,7 +84,9 @@ class MultiScaleNet(ZooNet):
         rows, cols = image.shape[-2:]
         if scale != 1:
             image = F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
-            moved = torch.cat([points[..., :2] * scale, points[..., 2:]], -1)
+            # Coordinates are those of pixel centres; a click in the first row must not become "no click" below 0.
+            placed = ((points[..., :2] + 0.5) * scale - 0.5).clamp(min=0)
+            moved = torch.cat([placed, points[..., 2:]], -1)
             points = torch.where(points[..., :2].amax(-1, keepdim=True) < 0, points, moved)
         outputs, _ = self.answers(image, points)
         return {
