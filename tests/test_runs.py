@@ -61,7 +61,7 @@ def test_a_run_says_where_it_began_and_who_went_on(tmp_path: Path, monkeypatch: 
     trace = Trace("cat", "pets", (Click(1, 2, True),), {"iou": (0.95,)}, (0.5,), {}, (9, 9), 5)
 
     def go(commit: str, seconds: float, state: str = "1", stop: bool = False) -> dict[str, Any]:
-        clock = iter([0.0, seconds])
+        clock = iter([100.0, 100 + seconds])
         monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
         monkeypatch.setattr(runs, "environment", lambda: {"commit": commit})
         with suppress(KeyboardInterrupt), Run(tmp_path, "evaluate", {}) as run:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from reference import GOLDEN
 from scipy import ndimage
 
-from hrseg_cli.clicks.annotator import deepest, next_click
+from hrseg_cli.clicks.annotator import deepest, drawn_click, next_click
 from hrseg_cli.interaction import Click
 from hrseg_cli.metrics.masks import iou
 
@@ -151,3 +151,46 @@ def test_squares_far_apart_are_found_in_whatever_blocks_they_are(flipped: tuple[
         truth = truth[:: flipped[0], :: flipped[1]]
         nothing = np.zeros(truth.shape, bool)
         assert next_click(truth, nothing) == plain.next_click(truth, nothing), side
+
+
+# Clicks off the centre
+
+
+def test_a_drawn_click_lies_on_the_error_that_the_centred_one_corrects() -> None:
+    truth = np.zeros((40, 50), np.int8)
+    truth[5:25, 30:50] = 1  # up to the right edge
+    truth[30:35, 3:6] = 1  # smaller: not clicked on
+    nothing, everything = np.zeros(truth.shape, bool), np.ones(truth.shape, bool)
+    found = {drawn_click(truth, nothing, [], group, "a") for group in range(40)}
+    assert len(found) > 20
+    for click in found:
+        assert click is not None
+        assert click.positive
+        assert 5 <= click.row < 25
+        assert 30 <= click.col < 50
+    wrong = drawn_click(truth, everything, [], 0, "a")
+    assert wrong is not None
+    assert not wrong.positive
+    assert truth[int(wrong.row), int(wrong.col)] == 0
+    assert drawn_click(truth, truth == 1, [], 0, "a") is None
+
+
+def test_a_drawn_click_depends_on_group_object_and_number() -> None:
+    truth = np.zeros((60, 60), np.int8)
+    truth[5:55, 5:55] = 1
+    nothing = np.zeros(truth.shape, bool)
+    one = drawn_click(truth, nothing, [], 3, "a")
+    assert one == drawn_click(truth, nothing, [], 3, "a")
+    assert one is not None
+    assert len({one, drawn_click(truth, nothing, [], 4, "a"), drawn_click(truth, nothing, [], 3, "b")}) == 3
+    assert drawn_click(truth, nothing, [one], 3, "a") != one
+
+
+def test_no_pixel_is_drawn_twice() -> None:
+    """Also in the first and the last row and column of the error, and with clicks beyond it."""
+    truth = np.zeros((6, 6), np.int8)
+    truth[1:3, 2:4] = 1
+    used = [Click(row, col, True) for row, col in ((1, 2), (1, 3), (2, 2), (0, 0), (3, 2), (1, 4), (5, 5))]
+    assert {drawn_click(truth, np.zeros((6, 6), bool), used, group, "a") for group in range(9)} == {Click(2, 3, True)}
+    used[2] = Click(2, 3, True)
+    assert {drawn_click(truth, np.zeros((6, 6), bool), used, group, "a") for group in range(9)} == {Click(2, 2, True)}

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from reference import GOLDEN
 from scipy import ndimage
 
-from hrseg_cli.clicks.sampler import Drawn, add_next_click, draw, perturbed
+from hrseg_cli.clicks.sampler import Drawn, add_next_click, draw, draw_close_up, perturbed
 from hrseg_cli.recipe import Clicks
 
 RECORDED = json.loads((GOLDEN / "unit_fixture.json").read_text())["get_next_points"]["cases"]
@@ -476,3 +476,23 @@ def test_faulty_masks_are_near_their_object_and_get_a_correction() -> None:
     assert 0.4 < np.mean(overlaps) < 0.9
     others = [np.count_nonzero((perturbed(targets[0], targets, rng) > 0.49) & (targets[1] == 1)) for _ in range(40)]
     assert max(others) > 0.6 * np.count_nonzero(targets[1] == 1)
+
+
+def test_close_ups_are_clicked_in_the_centre_and_anywhere() -> None:
+    """FocusCut: the centre by its own label, and up to three more clicks of each sign on pixels of theirs."""
+    for value in (1, 0, -1):
+        truth = np.zeros((21, 31), np.int8)
+        truth[:, 12:] = 1
+        truth[10, 15] = value
+        numbers = set()
+        for seed in range(20):
+            points = draw_close_up(truth, np.random.default_rng(seed), 6)
+            assert points.shape == (12, 3)
+            for label, slots in ((1, points[:6]), (0, points[6:])):
+                rows, cols = slots[slots[:, 0] >= 0, :2].astype(int).T
+                assert (truth[rows, cols] == label).all()
+                centred = [(10, 15)] if value == label else []
+                assert list(zip(rows, cols, strict=True))[: len(centred)] == centred
+                numbers.add((label, len(rows) - len(centred)))
+        assert numbers == {(label, count) for label in (1, 0) for count in range(4)}
+    assert (draw_close_up(np.ones((21, 31), np.int8), np.random.default_rng(0), 1)[1] == -1).all()

@@ -151,6 +151,42 @@ def test_a_tile_sees_only_its_own_clicks() -> None:
     assert seen == [[[-1, -1, -1], [-1, -1, -1]], [[10, 36, 0], [-1, -1, -1]]]
 
 
+def test_tiles_divide_clicks_and_box_among_them() -> None:
+    """A click on the first row of a tile is not one of the tile above; a box is moved to each tile's corner."""
+    protocol = Protocol(name="tiles", tiles=Tiles(size=64, overlap=0))
+    clicks = [Click(63, 63, True), Click(64, 0, True), Click(0, 64, False), Click(64, 64, False)]
+    view, previous = views.View(torch.rand(1, 3, 100, 128)), torch.zeros(1, 1, 100, 128)
+    queries = views.crop_queries(view, previous, clicks, protocol, Box(60, 70, 10, 100))
+    seen = [next(queries)]
+    for _ in range(3):
+        seen.append(queries.send(torch.zeros_like(seen[-1].previous)))
+    assert [tuple(query.previous.shape[2:]) for query in seen] == [(64, 64), (64, 64), (64, 64), (64, 64)]
+    assert [list(query.clicks) for query in seen] == [
+        [Click(63, 63, True)],
+        [Click(0, 0, False)],
+        [Click(27, 63, True), Click(28, 0, True)],
+        [Click(28, 0, False)],
+    ]
+    assert [query.box for query in seen] == [
+        Box(60, 70, 10, 100),
+        Box(60, 70, -54, 36),
+        Box(24, 34, 10, 100),
+        Box(24, 34, -54, 36),
+    ]
+
+
+def test_the_box_of_a_mask_counts_all_of_its_rows() -> None:
+    mask = torch.zeros(9, 12, dtype=torch.bool)
+    mask[2, 5] = mask[6, 1] = mask[7, 9] = True
+    assert views.mask_box(mask) == Box(2, 7, 1, 9)
+    assert views.mask_box(torch.zeros(3, 3, dtype=torch.bool)) is None
+
+
+def test_the_smallest_crop_has_a_pixel() -> None:
+    assert views.crop_size(Box(0, 0, 0, 999), 100) == (1, 100)
+    assert views.crop_size(Box(0, 999, 4, 4), 100) == (100, 1)
+
+
 def test_flip_is_the_mean_over_both_sides() -> None:
     x = torch.rand(1, 4, 30, 41)
     click, mirrored = Click(10, 7, True), Click(10, 41 - 7 - 1, True)

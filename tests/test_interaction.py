@@ -1,0 +1,36 @@
+"""Boxes, and what a stored trace without optional values means."""
+
+from __future__ import annotations
+
+import pytest
+
+from hrseg_cli.interaction import Box, Click, Trace
+
+
+def test_the_centre_of_a_box_is_a_pixel_of_it() -> None:
+    assert Box(4, 6, 10, 13).centre == Click(5, 11, True)
+    assert Box(7, 7, 9, 9).centre == Click(7, 9, True)
+
+
+@pytest.mark.parametrize(
+    ("box", "inside"),
+    [
+        (Box(-3, 50, -2, 60), Box(0, 19, 0, 29)),
+        (Box(2, 5, 3, 8), Box(2, 5, 3, 8)),
+        (Box(19, 40, 29, 40), Box(19, 19, 29, 29)),  # one pixel is left
+        (Box(-5, 0, 4, 4), Box(0, 0, 4, 4)),
+        (Box(20, 40, 3, 8), None),
+        (Box(2, 5, 30, 40), None),
+        (Box(-5, -1, 3, 8), None),
+    ],
+)
+def test_the_part_of_a_box_inside_an_image(box: Box, inside: Box | None) -> None:
+    assert box.inside(20, 30) == inside
+
+
+def test_a_record_without_size_and_area_has_none() -> None:
+    """As runs of earlier versions stored them."""
+    trace = Trace(
+        id="a", dataset="d", clicks=(Click(1, 2, True),), scores={"iou": (0.5,)}, seconds=(), until={"iou": 0.9}
+    )
+    assert (trace.size, trace.area, trace.rule) == ((0, 0), 0, "")
