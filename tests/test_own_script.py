@@ -15,7 +15,7 @@ from hrseg_cli.catalog import ADAPTERS
 from hrseg_cli.recipe import data_folder, load_recipe, load_tables
 
 PLACE = data_folder("recipes") / "own"
-ROWS = "base lora conv pointrend head bn bitfit full".split()
+ROWS = ["base", "lora", "conv", "pointrend", "head", "bn", "bitfit", "full"]
 QUICK = (
     "data.crop=[32,32] data.epoch=2 batch=2 data.min_area=20 clicks.rounds=0 optim.warmup=0 validation.objects=1 "
     "validation.max_clicks=1"
