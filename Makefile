@@ -8,6 +8,7 @@ ARGS ?=
 
 ROWS ?=
 SEEDS ?=
+SHARE ?=
 TABLES_DATA = $(if $(DATA),$(DATA),paper)
 
 DEMO_ARGS = --dataset "$(or $(DATA),samples)" --metric iou --protocol fast --max-clicks 10 --keep-masks
@@ -17,7 +18,7 @@ DEMO_NAME = $(basename $(notdir $(MODEL)))
 test: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tables zoo zoo-cost test test-page lint types contracts docs pictures fresh check wheel clean
+.PHONY: help demo own tables zoo zoo-cost test test-page lint types contracts docs pictures fresh check wheel clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -33,6 +34,10 @@ demo: ## count the clicks of MODEL and a graph cut on four photographs, or on DA
 tables: OUT = runs/tables/$(basename $(notdir $(TABLES_DATA)))
 tables: ## reproduce tables 3 and 4 of the adapter paper; DATA=paper or photos, ROWS="base t3_lora", SEEDS="0 1", OUT=
 	OUT="$(OUT)" ROWS="$(ROWS)" SEEDS="$(SEEDS)" ./run recipes/paper/tables.sh "$(TABLES_DATA)"
+
+own: OUT = runs/own-$(basename $(notdir $(DATA)))
+own: ## adapt a model to DATA=folder (images/ + masks/) with each adapter, compare them on its other pictures; ROWS=, SHARE=, OUT=
+	OUT="$(OUT)" ROWS="$(ROWS)" SHARE="$(SHARE)" ./run recipes/own/own.sh "$(DATA)"
 
 zoo: OUT = runs/zoo
 zoo: ## train and compare the decoders of recipes/zoo on DATA=folder with photographs; ROWS="unet linknet", OUT=

@@ -52,7 +52,7 @@ def read_text(path: Path, limits: TextLimits = TEXT) -> str:
     return _text(read_bytes(path, limits.bytes))
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Why a file could not be read or is not what it should be, for a message that names the file."""
     if isinstance(error, KeyError):
         return f"no {shown(error.args[0])}" if error.args else "a missing key"

@@ -325,7 +325,8 @@ def test_answers_in_half_precision(model: InteractiveModel) -> None:
 
 
 def test_adapters(model: InteractiveModel, adapter: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
-    """Attached, trained, saved, loaded, merged where that can be; nothing else of the model moves."""
+    """Attached, it answers as its base; trained, saved, loaded, merged where that can be. Nothing else of the model
+    moves."""
     kind, options = adapter
     base = copy.deepcopy(model)
     adapted: InteractiveModel
@@ -337,6 +338,10 @@ def test_adapters(model: InteractiveModel, adapter: tuple[str, dict[str, Any]], 
     if refused(try_it):
         assert all(torch.equal(value, base.state_dict()[key]) for key, value in model.state_dict().items())
         return
+    with torch.no_grad():  # conv answers as its base does to the image at half the size
+        start = adapted(*question(base, 40, 56))
+        plain = start["base"] if kind == "conv" else base(*question(base, 40, 56))["logits"]
+    torch.testing.assert_close(start["logits"], plain, rtol=1e-5, atol=1e-6)
     wanted = set(adapter_state(adapted))
     before = copy.deepcopy(adapted.state_dict())
     two_steps(adapted)
