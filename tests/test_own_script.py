@@ -44,7 +44,7 @@ def test_what_is_evaluated_on_chooses_nothing() -> None:
 
 
 def test_tables_have_a_row_for_each_adapter_that_suits_the_base() -> None:
-    plan = load_tables(str(PLACE / "tables.yaml"))
+    plan = load_tables("own")
     assert plan.rows == ROWS
     assert set(ADAPTERS) - set(ROWS) == {"toast", "toast_lite"}  # for Vision Transformers
 

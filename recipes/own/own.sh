@@ -7,7 +7,6 @@
 # Rerun the same command to resume: finished trainings and evaluations are skipped.
 set -eu
 
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 data=${1:-}
 if [ -z "$data" ]; then
     echo "own.sh: give your folder with images/ and masks/: make own DATA=folder" >&2
@@ -55,5 +54,5 @@ done
 
 hrseg report "$@" --measure NoC@80 --measure NoC@85 --measure NoC@90 --measure NoF@90 --measure mean@1 \
     --out "$OUT/table.md"
-hrseg report --tables "$here/tables.yaml" "$OUT" --out "$OUT/compared.md" --pack "$OUT/runs.zip"
+hrseg report --tables own "$OUT" --out "$OUT/compared.md" --pack "$OUT/runs.zip"
 echo "own.sh: $OUT/table.md, compared.md and runs.zip" >&2
