@@ -167,6 +167,14 @@ def only_one_in(folder: Path, what: str, *, wait: bool = False) -> Iterator[None
         yield
 
 
+def make_folder(folder: Path, what: str) -> None:
+    """Create the folder if there is none. Raises HrsegError, which begins with ``what``, if that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HrsegError(f"{what}: cannot be written ({error.strerror}); use another folder") from None
+
+
 @contextmanager
 def only_one(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Like :func:`only_one_in`, for a single file or a folder that is renamed into place as a whole."""

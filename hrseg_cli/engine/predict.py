@@ -30,7 +30,7 @@ from hrseg_cli.limits import DATASET, LINE, PIXELS
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.parsing import parse_json, read_bytes
 from hrseg_cli.recipe import BinarizeRule, Protocol
-from hrseg_cli.writing import is_empty, only_one_in, sweep, write_atomically
+from hrseg_cli.writing import is_empty, make_folder, only_one_in, sweep, write_atomically
 
 RECORDS = "predict.jsonl"
 FORMATS = (*ENDINGS, *exports.KINDS)  # files of one object each, and files about all images
@@ -108,6 +108,7 @@ def predict(jobs: Sequence[Job], options: PredictOptions, out: Path) -> Iterator
     end, about every object of the folder that was made with that format. Raises HrsegError for a folder that holds
     other files or that another process is writing to. Errors in single images are reported in their results.
     """
+    make_folder(out, f"`out` {out}")
     with only_one_in(out, f"`out` {out}"):
         yield from _predict(jobs, options, out)
 

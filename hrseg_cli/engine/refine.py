@@ -24,7 +24,7 @@ from hrseg_cli.limits import DATASET, LINE
 from hrseg_cli.metrics.noc import interval
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.parsing import parse_json, read_bytes
-from hrseg_cli.writing import is_empty, only_one_in, write_atomically
+from hrseg_cli.writing import is_empty, make_folder, only_one_in, write_atomically
 
 RECORDS = "refine.jsonl"
 METRICS = ("iou", "biou", "mba")
@@ -82,6 +82,7 @@ def refine(masks: MaskSet, options: RefineOptions, out: Path) -> Iterator[Refine
     ``refine.jsonl`` in the folder records what was done; masks that failed are tried again by the next call. Raises
     HrsegError for a folder that holds other files or that another process is writing to.
     """
+    make_folder(out, f"`out` {out}")
     with only_one_in(out, f"`out` {out}"):
         recorded = _records(out)
         digests = {unit.name: _digest(masks, options, unit) for unit in masks.units}

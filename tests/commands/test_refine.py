@@ -402,6 +402,17 @@ def test_clicks_that_cannot_be_used_are_one_line(hrseg: Command, images: Path, t
 # Python
 
 
+@pytest.mark.parametrize("out", ["file", "file/within"])
+def test_a_file_in_the_place_of_the_folder_is_named(hrseg: Command, images: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    save(tmp_path / "masks" / "a.png", shifted("red").astype(np.uint8) * 255)
+    for command in (["refine", images, "--masks", tmp_path / "masks"], ["predict", images / "a.png", "--click", "9,9"]):
+        done = hrseg(*command, "--out", tmp_path / out)
+        assert done.code == 1
+        assert done.err.startswith(f"hrseg: --out {tmp_path / out}: cannot be written (")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_masks_in_memory(images: Path) -> None:
     red, blue = shifted("red"), shifted("blue")
     one = hrseg_cli.refine(photograph(), red, "guided_filter", options={"radius": 12})
