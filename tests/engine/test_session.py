@@ -232,7 +232,8 @@ def test_a_box_decides_where_a_click_is_looked_at() -> None:
     assert not session.mask[40:].any()
 
 
-def test_clicks_beyond_a_padded_crop_are_not_drawn_into_its_padding() -> None:
+@pytest.mark.parametrize(("down", "across"), [(0, 3), (0, 1), (3, 0), (1, 0)])
+def test_clicks_beyond_a_padded_crop_are_not_drawn_into_its_padding(down: int, across: int) -> None:
     """Padding repeats the crop's border, so a click outside the crop must not be drawn there."""
     image, _ = case(0)
     asked = []
@@ -241,7 +242,8 @@ def test_clicks_beyond_a_padded_crop_are_not_drawn_into_its_padding() -> None:
         session.click(Click(20, 20, True), Box(10, 30, 10, 30))
         box = session.state.box
         assert box is not None
-        course = session.queries(Click(20, box.right + 3, False))
+        row, col = box.bottom + down if down else 20, box.right + across if across else 20
+        course = session.queries(Click(row, col, False))
         look = next(course)
         asked.append([(round(c.row), round(c.col)) for c in look.clicks])
         assert all(c.row < look.previous.shape[2] and c.col < look.previous.shape[3] for c in look.clicks) == bool(

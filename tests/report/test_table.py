@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hrseg_cli.commands.report import report
 from hrseg_cli.errors import HrsegError, UnknownName
 from hrseg_cli.interaction import Click, Trace
 from hrseg_cli.metrics.noc import summarise
-from hrseg_cli.report.table import build, check_measures, measured, read_evaluations
+from hrseg_cli.report.table import build, check_measures, measured, read_evaluations, summary
 from hrseg_cli.runs import Run
 
 
@@ -308,6 +309,24 @@ def test_runs_that_compare(tmp_path: Path) -> None:
     runs = read_evaluations([str(run_folder(tmp_path / "a")), str(other)])
     assert build(runs).differences == ()
     assert {e.model for e in build(runs).rows} == {"grabcut", "h18 (w.pth)"}
+
+
+def test_bands_matter_for_boundary_iou(tmp_path: Path) -> None:
+    traces = (trace("cat", 0.95, biou=(0.9,)),)
+    asked: dict[str, Any] = {"traces": traces, "metrics": ["iou", "biou"], "until": {"iou": 0.9, "biou": 0.9}}
+    folders = [run_folder(tmp_path / str(width), band={"width": width}, **asked) for width in (5, 6)]
+    (reason,) = build(read_evaluations([str(folder) for folder in folders])).differences
+    assert reason.startswith("bands of bIoU differ: ")
+
+
+def test_a_summary_of_a_dataset_counts_its_objects_only(tmp_path: Path) -> None:
+    """And those alone that have the metric."""
+    bird = replace(trace("owl", 0.1, 0.95, biou=(0.1, 0.9)), dataset="birds")
+    (run,) = read_evaluations([str(run_folder(tmp_path / "a", (*THREE, bird)))])
+    rows = summary(run, "iou", [0.9], dataset="birds")
+    assert {row.n for row in rows if row.dataset == "birds"} == {1}
+    assert {row.dataset for row in rows} == {"birds"}
+    assert {row.dataset for row in summary(run, "biou", [0.9])} == {"birds"}
 
 
 def test_where_clicking_ended_matters_for_means_only(tmp_path: Path) -> None:
