@@ -222,6 +222,14 @@ def test_painting_by_hand_is_a_step_like_a_click() -> None:
         session.begin(where[1:])
 
 
+def test_the_first_look_of_photo_shows_the_whole_image() -> None:
+    image, _ = case(0)
+    session = Session(FakeNetwork(), image, load_protocol("photo"))
+    session.click(Click(20, 20, True))
+    height, width = image.shape[:2]
+    assert session.state.box == Box(0, height - 1, 0, width - 1)
+
+
 def test_a_box_decides_where_a_click_is_looked_at() -> None:
     """The given box is cropped instead of using the whole image; nothing is predicted outside the crop."""
     image, _ = case(0)
