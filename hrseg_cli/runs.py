@@ -306,7 +306,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             raise ValueError("'command' is not a string or 'seconds' not a number")
     except FileNotFoundError:
         raise HrsegError(
-            f"{folder}: no run.json; give the folder of a run, as --out of 'hrseg train' or 'hrseg evaluate' names it"
+            f"{folder}: no run.json; give a folder written by 'hrseg train' or 'hrseg evaluate'"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HrsegError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "skimage" / "__init__.py").write_text("raise AssertionError")
     for name, file in PHOTOGRAPHS.items():
         Image.new("RGB", SIZES[name], "grey").save(folder / file)
+    monkeypatch.delitem(sys.modules, "skimage", raising=False)  # an earlier test may have imported the real one
     monkeypatch.syspath_prepend(tmp_path)
     return folder
 
