@@ -305,9 +305,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         if not isinstance(asked["command"], str) or isinstance(seconds, bool) or not isinstance(seconds, int | float):
             raise ValueError("'command' is not a string or 'seconds' not a number")
     except FileNotFoundError:
-        raise HrsegError(
-            f"{folder}: no run.json; give a folder written by 'hrseg train' or 'hrseg evaluate'"
-        ) from None
+        raise HrsegError(f"{folder}: no run.json; give a folder written by 'hrseg train' or 'hrseg evaluate'") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HrsegError(
             f"{path}: cannot be read as a run ({reason(error)}); rerun the command that wrote it"
