@@ -153,6 +153,14 @@ def _short(name: str) -> str:
 # ---- one writer at a time --------------------------------------------------------------------------------------------
 
 
+def make_folder(folder: Path, what: str) -> None:
+    """Create the folder if there is none. Raises HrsegError, which begins with ``what``, if that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HrsegError(f"{what}: cannot be written ({error.strerror}); use another folder") from None
+
+
 @contextmanager
 def only_one_in(folder: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the exclusive lock for writing to ``folder``, and delete what killed processes left there.
@@ -165,14 +173,6 @@ def only_one_in(folder: Path, what: str, *, wait: bool = False) -> Iterator[None
     with _locked(folder / LOCK, what, wait):
         sweep(folder)
         yield
-
-
-def make_folder(folder: Path, what: str) -> None:
-    """Create the folder if there is none. Raises HrsegError, which begins with ``what``, if that is impossible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HrsegError(f"{what}: cannot be written ({error.strerror}); use another folder") from None
 
 
 @contextmanager

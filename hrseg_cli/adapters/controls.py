@@ -63,7 +63,7 @@ def is_still(module: nn.Module, untrained: Collection[nn.Parameter]) -> bool:
 def freeze_for(model: InteractiveModel, part: str) -> InteractiveModel:
     """Train only one part of ``model``, in place. These are the controls that adapters are compared with.
 
-    part: ``full``: all weights that training changes; ``head``: the classifiers; ``bn``: scale and shift of all
+    part: ``full``: all weights; ``head``: the classifiers; ``bn``: scale and shift of all
         normalisations; ``bitfit``: all biases (Ben Zaken et al. 2022, "BitFit").
     The statistics of a batch normalisation are re-estimated if its scale is trained. Parameters that are never trained
     (:meth:`InteractiveModel.untrained`) stay frozen. Raises UnknownName for an unknown part, HrsegError if the model
@@ -106,7 +106,7 @@ def layers_called(part: str, model: nn.Module) -> re.Pattern[str]:
 
 
 full = partial(freeze_for, part="full")
-"""Control: train every weight that training changes."""
+"""Control: train all weights, except those that no training changes."""
 head = partial(freeze_for, part="head")
 """Control: train the classifiers only."""
 bn = partial(freeze_for, part="bn")

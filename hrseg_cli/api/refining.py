@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -31,6 +32,8 @@ from hrseg_cli.recipe import BinarizeRule, Refine, binarize_rule, with_hash
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -131,7 +134,7 @@ def refine(
         prepared.truths,
         band_of(str(band)),
         span_of(span),
-        clicks_for(opened, prepared.masks, path_of(clicks))[0],
+        clicks_for(opened, prepared.masks, path_of(clicks)),
     )
     errors = list(prepared.problems)
     with reproducible():
@@ -205,23 +208,36 @@ def prepare(
     return Prepared(opened, truths, opened.problems)
 
 
-def clicks_for(
-    refiner: Refiner, masks: engine.MaskSet, path: Path | None
-) -> tuple[dict[Path, dict[str, tuple[Click, ...]]], list[str]]:
-    """Image -> object -> clicks of a click file, and the names in it that match no image. Raises HrsegError for boxes,
-    a file without clicks for these images, and a refiner that takes none."""
+def clicks_for(refiner: Refiner, masks: engine.MaskSet, path: Path | None) -> dict[Path, dict[str, tuple[Click, ...]]]:
+    """Image -> object -> clicks of a click file. Logs what is ignored. Raises HrsegError for boxes, for a file without
+    clicks on these masks, and for a refiner that takes none."""
     if path is None:
-        return {}, []
+        return {}
     if not refiner.takes_clicks:
         raise HrsegError(f"`clicks`: refiner {refiner.settings.name} takes none; omit them, or use refiner zoom_in")
-    images = dict.fromkeys(unit.image for unit in masks.units)
-    found, strangers = for_images(read_clicks(path), images, SUFFIXES, ids=path.suffix.lower() == ".jsonl")
-    if not found:
-        raise HrsegError(f"`clicks` {path}: no clicks for these images, such as {next(iter(images)).name}")
+    known: dict[Path, set[str] | None] = {}  # None: any name may exist
+    for unit in masks.units:
+        names, others = masks.names(unit), known.get(unit.image, set())
+        known[unit.image] = None if names is None or others is None else others | names
+    found, strangers = for_images(read_clicks(path), known, SUFFIXES, ids=path.suffix.lower() == ".jsonl")
+    clicks: dict[Path, dict[str, tuple[Click, ...]]] = {}
     for image, objects in found.items():
-        if any(isinstance(prompt, Box) for prompts in objects.values() for prompt in prompts):
-            raise HrsegError(f"`clicks` {path}: a box for {image.name}; a mask is refined with clicks only")
-    return cast(dict[Path, dict[str, tuple[Click, ...]]], found), strangers
+        names = known[image]
+        for name, prompts in objects.items():
+            if names is not None and name not in names:
+                strangers.append(f"{image.name}, object '{name}'")
+                continue
+            if any(isinstance(prompt, Box) for prompt in prompts):
+                raise HrsegError(f"`clicks` {path}: a box for {image.name}; a mask is refined with clicks only")
+            clicks.setdefault(image, {})[name] = cast(tuple[Click, ...], prompts)
+    if not clicks:
+        raise HrsegError(
+            f"`clicks` {path}: no clicks on these masks; name images as in {next(iter(known)).name}, and objects as in "
+            "their mask files STEM_NAME.png, or by their ids"
+        )
+    if strangers:
+        log.warning("%s: clicks without a mask are ignored: %d, such as %s", path, len(strangers), strangers[0])
+    return clicks
 
 
 def _opened(

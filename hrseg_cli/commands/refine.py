@@ -134,9 +134,7 @@ def refine(
         opened, images, masks, kind, rule, out, image_list=image_list, truth=truth, tolerance=tolerance
     )
     network, provenance = open_model(model, runtime, device, precision) if opened.needs_model else (None, None)
-    given, strangers = api.clicks_for(opened, prepared.masks, clicks)
-    if strangers:
-        options.note(f"{clicks}: ignoring clicks for {len(strangers)} other images, such as {strangers[0]}")
+    given = api.clicks_for(opened, prepared.masks, clicks)
     asked = engine.RefineOptions(opened, network, provenance, threshold, prepared.truths, width, span, given)
     errors = list(prepared.problems)
     kept, units = 0, prepared.masks.units

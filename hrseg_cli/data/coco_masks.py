@@ -111,10 +111,14 @@ class CocoMasks:
                 continue
             yield Item(str(index), mask.astype(np.float32), self.entries[index])
 
-    def object_of(self, unit: Unit, item: Item) -> str:
-        """The object's name in a click file: the annotation's id; of results, which have none, the place in the file,
-        from 0."""
-        return str((item.entry or {}).get("id", item.key))
+    def name_of(self, unit: Unit, key: str) -> str:
+        """The name in a click file of the object with this key: the id of its annotation; results have none, and are
+        named by their place in the file, from 0."""
+        return str(self.entries[int(key)].get("id", key))
+
+    def names(self, unit: Unit) -> set[str] | None:
+        """Names of the unit's objects in a click file."""
+        return {self.name_of(unit, str(index)) for index in self._by_image[json.loads(unit.name)]}
 
     def store(self, out: Path, unit: Unit, size: Size, improved: Improved, threshold: float) -> dict[str, Any]:
         """The changed values of each entry, by its position."""

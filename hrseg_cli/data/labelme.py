@@ -91,10 +91,10 @@ def _image(path: Path, file: _File, beside: Path | None) -> Path:
     if beside is not None:
         return beside
     # "../images/a.jpg" is usual. An absolute path is that of another machine, and is not followed.
-    name = PureWindowsPath(file.image).name if PureWindowsPath(file.image).anchor else file.image
-    named = path.parent / name.replace("\\", "/")
+    given = PureWindowsPath(file.image)
+    named = path.parent / (given.name if given.anchor else given.as_posix())
     with contextlib.suppress(OSError, ValueError):  # a name that no file can have
-        if name and named.suffix.lower() in SUFFIXES and named.is_file():
+        if file.image and named.suffix.lower() in SUFFIXES and named.is_file():
             return named
     raise HrsegError(f"{path}: no image {path.stem}.jpg or '{file.image}' next to it; add it, or remove the JSON file")
 

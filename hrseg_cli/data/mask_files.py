@@ -103,10 +103,14 @@ class MaskFiles:
         else:
             yield Item("", (self._truth(unit, pixels) == 1).astype(np.float32))
 
-    def object_of(self, unit: Unit, item: Item) -> str:
-        """The object's name in a click file: its id, or NAME of STEM_NAME.png; "" for STEM.png."""
+    def name_of(self, unit: Unit, key: str) -> str:
+        """The name in a click file of the object with this key: its id, or NAME of STEM_NAME.png; "" for STEM.png."""
         stem = self.file(unit).stem.removesuffix(SOFT)
-        return item.key or stem.removeprefix(unit.image.stem).removeprefix("_")
+        return key or stem.removeprefix(unit.image.stem).removeprefix("_")
+
+    def names(self, unit: Unit) -> set[str] | None:
+        """Names of the unit's objects in a click file; None if only its pixels tell."""
+        return None if self.kind == "instances" and not self._is_soft(unit) else {self.name_of(unit, "")}
 
     def store(self, out: Path, unit: Unit, size: Size, improved: Improved, threshold: float) -> dict[str, Any]:
         """Write the unit's file, in the format it was read in; returns what a record needs to know."""

@@ -129,7 +129,7 @@ def _refine(masks: MaskSet, options: RefineOptions, out: Path, unit: Unit, image
     def improved() -> Iterator[tuple[Item, np.ndarray]]:
         for item in masks.items(unit, size, errors):
             before = item.probability > options.threshold
-            clicks = options.clicks.get(unit.image, {}).get(masks.object_of(unit, item), ())
+            clicks = options.clicks.get(unit.image, {}).get(masks.name_of(unit, item.key), ())
             refined = options.refiner(image, item.probability, clicks, options.model)
             after = refined > options.threshold
             if before.any() and not after.any():

@@ -362,7 +362,9 @@ def test_only_what_changed_is_refined_again(hrseg: Command, images: Path, tmp_pa
 # Clicks
 
 
-def test_clicks_reach_the_object_they_were_made_for(hrseg: Command, images: Path, tmp_path: Path) -> None:
+def test_clicks_reach_the_object_they_were_made_for(
+    hrseg: Command, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A negative click changes the mask of its object, and of no other."""
     clicks = {}
     for name in ("red", "blue"):
@@ -374,8 +376,9 @@ def test_clicks_reach_the_object_they_were_made_for(hrseg: Command, images: Path
     for out, given in (("one", clicks), ("two", clicks | {"blue": blue})):
         file.write_text(json.dumps({"a.png": given, "z.png": given}))
         command = ["refine", images, "--masks", tmp_path / "masks", "--refiner", "zoom_in", "--set", "side=64"]
-        done = hrseg(*command, "--clicks", file, "--out", tmp_path / out)
-        assert "ignoring clicks for 1 other images, such as z.png" in done.err
+        assert hrseg(*command, "--clicks", file, "--out", tmp_path / out).code == 0
+        assert "clicks without a mask are ignored: 1, such as z.png" in caplog.text
+        caplog.clear()
     same = {
         name: (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
         for name in ("a_red.png", "a_blue.png")
@@ -389,7 +392,8 @@ def test_clicks_that_cannot_be_used_are_one_line(hrseg: Command, images: Path, t
     command = ["refine", images, "--masks", tmp_path / "masks", "--clicks", file, "--out", tmp_path / "out"]
     for content, refiner, message in (
         ({"a.png": [[1, 1, 1]]}, "guided_filter", "refiner guided_filter takes none"),
-        ({"z.png": [[1, 1, 1]]}, "zoom_in", "no clicks for these images, such as a.png"),
+        ({"z.png": [[1, 1, 1]]}, "zoom_in", "no clicks on these masks; name images as in a.png"),
+        ({"a.png": {"hat": [[1, 1, 1]]}}, "zoom_in", "no clicks on these masks"),
         ({"a.png": [[1, 1, 5, 5]]}, "zoom_in", "a box for a.png"),
     ):
         file.write_text(json.dumps(content))

@@ -87,7 +87,7 @@ def test_clicks_come_in_their_order(module: str) -> None:
         ("logits", "outside 0..1"),
         ("broken", "ZeroDivisionError: division by zero"),
         ("leaves", "SystemExit"),
-        ("ragged", "returned a list that is no array"),
+        ("ragged", "returned a list that cannot be read as an array"),
     ],
 )
 def test_a_wrong_answer_is_one_line(module: str, name: str, line: str) -> None:

@@ -58,8 +58,8 @@ class External(InteractiveModel):
             found = np.asarray(answer)
         except Exception as error:  # such as a tensor on a GPU, or a ragged list
             raise HrsegError(
-                f"`model` {self.label}: returned a {type(answer).__name__} that is no array ({reason(error)}); return "
-                "a NumPy array"
+                f"`model` {self.label}: returned a {type(answer).__name__} that cannot be read as an array "
+                f"({reason(error)}); return a NumPy array"
             ) from error
         if found.shape != previous.shape or found.dtype.kind not in "bf":
             raise HrsegError(
