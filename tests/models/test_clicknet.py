@@ -8,6 +8,7 @@ import time
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,9 +129,10 @@ def test_imagenet_weights_know_a_real_photograph(variant: str) -> None:
     assert 652 in best
 
 
-def small() -> ClickNet:
+def small(entry: int = 4) -> ClickNet:
     torch.manual_seed(0)
-    model = ClickNet("lite0", widths=(8, 16, 24, 32, 32), guide=(8, 8, 16, 16), blocks=(1, 1, 1, 1), mixers=1)
+    sizes: dict[str, Any] = {"widths": (8, 16, 24, 32, 32), "guide": (8, 8, 16, 16), "blocks": (1, 1, 1, 1)}
+    model = ClickNet("lite0", **sizes, mixers=1, entry=entry)
     torch.nn.init.normal_(model.head.weight, std=0.5)
     return model.eval()
 
@@ -143,8 +145,9 @@ def clicks(*places: tuple[float, float, bool]) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (97, 130), (33, 31)])
-def test_any_size_and_one_pass_equals_encode_then_decode(size: tuple[int, int]) -> None:
-    model = small()
+@pytest.mark.parametrize("entry", [4, 8, 16])
+def test_any_size_and_one_pass_equals_encode_then_decode(size: tuple[int, int], entry: int) -> None:
+    model = small(entry)
     image = torch.rand(1, 4, *size)
     points = clicks((5, 6, True), (20, 12, False))
     with torch.no_grad():
@@ -154,9 +157,10 @@ def test_any_size_and_one_pass_equals_encode_then_decode(size: tuple[int, int]) 
     assert torch.equal(whole, parts)
 
 
-def test_every_part_of_a_prompt_reaches_the_answer() -> None:
+@pytest.mark.parametrize("entry", [4, 16])
+def test_every_part_of_a_prompt_reaches_the_answer(entry: int) -> None:
     """Clicks of either sign, the previous mask and a box each change the logits; the encoder receives none of them."""
-    model = small()
+    model = small(entry)
     features = model.encode(torch.rand(1, 3, 64, 64))
     nothing, blank = clicks((-1, -1, True)), torch.zeros(1, 1, 64, 64)
 
@@ -192,8 +196,9 @@ def test_groups_are_total_and_disjoint_and_fix_the_first_levels() -> None:
     assert any(parameter is model.encoder.blocks[-1].project.weight for parameter in groups["backbone"])
 
 
-def test_a_step_of_training_moves_all_but_what_is_fixed() -> None:
-    model = small().train()
+@pytest.mark.parametrize("entry", [4, 16])
+def test_a_step_of_training_moves_all_but_what_is_fixed(entry: int) -> None:
+    model = small(entry).train()
     groups = model.parameter_groups()
     for parameter in groups["fixed"]:
         parameter.requires_grad_(False)
@@ -219,10 +224,10 @@ def test_missing_packages_are_one_line_that_says_what_to_install(monkeypatch: py
         catalog.resolve("backbone", "efficientnet_lite1")()
 
 
-@pytest.fixture(scope="module")
-def trained() -> ClickNet:
+@pytest.fixture(scope="module", params=[4, 8, 16], ids="enters at {}".format)
+def trained(request: pytest.FixtureRequest) -> ClickNet:
     """With statistics and weights that no layer ignores."""
-    model = small()
+    model = small(request.param)
     with torch.no_grad():
         for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
             norm.running_mean.uniform_(-0.5, 0.5)  # type: ignore[union-attr]
@@ -255,9 +260,21 @@ def test_the_form_for_inference_gives_the_same_logits(trained: ClickNet, form: s
     assert all(torch.equal(part, other) for part, other in zip(features, kept, strict=True))
 
 
-def test_half_precision_is_refused(trained: ClickNet) -> None:
+def test_half_precision_is_refused() -> None:
     with pytest.raises(HrsegError, match="`precision` bf16: 'clicknet' supports only fp32"):
-        trained.for_inference("bf16")
+        small().for_inference("bf16")
+
+
+def test_what_precedes_the_entry_is_computed_once_per_crop() -> None:
+    """A later click on the same crop runs the backbone's levels from the entry on only."""
+    for entry, level in ((4, 2), (8, 3), (16, 4)):
+        model = small(entry)
+        features = model.encode(torch.rand(1, 3, 64, 64))
+        called: list[int] = []
+        for number, block in enumerate(model.encoder.blocks):
+            block.register_forward_hook(lambda *_, number=number: called.append(number))
+        model.decode(features, torch.zeros(1, 1, 64, 64), clicks((5, 6, True)))
+        assert called == list(range(model.encoder.ends[level - 1], len(model.encoder.blocks)))
 
 
 @pytest.mark.slow
@@ -288,6 +305,7 @@ def test_the_form_for_inference_is_faster() -> None:
         {"widths": (8, 8, 8, 8, 10**9)},
         {"guide": (0, 8, 8, 8)},
         {"radius": 1e9},
+        {"entry": 2},
     ],
     ids=str,
 )

@@ -4,7 +4,7 @@ The optimisations are exact up to rounding:
 
 - BatchNorm is folded into the preceding convolution; ReLU6 and residual sums are fused into the convolutions.
 - A convolution of concatenated maps is the sum of its parts. Those that depend on the image alone are computed once per
-  crop: the guide's first convolution and the laterals at strides 2 and 4.
+  crop: the guide's first convolution, and the laterals up to the stride where the guide enters the backbone.
 - Attention is two matrix products per pixel. Its projections are multiplied into the few tokens instead of being
   applied to every pixel.
 - Outputs that only training uses are omitted.
@@ -51,7 +51,8 @@ class FastClickNet(InteractiveModel):
 
     def __init__(self, model: ClickNet) -> None:
         super().__init__()
-        self.name, self.config, self.radius = model.name, model.config, model.radius
+        self.name, self.config = model.name, model.config
+        self.radius, self.entry = model.radius, model.entry
         plain: Any = folded(model)
         encoder, guide, enter, lateral = plain.encoder, plain.guide, plain.enter, plain.lateral
         first = guide[0][0]
@@ -63,14 +64,15 @@ class FastClickNet(InteractiveModel):
         self.guide_photo = PackedConv(first, columns=slice(0, 3))
         self.guide_prompt = PackedConv(_without_bias(first), columns=slice(3, None))
         self.guide = [PackedConv(layer[0]) for layer in guide[1:]]
-        self.enter = [PackedConv(layer) for layer in enter]
+        self.enter = {k: PackedConv(enter[str(k - 1)]) for k in range(self.entry, 4)}
         own = list(encoder.channels)
         convs = [lateral[0], *(layer[0] for layer in lateral[1:])]
         self.sides = [PackedConv(conv, columns=slice(0, own[k])) for k, conv in enumerate(convs)]
         by_guide = [PackedConv(_without_bias(conv), columns=slice(own[k], None)) for k, conv in enumerate(convs[:4])]
-        # At stride 4 the guide also enters the lateral through the level's own maps.
-        both = convs[1].weight[:, own[1] :, 0, 0] + convs[1].weight[:, : own[1], 0, 0] @ enter[0].weight[:, :, 0, 0]
-        by_guide[1] = PackedConv(_pointwise(both))
+        # Where the guide enters, it also reaches the lateral through the level's own maps.
+        k = self.entry
+        by_maps = convs[k].weight[:, : own[k], 0, 0] @ enter[str(k - 1)].weight[:, :, 0, 0]
+        by_guide[k] = PackedConv(_pointwise(convs[k].weight[:, own[k] :, 0, 0] + by_maps))
         self.by_guide = by_guide
         self.down = [PackedConv(plain.down[0]), *(PackedConv(layer[0]) for layer in plain.down[1:])]
         self.context = [Separable(layer) for layer in plain.context]
@@ -82,16 +84,18 @@ class FastClickNet(InteractiveModel):
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> Features:
-        """image: (B, 3, H, W), RGB in [0, 1] -> the part of the guide's first features, of the laterals at strides 2
-        and 4 and of the features at stride 4 that depend on the image alone."""
+        """image: (B, 3, H, W), RGB in [0, 1] -> the part of the guide's first features, of the laterals at strides 2, 4
+        and so on up to the guide's entry, and of the features there, that depends on the image alone."""
         rows = [self._encode(image[i : i + 1]) for i in range(len(image))]
         return rows[0] if len(rows) == 1 else tuple(torch.cat(same) for same in zip(*rows, strict=True))
 
     def _encode(self, image: Tensor) -> Features:
         photo = normalised(pad_to_stride(image)).contiguous(memory_format=torch.channels_last)
-        fine = _through(self.levels[0], self.stem(photo, relu6=True))
-        coarse = _through(self.levels[1], fine)
-        return self.guide_photo(photo), self.sides[0](fine), self.sides[1](coarse), coarse
+        x, sides = self.stem(photo, relu6=True), []
+        for k in range(self.entry + 1):
+            x = _through(self.levels[k], x)
+            sides.append(self.sides[k](x))
+        return self.guide_photo(photo), *sides, x
 
     @torch.inference_mode()
     def decode(
@@ -110,7 +114,7 @@ class FastClickNet(InteractiveModel):
         return {"logits": logits[0] if len(logits) == 1 else torch.cat(logits)}
 
     def _decode(self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None) -> Tensor:
-        photo, side2, side4, coarse = features
+        photo, *sides, x = features
         height, width = previous.shape[-2:]
         previous = pad_to_stride(previous)
         prompt = self._prompt(previous, points, boxes)
@@ -118,23 +122,23 @@ class FastClickNet(InteractiveModel):
         for layer in self.guide:
             guides.append(layer(guides[-1], relu6=True))
 
-        x4 = self.enter[0](guides[1], plus=coarse)
-        x8 = _through(self.levels[2], x4)
-        x8 = self.enter[1](guides[2], onto=x8)
-        x16 = self.enter[2](guides[3], onto=_through(self.levels[3], x8))
-        x32 = _through(self.levels[4], x16)
+        x = self.enter[self.entry](guides[self.entry], plus=x)
+        for k in range(self.entry + 1, 4):
+            x = self.enter[k](guides[k], onto=_through(self.levels[k], x))
+            sides.append(self.sides[k](x))
+        x = _through(self.levels[4], x)
 
         pooled = F.avg_pool2d(previous, 8)
-        y = _through(self.context, self.sides[4](x32, relu6=True))
-        y = self._joined(3, y, self.sides[3](x16), guides)
+        y = _through(self.context, self.sides[4](x, relu6=True))
+        y = self._joined(3, y, sides[3], guides)
         y = self.attend[16](y, points, F.avg_pool2d(pooled, 2), 16)
         y = _through(self.mixers, _through(self.blocks[2], y))
-        y = self._joined(2, y, self.sides[2](x8), guides)
+        y = self._joined(2, y, sides[2], guides)
         y = self.attend[8](y, points, pooled, 8)
         y = _through(self.blocks[1], y)
-        y = _through(self.blocks[0], self._joined(1, y, side4, guides))
+        y = _through(self.blocks[0], self._joined(1, y, sides[1], guides))
         rough = F.linear(_pixels(y), *self.coarse).view(1, 1, *y.shape[-2:])
-        y = self.by_guide[0](guides[0], onto=_doubled(self.down[0](y)).add_(side2), relu6=True)
+        y = self.by_guide[0](guides[0], onto=_doubled(self.down[0](y)).add_(sides[0]), relu6=True)
         y = self.head(self.finest(y, relu6=True))
         rows, cols = y.shape[-2:]
         fine = y.permute(0, 2, 3, 1).reshape(rows, cols, 2, 2).permute(0, 2, 1, 3).reshape(1, 1, 2 * rows, 2 * cols)

@@ -3,7 +3,7 @@
 The features of those levels are computed once per crop and reused for every click on it. Clicks, box and previous mask
 become a small pyramid of maps ("guide"). It enters the backbone after the first levels, through 1x1 convolutions
 initialised near zero, and again at each level of the decoder. At the coarse levels of the decoder, pixels attend to the
-clicks.
+clicks. The later it enters the backbone, the less a later click costs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hrseg_cli.models.parts.click_maps import disk_maps, no_clicks, valid_slots
 from hrseg_cli.models.parts.stem import pad_to_stride
 
 MOST_CHANNELS, MOST_BLOCKS = 1024, 32
+ENTRIES = (4, 8, 16)
 GUIDE_INPUT = 7  # RGB, positive clicks, negative clicks, previous mask, box
 
 
@@ -128,7 +129,7 @@ class ClickNet(InteractiveModel):
 
     variant: of EfficientNet-Lite. widths: channels of the decoder at strides 2, 4, 8, 16, 32. guide: channels of the
     guide at strides 2, 4, 8, 16. blocks: separable blocks at strides 4, 8, 16, 32. mixers: wider blocks at stride 16.
-    radius: of a click's disk, in pixels.
+    radius: of a click's disk, in pixels. entry: the stride (4, 8 or 16) at which the guide first enters the backbone.
     """
 
     name = "clicknet"
@@ -152,6 +153,7 @@ class ClickNet(InteractiveModel):
         blocks: Sequence[int] = (2, 3, 4, 4),
         mixers: int = 3,
         radius: float = 5,
+        entry: int = 4,
     ) -> None:
         super().__init__()
         if (len(widths), len(guide), len(blocks)) != (5, 4, 4):
@@ -161,6 +163,8 @@ class ClickNet(InteractiveModel):
             raise ValueError(f"widths and guide take 1 to {MOST_CHANNELS} channels")
         if not all(0 <= number <= MOST_BLOCKS for number in (*blocks, mixers)) or not 0 < radius <= MOST_CHANNELS:
             raise ValueError(f"blocks and mixers take 0 to {MOST_BLOCKS}, radius up to {MOST_CHANNELS}")
+        if entry not in ENTRIES:
+            raise ValueError("entry takes 4, 8 or 16")
         self.config: dict[str, Any] = {
             "variant": variant,
             "widths": list(widths),
@@ -168,13 +172,15 @@ class ClickNet(InteractiveModel):
             "blocks": list(blocks),
             "mixers": mixers,
             "radius": radius,
+            "entry": entry,
         }
-        self.radius = radius
+        self.radius, self.entry = radius, ENTRIES.index(entry) + 1
         self.encoder = EfficientNetLite(variant)
         c, w, g = self.encoder.channels, widths, guide
         first = nn.Sequential(nn.Conv2d(GUIDE_INPUT, g[0], 3, 2, 1), nn.ReLU6(inplace=True))
         self.guide = nn.ModuleList([first, *(ConvUnit(g[k], g[k + 1], 3, 2) for k in range(3))])
-        self.enter = nn.ModuleList(Pointwise(g[k], c[k], bias=False) for k in (1, 2, 3))
+        # Named by level - 1, as in files of networks that it enters at all three.
+        self.enter = nn.ModuleDict({str(k - 1): Pointwise(g[k], c[k], bias=False) for k in range(self.entry, 4)})
         self.lateral = nn.ModuleList(
             [Pointwise(c[0] + g[0], w[0]), *(ConvUnit(c[k] + g[k], w[k]) for k in (1, 2, 3)), ConvUnit(c[4], w[4])]
         )
@@ -191,7 +197,7 @@ class ClickNet(InteractiveModel):
         self.aux16 = Pointwise(w[3], 1)
         self.image_channels = c[3]
         self.taps = {"stem": self.encoder.stem.out_channels, "fine": w[1]}
-        for conv in self.enter:
+        for conv in self.enter.values():
             nn.init.normal_(cast(Pointwise, conv).weight, std=1e-3)
         nn.init.normal_(self.head.weight, std=1e-2)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
@@ -228,9 +234,15 @@ class ClickNet(InteractiveModel):
 
     def encode(self, image: Tensor) -> Features:
         """image: (B, 3, H, W), RGB in [0, 1] -> the image, normalised and padded to multiples of 32, and its features
-        at strides 2 and 4."""
+        at strides 2, 4 and so on up to the guide's entry."""
         image = normalised(pad_to_stride(image))
-        return (image, *self.encoder.first_levels(image))
+        return (image, *self._image_levels(self.encoder.stem_features(image)))
+
+    def _image_levels(self, stem: Tensor) -> list[Tensor]:
+        maps = self.encoder.levels_of(stem)
+        for k in range(1, self.entry):
+            maps.append(self.encoder.level(k + 1, maps[k]))
+        return maps
 
     def decode(
         self, features: Features, previous: Tensor, points: Tensor, boxes: Tensor | None = None
@@ -260,7 +272,7 @@ class ClickNet(InteractiveModel):
         given = stem
         if inject is not None:
             given = stem + F.pad(inject, (0, stem.shape[-1] - inject.shape[-1], 0, stem.shape[-2] - inject.shape[-2]))
-        outputs = self._decoded((photo, *self.encoder.levels_of(given)), image[:, 3:], points)
+        outputs = self._decoded((photo, *self._image_levels(given)), image[:, 3:], points)
         rows, cols = -(-height // 2), -(-width // 2)
         outputs["stem"] = stem[..., :rows, :cols]
         outputs["fine"] = outputs["fine"][..., : -(-rows // 2), : -(-cols // 2)]
@@ -306,8 +318,8 @@ class ClickNet(InteractiveModel):
         for layer in self.guide:
             guides.append(layer(guides[-1]))
         guides = guides[1:]
-        for k in (1, 2, 3):
-            maps[k] = maps[k] + self.enter[k - 1](guides[k])
+        for k in range(self.entry, 4):
+            maps[k] = maps[k] + self.enter[str(k - 1)](guides[k])
             maps.append(self.encoder.level(k + 1, maps[k]))
         return maps, guides
 
