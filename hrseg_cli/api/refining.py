@@ -43,7 +43,8 @@ class Refined(NamedTuple):
 
     probability: float32, (H, W) or (N, H, W) as the masks; None if they were written to files.
     files: the written files. table: scores before and after, if ground truth was given: ``set``, ``metric``, ``n``,
-        ``before``, ``after``, ``change``, and their 95 % bootstrap intervals as ``before_low``, ``before_high``, ...
+        ``before``, ``after``, ``change``, and their 95 % bootstrap intervals as ``before_low``, ``before_high``, ...;
+        for COCO results with scores also average precision, without intervals.
     """
 
     probability: np.ndarray | None = None
@@ -145,7 +146,13 @@ def refine(
     if errors:
         more = f" ({len(errors) - 1} more failed)" if len(errors) > 1 else ""
         raise HrsegError(f"{errors[0]}{more}")
-    return Refined(None, tuple(prepared.masks.files(Path(out))), _frame(Path(out), seed) if truth else None)
+    table = None
+    if truth is not None:
+        table = _frame(
+            engine.table(Path(out), seed)
+            + engine.precision_rows(prepared.masks, prepared.truths, Path(out), settings.band or {})
+        )
+    return Refined(None, tuple(prepared.masks.files(Path(out))), table)
 
 
 class Prepared(NamedTuple):
@@ -272,11 +279,10 @@ def _in_memory(refiner: Refiner, model: Any, chosen: ModelChoice | None, image: 
     return np.stack(refined) if refined else np.zeros(np.shape(masks), np.float32)
 
 
-def _frame(out: Path, seed: int) -> pd.DataFrame:
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
-    rows = engine.table(out, seed)
     for row in rows:
-        for key, (low, high) in row.pop("95%").items():
+        for key, (low, high) in row.pop("95%", {}).items():
             row |= {f"{key}_low": low, f"{key}_high": high}
     return pd.DataFrame(rows)

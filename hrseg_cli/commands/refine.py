@@ -146,8 +146,9 @@ def refine(
             if result.row is not None and truth is None:
                 line = json.dumps(result.row, ensure_ascii=False)
                 print(line, file=sys.stdout if rows.isatty() else rows, flush=True)
-    for row in engine.table(out) if truth is not None else ():
-        typer.echo(json.dumps(row, ensure_ascii=False))
+    if truth is not None:
+        for row in engine.table(out) + engine.precision_rows(prepared.masks, prepared.truths, out, width):
+            typer.echo(json.dumps(row, ensure_ascii=False))
     if kept:
         options.note(f"{kept} of {len(units)} were already done")
     if errors:

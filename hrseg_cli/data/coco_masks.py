@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class CocoMasks:
                 self.problems.append(f"{self.path}: entry {index} has no valid image_id; it is kept as it is")
             elif not entry.get("segmentation"):
                 bare.append(index)
-            elif str(entry.get("iscrowd") or 0) in ("0", "0.0", "False", "false"):
+            elif not is_crowd(entry):
                 found.setdefault(entry["image_id"], []).append(index)
         if bare:
             which = f"such as {self._name(bare[0])}, {'have' if len(bare) > 1 else 'has'} no segmentation"
@@ -179,6 +180,35 @@ class CocoMasks:
             return None
         return mask_of(self.path, {"segmentation": same[0]}, size, "ground truth").astype(np.int8)
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether these are results with scores, of which an average precision can be computed."""
+        scores = [one.get("score") for one in self.entries if isinstance(one, dict) and one.get("segmentation")]
+        numbers = (isinstance(score, int | float) and math.isfinite(score) for score in scores)
+        return self._is_results and bool(scores) and all(numbers)
+
+    def run_lengths(
+        self, entries: Iterable[Any], sizes: Mapping[str, Size]
+    ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """(unit name, entry, run lengths of its mask) of the entries on the images in ``sizes``, crowds included;
+        broken ones are left out."""
+        for entry in entries:
+            if not isinstance(entry, dict) or not entry.get("segmentation") or not _is_id(entry.get("image_id")):
+                continue
+            name = json.dumps(entry["image_id"])
+            if name not in sizes:
+                continue
+            try:
+                yield name, entry, run_lengths(mask_of(self.path, entry, sizes[name], name))
+            except HrsegError:
+                continue
+
+    def stored(self, out: Path) -> list[Any]:
+        """The entries of the file that :meth:`finish` has written."""
+        content = _read(out / self.path.name)
+        entries: list[Any] = content if self._is_results else content["annotations"]
+        return entries
+
     def state(self, unit: Unit) -> str:
         its = self._by_image.get(json.loads(unit.name), [])
         text = json.dumps([self.entries[index] for index in its], sort_keys=True)
@@ -198,6 +228,15 @@ class CocoMasks:
     def _name(self, index: int) -> str:
         entry = self.entries[index]
         return f"annotation {entry['id']}" if isinstance(entry, dict) and "id" in entry else f"result {index}"
+
+
+def is_crowd(entry: dict[str, Any]) -> bool:
+    return str(entry.get("iscrowd") or 0) not in ("0", "0.0", "False", "false")
+
+
+def area_of(runs: dict[str, Any]) -> int:
+    """Pixels of a mask in run lengths."""
+    return int(pycoco.area(runs))
 
 
 def is_coco(path: Path) -> bool:

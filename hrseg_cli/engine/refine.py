@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hrseg_cli import __version__, catalog
-from hrseg_cli.data.coco_masks import CocoMasks
+from hrseg_cli.data.coco_masks import CocoMasks, area_of, is_crowd
 from hrseg_cli.data.mask_files import Item, MaskFiles, Size, Unit
 from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.data.samples import size_and_time
@@ -22,6 +22,7 @@ from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
 from hrseg_cli.limits import DATASET, LINE
 from hrseg_cli.metrics.noc import interval
+from hrseg_cli.metrics.precision import Instance, average_precision
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.parsing import parse_json, read_bytes
 from hrseg_cli.writing import is_empty, make_folder, only_one_in, write_atomically
@@ -141,7 +142,7 @@ def _refine(masks: MaskSet, options: RefineOptions, out: Path, unit: Unit, image
             yield item, refined
 
     stored = masks.store(out, unit, size, improved(), options.threshold)
-    return {"set": _set_of(unit.image), "stored": stored, "objects": objects, "errors": errors}
+    return {"set": _set_of(unit.image), "size": size, "stored": stored, "objects": objects, "errors": errors}
 
 
 def _scores(
@@ -179,6 +180,38 @@ def table(out: Path, seed: int = 0) -> list[dict[str, Any]]:
                 row["95%"][key] = [round(float(low[k]), 4), round(float(high[k]), 4)]
             rows.append(row)
     return rows
+
+
+def precision_rows(masks: MaskSet, truths: MaskSet | None, out: Path, band: dict[str, float]) -> list[dict[str, Any]]:
+    """Average precision of COCO results with scores, before and after, on the images that were refined: by mask IoU,
+    and by Boundary IoU. Nothing for other masks.
+
+    Each row: set (name of the file), metric, n (objects of the ground truth), before, after, change.
+    """
+    if not (isinstance(masks, CocoMasks) and isinstance(truths, CocoMasks) and masks.has_scores):
+        return []
+    sizes = {record["unit"]: tuple(record["size"]) for record in _records(out).values() if record.get("size")}
+    wanted = [_instance(*one) for one in truths.run_lengths(truths.entries, sizes)]
+    before, after = (
+        [_instance(*one) for one in masks.run_lengths(entries, sizes)] for entries in (masks.entries, masks.stored(out))
+    )
+    rows = []
+    for prefix, its_band in (("", None), ("boundary_", band)):
+        scores = [average_precision(wanted, found, sizes, its_band) for found in (before, after)]
+        for name in scores[0]:
+            old, new = (round(one[name], 4) if one[name] == one[name] else None for one in scores)
+            change = None if old is None or new is None else round(new - old, 4)
+            count = sum(not one.crowd for one in wanted)
+            about = {"set": masks.path.stem, "metric": prefix + name, "n": count}
+            rows.append({**about, "before": old, "after": new, "change": change})
+    return rows
+
+
+def _instance(image: str, entry: dict[str, Any], runs: dict[str, Any]) -> Instance:
+    area, score = entry.get("area"), entry.get("score", 1.0)
+    if not isinstance(area, int | float):
+        area = area_of(runs)
+    return Instance(image, str(entry.get("category_id")), runs, area, float(score), is_crowd(entry))
 
 
 def _set_of(image: Path) -> str:

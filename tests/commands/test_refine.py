@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as pycoco
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from tiny_photos import photograph, truth
 
 import hrseg_cli
@@ -256,7 +257,9 @@ def test_annotations_of_every_kind(hrseg: Command, images: Path, coco: Path, tmp
 
 
 @pytest.mark.filterwarnings("ignore:__array__")
-def test_results_keep_ids_scores_and_order(hrseg: Command, images: Path, coco: Path, tmp_path: Path) -> None:
+def test_results_keep_ids_scores_and_order(
+    hrseg: Command, images: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Written by pycocotools' own encoder and read back by it; images by --image-list, --truth or name."""
     results: list[dict[str, Any]] = []
     for k, name in enumerate(("blue", "red", "red")):
@@ -279,6 +282,17 @@ def test_results_keep_ids_scores_and_order(hrseg: Command, images: Path, coco: P
     rows = {row["metric"]: row for row in map(json.loads, done.out.splitlines())}
     assert rows["iou"]["n"] == 3
     assert rows["iou"]["change"] > 0.05
+    evaluation = COCOeval(COCO(str(known)), COCO(str(known)).loadRes(str(path)), "segm")
+    evaluation.params.imgIds = [9]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    capsys.readouterr()
+    assert [rows[name]["before"] for name in ("ap", "ap50", "ap75")] == pytest.approx(evaluation.stats[:3], abs=1e-4)
+    assert rows["ap"]["before"] < rows["ap"]["after"]
+    assert rows["boundary_ap"]["after"] <= rows["ap"]["after"]
+    assert rows["boundary_ap"]["before"] < rows["boundary_ap"]["after"]
+    assert rows["ap"]["n"] == 2
     refined = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [one.keys() for one in refined] == [one.keys() for one in results[:3]], "no box: it would change the area"
     loaded = COCO(str(known)).loadRes(str(tmp_path / "out" / "results.json"))

@@ -272,7 +272,7 @@ def test_what_precedes_the_entry_is_computed_once_per_crop() -> None:
         features = model.encode(torch.rand(1, 3, 64, 64))
         called: list[int] = []
         for number, block in enumerate(model.encoder.blocks):
-            block.register_forward_hook(lambda *_, number=number: called.append(number))
+            block.register_forward_hook(lambda *_, number=number, called=called: called.append(number))
         model.decode(features, torch.zeros(1, 1, 64, 64), clicks((5, 6, True)))
         assert called == list(range(model.encoder.ends[level - 1], len(model.encoder.blocks)))
 
