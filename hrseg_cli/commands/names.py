@@ -70,10 +70,10 @@ def datasets(root: Path) -> Rows:
             }
         )
     drawn = {"objects": "any number", "download": "none", "present": "yes", "licence": "hrseg's", "source": "drawn"}
-    from hrseg_cli.data.bundled import SAMPLES, sample_photographs
+    from hrseg_cli.data.bundled import sample_masks, sample_photographs
 
     samples = {
-        "objects": str(len(list(SAMPLES.glob("*.png")))),
+        "objects": str(len(sample_masks())),
         "download": "none",
         "present": "yes" if sample_photographs() else "no: pip install 'hrseg[samples]'",
         "licence": "public domain, CC0",

@@ -105,7 +105,9 @@ def prepare_data(
     out: Annotated[
         Path | None,
         options.out_option(
-            "PATH", "Folder for drawn images or for the indexes of a known dataset; index file of a folder."
+            "PATH",
+            "Folder for drawn images, for a copy of the samples or for the indexes of a known dataset; index file of a "
+            "folder.",
         ),
     ] = None,
     cache_longest: Annotated[
@@ -119,7 +121,7 @@ def prepare_data(
         ),
     ] = None,
 ) -> None:
-    """Download a known dataset, check a folder of your own, or draw a synthetic dataset.
+    """Download a known dataset, check a folder of your own, draw a synthetic dataset, or copy the samples.
 
     Known datasets with public links are downloaded (resumably) below the data root, verified, unpacked, counted and
     indexed. In your own folder, every image and mask is decoded and compared, and index.jsonl is written. Prints one
@@ -143,7 +145,10 @@ def prepare_data(
         _refuse(what, for_known | for_folders | everywhere_else)
         _draw(out or place / what, count or 20, size or 1024, seed or 0)
     elif what == "samples":
-        raise HrsegError("samples: comes with hrseg, so there is nothing to prepare; use it as --dataset samples")
+        _refuse(what, for_known | for_folders | for_drawing | everywhere_else)
+        if out is None:
+            raise HrsegError("samples: come with hrseg; use them as --dataset samples, or copy them with --out FOLDER")
+        _copy_samples(out)
     elif known := find_known(what):
         _refuse(what, for_folders | for_drawing)
         _prepare(known, split, place, from_, verify, cache_longest, out)
@@ -170,6 +175,12 @@ def _draw(folder: Path, count: int, size: int, seed: int) -> None:
         task = bar.add_task("drawing", total=count)
         procedural.write(folder, count, size, seed, lambda done: bar.update(task, completed=done))
     _row(dataset="procedural", folder=str(folder), objects=count, size=size, seed=seed)
+
+
+def _copy_samples(folder: Path) -> None:
+    from hrseg_cli.data.bundled import copy_samples
+
+    _row(dataset="samples", folder=str(folder), objects=copy_samples(folder))
 
 
 def _prepare(

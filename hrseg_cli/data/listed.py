@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hrseg_cli.data.bundled import PHOTOGRAPHS, SAMPLES, sample_photographs
+from hrseg_cli.data.bundled import MISSING, sample_masks, sample_photographs
 from hrseg_cli.data.folders import by_stem
 from hrseg_cli.data.packed import load_pickle
 from hrseg_cli.data.refs import Ref, Rule, layout
@@ -144,7 +144,11 @@ def list_samples(folder: Path, name: str, *, instances: bool, binarize: Binarize
     """
     images = sample_photographs()
     if images is None:
-        raise HrsegError(f"dataset {folder}: its photographs are in scikit-image; run pip install 'hrseg[samples]'")
+        raise HrsegError(f"dataset {folder}: {MISSING}")
     rule: Rule = "void128" if binarize == "auto" else binarize
-    masks = sorted(SAMPLES.glob("*.png"))
-    return [Ref(mask.stem, name, images / PHOTOGRAPHS[mask.stem.partition("_")[0]], mask, rule) for mask in masks]
+    masks = sample_masks()
+    refs = []
+    for mask, photograph in masks.items():
+        others = tuple(other for other in masks if other != mask and masks[other] == photograph)
+        refs.append(Ref(mask.stem, name, images / photograph, mask, rule, others=others))
+    return refs
