@@ -26,8 +26,8 @@ def sample_masks() -> dict[Path, str]:
 
 
 def copy_samples(folder: Path) -> int:
-    """Copy photographs to ``images/`` and masks to ``masks/`` of a folder, and list them in ``pairs.csv``; the number of
-    masks.
+    """Copy photographs to ``images/`` and masks to ``masks/`` of a folder, and list the pairs in ``pairs.csv``. Returns
+    the number of masks.
 
     Raises HrsegError if scikit-image is missing, and if these folders contain other files: nothing is overwritten.
     """
