@@ -42,6 +42,7 @@ class Refiner:
         described = target.__call__ if has_network else target
         known = dict(inspect.signature(described).parameters)
         self.takes_clicks = "clicks" in known
+        self._takes_factor = "enlarge" in known
         self._options = _checked(
             settings, {key for key, one in known.items() if one.kind == one.KEYWORD_ONLY}, described
         )
@@ -74,7 +75,8 @@ class Refiner:
         if self.needs_model and model is None:
             raise HrsegError(f"refiner {self.settings.name}: runs the click model; give `model`")
         device = next(iter(model.parameters()), torch.empty(0)).device if model is not None else torch.device("cpu")
-        queries = self.queries(image, probability, clicks, device)
+        enlarge = model.enlarge if model is not None else 1
+        queries = self.queries(image, probability, clicks, device, enlarge)
         return views.drive(cast(InteractiveModel, model), queries)  # without a model, there are no queries
 
     def queries(
@@ -83,8 +85,11 @@ class Refiner:
         probability: np.ndarray,
         clicks: Sequence[Click] = (),
         device: torch.device | str = "cpu",
+        enlarge: int = 1,
     ) -> Generator[Query, Tensor, np.ndarray]:
         """The same as a generator, for callers that run the click model themselves: yields queries, receives logits.
+
+        enlarge: of the click model, see :class:`InteractiveModel`.
 
         Only the object and its surroundings are refined, so that the cost depends on them and not on the image.
         """
@@ -95,6 +100,8 @@ class Refiner:
         options = dict(self._options)
         if self.takes_clicks:
             options["clicks"] = tuple(Click(c.row - place[0].start, c.col - place[1].start, c.positive) for c in clicks)
+        if self._takes_factor:
+            options["enlarge"] = enlarge
         refined = self._call(np.ascontiguousarray(image[place]), result[place].copy(), **options)
         if self.needs_model:
             refined = yield from views.look_queries(refined, device, flip=False)
@@ -137,7 +144,7 @@ def options_of(changes: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(settings: Refine, known: set[str], described: Callable[..., Any]) -> dict[str, Any]:
     """The options of a refiner, with the values that their annotations allow."""
-    known = known - {"clicks"}
+    known = known - {"clicks", "enlarge"}  # given by the session
     hints = get_type_hints(described, include_extras=True)
     options = {}
     for key, value in settings.options.items():

@@ -324,7 +324,7 @@ class Session:
     def _refined(self, refiner: Refiner, state: SessionState) -> Generator[Query, Tensor, SessionState]:
         device = state.probability.device
         before = np.asarray(state.probability[0, 0].cpu().numpy())
-        after = yield from refiner.queries(self._image, before, state.clicks, device)
+        after = yield from refiner.queries(self._image, before, state.clicks, device, self.model.enlarge)
         return state.with_probability(torch.from_numpy(after)[None, None].to(device))
 
     def paint(self, where: np.ndarray, positive: bool) -> np.ndarray:

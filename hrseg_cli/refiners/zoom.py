@@ -16,14 +16,16 @@ def zoom_in(
     probability: np.ndarray,
     *,
     clicks: Sequence[Click] = (),
+    enlarge: int = 1,
     side: Count = 512,
     expansion: Positive = 1.4,
     rounds: Count = 1,
 ) -> Generator[Look, np.ndarray, np.ndarray]:
     """The click model itself, on a crop around the mask, which is its previous mask.
 
-    side: longer side of the crop as the model sees it, in pixels. expansion: side of the crop divided by that of the
-    object's box. rounds: number of predictions, each starting from the last.
+    side: longer side of the crop in pixels as the model sees it, times ``enlarge`` (of the model: InteractiveModel).
+    expansion: side of the crop divided by that of the object's box. rounds: number of predictions, each starting from
+    the last.
     """
     check_sizes(image, probability)
     result = np.array(probability, np.float32)
@@ -32,7 +34,7 @@ def zoom_in(
         if place is None:
             break
         part = result[place]
-        scale = side / max(part.shape)
+        scale = side * enlarge / max(part.shape)
         size = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))  # width, height
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         picture, previous = cv2.resize(image[place], size, interpolation=how), cv2.resize(part, size, interpolation=how)

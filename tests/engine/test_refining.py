@@ -109,6 +109,10 @@ def test_zoom_in_without_clicks_follows_the_model() -> None:
     ((shape, highest),) = seen
     assert max(shape[2:]) == 70
     assert highest < 0, "no click"
+    halving = Grown()
+    halving.enlarge = 2
+    refiner(photograph(), shifted(), (), halving)
+    assert max(seen[1][0][2:]) == 140, "a model that halves its input gets twice as many pixels"
     with pytest.raises(HrsegError, match="runs the click model"):
         refiner(photograph(), shifted())
 
