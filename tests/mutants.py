@@ -2,7 +2,7 @@
 
     python tests/mutants.py --seed 0 --count 100 [--rooms clicks,session] [--out survivors.txt]
 
-A change swaps a comparison, an operator, a number or a boolean of one module, in a copy of the source. The tests of each
+A change swaps a comparison, an operator, a number or a boolean of one module, in a copy of the source. The tests of a
 room run once without a change, with a record of the lines that each test executes. After a change, the tests that
 execute the changed statement run, quickest first, until one fails; where no test executes it (in classes, on import, in
 other processes), all tests of the room do. A change is noticed when a test fails, or takes ten times as long. Prints a
@@ -88,7 +88,7 @@ def _untested(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def change(source: str, which: int) -> tuple[str, str, range]:
-    """The source after its change number ``which``, a line that describes it, and the lines of the changed statement."""
+    """The source after its change number ``which``, a line that describes it, and the lines of its statement."""
     tree = ast.parse(source)
     node, field, index = list(places(tree))[which]
     lines, line = statement(tree, node), getattr(node, "lineno", 0)
@@ -225,7 +225,7 @@ def main() -> int:
     asked = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True
-    for name in ("numpy", "pandas", "cv2", "torch", "hypothesis", "pydantic", "typer"):
+    for name in ("numpy", "pandas", "cv2", "torch", "pydantic", "typer"):
         importlib.import_module(name)  # once, for all children
     chance, rooms = random.Random(asked.seed), asked.rooms.split(",")
     found = 0

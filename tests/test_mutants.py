@@ -29,7 +29,7 @@ def test_lines_are_those_of_the_changed_statement() -> None:
 
 @pytest.mark.slow
 def test_the_record_has_what_each_test_executes(tmp_path: Path) -> None:
-    """Shared fixtures count for all tests of their file, and other threads for their test; modules and classes do not."""
+    """Shared fixtures count for all tests of their file, threads for their test; modules and classes do not count."""
     (tmp_path / "drawn").mkdir()
     (tmp_path / "drawn" / "a.py").write_text("def f(x):\n    if x:\n        return 1\n    return 2\n\nN = 1\n")
     (tmp_path / "test_a.py").write_text(
@@ -38,7 +38,8 @@ def test_the_record_has_what_each_test_executes(tmp_path: Path) -> None:
         "def one():\n    from drawn.a import f\n    return f(1)\n"
         "def test_1(one): pass\n"
         "def test_2(one): pass\n"
-        "def test_3():\n    from drawn.a import f\n    t = threading.Thread(target=f, args=(0,))\n    t.start()\n    t.join()\n"
+        "def test_3():\n    from drawn.a import f\n    t = threading.Thread(target=f, args=(0,))\n"
+        "    t.start()\n    t.join()\n"
     )
     out = tmp_path / "out.json"
     assert mutants.passes(tmp_path, ["test_a.py"], mutants.Recorder(tmp_path / "drawn", out))
