@@ -100,7 +100,7 @@ def change(source: str, which: int) -> tuple[str, str, range]:
     elif field == "op":
         node.op = SWAPS[type(old)]()  # type: ignore[attr-defined]
     else:
-        node.value = not old if isinstance(old, bool) else old + 1 if isinstance(old, int) else old * 0.8  # type: ignore[attr-defined]
+        node.value = not old if isinstance(old, bool) else old + 1 if isinstance(old, int) else old * 0.8 or 0.5  # type: ignore[attr-defined]
     return ast.unparse(tree), f"line {line}: {before} -> {ast.unparse(node)}", lines
 
 
