@@ -4,10 +4,10 @@
 
 A change swaps a comparison, an operator, a number or a boolean of one module, in a copy of the source. The tests of a
 room run once without a change, with a record of the lines that each test executes. After a change, the tests that
-execute the changed statement run, quickest first, until one fails; where no test executes it (in classes, on import, in
-other processes), all tests of the room do. A change is noticed when a test fails, or takes ten times as long. Prints a
-line per change, with its place, and the share noticed; the exit code is 1 below 95 %, and 2 if tests fail without any
-change. pytest runs 100 changes under ``-m slow``.
+execute the changed statement, or use the changed constant, run, quickest first, until one fails; where none does (in
+classes, on import, in other processes), all tests of the room do. A change is noticed when a test fails, or takes ten
+times as long. Prints a line per change, with its place, and the share noticed; the exit code is 1 below 95 %, and 2 if
+tests fail without any change. pytest runs 100 changes under ``-m slow``.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ def _untested(node: ast.AST) -> Iterator[ast.AST]:
         yield node
 
 
-def change(source: str, which: int) -> tuple[str, str, range]:
-    """The source after its change number ``which``, a line that describes it, and the lines of its statement."""
+def change(source: str, which: int) -> tuple[str, str, set[int]]:
+    """The source after its change number ``which``, a line that describes it, and the lines that execute it."""
     tree = ast.parse(source)
     node, field, index = list(places(tree))[which]
-    lines, line = statement(tree, node), getattr(node, "lineno", 0)
+    lines, line = affected(tree, node), getattr(node, "lineno", 0)
     before = ast.unparse(node)
     old = getattr(node, field)
     if field == "ops":
@@ -104,13 +104,16 @@ def change(source: str, which: int) -> tuple[str, str, range]:
     return ast.unparse(tree), f"line {line}: {before} -> {ast.unparse(node)}", lines
 
 
-def statement(tree: ast.Module, node: ast.AST) -> range:
-    """The lines of the innermost statement around a node; of one with a body, only those before its body."""
+def affected(tree: ast.Module, node: ast.AST) -> set[int]:
+    """The lines of the innermost statement around a node, of one with a body only those before its body; and the lines
+    that name the constant of the module that the statement defines."""
     around = [one for one in ast.walk(tree) if isinstance(one, ast.stmt) and any(two is node for two in ast.walk(one))]
     inner: Any = around[-1]  # ast.walk goes from the outside in
     first = min(one.lineno for one in [inner, *getattr(inner, "decorator_list", [])])
     body = getattr(inner, "body", None)
-    return range(first, max(first + 1, body[0].lineno) if body else inner.end_lineno + 1)
+    lines = set(range(first, max(first + 1, body[0].lineno) if body else inner.end_lineno + 1))
+    constants = {ast.unparse(one) for one in getattr(inner, "targets", []) if inner in tree.body}
+    return lines | {one.lineno for one in ast.walk(tree) if isinstance(one, ast.Name) and one.id in constants}
 
 
 class Recorder:

@@ -18,12 +18,13 @@ def test_every_change_is_one_change() -> None:
     assert all(line.startswith("line ") for line in found)
 
 
-def test_lines_are_those_of_the_changed_statement() -> None:
-    """Tests that execute others say nothing about the change."""
+def test_lines_are_those_that_execute_the_change() -> None:
+    """Tests that execute others say nothing about it."""
     source = "@a\ndef f(\n    b=1,\n):\n    if (\n        b == 2\n    ):\n        c = [\n            3,\n        ]\n"
-    lines = {what: lines for _, what, lines in (mutants.change(source, which) for which in range(4))}
-    assert {what.partition(": ")[2]: (one.start, one.stop - 1) for what, one in lines.items()} == {
-        "1 -> 2": (1, 4), "b == 2 -> b != 2": (5, 7), "2 -> 3": (5, 7), "3 -> 4": (8, 10)
+    source += "C = 4\nc = (\n    C)\n"
+    lines = {what: sorted(lines) for _, what, lines in (mutants.change(source, which) for which in range(5))}
+    assert {what.partition(": ")[2]: (one[0], one[-1]) for what, one in lines.items()} == {
+        "1 -> 2": (1, 4), "b == 2 -> b != 2": (5, 7), "2 -> 3": (5, 7), "3 -> 4": (8, 10), "4 -> 5": (11, 13)
     }  # fmt: skip
 
 
