@@ -177,9 +177,9 @@ def test_what_is_counted_unless_asked() -> None:
     assert [row.measure for row in rows] == [*targets, *(f"mean@{k}" for k in (1, 3, 5, 10, 20)), "AUC", "SPC"]
     assert noc90(traces, seed=0, resamples=1000) in rows
     assert "NoC@95" in numbers(summarise([trace([0.95])], "iou"))
-    over = np.arange(9.0)
-    assert interval(over, np.ones(9)) == interval(over, np.ones(9), seed=0, resamples=1000)
-    assert interval(over, np.ones(9)) != interval(over, np.ones(9), resamples=1001)
+    over, under = np.random.default_rng(0).random((2, 30))
+    assert interval(over, under) == interval(over, under, seed=0, resamples=1000)
+    assert interval(over, under) != interval(over, under, resamples=1001)
 
 
 def test_intervals_are_seeded() -> None:
