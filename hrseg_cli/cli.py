@@ -156,6 +156,8 @@ def _explain_usage(error: Any) -> None:
     message = error.format_message().rstrip(".")
     if option := getattr(error, "option_name", None):
         message = f"no such option {option}{_hint(option, context)}"
+    elif message.startswith("No such command") and not message.endswith("?"):
+        message += f"; one of {', '.join(context.command.list_commands(context))}"
     _complain(f"{message[0].lower()}{message[1:]}" + ("" if message.endswith("?") else "."))
     note(f"Try '{context.command_path if context else 'hrseg'} --help'.")
 
@@ -163,6 +165,8 @@ def _explain_usage(error: Any) -> None:
 def _hint(option: str, context: Any) -> str:
     """The nearest option of this command, or the commands that have exactly this one."""
     own = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+    if option == "--adapter" and "--model" in own:
+        return "; write --model BASE+ADAPTER, such as clicknet_m+best.safetensors"
     group = context.find_root().command
     owners = [
         name

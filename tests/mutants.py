@@ -2,10 +2,12 @@
 
     python tests/mutants.py --seed 0 --count 100 [--rooms clicks,session] [--out survivors.txt]
 
-A change swaps a comparison, an operator, a number or a boolean of one module, in a copy of the source. The room's
-tests then run until the first failure. A change is noticed when they fail, or take ten times as long. Prints a line per
-change, with its place, and the share noticed; the exit code is 1 below 95 %, and 2 if tests fail without any change.
-pytest runs 100 of them under ``-m slow``.
+A change swaps a comparison, an operator, a number or a boolean of one module, in a copy of the source. The tests of a
+room run once without a change, with a record of the lines that each test executes. After a change, the tests that
+execute the changed statement, or use the changed constant, run, quickest first, until one fails; where none does (in
+classes, on import, in other processes), all tests of the room do. A change is noticed when a test fails, or takes ten
+times as long. Prints a line per change, with its place, and the share noticed; the exit code is 1 below 95 %, and 2 if
+tests fail without any change. pytest runs 100 changes under ``-m slow``.
 """
 
 from __future__ import annotations
@@ -13,16 +15,24 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import importlib
+import inspect
+import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Room -> its modules and the quickest tests that must notice.
@@ -77,11 +87,11 @@ def _untested(node: ast.AST) -> Iterator[ast.AST]:
         yield node
 
 
-def change(source: str, which: int) -> tuple[str, str]:
-    """The source after its change number ``which``, and a line that describes the change."""
+def change(source: str, which: int) -> tuple[str, str, set[int]]:
+    """The source after its change number ``which``, a line that describes it, and the lines that execute it."""
     tree = ast.parse(source)
     node, field, index = list(places(tree))[which]
-    line = getattr(node, "lineno", 0)
+    lines, line = affected(tree, node), getattr(node, "lineno", 0)
     before = ast.unparse(node)
     old = getattr(node, field)
     if field == "ops":
@@ -90,26 +100,110 @@ def change(source: str, which: int) -> tuple[str, str]:
     elif field == "op":
         node.op = SWAPS[type(old)]()  # type: ignore[attr-defined]
     else:
-        node.value = not old if isinstance(old, bool) else old + 1 if isinstance(old, int) else old * 0.8  # type: ignore[attr-defined]
-    return ast.unparse(tree), f"line {line}: {before} -> {ast.unparse(node)}"
+        node.value = not old if isinstance(old, bool) else old + 1 if isinstance(old, int) else old * 0.8 or 0.5  # type: ignore[attr-defined]
+    return ast.unparse(tree), f"line {line}: {before} -> {ast.unparse(node)}", lines
 
 
-def noticed(copy: Path, tests: list[str], seconds: float) -> bool:
-    """Whether the tests fail, or do not end within that time, on the changed copy."""
-    words = ["-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", *tests]
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    nowhere = subprocess.DEVNULL
-    child = subprocess.Popen(
-        [sys.executable, *words], cwd=copy, env=environment, stdout=nowhere, stderr=nowhere, start_new_session=True
-    )
-    try:
-        return child.wait(seconds) != 0
-    except subprocess.TimeoutExpired:
-        return True
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # commands that the tests have started, too
-        child.wait()
+def affected(tree: ast.Module, node: ast.AST) -> set[int]:
+    """The lines of the innermost statement around a node, of one with a body only those before its body; and the lines
+    that name the constant of the module that the statement defines."""
+    around = [one for one in ast.walk(tree) if isinstance(one, ast.stmt) and any(two is node for two in ast.walk(one))]
+    inner: Any = around[-1]  # ast.walk goes from the outside in
+    first = min(one.lineno for one in [inner, *getattr(inner, "decorator_list", [])])
+    body = getattr(inner, "body", None)
+    lines = set(range(first, max(first + 1, body[0].lineno) if body else inner.end_lineno + 1))
+    constants = {ast.unparse(one) for one in getattr(inner, "targets", []) if inner in tree.body}
+    return lines | {one.lineno for one in ast.walk(tree) if isinstance(one, ast.Name) and one.id in constants}
+
+
+class Recorder:
+    """A pytest plugin that writes, as JSON, test -> its seconds and [file, line] of what it executes in functions."""
+
+    def __init__(self, package: Path, out: Path) -> None:
+        self.package, self.out = f"{package}/", out
+        self.seconds: dict[str, float] = {}
+        self.lines: dict[str, set[tuple[str, int]]] = {}  # of tests, and of files: in fixtures that tests share
+        self.now: set[tuple[str, int]] = set()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        self.now, start = set(), time.monotonic()
+        threading.settrace(self.enter)
+        sys.settrace(self.enter)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            self.seconds[item.nodeid], self.lines[item.nodeid] = time.monotonic() - start, self.now
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, Any, Any]:
+        before, self.now = self.now, set()
+        try:
+            return (yield)
+        finally:
+            if fixturedef.scope != "function":
+                self.lines.setdefault(request.node.nodeid.partition("::")[0], set()).update(self.now)
+            self.now |= before
+
+    def pytest_sessionfinish(self) -> None:
+        none: set[tuple[str, int]] = set()
+        files = {
+            test: self.lines.get(test.partition("::")[0], none) | self.lines.get("", none) for test in self.seconds
+        }
+        tests = {test: [self.seconds[test], sorted(self.lines[test] | files[test])] for test in self.seconds}
+        self.out.write_text(json.dumps(tests))
+
+    def enter(self, frame: FrameType, event: str, _: object) -> Any:
+        code = frame.f_code
+        if not code.co_filename.startswith(self.package) or not code.co_flags & inspect.CO_OPTIMIZED:
+            return None  # other code; a module or class
+        self.now.add((code.co_filename.removeprefix(self.package), code.co_firstlineno))
+        return self.line
+
+    def line(self, frame: FrameType, event: str, _: object) -> Any:
+        if event == "line":
+            self.now.add((frame.f_code.co_filename.removeprefix(self.package), frame.f_lineno))
+        return self.line
+
+
+class Chosen:
+    """A pytest plugin that runs only these tests, quickest first, each for at most ten times its seconds."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted(
+            (one for one in items if one.nodeid in self.seconds), key=lambda one: self.seconds[one.nodeid]
+        )
+        for one in items:
+            one.add_marker(pytest.mark.timeout(10 + 10 * self.seconds[one.nodeid]))
+
+
+def passes(copy: Path, tests: list[str], plugin: object, seconds: float = 3600) -> bool:
+    """Whether tests pass on a copy, within that time. They run in a forked child, as importing torch takes seconds."""
+    child = multiprocessing.get_context("fork").Process(target=_run, args=(copy, tests, plugin))
+    child.start()
+    child.join(seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid or 0, signal.SIGKILL)  # commands that the tests have started, too
+    ended = child.exitcode
+    child.join()
+    return ended in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+
+
+def _run(copy: Path, tests: list[str], plugin: object) -> None:
+    os.setsid()
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)
+    sys.path[0] = str(copy)  # it was the folder of this file
+    words = ["-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", *tests]
+    sys.exit(pytest.main(words, plugins=[plugin]))
 
 
 def copied(place: Path) -> Path:
@@ -132,29 +226,44 @@ def main() -> int:
     parser.add_argument("--rooms", default=",".join(ROOMS))
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False  # importing takes three times as long without
+    for name in ("numpy", "pandas", "cv2", "torch", "pydantic", "typer"):
+        importlib.import_module(name)  # once, for all children
     chance, rooms = random.Random(asked.seed), asked.rooms.split(",")
     found = 0
     survivors: list[str] = []
     with tempfile.TemporaryDirectory() as place:
-        copy = copied(Path(place) / "hrseg")
-        allowed: dict[str, float] = {}
+        copy = copied(Path(place).resolve() / "hrseg")
+        records: dict[str, dict[str, tuple[float, list[list[Any]]]]] = {}
         for room in rooms:
-            start = time.monotonic()
-            if noticed(copy, ROOMS[room][1], 3600):
+            out = Path(place) / f"{room}.json"
+            if not passes(copy, ROOMS[room][1], Recorder(copy / "hrseg_cli", out)):
                 print(f"the tests of {room} fail without any change: {' '.join(ROOMS[room][1])}")
                 return 2
-            allowed[room] = 60 + 10 * (time.monotonic() - start)
-            print(f"{room}: {time.monotonic() - start:.0f} s without a change", flush=True)
+            records[room] = json.loads(out.read_text())
+            print(f"{room}: {len(records[room])} tests, {sum(s for s, _ in records[room].values()):.0f} s", flush=True)
         for number in range(asked.count):
             room = rooms[number % len(rooms)]
             modules, tests = ROOMS[room]
             name = chance.choice(modules)
             path = copy / "hrseg_cli" / name
             source = path.read_text()
-            changed, what = change(source, chance.randrange(len(list(places(ast.parse(source))))))
+            changed, what, lines = change(source, chance.randrange(len(list(places(ast.parse(source))))))
+            every = {test: seconds for test, (seconds, _) in records[room].items()}
+            near = {
+                test: every[test]
+                for test, (_, executed) in records[room].items()
+                if any(file == name and line in lines for file, line in executed)
+            }
+            chosen = near or every
+            before = path.stat().st_mtime
             path.write_text(changed)
-            seen = noticed(copy, tests, allowed[room])
+            os.utime(path, (number, number))  # of no other version: Python knows its bytecode by time and size
+            seen = not passes(copy, tests, Chosen(chosen), 60 + 10 * sum(chosen.values()))
             path.write_text(source)
+            os.utime(path, (before, before))
             found += seen
             if not seen:
                 survivors.append(f"{name}, {what}")

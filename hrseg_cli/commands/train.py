@@ -243,6 +243,8 @@ def _check_datasets(recipe: Recipe, root: Path | None, folder: Path, own: bool) 
     except HrsegError as error:
         if resumes:
             raise HrsegError(f"{error}; if the data has moved, give its new place as `root`") from None
-        if own or isinstance(error, UnknownName):
+        if own:
             raise
+        if isinstance(error, UnknownName):  # its folder lies elsewhere, rather than having another name
+            error = HrsegError(f"{str(error).rstrip('.')}; give the folder that contains it as `root`")
         raise HrsegError(f"{error}; to train on your own images, give `dataset` my_photos") from None

@@ -79,6 +79,14 @@ class Marks(NamedTuple):
     def fit(self, folder: Path) -> bool:
         return any(all(_is_there(folder, mark) for mark in group) for group in self.any_of)
 
+    def half(self, folder: Path) -> tuple[str, str] | None:
+        """An entry that is there and one of the same group that is missing; None if there are no such entries."""
+        for group in self.any_of:
+            there = [mark for mark in group if _is_there(folder, mark)]
+            if there and len(there) < len(group):
+                return there[0], next(mark for mark in group if mark not in there)
+        return None
+
     def __str__(self) -> str:
         return ", or ".join(" and ".join(group) for group in self.any_of)
 

@@ -256,7 +256,9 @@ def _detect(folder: Path) -> str:
     for layout, marks in found.items():
         if marks.fit(folder):
             return layout
-    raise HrsegError(f"{folder}: not a dataset; looked for {'; '.join(map(str, found.values()))}")
+    half = next(filter(None, (marks.half(folder) for marks in found.values())), None)
+    what = f"has {half[0]} but not {half[1]}" if half else "put images in images/ and their masks in masks/"
+    raise HrsegError(f"{folder}: not a dataset; {what} (looked for {'; '.join(map(str, found.values()))})")
 
 
 # ---- ground truth ----------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Plan:
     max_clicks: maximum number of clicks per object.
     protocols: dataset -> protocol, for datasets with their own. band: options of the metrics that use a band.
     keep_masks: click numbers after which the mask is kept, in addition to the last.
-    hashes: keep the SHA-256 of the image with the masks.
+    hashes: keep the SHA-256 of the image and the mask to start from with the masks.
     replay: ``dataset/id`` -> clicks to replay instead of simulating them.
     """
 
@@ -81,7 +81,7 @@ class Outcome:
 def simulate(sample: Sample, model: InteractiveModel, plan: Plan) -> tuple[Trace, dict[int, np.ndarray]]:
     """Click on one object until every metric has reached its target, or for the maximum number of clicks.
 
-    Returns the trace and the kept masks, click number -> bool (H, W).
+    Returns the trace and the kept masks, click number (0: to start from) -> bool (H, W).
     """
     return views.drive(model, clicking(sample, model, plan))
 
@@ -102,6 +102,8 @@ def clicking(
     kept: dict[int, np.ndarray] = {}
     given = plan.replay[f"{sample.dataset}/{sample.id}"] if plan.replay is not None else None
     mask = shown = session.mask
+    if plan.hashes and sample.initial is not None:
+        kept[0] = mask
     for number in range(1, (plan.max_clicks if given is None else len(given)) + 1):
         started = time.perf_counter()
         if given is not None:
@@ -272,7 +274,7 @@ def _work(
     trace = Trace(**{**trace.__dict__, "rule": rule})
     if not plan.keep_masks:
         return Outcome(trace)
-    void = sample.truth == -1
+    void, start = sample.truth == -1, kept.pop(0, None)
     record: dict[str, Any] = {
         "id": ref.id,
         "dataset": ref.dataset,
@@ -286,7 +288,7 @@ def _work(
     }
     if plan.hashes:
         record["image_sha256"] = hashlib.sha256(np.ascontiguousarray(sample.image).tobytes()).hexdigest()
-        record["initial"] = sample.initial is not None
+        record["initial"] = None if start is None else _encode(start)
     return Outcome(trace, record)
 
 

@@ -221,9 +221,9 @@ def crop_queries(
     # and its part of the box.
     height, width = previous.shape[-2:]
     total, weight = torch.zeros_like(previous), torch.zeros_like(previous)
+    rows, cols = min(tiles.size, height), min(tiles.size, width)
     for top in _starts(height, tiles):
         for left in _starts(width, tiles):
-            rows, cols = min(tiles.size, height - top), min(tiles.size, width - left)
             place = (..., slice(top, top + rows), slice(left, left + cols))
             inside = [
                 Click(c.row - top, c.col - left, c.positive)

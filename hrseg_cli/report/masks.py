@@ -40,7 +40,8 @@ def _mask_record(line: bytes) -> dict[str, Any]:
     if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= PIXELS and height > 0):
         raise ValueError(f"a size of {shown(record['size'])}")
     texts = [record["dataset"], record["id"], record["image"], record["truth"], *record["masks"].values()]
-    if not all(isinstance(text, str) for text in texts):
+    optional = [text for text in (record.get("void"), record.get("initial")) if text is not None]
+    if not all(isinstance(text, str) for text in [*texts, *optional]):
         raise ValueError("values that are not text")
     return record
 

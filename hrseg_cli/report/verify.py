@@ -32,7 +32,7 @@ def verify(run: Evaluation, complain: Callable[[str], None]) -> dict[str, Any]:
     if not run.settings.get("submission"):
         raise HrsegError(f"{run.folder}: does not keep every mask; rerun evaluate with `submission`")
     traces = {(trace.dataset, trace.id): trace for trace in run.traces}
-    counts = {"objects": 0, "scores": 0, "clicks": 0, "images": 0, "problems": 0}
+    counts = {"objects": 0, "scores": 0, "clicks": 0, "initial_masks": 0, "images": 0, "problems": 0}
     for record in mask_records(run):
         key = str(record["dataset"]), str(record["id"])
         trace = traces.pop(key, None)
@@ -98,10 +98,10 @@ def _clicks(
     if protocol.refine is not None and protocol.refine.when == "last":
         return []  # the annotator saw other masks than those that were scored
     problems = []
-    before = [np.zeros(truth.shape, bool), *masks]
+    start = decode(record, record.get("initial"))
+    counts["initial_masks"] += start is not None
+    before = [np.zeros(truth.shape, bool) if start is None else start, *masks]
     for number, click in enumerate(trace.clicks):
-        if number == 0 and record.get("initial"):
-            continue  # the mask to start from is not kept
         counts["clicks"] += 1
         wanted = _next(protocol, truth, before[number], trace.clicks[:number], f"{trace.dataset}/{trace.id}")
         if wanted != click:

@@ -111,6 +111,13 @@ def test_a_missing_dataset_is_reported_before_anything_slow_is_imported(tmp_path
     assert done.stderr.endswith("; to train on your own images, give --dataset my_photos\n")
 
 
+def test_a_recipe_whose_data_lies_elsewhere_says_how_to_name_it(hrseg: Callable[..., Any], tmp_path: Path) -> None:
+    done = hrseg("train", "--recipe", "zoo/unet", "--root", tmp_path, "--out", tmp_path / "run")
+    assert done.code == 1
+    hint = "give the folder that contains it as --root; to train on your own images, give --dataset my_photos\n"
+    assert done.err.endswith(hint), done.err
+
+
 def test_an_unknown_adapter_in_a_recipe_is_wrong_usage(hrseg: Callable[..., Any], tmp_path: Path) -> None:
     """The catalog is the only list of names: a recipe's are checked against it, too."""
     done = hrseg("train", *SMALL, "--set", "model={weights: h18s}", "--set", "adapter={name: lorra}")

@@ -416,7 +416,8 @@ def test_a_misspelt_name_lists_layouts_and_what_is_there(tmp_path: Path) -> None
     ("spec", "complaint"),
     [
         ("{0}/nowhere/there", "no such folder"),
-        ("{0}", r"looked for data_GT/ and boundary_GT/; img/ and gt/; images/ and masks/, or pairs\.csv"),
+        ("{0}", r"put images in images/ and their masks in masks/ \(looked for .*img/ and gt/; .*, or pairs\.csv"),
+        ("{0}/half", r"half: not a dataset; has images/ but not masks/ \(looked for"),
         ("davis={0}/set", "layout 'davis' wants img/ and gt/"),
         ("{0}/file.txt", "a dataset is a folder"),
         ("={0}/set", "write NAME=FOLDER"),
@@ -425,6 +426,7 @@ def test_a_misspelt_name_lists_layouts_and_what_is_there(tmp_path: Path) -> None
 )
 def test_a_folder_that_is_no_dataset(folder: Path, spec: str, complaint: str) -> None:
     (folder.parent / "file.txt").write_text("")
+    (folder.parent / "half" / "images").mkdir(parents=True)
     with pytest.raises(HrsegError, match=complaint):
         open_dataset(spec.format(folder.parent))
 

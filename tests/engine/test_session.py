@@ -222,6 +222,21 @@ def test_painting_by_hand_is_a_step_like_a_click() -> None:
         session.begin(where[1:])
 
 
+@pytest.mark.parametrize(("options", "steps"), [({}, 20), ({"undo": 2}, 2), ({"undo": 0}, 0)])
+def test_so_many_steps_can_be_undone(options: dict[str, int], steps: int) -> None:
+    """Each is a mask of the image's size: a long session must not fill the memory."""
+    session = Session(FakeNetwork(), np.zeros((8, 8, 3), np.uint8), load_protocol("plain"), **options)
+    where = np.zeros((8, 8), bool)
+    for step_ in range(25):
+        where.flat[step_] = True
+        session.paint(where, True)
+    undone = 0
+    while session.undo():
+        undone += 1
+    assert undone == steps
+    assert session.mask.sum() == 25 - steps
+
+
 def test_the_first_look_of_photo_shows_the_whole_image() -> None:
     image, _ = case(0)
     session = Session(FakeNetwork(), image, load_protocol("photo"))

@@ -8,7 +8,7 @@ import pytest
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Trace
-from hrseg_cli.metrics.noc import Row, auc, ge_max, known, mean_at, noc, per_object_rows, reached, summarise
+from hrseg_cli.metrics.noc import Row, auc, ge_max, interval, known, mean_at, noc, per_object_rows, reached, summarise
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 RITM = json.loads((GOLDEN / "unit_fixture.json").read_text())["noc"]
@@ -167,6 +167,19 @@ def random_traces(n: int, seed: int) -> list[Trace]:
 def noc90(traces: list[Trace], seed: int = 0, resamples: int = 1000) -> Row:
     rows = summarise(traces, "iou", thresholds=(0.9,), ks=(), seed=seed, resamples=resamples)
     return next(row for row in rows if row.measure == "NoC@90")
+
+
+def test_what_is_counted_unless_asked() -> None:
+    """The columns of the papers' tables; and the same intervals for everybody, who can then compare them."""
+    traces = random_traces(9, 1)
+    rows = summarise(traces, "iou")
+    targets = [f"{name}@{t}" for name in ("NoC", "NoF", ">=20") for t in (80, 85, 90)]
+    assert [row.measure for row in rows] == [*targets, *(f"mean@{k}" for k in (1, 3, 5, 10, 20)), "AUC", "SPC"]
+    assert noc90(traces, seed=0, resamples=1000) in rows
+    assert "NoC@95" in numbers(summarise([trace([0.95])], "iou"))
+    over, under = np.random.default_rng(0).random((2, 30))
+    assert interval(over, under) == interval(over, under, seed=0, resamples=1000)
+    assert interval(over, under) != interval(over, under, resamples=1001)
 
 
 def test_intervals_are_seeded() -> None:

@@ -215,6 +215,9 @@ def test_only_this_machine_and_named_hosts_are_asked(monkeypatch: pytest.MonkeyP
     for spec in ("http://", "http:127.0.0.1:80", "http://127.0.0.1", "http://127.0.0.1:x/", "http://a@127.0.0.1:9/"):
         with pytest.raises(HrsegError, match="give http://127"):
             load_model(spec)
+    for spec in ("http://127.0.0.1:9/\u00e9", "http://127.0.0.1:9/a b", "http://127.0.0.1:9/\udce9"):
+        with pytest.raises(HrsegError, match="write them as %XX"):
+            load_model(spec)
     for host in ("example.org", "127.0.0.1.example.org", "10.0.0.1", "0.0.0.0"):
         with pytest.raises(HrsegError, match=f"HRSEG_MODEL_HOSTS={host}"):
             load_model(f"http://{host}:8000")

@@ -18,8 +18,6 @@ from hrseg_cli.runs import Run
 
 Command = Callable[..., Any]
 TABLES = data_folder("recipes").parent / "docs" / "tables"
-# Their run folders were on a machine that is gone; the next 'make tables' writes the file.
-WITHOUT_RUNS = {"photos"}
 
 
 @pytest.fixture
@@ -90,9 +88,6 @@ def test_wrong_usage_and_damaged_files_are_one_line(hrseg: Command, folder: Path
 
 @pytest.mark.parametrize("table", sorted(TABLES.glob("*.md")), ids=lambda path: path.stem)
 def test_committed_tables_are_those_of_their_runs(table: Path, hrseg: Command) -> None:
-    if table.stem in WITHOUT_RUNS:
-        assert not table.with_suffix(".zip").exists(), "remove it from WITHOUT_RUNS"
-        return
     plan = "own" if table.stem.startswith("own_") else "adapters"
     done = hrseg("report", "--tables", plan, table.with_suffix(".zip"), "--check", table)
     assert done.code == 0, done.err

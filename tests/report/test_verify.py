@@ -19,7 +19,7 @@ from hrseg_cli.interaction import Click
 Command = Callable[..., Any]
 
 
-def evaluate(hrseg: Command, data: Path, out: Path, *more: object) -> Any:
+def evaluate(hrseg: Command, data: object, out: Path, *more: object) -> Any:
     words = [
         "-m",
         "python:tiny_photos:discs",
@@ -82,6 +82,34 @@ def test_a_changed_submission_does_not_pass(run: Path, hrseg: Command, tmp_path:
     refused(masks, lambda all_: all_[0].update(image_sha256="0"), "another image")
     Image.new("RGB", (72, 56)).save(first["image"])
     assert "another image" in verified(hrseg, run)[1]
+
+
+def test_the_first_click_is_checked_on_the_mask_to_start_from(hrseg: Command, tmp_path: Path) -> None:
+    """A run keeps that mask: a record cannot exempt its first click by saying that there was one."""
+    source, folder = boxes(tmp_path / "data"), tmp_path / "davis585"
+    for k in range(2):
+        (folder / f"{k}").mkdir(parents=True)
+        Image.open(source / f"images/{k}.png").save(folder / f"{k}/00000.jpg")
+        mask = np.array(Image.open(source / f"masks/{k}.png"))
+        Image.fromarray(mask).save(folder / f"{k}/object1_00000.png")
+        mask[:, :30] = 0
+        Image.fromarray(mask).save(folder / f"{k}/init_stm_object1_00000.png")
+    run, masks = tmp_path / "run", tmp_path / "run" / "masks.jsonl"
+    evaluate(hrseg, f"{folder}:init=stm", run, "--submission")
+    code, text = verified(hrseg, run)
+    assert code == 0, text
+    assert json.loads(text)["initial_masks"] == 2
+    kept = masks.read_bytes()
+    for instead, line in [
+        (None, "click 1 is"),
+        (json.loads(kept.splitlines()[0])["truth"], "click 1 is"),
+        (True, "not a mask record"),
+        ("0", "rerun evaluate"),
+    ]:
+        rewrite(masks, lambda all_, new=instead: all_[0].update(initial=new))
+        code, text = verified(hrseg, run)
+        assert (code, line in text) == (1, True), (instead, text)
+        masks.write_bytes(kept)
 
 
 @pytest.mark.slow

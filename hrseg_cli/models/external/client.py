@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -36,6 +37,8 @@ class Client:
             host, port = "", None
         if not host or port is None or parts.query or parts.fragment or parts.username:
             raise HrsegError(f"`model` {url[:100]}: give http://127.0.0.1:PORT")
+        if not re.fullmatch("[!-~]+", url):
+            raise HrsegError(f"`model` {url[:100]}: spaces and letters beyond ASCII; write them as %XX, such as %20")
         if host not in (*HERE, *filter(None, os.environ.get(HOSTS, "").split(","))):
             raise HrsegError(
                 f"`model` {url}: {host} is not this machine; to send your images there, set {HOSTS}={host}"

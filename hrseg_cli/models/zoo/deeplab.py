@@ -17,6 +17,7 @@ from hrseg_cli.models.zoo.layers import Head, conv_unit, pooled_to, resized, sep
 from hrseg_cli.models.zoo.network import Decoder, Outputs, Parts, click_model
 
 RATES = (6, 12, 18)  # at output stride 16
+FARTHEST = 64  # dilation: at stride 8, a convolution that sees 1024 pixels; the papers' largest is 36
 
 
 class LargeFieldOfView(Decoder):
@@ -24,6 +25,8 @@ class LargeFieldOfView(Decoder):
 
     def __init__(self, inputs: int, classes: int, width: int, rates: Sequence[int]) -> None:
         super().__init__()
+        if max(rates) > FARTHEST:  # the shapes of the weights in a file say nothing about them
+            raise ValueError(f"dilation rates are at most {FARTHEST}, not {max(rates)}")
         self.branches, self.classify = nn.ModuleList(), nn.ModuleList()
         for rate in rates:
             first, second = nn.Conv2d(inputs, width, 3, padding=rate, dilation=rate), nn.Conv2d(width, width, 1)

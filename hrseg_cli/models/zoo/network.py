@@ -170,9 +170,11 @@ def click_model(build: Callable[..., Parts | Whole], kind: type[ZooNet] = ZooNet
             numbers = [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
             if isinstance(numbers, list | tuple):
                 usual = signature.parameters[option].default
-                least = 0 if isinstance(usual[0] if isinstance(usual, tuple) else usual, float) else 1
-                if len(numbers) > MOST or not all(least <= number <= LARGEST for number in numbers):
-                    raise ValueError(f"{option} takes at most {MOST} numbers from {least} to {LARGEST}, not {value}")
+                fractions = isinstance(usual[0] if isinstance(usual, tuple) else usual, float)
+                least, sort, allowed = (0, "numbers", int | float) if fractions else (1, "whole numbers", int)
+                sound = all(isinstance(number, allowed) and least <= number <= LARGEST for number in numbers)
+                if not (sound and 1 <= len(numbers) <= MOST):
+                    raise ValueError(f"{option} takes at most {MOST} {sort} from {least} to {LARGEST}, not {value}")
         parts = build(**config)
         return kind(build.__name__, config, *(parts if isinstance(parts, tuple) else (parts,)))
 
