@@ -211,9 +211,7 @@ class Folder:
         self._settle_files(picture)
         self.write_tables()
 
-    def save(
-        self, number: int, picture: Picture, one: Object | None = None, region: Region | None = None
-    ) -> None:
+    def save(self, number: int, picture: Picture, one: Object | None = None, region: Region | None = None) -> None:
         """Save a changed record, with the new mask of one of its objects. On failure (OSError) the old mask and the old
         record are kept."""
         pending = None if one is None or region is None else self._write_pending(picture, one, region)

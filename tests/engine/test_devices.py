@@ -53,7 +53,7 @@ def test_another_processor_is_measured_for_itself(cache: Path, monkeypatch: pyte
     """Machines may share a home folder."""
     used = measured(monkeypatch, 1.0, 0.4)
     for name in ("one", "other", "one"):
-        monkeypatch.setattr(devices, "_processor", lambda name=name: name)
+        monkeypatch.setattr(devices, "processor", lambda name=name: name)
         devices.best_precision("cpu")
     assert len(used) == 2
 
