@@ -20,7 +20,7 @@ LONGEST = 258  # bytes that one code of deflate repeats
 
 
 class Region(NamedTuple):
-    """size: (H, W) of the mask. top, left: of its box. inside: bool (h, w), the pixels of the box; (0, 0) if the mask is
+    """size: (H, W) of the mask. top, left: of its box. inside: bool (h, w), the box's pixels; (0, 0) if the mask is
     empty. rows, starts, stops: (N,) int, its runs in the box: the row of each, its first column, and the one after its
     last."""
 
@@ -137,8 +137,8 @@ def _deflated(changes: np.ndarray, end: int) -> bytes:
 
 @cache
 def _codes() -> tuple[np.ndarray, np.ndarray]:
-    """The codes as numbers, whose lowest bit comes first, and how many bits they have: 0 to 258 repetitions of byte 0, the
-    same of byte 255, the header of a last block, its end."""
+    """The codes as numbers, whose lowest bit comes first, and how many bits they have: 0 to 258 repetitions of byte 0,
+    the same of byte 255, the header of a last block, its end."""
     found = []
     for literal, size in ((0b00110000, 8), (0b111111111, 9)):
         one = _turned(literal, size)

@@ -85,7 +85,7 @@ def soft_values(probability: np.ndarray) -> np.ndarray:
 
 
 def cropped(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """The box of a bool mask (H, W): its pixels, its first row, and its first column. An empty mask has none, at 0, 0."""
+    """The box of a bool mask (H, W): its pixels, first row and first column. An empty mask has no pixels, at 0, 0."""
     rows = np.flatnonzero(mask.any(axis=1))
     if not rows.size:
         return mask[:0, :0], 0, 0
