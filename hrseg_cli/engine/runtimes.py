@@ -43,7 +43,7 @@ class ModelChoice:
 
 
 def automatic_device(spec: str, runtime: str | None = None) -> str:
-    """A GPU for a model that PyTorch runs, if PyTorch sees one; otherwise the CPU. Arguments as for :func:`open_model`."""
+    """A GPU for a model that PyTorch runs, if PyTorch sees one; else the CPU. Arguments as for :func:`open_model`."""
     _, chosen = _file_and_runtime(spec, runtime)
     return "cuda" if chosen == "torch" and torch.cuda.is_available() else "cpu"
 
