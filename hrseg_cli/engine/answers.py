@@ -57,8 +57,10 @@ class Answer:
         mask = np.zeros(self.size, bool)
         resized = _Resized(self.patch[0, 0], self.box.size)
         rows, cols = resized.reach(threshold)
-        inside = mask[self.box.top : self.box.bottom + 1, self.box.left : self.box.right + 1]
-        resized.mark_above(threshold, rows, cols, inside[rows, cols])
+        left, right = self.box.left + cols.start, self.box.left + cols.stop
+        for band, values in resized.bands(rows, cols):
+            top, bottom = self.box.top + band.start, self.box.top + band.stop
+            np.greater(values, np.float32(threshold), out=mask[top:bottom, left:right])
         return mask
 
     def extent(self, threshold: float) -> Box | None:
@@ -121,46 +123,23 @@ class _Resized:
     def bands(self, rows: slice, cols: slice) -> Iterator[tuple[slice, np.ndarray]]:
         """The values of a rectangle in bands of rows, each valid until the next."""
         wide, down = self._wide(self.x, torch.arange(cols.start, cols.stop)), self.down[:, None]
-        up = 1 - down
+        up, width = 1 - down, max(1, wide.shape[1])
         above, below = self.above.tolist(), self.below.tolist()
-        buffer = torch.empty(0)
-        for band in self._bands(rows, wide.shape[1]):
+        buffer, place = torch.empty(0), rows.start
+        for cell in _cells(self.above, rows):
+            if (cell.stop - place) * width < BAND and cell.stop < rows.stop:
+                continue
+            band, place = slice(place, cell.stop), cell.stop
             if len(buffer) < band.stop - band.start:
                 buffer = torch.empty(band.stop - band.start, wide.shape[1])
             values = buffer[: band.stop - band.start]
-            if above[band.start] == above[band.stop - 1]:  # all between the same two rows
+            if band == cell:  # all between the same two rows
                 torch.mul(wide[below[band.start]], down[band], out=values)
                 values.addcmul_(wide[above[band.start]], up[band])
             else:
                 torch.mul(wide.index_select(0, self.below[band]), down[band], out=values)
                 values.addcmul_(wide.index_select(0, self.above[band]), up[band])
             yield band, values.numpy()
-
-    def mark_above(self, threshold: float, rows: slice, cols: slice, out: np.ndarray) -> None:
-        """Write which values of a rectangle are above ``threshold``. In most places of a mask all values around are
-        above it, or none: there nothing is resized."""
-        wide = self._wide(self.x, torch.arange(cols.start, cols.stop))
-        for band in self._bands(rows, wide.shape[1]):
-            above, below, down = self.above[band], self.below[band], self.down[band, None]
-            first = int(above[0])
-            part = wide[first : int(below[-1]) + 1]
-            all_above = part.amin(0) > threshold + ROUNDING
-            some = (~all_above & (part.amax(0) > threshold - ROUNDING)).nonzero()[:, 0]
-            marked = out[band.start - rows.start : band.stop - rows.start]
-            marked[:] = all_above.numpy()
-            if len(some):
-                part = part.index_select(1, some)
-                values = part.index_select(0, below - first).mul_(down)
-                values.addcmul_(part.index_select(0, above - first), 1 - down)
-                marked[:, some.numpy()] = values.numpy() > np.float32(threshold)
-
-    def _bands(self, rows: slice, width: int) -> Iterator[slice]:
-        """A range of rows in parts of about BAND values, which end where the map has a row."""
-        place = rows.start
-        for cell in _cells(self.above, rows) if rows.start < rows.stop else ():
-            if (cell.stop - place) * max(1, width) >= BAND or cell.stop == rows.stop:
-                yield slice(place, cell.stop)
-                place = cell.stop
 
     def reach(self, threshold: float) -> tuple[slice, slice]:
         """Ranges of rows and columns that contain all values above ``threshold``."""
