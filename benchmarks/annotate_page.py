@@ -1,12 +1,13 @@
 """Where the time between a click on the annotation page and its mask goes. Prints Markdown tables.
 
     python benchmarks/annotate_page.py photo.jpg
-    python benchmarks/annotate_page.py photo.jpg --sizes 640x480 4000x3000 --clicks 8
+    python benchmarks/annotate_page.py photo.jpg --model h18s --sizes 640x480 4000x3000 --clicks 8 --folder 300x20
 
 The photograph is resized to each size (columns x rows) and clicked on in Chromium, over the server as `hrseg annotate`
 runs it. The first click loads and encodes the image and is not counted; medians of the others, in milliseconds: by the
 wall clock, and of the processor, which says more on a busy machine. Then the time of writing, in a folder of 300 images
-with 20 objects each: a stroke's mask, the image's record, and the files about all images. Needs Chromium.
+with 20 objects each: a stroke's mask, the image's record, and the files about all images. Needs Chromium. Takes about
+a minute.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from hrseg_cli.annotate.folder import Folder
 from hrseg_cli.annotate.records import Object, Picture
 from hrseg_cli.annotate.server import application
 from hrseg_cli.data.masks_out import run_lengths
+from hrseg_cli.engine.answers import Answer
+from hrseg_cli.engine.devices import processor
 from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.recipe import load_protocol
@@ -86,14 +89,15 @@ def clicks(photo: Image.Image, size: tuple[int, int], number: int, model: str) -
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        photo.resize(size).save(place / "photo.png")
+        photo.resize(size).save(place / "photo.png", compress_level=1)
         protocol = load_protocol("fast")
         loaded, provenance = open_model(model, None, "cpu", None)
         desk, clock = Desk(Folder(place, protocol.threshold), loaded, provenance, protocol), Clock()
         clock.wrap(desk, "act", "act")
         clock.wrap(desk.folder, "save", "save")
         clock.wrap(desk.folder, "write_tables", "tables")
-        clock.wrap(Session, "click", "model")
+        clock.wrap(Session, "apply", "model")
+        clock.wrap(Answer, "above", "above")
         ear = socket.create_server(("127.0.0.1", 0))
         port = ear.getsockname()[1]
         app = application(desk, "token", [f"127.0.0.1:{port}"])
@@ -123,9 +127,9 @@ def clicks(photo: Image.Image, size: tuple[int, int], number: int, model: str) -
     columns = []
     for which in (0, 1):
         part = clock.medians(which)
-        rest = part["act"] - part["model"] - part["save"] - part["tables"]
-        named = {"model": part["model"], "mask and record": part["save"], "tables": part["tables"]}
-        columns.append({**named, "rest of the server": rest})
+        labels = {"model": "model", "above": "mask at full size", "save": "mask and record", "tables": "tables"}
+        named = {label: part[name] for name, label in labels.items()}
+        columns.append({**named, "rest of the server": part["act"] - sum(named.values())})
     wall = {"transport": request - clock.medians(0)["act"], "page": shown - request, "click to mask": shown}
     return [columns[0] | wall, columns[1]]
 
@@ -160,11 +164,20 @@ def writing(images: int, objects: int) -> list[dict[str, float]]:
         clock.wrap(desk, "act", "act")
         clock.wrap(desk.folder, "save", "mask and record")
         clock.wrap(desk.folder, "write_tables", "tables")
+        which = images // 2
         for count in range(11):
             points = [(100.0 + count, 100.0), (200.0, 300.0)]
-            wish: AnyAct = DoStroke(do="stroke", revision=1 + count, object="0007_3", points=points, radius=9.0)
-            desk.act(7, wish)
+            key = f"{which:04}_{objects // 2}"
+            wish: AnyAct = DoStroke(do="stroke", revision=1 + count, object=key, points=points, radius=9.0)
+            desk.act(which, wish)
     return [clock.medians(0), clock.medians(1)]
+
+
+def pair(text: str) -> tuple[int, int]:
+    first, _, second = text.partition("x")
+    if not (first.isdecimal() and second.isdecimal() and int(first) and int(second)):
+        raise argparse.ArgumentTypeError(f"'{text}': give two numbers from 1, such as 640x480")
+    return int(first), int(second)
 
 
 def table(columns: dict[str, dict[str, float]]) -> str:
@@ -180,23 +193,26 @@ def table(columns: dict[str, dict[str, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photo", type=Path)
-    parser.add_argument("--sizes", nargs="*", default=["640x480", "4000x3000"])
+    parser.add_argument("--sizes", nargs="*", type=pair, default=[(640, 480), (4000, 3000)], help="columns x rows")
     parser.add_argument("--clicks", type=int, default=8)
     parser.add_argument("--model", default=catalog.DEFAULT_MODEL)
-    parser.add_argument("--folder", default="300x20", help="images x objects of the folder that is written to")
+    parser.add_argument(
+        "--folder", type=pair, default=(300, 20), help="images x objects of the folder that is written to"
+    )
     asked = parser.parse_args()
-    photo = Image.open(asked.photo).convert("RGB")
+    with Image.open(asked.photo) as file:
+        photo = file.convert("RGB")
     found = {}
     for size in asked.sizes:
-        cols, rows = map(int, size.split("x"))
-        found[size], found[f"{size}, processor"] = clicks(photo, (cols, rows), asked.clicks, asked.model)
+        name = "x".join(map(str, size))
+        found[name], found[f"{name}, processor"] = clicks(photo, size, asked.clicks, asked.model)
     if found:
         print(table(found), "\n")
-    images, objects = map(int, asked.folder.split("x"))
+    images, objects = asked.folder
     wall, work = writing(images, objects)
     print(table({f"{images} images of {objects} objects": wall, "processor": work}))
-    threads = torch.get_num_threads()
-    print(f"\n{asked.model}, {threads} threads of PyTorch, load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    print(f"\n{asked.model}, {threads} threads of PyTorch, {processor()}, {os.cpu_count()} cores, load {load:.1f}")
 
 
 if __name__ == "__main__":

@@ -103,9 +103,9 @@ def after(session: Session, answer: Outcome, action: Action, size: tuple[int, in
     elif isinstance(action, Scribble):
         *first, last = (Click(row, col, action.positive) for row, col in action.points)
         session.state = replace(before, clicks=(*before.clicks, *first))
-        session.click(last)
+        session.apply(last)
     else:
-        session.prompt(Box(*action.box) if action.box else Click(action.row, action.col, action.positive))
+        session.apply(Box(*action.box) if action.box else Click(action.row, action.col, action.positive))
         if action.box and action.clip:
             within = torch.zeros_like(before.probability, dtype=torch.bool)
             within[(..., *near_box(action.box, size))] = True

@@ -48,7 +48,8 @@ from hrseg_cli.annotate.records import (
     Stroke,
     is_label,
 )
-from hrseg_cli.annotate.shapes import png, runs, sampled
+from hrseg_cli.annotate.regions import Region
+from hrseg_cli.annotate.shapes import sampled
 from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
@@ -121,9 +122,9 @@ class Desk:
         objects = []
         for one in picture.objects:
             try:
-                objects.append(_shown(one, self.folder.mask(one, size)))
+                objects.append(_shown(one, Region.of(self.folder.mask(one, size))))
             except HrsegError as error:
-                objects.append(_shown(one, np.zeros((1, 1), bool)) | {"error": str(error)})
+                objects.append(_shown(one, Region.of(np.zeros((1, 1), bool))) | {"error": str(error)})
         return {**_about(picture), "id": number, "size": size, "file": self._seen[number][0], "objects": objects}
 
     # Acting
@@ -137,7 +138,7 @@ class Desk:
         picture = self.folder.pictures[number].draft()
         if asked.ident and asked.ident == picture.last[0]:  # applied, but its answer was lost on the way
             one = picture.find(picture.last[1])
-            return self._told(number, picture, one, self.folder.mask(one, size) if one else None)
+            return self._told(number, picture, one, Region.of(self.folder.mask(one, size)) if one else None)
         if asked.revision != picture.revision:
             raise Refused(409, "this image was changed in another tab; its new state is shown; repeat your last action")
         picture.gone.clear()
@@ -186,7 +187,7 @@ class Desk:
         del one.actions[one.done :]
         _add(one, click, size)
         one.done += 1
-        return runs(self._mask(one, self._answer(number, size, one)))
+        return Region.of(self._mask(one, self._answer(number, size, one))).runs()
 
     def _object(self, number: int, picture: Picture, asked: AnyAct) -> Object:
         if asked.object is not None:
@@ -243,7 +244,7 @@ class Desk:
         if not is_label(source.name):
             one.name = pictures[number].new_name()
         file = self.folder.masks / source.file
-        data, suffix = (png(mask), ".png") if source.value else (file.read_bytes(), file.suffix)
+        data, suffix = (Region.of(mask).png(), ".png") if source.value else (file.read_bytes(), file.suffix)
         one.start = self.folder.keep(one.key, data, suffix)
 
     def _mask(self, one: Object, answer: Outcome) -> np.ndarray:
@@ -353,24 +354,25 @@ class Desk:
         """mask: of the object, if it has changed."""
         picture.revision += 1
         picture.size = size
-        self.folder.save(number, picture, one, mask)
+        region = None if mask is None else Region.of(mask)
+        self.folder.save(number, picture, one, region)
         try:
             self.folder.write_tables()
         except OSError as error:
             told = f"{error.filename}: {error.strerror}; your change is saved, but this file is not updated"
             raise Refused(507, told, saved=True) from None
-        return self._told(number, picture, one, mask) | ({"note": note} if note else {})
+        return self._told(number, picture, one, region) | ({"note": note} if note else {})
 
-    def _told(self, number: int, picture: Picture, one: Object | None, mask: np.ndarray | None) -> dict[str, Any]:
+    def _told(self, number: int, picture: Picture, one: Object | None, region: Region | None) -> dict[str, Any]:
         answer = {**_about(picture), "id": number, "order": [other.key for other in picture.objects]}
-        return answer if one is None else answer | {"object": _shown(one, mask)}
+        return answer if one is None else answer | {"object": _shown(one, region)}
 
 
 def _about(picture: Picture) -> dict[str, Any]:
     return {"revision": picture.revision, "finished": picture.finished}
 
 
-def _shown(one: Object, mask: np.ndarray | None) -> dict[str, Any]:
+def _shown(one: Object, region: Region | None) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "key": one.key,
         "name": one.name,
@@ -383,9 +385,9 @@ def _shown(one: Object, mask: np.ndarray | None) -> dict[str, Any]:
         "redo": len(one.actions) - one.done,
         "seconds": one.clicks[-1].seconds if one.clicks else 0,
     }
-    if mask is not None:
-        shown["area"] = int(np.count_nonzero(mask))
-        shown["mask"] = runs(mask)
+    if region is not None:
+        shown["area"] = region.area
+        shown["mask"] = region.runs()
     return shown
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hrseg_cli.annotate.folder import Folder, state_of
 from hrseg_cli.annotate.records import Object, Picture, category_of
-from hrseg_cli.annotate.shapes import png
+from hrseg_cli.annotate.regions import Region
 from hrseg_cli.data import exports
 from hrseg_cli.data.masks_out import encode_png, run_lengths
 from hrseg_cli.errors import HrsegError
@@ -43,7 +43,8 @@ def zipped(folder: Folder, kinds: Collection[str], only_done: bool) -> IO[bytes]
                 if "masks" in kinds:
                     for one in there:
                         if one.value:
-                            into.writestr(f"masks/{one.key}.png", png(folder.mask(one, _size(folder, picture))))
+                            mask = folder.mask(one, _size(folder, picture))
+                            into.writestr(f"masks/{one.key}.png", Region.of(mask).png())
                         else:
                             into.writestr(f"masks/{one.file}", (folder.masks / one.file).read_bytes())
                 if "instances" in kinds and there:

@@ -26,10 +26,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from hrseg_cli.annotate import tables
 from hrseg_cli.annotate.records import COLOURS, Clicked, Name, Object, Picture, Scribble, check_names, is_label
-from hrseg_cli.annotate.shapes import png
+from hrseg_cli.annotate.regions import Region
 from hrseg_cli.data.folders import by_stem, owner_of
 from hrseg_cli.data.labels import check_size, read_object, truth_of_mask
-from hrseg_cli.data.masks_out import run_lengths
 from hrseg_cli.data.paths import below
 from hrseg_cli.data.photos import warn_of_others
 from hrseg_cli.data.pixels import read_mask
@@ -194,9 +193,9 @@ class Folder:
         try:
             for one in picture.objects:
                 if one.value:
-                    mask = self.mask(one, size)
-                    one.file, one.value, one.start = "", 0, self.keep(one.key, png(mask))
-                    pending += filter(None, [self._write_pending(picture, one, mask)])
+                    region = Region.of(self.mask(one, size))
+                    one.file, one.value, one.start = "", 0, self.keep(one.key, region.png())
+                    pending += filter(None, [self._write_pending(picture, one, region)])
             for file in whole:
                 path = self.masks / file
                 self.keep(self.stems[number], path.read_bytes(), path.suffix)
@@ -212,10 +211,10 @@ class Folder:
         self._settle_files(picture)
         self.write_tables()
 
-    def save(self, number: int, picture: Picture, one: Object | None = None, mask: np.ndarray | None = None) -> None:
+    def save(self, number: int, picture: Picture, one: Object | None = None, region: Region | None = None) -> None:
         """Save a changed record, with the new mask of one of its objects. On failure (OSError) the old mask and the old
         record are kept."""
-        pending = None if one is None or mask is None else self._write_pending(picture, one, mask)
+        pending = None if one is None or region is None else self._write_pending(picture, one, region)
         try:
             write_atomically(self.record(number), picture.model_dump_json() + "\n")
         except OSError:
@@ -254,17 +253,15 @@ class Folder:
         if (self.masks / file).is_file():
             picture.gone[file] = size_and_time(self.masks / file)
 
-    def _write_pending(self, picture: Picture, one: Object, mask: np.ndarray) -> Path | None:
+    def _write_pending(self, picture: Picture, one: Object, region: Region) -> Path | None:
         """Write the new mask of an object to a temporary file. An empty mask has no file, because datasets do not
         allow empty objects."""
         before, pending = one.file, None
-        rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if rows.size:
+        if region.area:
             one.file = f"{one.key}.png"
-            pending = write_pending(self.masks / one.file, png(mask))
+            pending = write_pending(self.masks / one.file, region.png())
             one.stamp = size_and_time(pending)
-            one.bbox = [int(cols[0]), int(rows[0]), int(np.ptp(cols)) + 1, int(np.ptp(rows)) + 1]
-            one.area, one.counts = int(np.count_nonzero(mask)), run_lengths(mask)["counts"]
+            one.bbox, one.area, one.counts = region.bbox, region.area, region.counts
         else:
             one.file = one.stamp = one.counts = ""
             one.bbox, one.area = [], 0

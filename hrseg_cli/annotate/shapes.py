@@ -1,11 +1,8 @@
-"""Masks from strokes and outlines, changes of whole masks, and masks as the page reads them."""
+"""Masks from strokes and outlines, and changes of whole masks."""
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,38 +11,6 @@ from hrseg_cli.annotate.records import Stroke
 
 MARGIN = 0.1  # of a box's sides: how far its answer may reach beyond it
 MOST = 6  # clicks that stand for one scribble
-
-
-def runs(mask: np.ndarray) -> dict[str, Any]:
-    """A bool mask (H, W) as ``{"box": [top, left, height, width], "runs": [...]}``: run lengths inside the box, row by
-    row, alternating background, object, background, ..."""
-    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        return {"box": [0, 0, 0, 0], "runs": []}
-    top, left = int(rows[0]), int(cols[0])
-    inside = mask[top : int(rows[-1]) + 1, left : int(cols[-1]) + 1]
-    flat = np.concatenate([[False], inside.ravel(), [not inside[-1, -1]]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    return {"box": [top, left, *inside.shape], "runs": np.diff(edges, prepend=0).tolist()}
-
-
-def png(mask: np.ndarray) -> bytes:
-    """A bool mask (H, W) as a grey PNG, 255 and 0. Unfiltered and lightly packed: a third of Pillow's time, for a file
-    of the same size."""
-    height, width = mask.shape
-    rows = np.zeros((height, width + 1), np.uint8)  # each row starts with its filter: none
-    np.multiply(mask, np.uint8(255), out=rows[:, 1:])
-    parts = {
-        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0),
-        b"IDAT": zlib.compress(rows.data, 1),
-        b"IEND": b"",
-    }
-    chunks = (struct.pack(">I", len(data)) + kind + data + _check(kind + data) for kind, data in parts.items())
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-def _check(data: bytes) -> bytes:
-    return struct.pack(">I", zlib.crc32(data))
 
 
 def drawn(stroke: Stroke, size: tuple[int, int]) -> np.ndarray:

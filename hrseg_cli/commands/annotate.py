@@ -21,7 +21,7 @@ def annotate(
     protocol: options.FastProtocol = "fast",
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
     refine: options.Refine = None,
-    device: options.Device = "cpu",
+    device: Annotated[str, options.device_option(auto=True)] = "auto",
     precision: Annotated[
         str | None,
         typer.Option(
@@ -61,19 +61,21 @@ def annotate(
 
     span = parse_span(range_) if range_ else None
     chosen = load_protocol(protocol, options.with_refiner(set_, refine))
-    options.device_of(device)
+    if device != "auto":
+        options.device_of(device)
 
     from hrseg_cli.annotate.desk import Desk
     from hrseg_cli.annotate.folder import NOTES, Folder, images_of
     from hrseg_cli.annotate.server import serve
     from hrseg_cli.engine.devices import reproducible
     from hrseg_cli.engine.refining import prepare_refiner
-    from hrseg_cli.engine.runtimes import open_model
+    from hrseg_cli.engine.runtimes import automatic_device, open_model
     from hrseg_cli.writing import only_one_in
 
     images_of(folder)  # fails before anything is written there
     with only_one_in(folder / NOTES, str(folder)):  # locked before it is read, so that nothing changes in between
-        # The faster precision by default: in interactive use, speed matters more than the last bits.
+        # The faster device and precision by default: in interactive use, speed matters more than the last bits.
+        device = automatic_device(model, runtime) if device == "auto" else device
         loaded, provenance = open_model(model, runtime, device, precision)
         prepare_refiner(chosen, device)
         opened = Folder(folder, chosen.threshold)

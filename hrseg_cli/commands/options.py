@@ -248,14 +248,14 @@ def runtime_option(more: str = "") -> Any:
     )
 
 
-def device_option(default: bool | str = True) -> Any:
+def device_option(default: bool | str = True, auto: bool = False) -> Any:
     return typer.Option(
         "--device",
         metavar="DEVICE",
-        autocompletion=starting(lambda: ("cpu", "cuda")),
+        autocompletion=starting(lambda: ("auto", "cpu", "cuda") if auto else ("cpu", "cuda")),
         rich_help_panel=headings.MACHINE,
         show_default=default,
-        help="Device: cpu, cuda or cuda:N.",
+        help=f"Device: {'auto (a GPU if there is one), ' if auto else ''}cpu, cuda or cuda:N.",
     )
 
 

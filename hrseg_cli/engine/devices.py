@@ -35,18 +35,18 @@ def best_precision(device: str) -> Precision:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "fp32"
-    path, processor = cache_folder() / "precision.json", f"{_processor()}, PyTorch {torch.__version__}"
+    path, machine = cache_folder() / "precision.json", f"{processor()}, PyTorch {torch.__version__}"
     try:
         known = dict(read_json(path))
     except (OSError, ValueError, TypeError):  # missing or damaged
         known = {}
-    if known.get(processor) in get_args(Precision):
-        return cast(Precision, known[processor])
+    if known.get(machine) in get_args(Precision):
+        return cast(Precision, known[machine])
     seconds = _seconds_of_a_convolution()
-    known[processor] = "bf16" if seconds["bf16"] < WORTHWHILE * seconds["fp32"] else "fp32"
+    known[machine] = "bf16" if seconds["bf16"] < WORTHWHILE * seconds["fp32"] else "fp32"
     with suppress(OSError):  # read-only home: measure again next time
         write_atomically(path, json.dumps(known, indent=1).encode())
-    return cast(Precision, known[processor])
+    return cast(Precision, known[machine])
 
 
 def available(device: str) -> str:
@@ -68,7 +68,7 @@ def available(device: str) -> str:
     return device
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's model name, or what the ``platform`` module reports."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -42,6 +42,19 @@ class ModelChoice:
         return open_model(self.spec, self.runtime, self.device, self.precision)
 
 
+def automatic_device(spec: str, runtime: str | None = None) -> str:
+    """A GPU for a model that PyTorch runs, if PyTorch sees one; else the CPU. Arguments as for :func:`open_model`."""
+    _, chosen = _file_and_runtime(spec, runtime)
+    return "cuda" if chosen == "torch" and torch.cuda.is_available() else "cpu"
+
+
+def _file_and_runtime(spec: str, runtime: str | None) -> tuple[Path | None, str]:
+    """The ONNX file that a model is, if it is one, and what runs it."""
+    opener = spec.partition(":")[0] in catalog.PREFIXES  # it may open files with this ending itself
+    file = Path(spec) if spec.endswith(".onnx") and not opener else None
+    return file, runtime or ("onnxruntime" if file else "torch")
+
+
 def open_model(
     spec: str, runtime: str | None = None, device: str = "cpu", precision: str | None = "fp32"
 ) -> tuple[InteractiveModel, dict[str, Any]]:
@@ -54,9 +67,7 @@ def open_model(
     For a graph runtime, a checkpoint is exported once and cached in :func:`cache_folder`. Raises HrsegError or
     UnknownName.
     """
-    opener = spec.partition(":")[0] in catalog.PREFIXES  # it may open files with this ending itself
-    file = Path(spec) if spec.endswith(".onnx") and not opener else None
-    chosen = runtime or ("onnxruntime" if file else "torch")
+    file, chosen = _file_and_runtime(spec, runtime)
     if chosen == "torch":
         if file:
             raise HrsegError(

@@ -252,13 +252,16 @@ class Session:
     def queries(self, click: Click, around: Box | None = None) -> Generator[Query, Tensor, np.ndarray]:
         """:meth:`click` as a generator, for callers that run the network themselves: yields queries, receives logits,
         returns the new mask."""
+        yield from self._clicked(click, around)
+        return self.mask
+
+    def _clicked(self, click: Click, around: Box | None = None) -> Generator[Query, Tensor, None]:
         height, width = self._cache.image.shape[-2:]
         if not click.lies_in(height, width):
             raise HrsegError(f"click {click.row},{click.col} lies outside the image ({height} rows, {width} columns)")
         model, state = self.model, self.state
         queries = click_queries(model.enlarge, self._cache, state, click, self.protocol, around)
         self._advance((yield from self._answer(queries)))
-        return self.mask
 
     def box(self, box: Box) -> np.ndarray:
         """Draw a box around the object and return the new mask, bool (H, W). A model that takes boxes is given it
@@ -267,6 +270,9 @@ class Session:
 
         box: clipped to the image. Raises HrsegError for a box that is empty or outside the image.
         """
+        return self.prompt(box)
+
+    def _boxed(self, box: Box) -> Generator[Query, Tensor, None]:
         height, width = self._cache.image.shape[-2:]
         inside = box.inside(height, width)
         if inside is None:
@@ -276,14 +282,19 @@ class Session:
                 f"rows, {width} columns)"
             )
         if not self.model.takes_boxes:
-            return self.click(inside.centre, inside)
+            yield from self._clicked(inside.centre, inside)
+            return
         queries = box_queries(self.model.enlarge, self._cache, self.state, inside, self.protocol)
-        self._advance(views.drive(self.model, self._answer(queries)))
-        return self.mask
+        self._advance((yield from self._answer(queries)))
 
     def prompt(self, prompt: Click | Box) -> np.ndarray:
         """:meth:`click` or :meth:`box`."""
-        return self.box(prompt) if isinstance(prompt, Box) else self.click(prompt)
+        self.apply(prompt)
+        return self.mask
+
+    def apply(self, prompt: Click | Box) -> None:
+        """:meth:`prompt` for a caller who does not need the mask, which takes its time in a large image."""
+        views.drive(self.model, self._boxed(prompt) if isinstance(prompt, Box) else self._clicked(prompt))
 
     def refine(self, refiner: Refiner | None = None) -> np.ndarray:
         """Refine the current mask, by default as the protocol says, and return the new one; :meth:`undo` undoes it.
@@ -327,13 +338,11 @@ class Session:
         after = yield from refiner.queries(self._image, before, state.clicks, device, self.model.enlarge)
         return state.with_probability(torch.from_numpy(after)[None, None].to(device))
 
-    def paint(self, where: np.ndarray, positive: bool) -> np.ndarray:
-        """Set the pixels of a bool mask (H, W) to object or background and return the new mask. Later clicks may change
-        them again."""
+    def paint(self, where: np.ndarray, positive: bool) -> None:
+        """Set the pixels of a bool mask (H, W) to object or background. Later clicks may change them again."""
         before = self.state.probability
         after = before.masked_fill(torch.from_numpy(where).to(before.device)[None, None], float(positive))
         self._advance(self.state.with_probability(after))
-        return self.mask
 
     def _advance(self, after: SessionState) -> None:
         self._past.append(self.state)

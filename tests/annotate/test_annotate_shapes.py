@@ -1,37 +1,17 @@
-"""Masks from strokes and outlines, changes of whole masks, and how they are told and stored."""
+"""Masks from strokes and outlines, and changes of whole masks."""
 
 from __future__ import annotations
-
-import io
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from PIL import Image
 from scipy import ndimage
 from tiny_photos import SIZE
 
 from hrseg_cli.annotate.records import Stroke
-from hrseg_cli.annotate.shapes import drawn, filled, png, reshaped, runs, sampled
-
-
-@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=9)))
-def test_runs_tell_the_mask(mask: np.ndarray) -> None:
-    told = runs(mask)
-    top, left, height, width = told["box"]
-    flat = np.repeat(np.arange(len(told["runs"])) % 2, told["runs"])
-    again = np.zeros_like(mask)
-    again[top : top + height, left : left + width] = flat.reshape(height, width)
-    assert np.array_equal(again, mask)
-
-
-@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=9)))
-def test_a_png_is_the_mask(mask: np.ndarray) -> None:
-    with Image.open(io.BytesIO(png(mask))) as image:
-        assert image.mode == "L"
-        assert np.array_equal(np.asarray(image), mask * np.uint8(255))
+from hrseg_cli.annotate.shapes import drawn, filled, reshaped, sampled
 
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 70)), min_size=1, max_size=4), st.floats(1, 20))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hrseg_cli.engine import devices
+from hrseg_cli.engine.runtimes import automatic_device
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_another_processor_is_measured_for_itself(cache: Path, monkeypatch: pyte
     """Machines may share a home folder."""
     used = measured(monkeypatch, 1.0, 0.4)
     for name in ("one", "other", "one"):
-        monkeypatch.setattr(devices, "_processor", lambda name=name: name)
+        monkeypatch.setattr(devices, "processor", lambda name=name: name)
         devices.best_precision("cpu")
     assert len(used) == 2
 
@@ -68,3 +69,10 @@ def test_without_bf16_nothing_is_measured(cache: Path, monkeypatch: pytest.Monke
 
 def test_both_precisions_are_timed() -> None:
     assert all(0 < seconds < 60 for seconds in devices._seconds_of_a_convolution().values())
+
+
+def test_a_gpu_is_chosen_for_pytorch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seen, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda seen=seen: seen)
+        assert automatic_device("clicknet_m") == automatic_device("python:mine.py:click") == expected
+        assert automatic_device("mine.onnx") == automatic_device("clicknet_m", "openvino") == "cpu"

@@ -211,8 +211,10 @@ def test_painting_by_hand_is_a_step_like_a_click() -> None:
     session = Session(FakeNetwork(), image, load_protocol("plain"))
     where = np.zeros(image.shape[:2], bool)
     where[5:9, 5:9] = True
-    assert np.array_equal(session.paint(where, True), where)
-    assert not session.paint(where, False).any()
+    session.paint(where, True)
+    assert np.array_equal(session.mask, where)
+    session.paint(where, False)
+    assert not session.mask.any()
     assert session.undo()
     assert np.array_equal(session.mask, where)
     session.begin(~where)

@@ -38,7 +38,9 @@ export class View {
       objects: [], chosen: null, opacity: 0.45, draft: null, showCross: false, hidden: false,
       brush: null, outline: null, pending: [], preview: null,
     };
+    this.shown = {}; // what picture and masks were last drawn from: each is drawn again only when that changes
     new ResizeObserver(() => this.resize()).observe(overlay);
+    picture.addEventListener("contextrestored", () => this.resize());
   }
 
   // null: nothing
@@ -59,6 +61,7 @@ export class View {
       canvas.width = Math.max(1, Math.round(this.width * this.ratio));
       canvas.height = Math.max(1, Math.round(this.height * this.ratio));
     }
+    this.shown = {};
     if (this.fitted) this.fit();
     this.draw();
   }
@@ -127,7 +130,15 @@ export class View {
     });
   }
 
+  // Whether any of these values is not what it was when last asked.
+  isNew(what, values) {
+    const before = this.shown[what];
+    this.shown[what] = values;
+    return before?.length !== values.length || values.some((value, index) => value !== before[index]);
+  }
+
   drawPicture() {
+    if (!this.isNew("picture", [this.bitmap, this.x, this.y, this.scale])) return;
     const pen = this.picture.getContext("2d");
     pen.setTransform(1, 0, 0, 1, 0, 0);
     pen.clearRect(0, 0, this.picture.width, this.picture.height);
@@ -150,15 +161,9 @@ export class View {
     pen.setTransform(1, 0, 0, 1, 0, 0);
     pen.clearRect(0, 0, width, height);
     if (!this.bitmap) return;
-    const { objects, chosen, hidden, preview } = this.scene;
+    const { objects, chosen, hidden } = this.scene;
     const shown = hidden ? [] : objects.filter((one) => !one.hidden);
-    if (shown.length || preview) {
-      const sheet = pen.createImageData(width, height);
-      for (const one of shown.toReversed()) if (one !== chosen) this.stain(sheet, one.mask, COLOURS[one.colour], OTHER);
-      if (shown.includes(chosen)) this.stain(sheet, chosen.mask, COLOURS[chosen.colour], CHOSEN);
-      if (preview) this.stain(sheet, preview.mask, [255, 255, 255], PREVIEW);
-      pen.putImageData(sheet, 0, 0);
-    }
+    this.drawMasks(pen, shown);
     pen.scale(this.ratio, this.ratio);
     if (shown.includes(chosen)) {
       chosen.clicks.forEach((click, index) => drawDot(pen, this, click, index === chosen.clicks.length - 1));
@@ -168,6 +173,19 @@ export class View {
     if (this.scene.brush) drawBrush(pen, this, this.scene.brush);
     if (this.scene.outline) drawCorners(pen, this, this.scene.outline);
     if (this.scene.showCross) drawCross(pen, this);
+  }
+
+  drawMasks(pen, shown) {
+    const { chosen, preview, opacity } = this.scene;
+    if (!shown.length && !preview) return;
+    const values = [this.x, this.y, this.scale, opacity, chosen?.mask, preview, ...shown.flatMap((one) => [one.mask, one.colour])];
+    if (this.isNew("masks", values)) {
+      const sheet = this.sheet = pen.createImageData(this.overlay.width, this.overlay.height);
+      for (const one of shown.toReversed()) if (one !== chosen) this.stain(sheet, one.mask, COLOURS[one.colour], OTHER);
+      if (shown.includes(chosen)) this.stain(sheet, chosen.mask, COLOURS[chosen.colour], CHOSEN);
+      if (preview) this.stain(sheet, preview.mask, [255, 255, 255], PREVIEW);
+    }
+    pen.putImageData(this.sheet, 0, 0);
   }
 
   // The visible part of a mask: a transparent colour, and an opaque line along the inside of its edge.
@@ -187,21 +205,24 @@ export class View {
       columns[i] = col >= 0 && col < width ? col : -1;
     }
     const seen = new Uint8Array(w * h);
-    for (let j = 0; j < h; j++) {
+    let before = -1;
+    for (let j = 0, k = 0; j < h; j++, k += w) {
       const row = Math.floor((first[1] - thick + j + 0.5) * step - this.y / this.scale) - top;
       if (row < 0 || row >= height) continue;
-      for (let i = 0; i < w; i++) if (columns[i] >= 0) seen[j * w + i] = inside[row * width + columns[i]];
+      if (row === before) seen.copyWithin(k, k - w, k);
+      else for (let i = 0, at = row * width; i < w; i++) if (columns[i] >= 0) seen[k + i] = inside[at + columns[i]];
+      before = row;
     }
-    const fill = 255 * this.scene.opacity * strength;
-    const data = sheet.data;
+    const pixels = new Uint8ClampedArray([red, green, blue, 255 * this.scene.opacity * strength, red, green, blue, edge]);
+    const [deepest, outline] = new Uint32Array(pixels.buffer);
+    const data = sheet.data, whole = new Uint32Array(data.buffer);
     for (let j = thick; j < h - thick; j++) {
-      let at = ((first[1] + j - thick) * sheet.width + first[0]) * 4;
-      for (let i = thick, k = j * w + thick; i < w - thick; i++, k++, at += 4) {
+      let at = (first[1] + j - thick) * sheet.width + first[0];
+      for (let i = thick, k = j * w + thick; i < w - thick; i++, k++, at++) {
         if (!seen[k]) continue;
-        const deep = seen[k - thick] && seen[k + thick] && seen[k - thick * w] && seen[k + thick * w];
-        const alpha = deep ? fill : edge;
-        if (alpha < data[at + 3] && (!above || !alpha)) continue;
-        data[at] = red; data[at + 1] = green; data[at + 2] = blue; data[at + 3] = alpha;
+        const deep = seen[k - thick] & seen[k + thick] & seen[k - thick * w] & seen[k + thick * w];
+        const alpha = pixels[deep ? 3 : 7];
+        if (alpha >= data[4 * at + 3] || (above && alpha)) whole[at] = deep ? deepest : outline;
       }
     }
   }
