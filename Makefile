@@ -16,6 +16,8 @@ DEMO_NAME = $(basename $(notdir $(MODEL)))
 
 # Numerical libraries would start one thread per core in each test process.
 test: export OMP_NUM_THREADS ?= 1
+# Empty means unset: the tests start many processes, and each would compile hrseg again.
+test: export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
 .PHONY: help demo own tables zoo zoo-cost test test-page lint types contracts docs pictures fresh check wheel clean

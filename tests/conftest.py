@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import multiprocessing
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,6 +23,17 @@ class Done(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes forked from one that has imported PyTorch, which each spawned one would take seconds for."""
+    from hrseg_cli.engine import benchmark, simulate
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hrseg_cli.engine.benchmark", "hrseg_cli.engine.simulate"])
+    for module in (benchmark, simulate):
+        monkeypatch.setattr(module, "get_context", lambda _: context)
 
 
 @pytest.fixture

@@ -48,11 +48,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """h18s in RITM's public format; the bias makes the untrained answers cover something."""
+    """A narrow h18s in RITM's public format; the bias makes the untrained answers cover something."""
     path = tmp_path_factory.mktemp("weights") / "coco_lvis_h18s_itermask.pth"
-    state = deterministic_weights(h18s().state_dict())
+    sizes = {"width": 4, "ocr_width": 8}
+    state = deterministic_weights(h18s(**sizes).state_dict())
     state["feature_extractor.cls_head.bias"] += 0.5
-    torch.save({"state_dict": state, "config": STATES["h18s"]["config"]}, path)
+    config = STATES["h18s"]["config"]
+    changes = {key: {"type": "int", "value": value, "specified": True} for key, value in sizes.items()}
+    torch.save({"state_dict": state, "config": {**config, "params": {**config["params"], **changes}}}, path)
     return path
 
 
@@ -105,30 +108,14 @@ def test_a_run_folder_and_rows_for_a_pipeline(hrseg: Command, folder: Path, tmp_
 
 
 def test_the_number_of_workers_and_the_day_do_not_matter(
-    hrseg: Command, folder: Path, checkpoint: Path, tmp_path: Path
+    hrseg: Command, folder: Path, checkpoint: Path, tmp_path: Path, quick_workers: None
 ) -> None:
     """A real network from a RITM file: with one worker and with two, identical traces but for seconds."""
     found = []
+    words = ["-m", checkpoint, "-d", f"here={folder}", "-d", f"there={folder}", "--limit", 2, "--max-clicks", 3]
+    words += ["--set", "zoom.target=128"]
     for name, workers in (("one", 1), ("two", 2)):
-        done = hrseg(
-            "evaluate",
-            "-m",
-            checkpoint,
-            "-d",
-            f"here={folder}",
-            "-d",
-            f"there={folder}",
-            "--limit",
-            2,
-            "--max-clicks",
-            3,
-            "--workers",
-            workers,
-            "-o",
-            tmp_path / name,
-            "--set",
-            "zoom.target=128",
-        )
+        done = hrseg("evaluate", *words, "--workers", workers, "-o", tmp_path / name)
         assert done.code == 0, done.err
         found.append(traces(tmp_path / name / "traces.jsonl"))
     assert len(found[0]) == 4
@@ -168,6 +155,20 @@ def test_a_terminal_gets_a_table_and_json_on_request(
     assert json.loads(hrseg("evaluate", *words, "--json").out)["NoC@80"] == float(line.split()[3])
 
 
+START = """
+import multiprocessing, os, signal, sys
+from hrseg_cli.cli import main
+from hrseg_cli.engine import simulate
+context = multiprocessing.get_context(sys.argv.pop(1))
+simulate.get_context = lambda _: context
+os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))  # not the command's
+if __name__ == "__main__":
+    main()
+"""
+# Each spawned worker, as users have them, takes seconds to import PyTorch; a forked one ends in the same ways.
+starts = pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+
+
 def test_until_above_one_never_stops_early(hrseg: Command, folder: Path, tmp_path: Path) -> None:
     words = ["-m", "grabcut", "-d", folder, "--max-clicks", 3, "--workers", 1, "--protocol", "plain"]
     for until, counts in ((1.01, {3}), (0.01, {1})):
@@ -176,13 +177,16 @@ def test_until_above_one_never_stops_early(hrseg: Command, folder: Path, tmp_pat
         assert {len(line["clicks"]) for line in traces(tmp_path / str(until) / "traces.jsonl")} == counts
 
 
-def test_an_interrupted_run_goes_on_to_the_same_traces(folder: Path, tmp_path: Path, hrseg: Command) -> None:
+@starts
+def test_an_interrupted_run_goes_on_to_the_same_traces(
+    start: str, folder: Path, tmp_path: Path, hrseg: Command
+) -> None:
     """Ctrl-C after the first object: exit 130, one line, what is finished stays; the same command ends the same."""
     words = ["-m", "grabcut", "-d", str(folder), "--max-clicks", "8", "--until", "1.01", "--keep-masks"]
     words += ["--protocol", "plain"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert hrseg("evaluate", *words, "--workers", 1, "-o", whole).code == 0
-    process = start_and_wait_for_an_object(words, broken)
+    process = start_and_wait_for_an_object(words, broken, start)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -246,9 +250,9 @@ def test_lines_torn_by_a_kill_are_done_again(
     assert (broken / "masks.jsonl").read_text() == (whole / "masks.jsonl").read_text()
 
 
-def start_and_wait_for_an_object(words: list[str], out: Path) -> subprocess.Popen[str]:
+def start_and_wait_for_an_object(words: list[str], out: Path, start: str = "spawn") -> subprocess.Popen[str]:
     """An evaluation with two workers in a process of its own, its first object finished."""
-    command = [sys.executable, "-m", "hrseg_cli.cli", "evaluate", *words, "--workers", "2", "-o", str(out)]
+    command = [sys.executable, "-c", START, start, "evaluate", *words, "--workers", "2", "-o", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     part = out / "traces.part.jsonl"
     deadline = time.monotonic() + 120
@@ -258,9 +262,10 @@ def start_and_wait_for_an_object(words: list[str], out: Path) -> subprocess.Pope
     return process
 
 
-def test_workers_do_not_outlive_a_killed_parent(folder: Path, tmp_path: Path) -> None:
+@starts
+def test_workers_do_not_outlive_a_killed_parent(start: str, folder: Path, tmp_path: Path) -> None:
     words = ["-m", "grabcut", "-d", str(folder), "--max-clicks", "8", "--until", "1.01", "--protocol", "plain"]
-    process = start_and_wait_for_an_object(words, tmp_path / "run")
+    process = start_and_wait_for_an_object(words, tmp_path / "run", start)
     listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
     children = [int(pid) for pid in listing.stdout.split()]
     assert len(children) >= 2
@@ -353,7 +358,7 @@ def test_what_has_changed_is_clicked_again(hrseg: Command, folder: Path, tmp_pat
 
 
 def test_a_target_of_ones_own_is_in_the_table(hrseg: Command, folder: Path, tmp_path: Path) -> None:
-    words = ["-m", "grabcut", "-d", folder, "--until", 0.97, "--max-clicks", 2, "--protocol", "plain"]
+    words = ["-m", "grabcut", "-d", folder, "--until", 0.97, "--max-clicks", 2, "--protocol", "plain", "--workers", 1]
     done = hrseg("evaluate", *words, "-o", tmp_path / "run")
     assert "NoC@97" in json.loads(done.out)
     assert "NoC@97" in (tmp_path / "run" / "noc.csv").read_text()
@@ -483,12 +488,13 @@ def test_debug_shows_the_traceback(hrseg: Command, folder: Path) -> None:
         hrseg("evaluate", "--model", "missing.pth", "--dataset", folder, "--debug")
 
 
-def test_a_closed_pipe_ends_quietly(folder: Path) -> None:
+@pytest.mark.parametrize("words", ["list models", pytest.param("simulate-clicks", marks=pytest.mark.slow)])
+def test_a_closed_pipe_ends_quietly(words: str, folder: Path) -> None:
     """hrseg ... | head -1"""
-    command = [sys.executable, "-m", "hrseg_cli.cli", "simulate-clicks", "-m", "grabcut", "-d", str(folder)]
-    process = subprocess.Popen(
-        [*command, "--max-clicks", "1", "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "hrseg_cli.cli", *words.split()]
+    if words == "simulate-clicks":
+        command += ["-m", "grabcut", "-d", str(folder), "--max-clicks", "1", "--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()

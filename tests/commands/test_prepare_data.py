@@ -20,8 +20,9 @@ def test_drawn_set_is_a_dataset(hrseg: Command, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert json.loads(done.out)["objects"] == 2
     done = hrseg(
-        "evaluate", "-m", "grabcut", "-d", f"drawn={tmp_path / 'set'}", "--max-clicks", 1, "-o", tmp_path / "run"
-    )
+        "evaluate", "-m", "grabcut", "-d", f"drawn={tmp_path / 'set'}", "--max-clicks", 1, "--workers", 1,
+        "-o", tmp_path / "run",
+    )  # fmt: skip
     assert done.code == 0, done.err
     assert json.loads(done.out)["n"] == 2
 

@@ -37,7 +37,7 @@ def test_a_broken_file_ahead_does_not_cost_the_object_before_it(tmp_path: Path) 
 
 
 def test_an_object_that_fails_does_not_cost_those_finished_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_workers: None
 ) -> None:
     refs = open_dataset("procedural:count=3,size=64")
     refs[1] = replace(refs[1], draw=None, image=tmp_path / "gone.png")
