@@ -20,7 +20,7 @@ test: export OMP_NUM_THREADS ?= 1
 test: export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo own tables zoo zoo-cost test test-page lint types contracts docs pictures fresh check wheel clean
+.PHONY: help demo own tables zoo zoo-cost vit test test-page lint types contracts docs pictures fresh check wheel clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,10 @@ own: ## adapt a model to DATA=folder (images/ + masks/) with each adapter, compa
 zoo: OUT = runs/zoo
 zoo: ## train and compare the decoders of recipes/zoo on DATA=folder with photographs; ROWS="unet linknet", OUT=
 	OUT="$(OUT)" ROWS="$(ROWS)" ./run recipes/zoo/zoo.sh "$(DATA)"
+
+vit: OUT = runs/vit
+vit: ## distil a small Vision Transformer, adapt it with LoRA, TOAST and others, on DATA=folder with photographs; OUT=
+	OUT="$(OUT)" ./run recipes/vit/vit.sh "$(DATA)"
 
 zoo-cost: ## print parameters, GMAC, milliseconds and memory of all networks of the zoo; ROWS="unet linknet"
 	./run python benchmarks/zoo_cost.py $(ROWS)

@@ -18,7 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+Variants = dict[str, tuple[str, dict[str, object]]]
+CONVOLUTIONAL: Variants = {
     "full": ("full", {}),
     "lora, rank 4": ("lora", {"kind": "conv", "rank": 4}),
     "conv a": ("conv", {"design": "a"}),
@@ -30,6 +31,14 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "head": ("head", {}),
     "bitfit": ("bitfit", {}),
 }
+TRANSFORMER: Variants = {
+    "full": ("full", {}),
+    "lora, rank 4": ("lora", {"kind": "conv", "rank": 4, "layers": ["q", "k", "v", "projection", "mlp"]}),
+    "toast": ("toast", {"select": "clicks"}),
+    "toast, passes: 1": ("toast", {"select": "clicks", "passes": 1}),
+    "toast_lite": ("toast_lite", {"select": "clicks", "rank": 4}),
+    "head": ("head", {}),
+}
 
 
 def main() -> None:
@@ -38,12 +47,13 @@ def main() -> None:
     parser.add_argument("--size", default="640x960")
     parser.add_argument("--steps", type=int, default=3, help="timed steps per process")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)  # for the child processes
+    parser.add_argument("--variant", help=argparse.SUPPRESS)  # for the child processes
     options = parser.parse_args()
+    variants = TRANSFORMER if options.model.startswith("simpleclick") else CONVOLUTIONAL
     if options.variant:
-        print(json.dumps(measure(options)))
+        print(json.dumps(measure(options, *variants[options.variant])))
         return
-    seen: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     for _ in range(options.rounds):
         for name, found in seen.items():
             command = [sys.executable, __file__, *sys.argv[1:], "--variant", name]
@@ -65,8 +75,8 @@ def summary(found: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(one[key] for one in found) for key in found[0]}
 
 
-def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Median CPU ms per step, peak MB, number of trained parameters, and size of the saved file of one variant."""
+def measure(options: argparse.Namespace, name: str, settings: dict[str, object]) -> dict[str, float]:
+    """Median CPU ms per step, peak MB, number of trained parameters, and size of the saved file of one adapter."""
     import torch
 
     from hrseg_cli import catalog
@@ -78,7 +88,6 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    name, settings = VARIANTS[options.variant]
     model = attach(catalog.resolve("model", options.model)(), name, dict(settings))
     height, width = (int(side) for side in options.size.split("x"))
     image = torch.rand(1, 4, height, width).contiguous(memory_format=torch.channels_last)

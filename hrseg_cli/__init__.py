@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hrseg_cli.api.clicking import Model, Session, load
-    from hrseg_cli.api.evaluation import Result, evaluate
+    from hrseg_cli.api.evaluation import Result, evaluate, over_groups
     from hrseg_cli.api.fitting import Trained, adapt, train
     from hrseg_cli.api.prediction import Prediction, predict
     from hrseg_cli.api.refining import Refined, refine
-    from hrseg_cli.api.reports import tables
+    from hrseg_cli.api.reports import tables, verify
     from hrseg_cli.errors import HrsegError, UnknownName
     from hrseg_cli.interaction import Click, Trace
 
@@ -31,10 +31,12 @@ _PLACES = {
     "adapt": "api.fitting",
     "evaluate": "api.evaluation",
     "load": "api.clicking",
+    "over_groups": "api.evaluation",
     "predict": "api.prediction",
     "refine": "api.refining",
     "tables": "api.reports",
     "train": "api.fitting",
+    "verify": "api.reports",
 }
 
 __all__ = [
@@ -52,10 +54,12 @@ __all__ = [
     "adapt",
     "evaluate",
     "load",
+    "over_groups",
     "predict",
     "refine",
     "tables",
     "train",
+    "verify",
 ]
 
 

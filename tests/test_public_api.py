@@ -21,7 +21,7 @@ from hrseg_cli.cli import app
 from hrseg_cli.commands.options import FLAGS, with_flags
 
 PACKAGE = Path(hrseg_cli.__file__).resolve().parent
-FUNCTIONS = ["adapt", "evaluate", "load", "predict", "refine", "tables", "train"]
+FUNCTIONS = ["adapt", "evaluate", "load", "over_groups", "predict", "refine", "tables", "train", "verify"]
 CLASSES = [
     "Click",
     "HrsegError",

@@ -27,6 +27,7 @@ from hrseg_cli.engine.simulate import Outcome, Plan
 from hrseg_cli.engine.simulate import run as run_plan
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Trace
+from hrseg_cli.metrics import noc
 from hrseg_cli.metrics.masks import band_of
 from hrseg_cli.metrics.noc import THRESHOLDS, Row, per_object_rows, summarise
 from hrseg_cli.recipe import load_protocol, with_binarize
@@ -73,6 +74,7 @@ def evaluate(
     root: str | PathLike[str] | None = None,
     out: str | PathLike[str] | None = None,
     keep_masks: bool = False,
+    submission: bool = False,
     workers: int = 1,
     in_flight: int = 1,
     device: str | None = None,
@@ -102,6 +104,7 @@ def evaluate(
     root: folder of the known datasets; None: $HRSEG_DATA, or ./data.
     out: run folder to write, for ``hrseg report`` and :func:`hrseg_cli.tables`. The same call resumes an interrupted
         evaluation. None: nothing is written. keep_masks: also write masks, after 1, 3, 5, 10 and the last click.
+    submission: also write the masks after all clicks and hashes of the images, for :func:`hrseg_cli.verify`.
     workers: number of processes, one thread each; numbers do not depend on it. With more than one, a script must guard
         its top level with ``if __name__ == "__main__":``. in_flight: number of objects that share batches, faster on a
         GPU; ``workers`` is then the number of threads, and numbers may differ by rounding.
@@ -112,8 +115,9 @@ def evaluate(
 
     Raises HrsegError for errors that the caller can fix, UnknownName for an unknown name.
     """
-    if keep_masks and out is None:
-        raise HrsegError("`keep_masks`: masks are written to a run folder; give `out` too")
+    for name, wanted in (("keep_masks", keep_masks), ("submission", submission)):
+        if wanted and out is None:
+            raise HrsegError(f"`{name}`: masks are written to a run folder; give `out` too")
     for name, number in (("max_clicks", max_clicks), ("limit", limit), ("workers", workers), ("in_flight", in_flight)):
         if number is not None:
             checked_count(name, number)
@@ -129,6 +133,7 @@ def evaluate(
         instances=instances,
         root=path_of(root),
         keep_masks=keep_masks,
+        submission=submission,
         seed=checked_count("seed", seed, 0),
         skip_broken=skip_broken,
     )
@@ -144,6 +149,21 @@ def evaluate(
     import pandas as pd
 
     return Result(pd.DataFrame([asdict(row) for row in numbers]), tuple(traces), prepared.broken)
+
+
+def over_groups(results: Sequence[Result]) -> pd.DataFrame:
+    """Mean and standard deviation of the numbers of several evaluations that differ in their clicks.
+
+    results: of :func:`evaluate`, with ``changes={"click_group": 0}``, 1, ... on the same objects, such as the protocol
+        "off_centre" has them.
+
+    Columns: ``dataset``, ``metric``, ``measure``, ``mean``, ``std`` (of a sample), ``groups``, ``n`` (objects). The
+    numbers are those of ``hrseg evaluate --groups``. Raises HrsegError for fewer than two results, or other objects.
+    """
+    import pandas as pd
+
+    rows = [[Row(**record) for record in result.table.to_dict("records")] for result in results]
+    return pd.DataFrame([asdict(one) for one in noc.over_groups(rows)])
 
 
 @dataclass(frozen=True)

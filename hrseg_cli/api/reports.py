@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hrseg_cli import catalog
 from hrseg_cli.api.arguments import listed
 from hrseg_cli.report import table
+from hrseg_cli.report.verify import verify as verify_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,4 +47,23 @@ def tables(
     columns = [field.name for field in fields(table.Entry)]
     found = pd.DataFrame([asdict(row) for row in built.rows], columns=columns)
     found.attrs = {"notes": list(built.notes), "differences": list(built.differences)}
+    return found
+
+
+def verify(runs: str | PathLike[str] | Sequence[str | PathLike[str]]) -> pd.DataFrame:
+    """Check evaluations with ``submission``, as ``hrseg report --verify``: scores from their masks, clicks by repeating
+    the annotator, numbers from the scores. Neither model nor dataset is needed.
+
+    runs: one or several run folders.
+
+    Columns, a row per run: ``run``, and how many ``objects``, ``scores``, ``clicks`` and ``images`` were checked, and
+    ``problems`` found. ``.attrs["problems"]`` has a line about each.
+    Raises HrsegError for a folder without a finished evaluation with all masks, or whose numbers are not its traces'.
+    """
+    import pandas as pd
+
+    lines: list[str] = []
+    checked = [verify_run(run, lines.append) for run in table.read_evaluations(listed("runs", runs))]
+    found = pd.DataFrame(checked)
+    found.attrs = {"problems": lines}
     return found

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +16,8 @@ from hrseg_cli.commands.rows import written
 
 if TYPE_CHECKING:
     from hrseg_cli.api.evaluation import Prepared
+    from hrseg_cli.interaction import Trace
+    from hrseg_cli.metrics.noc import Row, Spread
 
 
 def evaluate(
@@ -111,6 +112,7 @@ def evaluate(
     from hrseg_cli.api import evaluation
     from hrseg_cli.engine.runtimes import ModelChoice
     from hrseg_cli.metrics.masks import band_of
+    from hrseg_cli.metrics.noc import over_groups
 
     def prepared_with(more: list[str]) -> Prepared:
         return evaluation.prepare(
@@ -141,14 +143,14 @@ def evaluate(
         for number in range(groups):
             asked = prepared_with([f"click_group={number}"]) if number else prepared
             place = folder / f"group-{number}"
-            found.append(_run(place, asked, f"group {number + 1} of {groups}", in_flight, workers, device))
-        for record in over_groups(found):
+            found.append(_run(place, asked, f"group {number + 1} of {groups}", in_flight, workers, device)[1])
+        for record in spread_records(over_groups(found)):
             typer.echo(json.dumps(record, ensure_ascii=False))
         options.complain_of(prepared.broken)
         return
     if part:
         folder, prepared = part.folder(folder), prepared.share(str(part), part.share(prepared.opened.refs))
-    records = _run(folder, prepared, "objects", in_flight, workers, device)
+    records = evaluation.records(prepared, *_run(folder, prepared, "objects", in_flight, workers, device))
     if _on_terminal() and not as_json:
         typer.echo(written([_shown(record) for record in records]), nl=False)
         typer.echo(f"Mean clicks to 80, 85 and 90 % (NoC), share of failures (NoF). All numbers: {folder / 'noc.csv'}")
@@ -160,41 +162,30 @@ def evaluate(
 
 def _run(
     folder: Path, prepared: Prepared, what: str, in_flight: int, workers: int, device: str
-) -> list[dict[str, Any]]:
-    """Evaluate into a run folder; the records of its numbers. what: text of the progress bar."""
+) -> tuple[list[Trace], list[Row]]:
+    """Evaluate into a run folder; its traces and numbers. what: text of the progress bar."""
     from hrseg_cli.api import evaluation
 
     at_once = options.in_flight_of(in_flight, device)
     with options.progress() as bar:
         task = bar.add_task(what, total=len(prepared.opened.refs))
-        traces, numbers = evaluation.run_in(
+        return evaluation.run_in(
             folder,
             prepared,
             options.workers_of(workers, device, at_once),
             at_once,
             lambda done, total: bar.update(task, completed=done),
         )
-    return evaluation.records(prepared, traces, numbers)
 
 
-def over_groups(runs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Mean of each number over runs that differ in their group of clicks, and its sample standard deviation under
-    "std"."""
-    found = []
-    for rows in zip(*runs, strict=True):
-        first = rows[0]
-        names = [name for name, value in first.items() if isinstance(value, float) and name != "SPC"]
-        values = {name: [row[name] for row in rows if isinstance(row.get(name), float)] for name in names}
-        whole = {name: some for name, some in values.items() if len(some) == len(rows)}  # known in every group
-        found.append(
-            {
-                **{key: first[key] for key in ("dataset", "metric", "n")},
-                "groups": len(rows),
-                **{name: round(mean(some), 4) for name, some in whole.items()},
-                "std": {name: round(stdev(some), 4) for name, some in whole.items()},
-            }
-        )
-    return found
+def spread_records(spreads: Sequence[Spread]) -> list[dict[str, Any]]:
+    """One JSON record per dataset and metric: rounded means over the groups, and their deviations under "std"."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in spreads:
+        head = {"dataset": one.dataset, "metric": one.metric, "n": one.n, "groups": one.groups}
+        record = found.setdefault((one.dataset, one.metric), {**head, "std": {}})
+        record[one.measure], record["std"][one.measure] = round(one.mean, 4), round(one.std, 4)
+    return list(found.values())
 
 
 def _on_terminal() -> bool:

@@ -251,7 +251,9 @@ def _download(job: _Job, target: Path) -> str:
         raise HrsegError(f"{part}: {error.strerror}; fix that, or use another `root`") from None
     kept = f"rerun to resume ({size_text(_size(part))} kept), or " if _size(part) else ""
     how = f" ({file.how})" if file.how else ""
-    raise HrsegError(f"{file.name}: download failed: {'; '.join(reasons)}; {kept}give the archive with `from`{how}")
+    raise HrsegError(
+        f"{file.name}: download failed: {'; '.join(dict.fromkeys(reasons))}; {kept}give the archive with `from`{how}"
+    )
 
 
 def _size(path: Path) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
 
 import numpy as np
 
@@ -104,6 +105,41 @@ def summarise(
             for i, measure in enumerate(measures)
         ]
     return rows
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number over several groups of clicks on the same ``n`` objects: its mean, and the sample standard deviation
+    over the ``groups``."""
+
+    dataset: str
+    metric: str
+    measure: str
+    mean: float
+    std: float
+    groups: int
+    n: int
+
+
+def over_groups(groups: Sequence[Sequence[Row]]) -> list[Spread]:
+    """Each number that is known in every group, in the first group's order; seconds per click are left out.
+
+    groups: the rows of one evaluation per group, at least two. Raises HrsegError for fewer, and for other objects.
+    """
+    if len(groups) < 2:
+        raise HrsegError("a standard deviation over groups takes two or more; evaluate other values of click_group too")
+    by_name = [{(row.dataset, row.metric, row.measure): row for row in rows} for rows in groups]
+    if any(
+        {(row.dataset, row.metric, row.n) for row in rows} != {(row.dataset, row.metric, row.n) for row in groups[0]}
+        for rows in groups
+    ):
+        raise HrsegError("the groups have other datasets, metrics or numbers of objects; evaluate all of them alike")
+    found = []
+    for key, first in by_name[0].items():
+        values = [rows[key].value for rows in by_name if key in rows]
+        if len(values) == len(groups) and first.measure != "SPC":
+            found.append(Spread(*key, mean(values), stdev(values), len(groups), first.n))
+    return found
 
 
 def per_object_rows(

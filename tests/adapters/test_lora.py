@@ -364,10 +364,12 @@ def test_an_update_of_queries_leaves_keys_and_values() -> None:
 
 
 def test_attention_trained_merged_and_kept(two_steps: Any, tmp_path: Path) -> None:
-    """Frozen weights stay bit-identical; the merged model answers alike; the file makes the same model of the base."""
+    """It starts as the base. Frozen weights stay bit-identical; the merged model answers alike; the file makes the same
+    model of the base."""
     base = vit()
     layers = ["q", "v", "projection", "mlp"]
     model = attach_lora(copy.deepcopy(base), rank=2, layers=layers)
+    torch.testing.assert_close(ask(model), ask(base), atol=1e-6, rtol=0)
     before, after = two_steps(model)
     assert {name for name in before if not torch.equal(before[name], after[name])} == set(adapter_state(model))
     save_adapter(model, tmp_path / "a.safetensors", "lora", {"rank": 2, "layers": layers}, weights_hash(base), {})  # type: ignore[arg-type]

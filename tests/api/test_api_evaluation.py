@@ -73,6 +73,41 @@ def test_tables_are_what_the_report_prints(hrseg_command: Command, tmp_path: Pat
         hrseg.tables(tmp_path)
 
 
+def test_submissions_and_groups_are_those_of_the_command(hrseg_command: Command, tmp_path: Path) -> None:
+    data = tiny_photos.boxes(tmp_path / "set")
+    settings: dict[str, Any] = {"protocol": "off_centre", "max_clicks": 2, "limit": 2}
+    with pytest.raises(hrseg.HrsegError, match="`submission`: masks are written to a run folder; give `out` too"):
+        hrseg.evaluate("python:tiny_photos:discs", data, submission=True)
+    found = [
+        hrseg.evaluate(
+            "python:tiny_photos:discs",
+            data,
+            **settings,
+            changes={"click_group": group},
+            submission=True,
+            out=tmp_path / f"group-{group}",
+        )
+        for group in range(2)
+    ]
+    checked = hrseg.verify([tmp_path / "group-0", tmp_path / "group-1"])
+    assert checked["problems"].tolist() == [0, 0]
+    assert (checked["clicks"] > 0).all()
+    assert checked.attrs == {"problems": []}
+
+    words = ["-m", "python:tiny_photos:discs", "-d", data, "--protocol", "off_centre", "--max-clicks", 2, "--limit", 2]
+    done = hrseg_command("evaluate", *words, "--groups", 2, "--workers", 1, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    table, record = hrseg.over_groups(found).set_index("measure"), json.loads(done.out)
+    assert table.loc["mean@1", ["groups", "n"]].tolist() == [2, 2]
+    for name, std in record["std"].items():
+        assert (record[name], std) == pytest.approx(table.loc[name, ["mean", "std"]].tolist(), abs=1e-4), name
+
+    masks = tmp_path / "group-1" / "masks.jsonl"
+    masks.write_text("".join(masks.read_text().splitlines(keepends=True)[:1]))
+    checked = hrseg.verify(tmp_path / "group-1")
+    assert (checked["problems"].tolist(), checked.attrs["problems"]) == ([1], ["set/1: no masks"])
+
+
 def test_broken_files_are_skipped_if_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tiny_photos.boxes(tmp_path / "set")
     (folder / "images" / "0.png").write_bytes(b"x")

@@ -263,8 +263,9 @@ def test_failures_say_what_happened_and_what_to_do(tmp_path: Path, server: Serve
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
-    file = entry(None, urls=("http://127.0.0.1:9/a.zip",))
-    with pytest.raises(HrsegError, match=r"127\.0\.0\.1:9: Connection refused"):
+    """Two copies on one server fail for one reason, which is said once."""
+    file = entry(None, urls=("http://127.0.0.1:9/a.zip", "http://127.0.0.1:9/copy/a.zip"))
+    with pytest.raises(HrsegError, match=r"failed: 127\.0\.0\.1:9: Connection refused; give the archive"):
         get(file, tmp_path, retries=0)
 
 

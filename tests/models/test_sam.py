@@ -204,6 +204,8 @@ def test_names_that_open_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(builtins, "__import__", never)
     for spec in ("sam:", "sam:nothing", "sam:../x", "sam:/etc/nothing", "sam:a/b/c", "sam:./a/b", "sam:a b/c"):
         assert "no such folder" in refused(spec)
+    (tmp_path / "sam_vit_b.pth").write_bytes(b"x")
+    assert "sam_vit_b.pth: a file, not a folder; give a folder" in refused("sam:sam_vit_b.pth")
     assert "give two ONNX files" in refused("sam:a.onnx")
     with pytest.raises(UnknownName, match="Did you mean 'previous'"):
         load_model("sam:a/b,choose=previos")

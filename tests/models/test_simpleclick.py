@@ -271,7 +271,14 @@ def test_mae_weights_are_loaded_with_resized_positions(tmp_path: Path) -> None:
     ("change", "told"),
     [
         (lambda state: {k: v for k, v in state.items() if "blocks" not in k}, "covers .*blocks.0.norm1.weight is"),
-        (lambda state: {f"image_encoder.{k}": v for k, v in state.items()}, "SAM-type model, covers 0%"),
+        (
+            lambda state: {f"image_encoder.{k}": v for k, v in state.items()},
+            "^a Segment Anything model, which covers 0%",
+        ),
+        (
+            lambda state: {f"vision_encoder.{k}": v for k, v in state.items()},
+            "^a Segment Anything model, which covers 0%",
+        ),
     ],
 )
 def test_weights_of_something_else_are_refused(

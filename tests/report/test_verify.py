@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from PIL import Image
 from tiny_photos import boxes
 
 from hrseg_cli.clicks.annotator import drawn_click, next_click
-from hrseg_cli.commands.evaluate import over_groups
+from hrseg_cli.commands.evaluate import spread_records
+from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click
+from hrseg_cli.metrics.noc import Row, over_groups
 
 Command = Callable[..., Any]
 
@@ -132,12 +135,19 @@ def test_groups_are_runs_and_their_mean(hrseg: Command, tmp_path: Path) -> None:
 
 
 def test_mean_and_deviation_over_groups() -> None:
-    rows = [{"dataset": "a", "metric": "iou", "n": 2, "NoC@90": value, "SPC": 0.1} for value in (2.0, 3.0, 7.0)]
-    rows[1]["NoC@95"] = 4.0
-    (found,) = over_groups([[row] for row in rows])
-    assert found == {
-        "dataset": "a", "metric": "iou", "n": 2, "groups": 3, "NoC@90": 4.0, "std": {"NoC@90": 2.6458},
-    }  # fmt: skip
+    def group(**values: float) -> list[Row]:
+        return [Row("a", "iou", name, value, 0.0, 9.0, 2) for name, value in {**values, "SPC": 0.1}.items()]
+
+    first, second, third = (group(**{"NoC@90": value}) for value in (2.0, 3.0, 7.0))
+    (found,) = over_groups([first, [*second, Row("a", "iou", "NoC@95", 4.0, 0.0, 9.0, 2)], third])
+    assert (found.measure, found.mean, round(found.std, 4), found.groups) == ("NoC@90", 4.0, 2.6458, 3)
+    assert spread_records([found]) == [
+        {"dataset": "a", "metric": "iou", "n": 2, "groups": 3, "NoC@90": 4.0, "std": {"NoC@90": 2.6458}}
+    ]
+    with pytest.raises(HrsegError, match="two or more"):
+        over_groups([first])
+    with pytest.raises(HrsegError, match="other datasets, metrics or numbers of objects"):
+        over_groups([first, [replace(row, n=3) for row in second]])
 
 
 def test_drawn_clicks() -> None:

@@ -96,8 +96,9 @@ def snapshot(name: str) -> Path:
     """
     found = re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", name)
     if not found or name.startswith((".", "/")) or ".." in name:
+        problem = "a file, not a folder" if Path(name).expanduser().is_file() else "no such folder"
         raise HrsegError(
-            f"`model` sam:{name}: no such folder; give a folder, a name on the Hugging Face hub such as "
+            f"`model` sam:{name}: {problem}; give a folder, a name on the Hugging Face hub such as "
             "sam:facebook/sam-vit-base, or sam:ENCODER.onnx,DECODER.onnx"
         )
     transformers()

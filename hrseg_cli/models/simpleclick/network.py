@@ -29,6 +29,7 @@ from hrseg_cli.models.parts.vit import (
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 WINDOW = 14  # tokens a side
+SAM_PARTS = ("image_encoder.", "vision_encoder.")  # in its authors' format, and in that of transformers
 CLASSES = 1000  # of the unused classifier in public checkpoints
 MOST_BLOCKS, MOST_CHANNELS, MOST_PIXELS = 64, 8192, 4096
 
@@ -212,7 +213,8 @@ class Backbone(nn.Module):
         if share < coverage:
             lost = next(name for name in wanted if name not in fitting)
             have = tuple(found[lost].shape) if lost in found else "nothing"
-            what = "weights of a SAM-type model, " if any("image_encoder." in name for name in state) else ""
+            sam = any(part in name for name in state for part in SAM_PARTS)
+            what = "a Segment Anything model, which " if sam else ""
             raise HrsegError(
                 f"{what}covers {share:.0%} of the network's backbone, less than model.coverage={coverage:.0%} "
                 f"({lost} is {tuple(wanted[lost].shape)} in the network, {have} in the file); "
