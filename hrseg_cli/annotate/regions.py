@@ -73,8 +73,8 @@ class Region(NamedTuple):
         return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
     def _packed(self) -> bytes:
-        """The rows of the PNG, each after its filter (none). Run lengths only: as fast as zlib's usual search, for a third
-        of the bytes."""
+        """The rows of the PNG, each after its filter (none). Packing run lengths only takes as long as zlib's usual
+        search, for a third of the bytes."""
         height, width = self.size
         rows = np.zeros((height, width + 1), np.uint8)
         bottom, right = self.top + self.inside.shape[0], self.left + self.inside.shape[1]
