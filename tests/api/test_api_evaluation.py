@@ -26,11 +26,11 @@ def without_seconds(traces: Any) -> list[hrseg.Trace]:
 def test_the_numbers_are_those_of_the_command(hrseg_command: Command, tmp_path: Path) -> None:
     """The network that comes with hrseg, two metrics: in memory, into a run folder, and by the command; the two folders
     hold the same settings, so that each way resumes the other's."""
-    settings: dict[str, Any] = {"metrics": ["iou", "biou"], "max_clicks": 3, "until": {"biou": 0.8}, "band": "4px"}
-    settings["changes"] = {"zoom.target": 128}
+    settings: dict[str, Any] = {"metrics": ["iou", "biou"], "max_clicks": 2, "until": {"biou": 0.8}, "band": "4px"}
+    settings["changes"] = {"zoom.target": 64}
     words = [
-        "evaluate", "-m", "h18s", "-d", DATA, "--metric", "iou", "--metric", "biou", "--max-clicks", 3, "--until",
-        "biou=0.8", "--band", "4px", "--workers", 1, "--set", "zoom.target=128",
+        "evaluate", "-m", "h18s", "-d", DATA, "--metric", "iou", "--metric", "biou", "--max-clicks", 2, "--until",
+        "biou=0.8", "--band", "4px", "--workers", 1, "--set", "zoom.target=64",
     ]  # fmt: skip
     seen: list[tuple[int, int]] = []
     result = hrseg.evaluate("h18s", DATA, **settings, progress=lambda *counts: seen.append(counts))
