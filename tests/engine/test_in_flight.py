@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import cv2
@@ -41,6 +41,14 @@ def write_objects(home: Path, numbers: list[int], step: int = 4) -> list[Ref]:
         cv2.imwrite(str(home / "images" / f"{number:02d}.png"), image[..., ::-1])
         cv2.imwrite(str(home / "masks" / f"{number:02d}.png"), np.where(truth == 1, 255, 0).astype(np.uint8))
     return open_dataset(str(home))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def opened_once() -> Iterator[None]:
+    """Opening the network takes longer than all clicks on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelChoice, "open", cache(ModelChoice.open))
+        yield
 
 
 @pytest.fixture(scope="module")
