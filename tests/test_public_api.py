@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import pkgutil
 import re
@@ -85,8 +86,10 @@ def test_every_parameter_is_documented() -> None:
 # Errors
 
 
-def messages() -> Iterator[tuple[Path, str]]:
+@functools.cache
+def messages() -> list[tuple[Path, str]]:
     """The texts in the library's code, docstrings and what it tells users to type as a command left out."""
+    found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.relative_to(PACKAGE).parts[0] in ("commands", "cli.py", "recipes"):
             continue
@@ -101,7 +104,8 @@ def messages() -> Iterator[tuple[Path, str]]:
                 text = node.value
             else:
                 continue
-            yield path, re.sub("'hrseg [^']*'", "", text)
+            found.append((path, re.sub("'hrseg [^']*'", "", text)))
+    return found
 
 
 def test_the_library_names_parameters_and_never_flags() -> None:

@@ -71,9 +71,8 @@ def adapted(adapt: Command, runs: dict[str, Path], tmp_path_factory: pytest.Temp
     [
         "lora",
         "conv",
-        "pointrend",
         "bn",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "head", "bitfit")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "head", "bitfit", "pointrend")),
     ],
 )
 def test_only_what_the_adapter_changes_is_kept(adapted: Callable[[str], Path], base: Path, name: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,26 +41,19 @@ class Dice:
     def __call__(self, mask):
         return float(2 * (mask & self.truth).sum() / (mask.sum() + self.truth.sum())) - self.width / 1000
 '''
-START = """
-import contextlib, io, json, sys
+HELP = """
+import sys
 from hrseg_cli import catalog
-catalog.LAYOUTS["shots"] = "toys:list_shots"
 catalog.METRICS["dice"] = "toys:Dice"
 from hrseg_cli.cli import main
-printed = []
-for words in json.loads(sys.argv[1]):
-    sys.argv = ["hrseg", *words]
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        main()
-    printed.append(out.getvalue())
-print(json.dumps(printed))
+sys.argv = ["hrseg", "evaluate", "--help"]
+main()
 """
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
     (tmp_path / "toys.py").write_text(TOYS)
-    (tmp_path / "start.py").write_text(START)
     rng = np.random.default_rng(0)
     for k in range(2):
         shot = tmp_path / "mine" / f"shot{k}"
@@ -72,29 +67,31 @@ def desk(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_line_in_the_catalog_and_an_object_are_enough(desk: Path) -> None:
-    def hrseg(*commands: list[str]) -> list[str]:
-        """What each of them prints; they share a process."""
-        command = [sys.executable, "start.py", json.dumps(commands)]
-        done = subprocess.run(command, cwd=desk, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        printed: list[str] = json.loads(done.stdout)
-        return printed
+def test_a_line_in_the_catalog_and_an_object_are_enough(
+    desk: Path, hrseg: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(desk)
+    monkeypatch.syspath_prepend(desk)
+    monkeypatch.setitem(catalog.LAYOUTS, "shots", "toys:list_shots")
+    monkeypatch.setitem(catalog.METRICS, "dice", "toys:Dice")
+
+    def printed(*words: str) -> str:
+        done = hrseg(*words)
+        assert done.code == 0, done.err
+        out: str = done.out
+        return out
+
+    # Help takes its names when the commands are imported.
+    usage = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True).stdout
+    assert "pa, mpa, dice" in " ".join(usage.split())
+    assert "Dice coefficient of the object" in printed("list", "metrics")
+    assert "A folder per shot with photo.png and alpha.png" in printed("list", "layouts")
 
     evaluate = ["evaluate", "--model", "grabcut", "--max-clicks", "2", "--workers", "1"]
-    one = ["-d", "shots=mine:only=shot1", "--metric", "dice", "--metric", "iou", "--band", "5px"]
-    usage, metrics, layouts, of_all, of_one, text = hrseg(
-        ["evaluate", "--help"],
-        ["list", "metrics"],
-        ["list", "layouts"],
-        [*evaluate, "-d", "mine", "--metric", "dice", "--until", "dice=2", "--out", "all"],
-        [*evaluate, *one, "--until", "2", "--out", "one"],
-        ["report", "all", "--measure", "mean@2", "--plot", "curves.png"],
-    )
-    assert "pa, mpa, dice" in " ".join(usage.split())
-    assert "Dice coefficient of the object" in metrics
-    assert "A folder per shot with photo.png and alpha.png" in layouts
+    of_all = printed(*evaluate, "-d", "mine", "--metric", "dice", "--until", "dice=2", "--out", "all")
     assert [json.loads(row)["metric"] for row in of_all.splitlines()] == ["dice"]
+    one = ["-d", "shots=mine:only=shot1", "--metric", "dice", "--metric", "iou", "--band", "5px"]
+    of_one = printed(*evaluate, *one, "--until", "2", "--out", "one")
     assert [json.loads(row)["n"] for row in of_one.splitlines()] == [1, 1]
 
     traces = [json.loads(line) for line in (desk / "all" / "traces.jsonl").read_text().splitlines()]
@@ -104,14 +101,14 @@ def test_a_line_in_the_catalog_and_an_object_are_enough(desk: Path) -> None:
     (banded,) = [json.loads(line) for line in (desk / "one" / "traces.jsonl").read_text().splitlines()]
     assert banded["dice"] == pytest.approx([2 * value / (1 + value) - 0.005 for value in banded["iou"]])
 
-    assert "Dice (toy) mean@2 (%)" in text
+    assert "Dice (toy) mean@2 (%)" in printed("report", "all", "--measure", "mean@2", "--plot", "curves.png")
     assert (desk / "curves.png").stat().st_size > 1000
     (desk / "plan.yaml").write_text(
         "name: mine\nsets: {mine: mine}\nmetrics: [dice]\nbase: a\ntables: [{title: A, rows: [{row: a, label: a}]}]\n"
     )
     (desk / "runs" / "a" / "0").mkdir(parents=True)
     (desk / "all").rename(desk / "runs" / "a" / "0" / "mine")
-    assert "mine Dice (toy)" in hrseg(["report", "--tables", "plan.yaml", "runs"])[0]
+    assert "mine Dice (toy)" in printed("report", "--tables", "plan.yaml", "runs")
 
 
 def test_a_folder_that_does_not_fit_a_typed_layout_is_refused(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,14 +43,13 @@ def test_another_process_with_another_number_of_threads_draws_the_same_bytes(
     code = (
         "import cv2, hashlib\n"
         "from hrseg_cli.data.procedural import draw\n"
-        "for threads in (1, 4):\n"
+        "for threads, index in ((1, 2), (4, 6)):\n"
         "    cv2.setNumThreads(threads)\n"
-        "    for index in (2, 6):\n"
-        f"        image, coverage = draw({SEED}, index, {SIDE})\n"
-        "        print(hashlib.sha256(image.tobytes() + coverage.tobytes()).hexdigest())\n"
+        f"    image, coverage = draw({SEED}, index, {SIDE})\n"
+        "    print(hashlib.sha256(image.tobytes() + coverage.tobytes()).hexdigest())\n"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert there.stdout.split() == 2 * [_hash(*drawn[kind(SEED, index)]) for index in (2, 6)]
+    assert there.stdout.split() == [_hash(*drawn[kind(SEED, index)]) for index in (2, 6)]
 
 
 def test_another_seed_or_index_is_another_picture() -> None:

@@ -144,11 +144,11 @@ def test_other_models_are_themselves() -> None:
 
 def test_the_same_clicks(h18s: ClickHRNet) -> None:
     plan = Plan(load_protocol("ritm", ["zoom.target=128"]), {"iou": 0.9}, max_clicks=4)
-    for number in (0, 8):
-        sample = Sample(str(number), "synthetic", *case(number))
-        (plain, _), (quick, _) = (simulate(sample, model, plan) for model in (h18s, fast(h18s)))
-        assert quick.clicks == plain.clicks
-        np.testing.assert_allclose(quick.scores["iou"], plain.scores["iou"], atol=1e-4)
+    sample = Sample("8", "synthetic", *(pixels[::2, ::2] for pixels in case(8)))
+    (plain, _), (quick, _) = (simulate(sample, model, plan) for model in (h18s, fast(h18s)))
+    assert len(plain.clicks) == 4
+    assert quick.clicks == plain.clicks
+    np.testing.assert_allclose(quick.scores["iou"], plain.scores["iou"], atol=1e-4)
 
 
 FIRST_CLICK = """
