@@ -12,7 +12,7 @@ import pytest
 from hrseg_cli import catalog
 from hrseg_cli.report.table import Entry, Table
 from hrseg_cli.report.write import csv as as_csv
-from hrseg_cli.report.write import json_lines, latex, markdown
+from hrseg_cli.report.write import json_lines, latex, markdown, pipes
 
 
 def entry(
@@ -63,6 +63,12 @@ ours & \textbf{4.10} {\scriptsize [3.95, 4.25]} & \textbf{5.0} {\scriptsize [0.0
 def test_markdown_by_hand() -> None:
     """Fewer clicks are better, equal texts are equally good, and nothing is best in a column of one."""
     assert markdown(TABLE) == MARKDOWN
+
+
+def test_a_narrow_column_and_a_table_without_rows() -> None:
+    """A rule without a hyphen is none, and the lines would not be a table."""
+    assert pipes([["set", "n"], ["a", "1"]]) == "| set |  n |\n| --- | -: |\n| a   |  1 |\n"
+    assert pipes([["set", "n"]]) == "| set |  n |\n| --- | -: |\n"
 
 
 def test_latex_by_hand() -> None:
