@@ -229,7 +229,7 @@ def test_shapes_that_would_broadcast_are_refused(loss: Loss) -> None:
 def test_boundary_bce_counts_pixels_near_both_classes() -> None:
     """Distances are chessboard distances to a pixel of the other class; ignored pixels are no class."""
     logits, target = row(*[0.5] * 9), row(0, 0, 0, 0, 1, 1, 1, 1, 1)
-    for soft in (target, row(0, 0, 0, 0.45, 0.55, 1, 1, 1, 1)):  # as edges of resized masks are
+    for soft in (target, row(0, 0, 0, 0.5, 0.55, 1, 1, 1, 1)):  # as edges of resized masks are
         _, gradient = answer(boundary_bce, logits, soft)
         assert (gradient.ravel() != 0).tolist() == [False, False, True, True, True, True, False, False, False]
     _, gradient = answer(partial(boundary_bce, radius=1), logits, row(0, 0, 0, -1, 1, 1, 1, 1, 1))
