@@ -318,6 +318,15 @@ def test_lovasz_softmax_is_its_definition_over_sets(picture: tuple[np.ndarray, n
     np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", [lovasz_hinge, lovasz_softmax])
+def test_half_is_background_for_lovasz(loss: Loss) -> None:
+    """A set has no soft members; as for the boundary, a pixel is in it above one half."""
+    logits = row(0.3, -0.2, 0.1, 0.4)
+    np.testing.assert_array_equal(
+        answer(loss, logits, row(1, 0.5, 0.51, 0))[0], answer(loss, logits, row(1, 0, 1, 0))[0]
+    )
+
+
 def test_lovasz_weights_are_exact_in_a_large_image() -> None:
     """With every pixel wrong, the last of a million weighs 1 / 2**20; differences of rounded IoUs miss it by 6 %."""
     size = 1 << 20

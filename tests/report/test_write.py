@@ -117,6 +117,12 @@ def test_names_cannot_break_the_table() -> None:
     assert r"run & $\geq$20@90 \\" in text
 
 
+def test_names_stay_readable_in_json() -> None:
+    """Names of files and runs, which people look for."""
+    (line,) = json_lines(Table(("Bäume",), (entry("Bäume", "NoC@90", 1, 1, 1),), ())).splitlines()
+    assert '"Bäume"' in line
+
+
 def test_long_forms_hold_every_number_with_its_origin() -> None:
     """One record a number, the same in both formats, in plain units."""
     records = [json.loads(line) for line in json_lines(TABLE).splitlines()]
