@@ -229,8 +229,9 @@ def test_shapes_that_would_broadcast_are_refused(loss: Loss) -> None:
 def test_boundary_bce_counts_pixels_near_both_classes() -> None:
     """Distances are chessboard distances to a pixel of the other class; ignored pixels are no class."""
     logits, target = row(*[0.5] * 9), row(0, 0, 0, 0, 1, 1, 1, 1, 1)
-    _, gradient = answer(boundary_bce, logits, target)
-    assert (gradient.ravel() != 0).tolist() == [False, False, True, True, True, True, False, False, False]
+    for soft in (target, row(0, 0, 0, 0.5, 0.55, 1, 1, 1, 1)):  # as edges of resized masks are
+        _, gradient = answer(boundary_bce, logits, soft)
+        assert (gradient.ravel() != 0).tolist() == [False, False, True, True, True, True, False, False, False]
     _, gradient = answer(partial(boundary_bce, radius=1), logits, row(0, 0, 0, -1, 1, 1, 1, 1, 1))
     assert not gradient.any()
     values, _ = answer(boundary_bce, logits, target)
@@ -315,6 +316,15 @@ def test_lovasz_softmax_is_its_definition_over_sets(picture: tuple[np.ndarray, n
     wanted = sum(lovasz_extension(errors, members) for members in classes) / max(1, len(classes))
     values, _ = answer(lovasz_softmax, row(*logits), row(*labels))
     np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [lovasz_hinge, lovasz_softmax])
+def test_half_is_background_for_lovasz(loss: Loss) -> None:
+    """A set has no soft members; as for the boundary, a pixel is in it above one half."""
+    logits = row(0.3, -0.2, 0.1, 0.4)
+    np.testing.assert_array_equal(
+        answer(loss, logits, row(1, 0.5, 0.51, 0))[0], answer(loss, logits, row(1, 0, 1, 0))[0]
+    )
 
 
 def test_lovasz_weights_are_exact_in_a_large_image() -> None:

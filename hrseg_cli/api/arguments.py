@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hrseg_cli.clicks.files import LARGEST, Prompt, as_box
+from hrseg_cli.clicks.files import Prompt, as_box
 from hrseg_cli.data.labels import read_object
 from hrseg_cli.data.pixels import Span, parse_span, read_image
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Box, Click
+from hrseg_cli.limits import PIXELS
 from hrseg_cli.parsing import Malformed, parse_yaml
 from hrseg_cli.recipe import BinarizeRule
 
@@ -99,7 +100,7 @@ def as_click(row: Any, col: Any, positive: Any = True, size: tuple[int, int] | N
     for name, value, length in (("row", row, size and size[0]), ("col", col, size and size[1])):
         if isinstance(value, np.generic):
             value = value.item()
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:  # or NaN
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < PIXELS:  # or NaN
             raise HrsegError(f"`{name}` {value!r}: give a number of pixels")
         if length is not None and not 0 <= value < length:
             raise HrsegError(f"`{name}` {value}: outside the image; {name}s range from 0 to {length - 1}")

@@ -25,13 +25,13 @@ from typing import Any
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Box, Click
+from hrseg_cli.limits import PIXELS
 from hrseg_cli.parsing import Malformed, read_json, read_table, reason
 from hrseg_cli.runs import read_traces
 
 Prompt = Click | Box
 Objects = dict[str, tuple[Prompt, ...]]  # name of an object ("" if it has none) -> its clicks and boxes
 HOW = "write [row, col, 1], [row, col, 0] for background, or [top, left, bottom, right] for a box"
-LARGEST = 1e9
 SIDES = {
     **dict.fromkeys(("1", "1.0", "pos", "true", ""), True),  # pandas writes 1.0 in a column with gaps
     **dict.fromkeys(("0", "0.0", "neg", "false"), False),
@@ -75,7 +75,7 @@ def as_box(values: Any) -> Box:
     """(top, left, bottom, right) as a box. Raises ValueError or TypeError for anything else."""
     top, left, bottom, right = values
     numbers = (top, bottom, left, right)
-    if any(isinstance(end, bool | str) or not abs(end) < LARGEST for end in numbers):  # also true for NaN
+    if any(isinstance(end, bool | str) or not abs(end) < PIXELS for end in numbers):  # also true for NaN
         raise ValueError
     box = Box(*map(round, numbers))
     if box.bottom < box.top or box.right < box.left:
@@ -231,6 +231,6 @@ def _click(values: Any) -> Click:
     row, col, positive = values if len(values) == 3 else (*values, True)
     if positive not in (0, 1) or isinstance(row, bool | str) or isinstance(col, bool | str):
         raise ValueError
-    if not (abs(row) < LARGEST and abs(col) < LARGEST):  # also false for NaN
+    if not (abs(row) < PIXELS and abs(col) < PIXELS):  # also false for NaN
         raise ValueError
     return Click(row, col, bool(positive))

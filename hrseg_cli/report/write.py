@@ -50,7 +50,7 @@ def markdown(table: Table) -> str:
 def pipes(texts: Sequence[Sequence[str]]) -> str:
     """A padded Markdown table from rows of cells, header first; the first column is left-aligned, others right."""
     texts = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in texts]
-    widths = [max(len(line[i]) for line in texts) for i in range(len(texts[0]))]
+    widths = [max(2, *(len(line[i]) for line in texts)) for i in range(len(texts[0]))]  # "-:" has two characters
     rows = [
         [t.ljust(w) if i == 0 else t.rjust(w) for i, (t, w) in enumerate(zip(r, widths, strict=True))] for r in texts
     ]

@@ -196,3 +196,9 @@ def test_flip_is_the_mean_over_both_sides() -> None:
     assert not torch.allclose(straight, turned)  # or the test could not fail
     both = answer(model, x, [click], Protocol(name="flip", flip=True))
     torch.testing.assert_close(both, (straight + turned) / 2)
+
+
+def test_a_missing_box_is_minus_one() -> None:
+    """What models are told, those of others too."""
+    found = views.boxes_tensor([Box(top=1, bottom=2, left=3, right=4), None])
+    assert found.tolist() == [[1, 3, 2, 4], [-1, -1, -1, -1]]

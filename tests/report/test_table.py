@@ -176,6 +176,7 @@ def test_shards_that_do_not_make_a_run_are_refused(tmp_path: Path) -> None:
     one, two, three = shard_folders(tmp_path / "run", 3)
     for arguments, reason in (
         ([one, three], "shard 2/3 of 'run' is missing"),
+        ([two, three], "shard 1/3 of 'run' is missing"),
         ([one, two, two], "twice"),
         ([one, two, shard_folders(tmp_path / "far" / "run", 3, max_clicks=9)[2]], "differs in max_clicks"),
         ([one, shard_folders(tmp_path / "five" / "run", 5)[1]], "does not belong with"),

@@ -12,7 +12,7 @@ import pytest
 from hrseg_cli import catalog
 from hrseg_cli.report.table import Entry, Table
 from hrseg_cli.report.write import csv as as_csv
-from hrseg_cli.report.write import json_lines, latex, markdown
+from hrseg_cli.report.write import json_lines, latex, markdown, pipes
 
 
 def entry(
@@ -65,6 +65,12 @@ def test_markdown_by_hand() -> None:
     assert markdown(TABLE) == MARKDOWN
 
 
+def test_a_narrow_column_and_a_table_without_rows() -> None:
+    """A rule without a hyphen is none, and the lines would not be a table."""
+    assert pipes([["set", "n"], ["a", "1"]]) == "| set |  n |\n| --- | -: |\n| a   |  1 |\n"
+    assert pipes([["set", "n"]]) == "| set |  n |\n| --- | -: |\n"
+
+
 def test_latex_by_hand() -> None:
     assert latex(TABLE) == LATEX
 
@@ -109,6 +115,12 @@ def test_names_cannot_break_the_table() -> None:
     escaped = r"a|b \& c\_1 50\% \{x\} {[}y{]} \textbackslash{}z \textasciitilde{} \textasciicircum{} \#\$"
     assert f"{escaped} & 3 {{\\scriptsize [1, 5]}} \\\\" in text
     assert r"run & $\geq$20@90 \\" in text
+
+
+def test_names_stay_readable_in_json() -> None:
+    """Names of files and runs, which people look for."""
+    (line,) = json_lines(Table(("Bäume",), (entry("Bäume", "NoC@90", 1, 1, 1),), ())).splitlines()
+    assert '"Bäume"' in line
 
 
 def test_long_forms_hold_every_number_with_its_origin() -> None:
