@@ -167,6 +167,21 @@ def test_two_tabs_on_one_image(served: Served, context: Any) -> None:
     assert one.errors == []
 
 
+def test_two_tabs_on_two_images(served: Served, context: Any) -> None:
+    """Neither is in the other's way, and the files about all images have both."""
+    one, other = Tab(context, served.url), Tab(context, served.url)
+    other.press("PageDown")
+    other.ready()
+    one.click(RED)
+    other.click(BLUE)
+    one.click(BLUE)
+    assert np.array_equal(served.mask("a_0"), truth("red") | truth("blue"))
+    assert np.array_equal(served.mask("b_0"), truth("blue"))
+    coco = json.loads((served.place / "annotations" / "coco.json").read_text())
+    assert [one["image_id"] for one in coco["annotations"]] == [1, 2]
+    assert one.errors == other.errors == []
+
+
 def test_a_hand_that_is_quicker_than_the_model(served: Served, context: Any) -> None:
     """What is done is for the object that was meant, and for the image that was seen."""
     tab = Tab(context, served.url)

@@ -113,7 +113,7 @@ export function showProgress() {
     objects += image.labels.length;
     spent += image.spent;
   }
-  $("pace").textContent = objects ? `${spanText(spent / objects)} an object` : "";
+  $("pace").textContent = objects ? `${spanText(spent / objects)}/object` : "";
 }
 
 export const spanText = (seconds) => (seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`);

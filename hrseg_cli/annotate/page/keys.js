@@ -26,7 +26,7 @@ const KEYS = { // a bar separates keys for the alternatives in the text
     ["T|Shift T", "threshold up / down"],
     [">|<", "grow / shrink by one pixel"],
     ["F", "refine the mask, if the protocol has a refiner"],
-    ["Shift F|K", "fill holes / keep the largest part"],
+    ["Shift F|Shift K", "fill holes / keep the largest part"],
   ],
   "Outline": [
     ["drag", "move a corner; on a side: add one"],

@@ -5,7 +5,7 @@ import { act } from "./server.js";
 import { $, app, element, overlay, scene, showMessage } from "./state.js";
 import { COLOURS } from "./view.js";
 
-const KEYED = 9; // labels with a key of their own
+const KEYED = 9; // labels with a key of their own, as many as there are digits
 
 export function setLabels(labels, fixed) {
   app.labels = labels;
@@ -25,13 +25,17 @@ export function learn(name) {
 export function showLabels() {
   const name = scene.chosen?.name ?? app.label;
   $("labels-section").hidden = !app.labels.length;
-  $("labels").replaceChildren(...app.labels.slice(0, KEYED).map((label, index) => {
+  $("labels").replaceChildren(...app.labels.map((label, index) => {
     const swatch = element("span", { className: "swatch" });
     const colour = app.fixed ? index % COLOURS.length : scene.objects.find((one) => one.name === label)?.colour;
     if (colour !== undefined) swatch.style.background = `rgb(${COLOURS[colour]})`;
-    const key = element("kbd", { textContent: index + 1 });
-    key.setAttribute("aria-hidden", "true");
-    const button = element("button", { title: `Shift ${index + 1}`, onclick: () => giveLabel(index) }, swatch, label, key);
+    const button = element("button", { onclick: () => giveLabel(index) }, swatch, label);
+    if (index < KEYED) {
+      const key = element("kbd", { textContent: index + 1 });
+      key.setAttribute("aria-hidden", "true");
+      button.append(key);
+      button.title = `Shift ${index + 1}`;
+    }
     button.dataset.focus = `label ${index}`;
     button.setAttribute("aria-pressed", String(label === name));
     return button;
