@@ -42,6 +42,7 @@ def test_boxes_are_read_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("image,row,col,positive,bottom,right\na,10,20,,40,61\na,3,4,0,,\n")
     assert read_clicks(tmp_path / "c.csv") == {"a": {"": (box, Click(3, 4, False))}}
     assert parse_box("10,20,40,61") == box
+    assert parse_box("10,20,10,20") == Box(10, 10, 20, 20), "of one pixel"
     assert as_numbers(box) == [10, 20, 40, 61]
     for wrong in ("10,20,40", "10,20,5,61", "a,b,c,d", "1,2,nan,4", ""):
         with pytest.raises(HrsegError, match="write TOP,LEFT,BOTTOM,RIGHT"):

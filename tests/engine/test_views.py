@@ -198,6 +198,37 @@ def test_flip_is_the_mean_over_both_sides() -> None:
     torch.testing.assert_close(both, (straight + turned) / 2)
 
 
+class Boxed(InteractiveModel):
+    """The object is the box."""
+
+    name = "boxed"
+    has_encoder = True
+
+    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (image,)
+
+    def decode(
+        self,
+        features: tuple[torch.Tensor, ...],
+        previous: torch.Tensor,
+        points: torch.Tensor,
+        boxes: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        assert boxes is not None
+        top, left, bottom, right = boxes[0].int().tolist()
+        logits = torch.full_like(previous, -8.0)
+        logits[..., top : bottom + 1, left : right + 1] = 8
+        return {"logits": logits}
+
+
+def test_a_box_is_mirrored_with_the_image() -> None:
+    view, previous = views.View(torch.rand(1, 3, 20, 41)), torch.zeros(1, 1, 20, 41)
+    for flip in (False, True):
+        found = views.infer(Boxed(), [views.Query(view, previous, [], flip, Box(3, 8, 5, 11))])
+        assert views.mask_box(found[0, 0] > 0) == Box(3, 8, 5, 11)
+        assert found.unique().tolist() == [-8, 8], "both sides agree"
+
+
 def test_a_missing_box_is_minus_one() -> None:
     """What models are told, those of others too."""
     found = views.boxes_tensor([Box(top=1, bottom=2, left=3, right=4), None])

@@ -217,7 +217,7 @@ def test_per_object_rows() -> None:
         dataset="d",
         clicks=(Click(1, 2, True), Click(3, 4, False), Click(5, 6, True)),
         scores={"iou": (0.5, 0.93, 0.92), "biou": (0.1, 0.2, 0.9)},
-        seconds=(0.1, 0.2, 0.3),
+        seconds=(0.1, 0.2, 0.312345),
         until={"iou": 0.9, "biou": 0.9},
         size=(480, 640),
         area=1234,
@@ -231,7 +231,7 @@ def test_per_object_rows() -> None:
         *("biou_reached@90", "biou_reached@92.5", "biou_reached@95"),
     ]
     assert rows[0] == [
-        *("a", 480, 640, 1234, 3, 0.6),
+        *("a", 480, 640, 1234, 3, 0.6123),
         *(0.92, 0.93, 2, 2, "", 1, 1, ""),
         *(0.9, 0.9, 3, "", "", 1, "", ""),
     ]
