@@ -15,7 +15,7 @@ from hrseg_cli.recipe import data_folder, load_protocol, load_recipe, recipe_nam
 
 PHOTOS = (
     *("h18s_photos", "clicknet_photos", "segrefiner_small", "cascadepsp_small", "zoo/"),
-    *("simpleclick_distil", "simpleclick_photos", "toast_pretune"),
+    *("simpleclick_distil", "simpleclick_photos", "toast_pretune", "vit/"),
 )
 
 
