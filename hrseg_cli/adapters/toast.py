@@ -199,6 +199,7 @@ def toast_lite(model: InteractiveModel, *, select: Select = "clicks", passes: in
 
 def _with_path(model: InteractiveModel, select: Select, passes: int) -> Toast:
     if isinstance(model, Toast):
+        freeze(model)  # training starts from a base with all gradients on
         merge(model.path)
         adapted = model
         adapted.choose(select, passes)

@@ -156,6 +156,9 @@ def test_a_pretuned_path_is_kept_and_tuned_further(tmp_path: Path) -> None:
     loaded, _ = load_model(both)
     assert torch.equal(ask(loaded), ask(pretuned))
     known = weights_hash(loaded)
+    for kind in (toast, toast_lite):
+        further = kind(copy.deepcopy(loaded).requires_grad_(True), select="clicks")  # as a training starts
+        assert {name.split(".")[0] for name in adapter_state(further)} == {"path"}
     lite = toast_lite(loaded, select="clicks")
     torch.testing.assert_close(ask(lite), ask(pretuned), atol=1e-6, rtol=0)
     save_adapter(shaken(lite), tmp_path / "lite.safetensors", "toast_lite", options, known, {})

@@ -44,7 +44,8 @@ def folder(tmp_path: Path) -> Path:
             }
             with Run(tmp_path / "runs" / row / "0" / part, "evaluate", settings) as run:
                 run.finish(list(traces), traces, keep_masks=False)
-    recipe = {"recipe": {"data": {"crop": [320, 480], "parts": [{"dataset": "/home/me/hqseg44k"}]}}}
+    data = {"crop": [320, 480], "parts": [{"dataset": "/home/me/hqseg44k"}]}
+    recipe = {"recipe": {"data": data, "model": {"weights": "/home/me/base.safetensors+/home/path.safetensors"}}}
     with Run(tmp_path / "runs" / "t3_lora" / "0" / "train", "adapt", recipe, {"root": "/home/me"}) as run:
         run.summary = {"trained": 5, "gmac": 1.0, "base_gmac": 2.0}
     (tmp_path / "runs" / "t3_lora" / "0" / "train" / "best.safetensors").write_bytes(bytes(100_000))
@@ -71,7 +72,10 @@ def test_the_file_is_small_always_the_same_and_says_nothing_about_the_machine(fo
     with zipfile.ZipFile(folder.parent / "t.zip") as file:
         assert len(file.namelist()) == 9
         record = json.loads(file.read("runs/t3_lora/0/train/run.json"))
+        texts = b"".join(map(file.read, file.namelist()))
     assert record["asked"].keys() == {"command", "settings"}
+    assert record["asked"]["settings"]["recipe"]["model"]["weights"] == "base.safetensors+path.safetensors"
+    assert b"/home" not in texts
 
 
 def test_wrong_usage_and_damaged_files_are_one_line(hrseg: Command, folder: Path, tmp_path: Path) -> None:
