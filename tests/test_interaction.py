@@ -28,6 +28,12 @@ def test_the_part_of_a_box_inside_an_image(box: Box, inside: Box | None) -> None
     assert box.inside(20, 30) == inside
 
 
+def test_a_click_in_an_image_lies_on_one_of_its_pixels() -> None:
+    inside = [Click(0, 0, True), Click(19.9, 29.9, True)]
+    outside = [Click(-0.1, 5, True), Click(20, 5, True), Click(5, -0.1, True), Click(5, 30, True)]
+    assert [click.lies_in(20, 30) for click in inside + outside] == [True] * 2 + [False] * 4
+
+
 def test_a_record_without_size_and_area_has_none() -> None:
     """As runs of earlier versions stored them."""
     trace = Trace(

@@ -96,6 +96,12 @@ def test_the_start_is_the_base_itself(base: ClickHRNet, kind: Any) -> None:
     before = ask(base)
     assert attach_lora(base, kind=kind) is base
     assert torch.equal(ask(base), before)
+    # A begins as PyTorch's layers do: uniform, up to the inverse root of the inputs of an output.
+    for layer in (module for module in base.modules() if isinstance(module, LoRA)):
+        bound = layer.lora_A[0].numel() ** -0.5
+        assert layer.lora_A.abs().max() <= bound
+        if layer.lora_A.numel() > 200:
+            assert layer.lora_A.abs().max() > 0.95 * bound
 
 
 @pytest.mark.parametrize("kind", ["conv", "loralib"])

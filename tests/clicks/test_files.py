@@ -60,6 +60,8 @@ def test_boxes_are_read_in_their_order(tmp_path: Path) -> None:
         ("c.json", '{"a": [[3, "4", 1]]}', "a: not clicks"),
         ("c.json", '{"a": [[3, 4, 2]]}', "a: not clicks"),
         ("c.json", '{"a": [[NaN, 4, 1]]}', "a: not clicks"),
+        ("c.json", '{"a": [[true, 4, 20, 30]]}', "a: not clicks"),
+        ("c.json", '{"a": [[3, 4, 1e12, 30]]}', "a: not clicks"),
         ("c.json", '{"a": 5}', "a: not clicks"),
         ("c.json", '{"a": []}', "a: an object without clicks"),
         ("c.json", '{"a": {"left": []}}', "a: an object without clicks"),

@@ -450,6 +450,9 @@ def test_boxes_come_as_often_as_asked_alone_and_with_clicks() -> None:
     assert (jittered >= 0).all()
     assert (jittered < [*labelled.shape, *labelled.shape]).all()
     assert (draw(targets[:0], labelled, rng, settings).box == -1).all()
+    everything = np.ones((1, 20, 30), targets.dtype)
+    exact = Clicks(box_probability=1, box_jitter=0, merge_probability=0)
+    assert draw(everything, everything[0].astype(labelled.dtype), rng, exact).box.tolist() == [0, 0, 19, 29]
 
 
 def test_faulty_masks_are_near_their_object_and_get_a_correction() -> None:

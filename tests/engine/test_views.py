@@ -130,6 +130,9 @@ def test_a_border_shows_the_network_the_mirrored_image() -> None:
     assert not others
     assert click == [12, 16, 0]
     assert torch.equal(image, F.pad(x, (9, 9, 9, 9), mode="reflect"))
+    protocol = Protocol(name="border", tiles=Tiles(size=64, overlap=0, border=9))
+    queries = views.crop_queries(views.View(x[:, :3]), x[:, 3:], [], protocol, Box(2, 11, 4, 20))
+    assert next(queries).box == Box(11, 20, 13, 29), "a box moves with the image"
     tiled = answer(Spy(), x, [], Protocol(name="both", tiles=Tiles(size=64, overlap=8, border=32)))
     torch.testing.assert_close(tiled, plain)
     assert len(seen) == 1 + 4
