@@ -180,7 +180,7 @@ def test_a_drawn_click_depends_on_group_object_and_number() -> None:
     truth[5:55, 5:55] = 1
     nothing = np.zeros(truth.shape, bool)
     one = drawn_click(truth, nothing, [], 3, "a")
-    assert one == drawn_click(truth, nothing, [], 3, "a")
+    assert one == Click(54, 46, True), "a number of 2026-11-30: published results are repeated with these clicks"
     assert one is not None
     assert len({one, drawn_click(truth, nothing, [], 4, "a"), drawn_click(truth, nothing, [], 3, "b")}) == 3
     assert drawn_click(truth, nothing, [one], 3, "a") != one
