@@ -1,12 +1,13 @@
-"""Latency of a first click and of later clicks of networks of all families, with random weights, in one run.
+"""Latency of a first click and of later clicks of networks of several families, in one run.
 
     python benchmarks/click_latency.py [NAME ...] [--threads 1] [--clicks 3] [--size 480x640]
 
 Markdown, a row per network: milliseconds of CPU time of a session's first click, and the median of later ones on the
-same image, from the click to the mask in full size; each as a ratio to the first row too; and wall time. Protocols are
-those of each family, without mirroring, so that each look is one pass. Segment Anything models are of transformers'
-own classes (hrseg[sam]) and of ViT-B size: their encoder runs at the first click only.
-A session before the measured one warms up, except for Segment Anything, whose encoder takes half a minute of CPU time.
+same image, from the click to the mask at full size, each also as a ratio to the first row; and wall time. Each family
+has its own protocol, without mirroring, so that a click is one pass. h18s and clicknet_m have their trained weights,
+the others random ones. Segment Anything models are of transformers' classes (hrseg[sam]) and of ViT-B size: their
+encoder runs at the first click only. A session before the measured one warms up, except for Segment Anything, whose
+encoder takes half a minute of CPU time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 
 from hrseg_cli import catalog
 from hrseg_cli.checkpoints.resolve import load_model
+from hrseg_cli.engine.devices import processor
 from hrseg_cli.engine.fast import fast
 from hrseg_cli.engine.session import Session
 from hrseg_cli.interaction import Click
@@ -85,7 +86,8 @@ def main() -> None:
     torch.manual_seed(0)
     height, width = (int(side) for side in options.size.split("x"))
     image = drawn(height, width)
-    print(f"torch {torch.__version__}, {options.threads} thread(s), {processor()}, fp32, image {options.size}\n")
+    where = f"{processor()} ({torch.backends.cpu.get_cpu_capability()})"
+    print(f"torch {torch.__version__}, {options.threads} thread(s), {where}, fp32, image {options.size}\n")
     print("| network | parameters (M) | protocol | first, CPU ms | ratio | later, CPU ms | ratio | wall ms |")
     print("|---|---:|---|---:|---:|---:|---:|---|", flush=True)
     base: dict[str, float] = {}
@@ -123,14 +125,6 @@ def drawn(height: int, width: int) -> np.ndarray:
     image = cv2.resize(spots, (width, height))
     cv2.ellipse(image, (width // 2, height // 2), (width // 5, height // 5), 30, 0, 360, (220, 160, 60), -1)
     return image
-
-
-def processor() -> str:
-    """Name of the processor, and the widest vector instructions that PyTorch uses on it."""
-    found = Path("/proc/cpuinfo")
-    lines = found.read_text().splitlines() if found.exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 if __name__ == "__main__":

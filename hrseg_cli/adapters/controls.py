@@ -63,8 +63,8 @@ def is_still(module: nn.Module, untrained: Collection[nn.Parameter]) -> bool:
 def freeze_for(model: InteractiveModel, part: str) -> InteractiveModel:
     """Train only one part of ``model``, in place. These are the controls that adapters are compared with.
 
-    part: ``full``: all weights; ``head``: the classifiers; ``bn``: scale and shift of all
-        normalisations; ``bitfit``: all biases (Ben Zaken et al. 2022, "BitFit").
+    part: ``full``: all weights; ``head``: the classifiers; ``bn``: scale and shift of all normalisations;
+        ``bitfit``: all biases (Ben Zaken et al. 2022, "BitFit").
     The statistics of a batch normalisation are re-estimated if its scale is trained. Parameters that are never trained
     (:meth:`InteractiveModel.untrained`) stay frozen. Raises UnknownName for an unknown part, HrsegError if the model
     does not have the part.

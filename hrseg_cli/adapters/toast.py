@@ -206,7 +206,7 @@ def _with_path(model: InteractiveModel, select: Select, passes: int) -> Toast:
     elif isinstance(model, ViTModel):
         adapted = Toast(model, select, passes)
     else:
-        raise HrsegError(f"toast needs a Vision Transformer, not a {model.name}; use another adapter or model")
+        raise HrsegError(f"toast needs a Vision Transformer, and {model.name} is not one; use another adapter or model")
     if adapted.path.prompt is not None:
         adapted.path.prompt.requires_grad_(select == "prompt")
     return adapted

@@ -154,8 +154,8 @@ def evaluate(
 def over_groups(results: Sequence[Result]) -> pd.DataFrame:
     """Mean and standard deviation of the numbers of several evaluations that differ in their clicks.
 
-    results: of :func:`evaluate`, with ``changes={"click_group": 0}``, 1, ... on the same objects, such as the protocol
-        "off_centre" has them.
+    results: of :func:`evaluate` on the same objects, with ``protocol="off_centre"`` and ``changes={"click_group": 0}``,
+        ``{"click_group": 1}``, ...
 
     Columns: ``dataset``, ``metric``, ``measure``, ``mean``, ``std`` (of a sample), ``groups``, ``n`` (objects). The
     numbers are those of ``hrseg evaluate --groups``. Raises HrsegError for fewer than two results, or other objects.

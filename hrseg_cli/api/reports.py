@@ -56,8 +56,9 @@ def verify(runs: str | PathLike[str] | Sequence[str | PathLike[str]]) -> pd.Data
 
     runs: one or several run folders.
 
-    Columns, a row per run: ``run``, and how many ``objects``, ``scores``, ``clicks`` and ``images`` were checked, and
-    ``problems`` found. ``.attrs["problems"]`` has a line about each.
+    Columns, a row per run: ``run``, how many ``objects``, ``scores``, ``clicks``, ``initial_masks`` (masks that objects
+    start from) and ``images`` were checked, and how many ``problems`` were found. ``.attrs["problems"]`` has a line for
+    each.
     Raises HrsegError for a folder without a finished evaluation with all masks, or whose numbers are not its traces'.
     """
     import pandas as pd

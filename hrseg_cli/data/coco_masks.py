@@ -234,11 +234,6 @@ def is_crowd(entry: dict[str, Any]) -> bool:
     return str(entry.get("iscrowd") or 0) not in ("0", "0.0", "False", "false")
 
 
-def area_of(runs: dict[str, Any]) -> int:
-    """Pixels of a mask in run lengths."""
-    return int(pycoco.area(runs))
-
-
 def is_coco(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() == ".json"
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hrseg_cli import __version__, catalog
-from hrseg_cli.data.coco_masks import CocoMasks, area_of, is_crowd
+from hrseg_cli.data.coco_masks import CocoMasks, is_crowd
 from hrseg_cli.data.mask_files import Item, MaskFiles, Size, Unit
 from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.data.samples import size_and_time
@@ -208,10 +208,7 @@ def precision_rows(masks: MaskSet, truths: MaskSet | None, out: Path, band: dict
 
 
 def _instance(image: str, entry: dict[str, Any], runs: dict[str, Any]) -> Instance:
-    area, score = entry.get("area"), entry.get("score", 1.0)
-    if not isinstance(area, int | float):
-        area = area_of(runs)
-    return Instance(image, str(entry.get("category_id")), runs, area, float(score), is_crowd(entry))
+    return Instance(image, str(entry.get("category_id")), runs, float(entry.get("score", 1.0)), is_crowd(entry))
 
 
 def _set_of(image: Path) -> str:

@@ -42,7 +42,7 @@ class Refiner:
         described = target.__call__ if has_network else target
         known = dict(inspect.signature(described).parameters)
         self.takes_clicks = "clicks" in known
-        self._takes_factor = "enlarge" in known
+        self._takes_enlarge = "enlarge" in known
         self._options = _checked(
             settings, {key for key, one in known.items() if one.kind == one.KEYWORD_ONLY}, described
         )
@@ -100,7 +100,7 @@ class Refiner:
         options = dict(self._options)
         if self.takes_clicks:
             options["clicks"] = tuple(Click(c.row - place[0].start, c.col - place[1].start, c.positive) for c in clicks)
-        if self._takes_factor:
+        if self._takes_enlarge:
             options["enlarge"] = enlarge
         refined = self._call(np.ascontiguousarray(image[place]), result[place].copy(), **options)
         if self.needs_model:

@@ -19,14 +19,13 @@ NAMES = ("ap", "ap50", "ap75")
 class Instance(NamedTuple):
     """A mask of an image: an object of the ground truth, or a result with its score.
 
-    runs: COCO's compressed run lengths. area: in pixels, as the file gives it. crowd: of the ground truth, a region in
-    which results are neither right nor wrong.
+    runs: COCO's compressed run lengths. crowd: a region of the ground truth in which results are neither right nor
+    wrong.
     """
 
     image: Hashable
     category: Hashable
     runs: dict[str, Any]
-    area: float
     score: float = 1.0
     crowd: bool = False
 
@@ -79,7 +78,7 @@ def average_precision(
                         "image_id": numbers[one.image],
                         "category_id": categories[one.category],
                         "segmentation": one.runs,
-                        "area": one.area,
+                        "area": 1,  # of any size
                         "iscrowd": int(one.crowd),
                         "score": one.score,
                     }
@@ -90,6 +89,7 @@ def average_precision(
             part.createIndex()
             both.append(part)
         evaluation = BoundaryEval(*both, "segm")
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
         evaluation.evaluate()
         evaluation.accumulate()
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # thresholds, recalls, categories; -1 without objects

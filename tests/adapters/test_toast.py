@@ -188,7 +188,7 @@ def test_wrong_options(change: dict[str, Any], told: str) -> None:
 
 
 def test_other_networks_are_refused() -> None:
-    with pytest.raises(HrsegError, match="needs a Vision Transformer, not a clicknet; use another"):
+    with pytest.raises(HrsegError, match="needs a Vision Transformer, and clicknet is not one; use another"):
         toast_lite(clicknet_s())
 
 

@@ -115,6 +115,15 @@ def test_what_is_there_is_not_done_again(hrseg: Command, photos: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["cat_rle.json", "dog_rle.json", "predict.jsonl"]
 
 
+def predict_until_killed(photos: Path, protocol: str, click: Click) -> None:
+    from hrseg_cli.engine import predict
+
+    asked = predict.PredictOptions(*load_model("grabcut"), load_protocol(protocol), ("png",), 1.0)
+    job = predict.Job(photos / "a" / "cat.png", "", (click,))
+    with pytest.raises(KeyboardInterrupt):
+        list(predict.predict([job], asked, photos / "out"))
+
+
 def test_a_kill_between_files_and_record_leaves_no_old_answer(
     hrseg: Command, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,10 +139,7 @@ def test_a_kill_between_files_and_record_leaves_no_old_answer(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(predict, "write_mask", killed)
-    asked = predict.PredictOptions(*load_model("grabcut"), load_protocol("photo"), ("png",), 1.0)
-    job = predict.Job(photos / "a" / "cat.png", "", (Click(90, 170, True),))
-    with pytest.raises(KeyboardInterrupt):
-        list(predict.predict([job], asked, photos / "out"))
+    predict_until_killed(photos, "photo", Click(90, 170, True))
     monkeypatch.undo()
     assert iou(mask_of(photos / "out" / "cat.png"), DISKS["right"]) > 0.9
     done = hrseg(*words, "60,60")
@@ -157,10 +163,7 @@ def test_files_of_before_go_once_the_new_record_is_there(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(predict, "_remove", killed)
-    asked = predict.PredictOptions(*load_model("grabcut"), load_protocol("fast"), ("png",), 1.0)
-    job = predict.Job(photos / "a" / "cat.png", "", (Click(60, 60, True),))
-    with pytest.raises(KeyboardInterrupt):
-        list(predict.predict([job], asked, photos / "out"))
+    predict_until_killed(photos, "fast", Click(60, 60, True))
     monkeypatch.undo()
     assert (photos / "out" / "cat_soft.png").exists()
     rows(hrseg(*words))

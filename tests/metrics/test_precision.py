@@ -25,7 +25,7 @@ def square(top: int, left: int, side: int = 24) -> np.ndarray:
 def instance(
     mask: np.ndarray, score: float = 1.0, image: str = "a", category: Any = 1, crowd: bool = False
 ) -> Instance:
-    return Instance(image, category, run_lengths(mask), int(mask.sum()), score, crowd)
+    return Instance(image, category, run_lengths(mask), score, crowd)
 
 
 def naive(truths: list[np.ndarray], results: list[np.ndarray], overlap: Any, threshold: float) -> float:

@@ -216,7 +216,7 @@ def test_only_this_machine_and_named_hosts_are_asked(monkeypatch: pytest.MonkeyP
         with pytest.raises(HrsegError, match="give http://127"):
             load_model(spec)
     for spec in ("http://127.0.0.1:9/\u00e9", "http://127.0.0.1:9/a b", "http://127.0.0.1:9/\udce9"):
-        with pytest.raises(HrsegError, match="write them as %XX"):
+        with pytest.raises(HrsegError, match="percent-encode them"):
             load_model(spec)
     for host in ("example.org", "127.0.0.1.example.org", "10.0.0.1", "0.0.0.0"):
         with pytest.raises(HrsegError, match=f"HRSEG_MODEL_HOSTS={host}"):

@@ -38,7 +38,9 @@ class Client:
         if not host or port is None or parts.query or parts.fragment or parts.username:
             raise HrsegError(f"`model` {url[:100]}: give http://127.0.0.1:PORT")
         if not re.fullmatch("[!-~]+", url):
-            raise HrsegError(f"`model` {url[:100]}: spaces and letters beyond ASCII; write them as %XX, such as %20")
+            raise HrsegError(
+                f"`model` {url[:100]}: contains spaces or non-ASCII characters; percent-encode them, such as %20"
+            )
         if host not in (*HERE, *filter(None, os.environ.get(HOSTS, "").split(","))):
             raise HrsegError(
                 f"`model` {url}: {host} is not this machine; to send your images there, set {HOSTS}={host}"
