@@ -14,6 +14,7 @@ from hrseg_cli.recipe.protocol import with_binarize as with_binarize
 from hrseg_cli.recipe.protocol import with_hash as with_hash
 from hrseg_cli.recipe.reading import data_folder as data_folder
 from hrseg_cli.recipe.tables import TablePlan as TablePlan
+from hrseg_cli.recipe.tables import TableRow as TableRow
 from hrseg_cli.recipe.tables import TablesPlan as TablesPlan
 from hrseg_cli.recipe.tables import load_tables as load_tables
 from hrseg_cli.recipe.tables import tables_names as tables_names

@@ -37,7 +37,8 @@ class Scores(Settings):
 class TablesPlan(Settings):
     """Tables of the runs in one folder, ``ROW/SEED/SET``; ``ROW/SEED/train`` may hold the training of a row.
 
-    sets: folder of a set -> its title. metrics: columns of each set. level: NoC is counted to this score.
+    sets: folder of a set -> its title. metrics: columns of each set, such as ``biou``, or ``iou@80`` for clicks to a
+        score other than ``level``.
     base: the row that others are compared with. timed: the set whose seconds per click are printed [the last].
     scores: see :class:`Scores`; by default there is no such table.
     published: heading of the columns of published numbers; published_note: a sentence about them.
@@ -49,7 +50,7 @@ class TablesPlan(Settings):
     name: str
     tables: list[TablePlan] = Field(min_length=1)
     sets: dict[Folder, str] = Field(min_length=1)
-    metrics: list[str] = Field(min_length=1)
+    metrics: list[Annotated[str, Field(pattern=r"^\w+(@[1-9]\d?(\.\d+)?)?$")]] = Field(min_length=1)
     level: float = Field(0.9, gt=0, le=1)
     base: Folder = "base"
     timed: str = ""
@@ -66,6 +67,8 @@ class TablesPlan(Settings):
             raise ValueError("sets: 'train' is the folder of a row's training; choose another name")
         if self.timed and self.timed not in self.sets:
             raise ValueError(f"timed: '{self.timed}' is not among the sets")
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError("metrics: a column is named twice")
         for row in (row for table in self.tables for row in table.rows):
             if len(row.numbers) not in (0, len(self.columns)):
                 raise ValueError(f"row {row.row}: has {len(row.numbers)} numbers for {len(self.columns)} columns")
@@ -75,6 +78,11 @@ class TablesPlan(Settings):
     def columns(self) -> tuple[tuple[str, str], ...]:
         """(set, metric), in printing order."""
         return tuple((part, metric) for part in self.sets for metric in self.metrics)
+
+    def target(self, metric: str) -> tuple[str, float]:
+        """Name and level of one of ``metrics``."""
+        name, _, percent = metric.partition("@")
+        return name, float(percent) / 100 if percent else self.level
 
     @property
     def rows(self) -> list[str]:

@@ -16,7 +16,7 @@ from hrseg_cli import catalog
 from hrseg_cli.data.samples import split_options
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.metrics.noc import interval, known, mean_at, noc
-from hrseg_cli.recipe import TablePlan, TablesPlan
+from hrseg_cli.recipe import TablePlan, TableRow, TablesPlan
 from hrseg_cli.report.table import Evaluation, build, by_value, label_of, read_evaluations
 from hrseg_cli.report.write import ABSENT, escape, pipes
 from hrseg_cli.runs import read_run
@@ -67,7 +67,7 @@ class TablesResult:
 def read(folder: Path, plan: TablesPlan) -> TablesResult:
     """Read the finished runs in a folder. Raises HrsegError if there are none, UnknownName for an unknown metric."""
     for metric in plan.metrics:
-        catalog.resolve("metric", metric)
+        catalog.resolve("metric", plan.target(metric)[0])
     runs: dict[str, dict[str, list[Evaluation]]] = {part: {} for part in plan.sets}
     unfinished = []
     for row in plan.rows:
@@ -85,13 +85,14 @@ def read(folder: Path, plan: TablesPlan) -> TablesResult:
             f"{folder}: no finished evaluation of tables '{plan.name}' found; create them with {plan.made_by}"
         )
     first = next(iter(runs.values()))
-    trainings = {row: _training(evaluations[0]) for row, evaluations in first.items() if row != plan.base}
+    trainings = {row: _training(evaluations[0]) for row, evaluations in first.items()}
     rows = {
         row: _row(plan, {part: runs[part].get(row, []) for part in plan.sets}, trainings.get(row, {}))
         for row in plan.rows
     }
-    own = next((done["base_gmac"] for done in trainings.values() if "base_gmac" in done), None)
-    rows[plan.base] = replace(rows[plan.base], trained=0, gmac=own)
+    if not trainings.get(plan.base):  # what adapters start from
+        own = next((done["base_gmac"] for done in trainings.values() if "base_gmac" in done), None)
+        rows[plan.base] = replace(rows[plan.base], trained=0, gmac=own)
     return TablesResult(plan, rows, tuple(_notes(plan, runs, rows, unfinished)))
 
 
@@ -118,7 +119,7 @@ def _row(plan: TablesPlan, runs: dict[str, list[Evaluation]], training: dict[str
     clicks = {
         (part, metric): found
         for part, metric in plan.columns
-        if runs[part] and (found := _clicks(runs[part], metric, plan.level)) is not None
+        if runs[part] and (found := _clicks(runs[part], *plan.target(metric))) is not None
     }
     scores: dict[tuple[str, str], list[float]] = {}
     for trace in (trace for part in plan.sets for run in runs[part] for trace in run.traces):
@@ -170,21 +171,20 @@ def _notes(
     unfinished: Sequence[str],
 ) -> Iterator[str]:
     measure = f"NoC@{100 * plan.level:g}"
+    others = ", or to the score after @," if any("@" in metric for metric in plan.metrics) else ""
     yield (
-        f"{measure} over all objects of a set, [95 % bootstrap interval over objects, taken as independent]; bold: the "
-        f"fewest clicks measured. {plan.published_note}"
+        f"{measure}{others} over all objects of a set, [95 % bootstrap interval over objects, taken as independent]; "
+        f"bold: the fewest clicks measured. {plan.published_note}"
     ).rstrip()
-    costs = (
-        "Trained: parameters. GMAC: multiply-adds in one forward pass at the training crop; for the base at its input "
-        "size inside an adapter. "
-    )
+    inside = "" if rows[plan.base].crop else "; for the base at its input size inside an adapter"
+    costs = f"Trained: parameters. GMAC: multiply-adds in one forward pass at the training crop{inside}. "
     yield (
         f"{costs if _has_trainings(rows) else ''}s/click: median wall time on the "
         f"{plan.sets[_timed(plan)].replace(' ', '-')} set."
     )
     for part, title in plan.sets.items():
         evaluations = [run for row in runs[part].values() for run in row]
-        built = build(evaluations, plan.metrics, [measure])
+        built = build(evaluations, list(dict.fromkeys(plan.target(metric)[0] for metric in plan.metrics)), [measure])
         yield f"{title[0].upper()}{title[1:]}: {built.notes[0]}"
         found = list(built.differences)
         names = {run.label: " + ".join(sorted({trace.dataset for trace in run.traces})) for run in evaluations}
@@ -204,7 +204,8 @@ def _notes(
     commits = dict.fromkeys(one[:10] + "+" * one.endswith("+") for run in everything for one in run.commits)
     counts = dict.fromkeys(len(row) for name, row in runs[_timed(plan)].items() if name != plan.base)
     seeds = f"; seeds per row: {', '.join(map(str, counts))}" if counts else ""
-    yield f"Measured: base {', '.join(dict.fromkeys(bases))}; commit {', '.join(commits)}{seeds}."
+    kind = "base" if len({model.get("sha256", model["name"]) for model in models}) == 1 else "models"
+    yield f"Measured: {kind} {', '.join(dict.fromkeys(bases))}; commit {', '.join(commits)}{seeds}."
     spread = [
         (max(found.seeds) - min(found.seeds), row, part, metric)
         for row, result in rows.items()
@@ -215,6 +216,9 @@ def _notes(
         most, row, part, metric = max(spread)
         where = f"{row}, {plan.sets[part]}, {label_of(metric)}"
         yield f"Seeds of one row differ by up to {most:.2f} clicks ({where})."
+    absent = [row.label for table in plan.tables for row in table.rows if not (row.numbers or rows[row.row].clicks)]
+    if absent:
+        yield f"Not measured, omitted: {', '.join(dict.fromkeys(absent))}."
     if unfinished:
         yield f"Not finished, omitted: {', '.join(unfinished)}."
 
@@ -228,7 +232,7 @@ def _has_trainings(rows: Mapping[str, RowResult]) -> bool:
 
 def markdown(result: TablesResult) -> str:
     """The tables, each under a heading, and the notes."""
-    grids = {table.title: _grid(result, table, "**{}**") for table in result.plan.tables}
+    grids = _grids(result, "**{}**")
     out = [f"## {title}\n\n{pipes(lines)}\n" for title, lines in {**grids, **_pairs(result)}.items()]
     return "".join(out) + "\n".join(f"{note}\n" for note in result.notes)
 
@@ -236,7 +240,7 @@ def markdown(result: TablesResult) -> str:
 def latex(result: TablesResult) -> str:
     """A ``tabular`` with booktabs under each title, and the notes in small type."""
     out = ["% needs \\usepackage{booktabs}"]
-    grids = {table.title: _grid(result, table, "\\textbf{{{}}}") for table in result.plan.tables}
+    grids = _grids(result, "\\textbf{{{}}}")
     for title, (head, *texts) in {**grids, **_pairs(result)}.items():
         out += [f"\n\\smallskip\\noindent {title}\\par", f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\toprule"]
         out += [" & ".join(map(escape, head)) + " \\\\", "\\midrule"]
@@ -246,18 +250,29 @@ def latex(result: TablesResult) -> str:
     return "\n".join(out) + "\n"
 
 
+def _heading(plan: TablesPlan, part: str, metric: str) -> str:
+    name, at, percent = metric.partition("@")
+    return f"{plan.sets[part]} {label_of(name)}{at}{percent}"
+
+
 def _typeset(cell: str) -> str:
     value, space, interval = cell.partition(" [")
     text = value.replace(ABSENT, "--").replace(" × ", "$\\times$")
     return text + (f" {{\\scriptsize [{interval}}}" if space else "")
 
 
+def _grids(result: TablesResult, bold: str) -> dict[str, list[list[str]]]:
+    """Title -> header and rows, for each table with at least one row."""
+    return {table.title: _grid(result, table, bold) for table in result.plan.tables if _shown(result, table)}
+
+
 def _grid(result: TablesResult, table: TablePlan, bold: str) -> list[list[str]]:
     """Header and rows of one table as text; ``bold`` is the format of the best value in a column."""
     plan = result.plan
     head = [""]
-    columns = [[row.label for row in table.rows]]
-    found = [result.rows[row.row] for row in table.rows]
+    shown = _shown(result, table)
+    columns = [[row.label for row in shown]]
+    found = [result.rows[row.row] for row in shown]
     if _has_trainings(result.rows):
         head += ["trained", "crop", "GMAC"]
         columns.append([ABSENT if one.trained is None else f"{one.trained:,}" for one in found])
@@ -266,12 +281,17 @@ def _grid(result: TablesResult, table: TablePlan, bold: str) -> list[list[str]]:
     head.append("s/click")
     columns.append([ABSENT if one.seconds is None else f"{one.seconds:.2f}" for one in found])
     for place, (part, metric) in enumerate(plan.columns):
-        head.append(f"{plan.sets[part]} {label_of(metric)}")
+        head.append(_heading(plan, part, metric))
         columns.append(_noc_texts([one.clicks.get((part, metric)) for one in found], bold))
-        if any(row.numbers for row in table.rows):
+        if any(row.numbers for row in shown):
             head.append(plan.published)
-            columns.append([row.numbers[place] if row.numbers else ABSENT for row in table.rows])
+            columns.append([row.numbers[place] if row.numbers else ABSENT for row in shown])
     return [head, *(list(texts) for texts in zip(*columns, strict=True))]
+
+
+def _shown(result: TablesResult, table: TablePlan) -> list[TableRow]:
+    """The rows with measured or published numbers."""
+    return [row for row in table.rows if row.numbers or result.rows[row.row].clicks]
 
 
 def _pairs(result: TablesResult) -> dict[str, list[list[str]]]:
@@ -280,7 +300,7 @@ def _pairs(result: TablesResult) -> dict[str, list[list[str]]]:
     NoC depends on a threshold that few objects cross; the mean score does not.
     """
     plan, base = result.plan, result.rows[result.plan.base]
-    columns = {PAIRS: {f"{plan.sets[part]} {label_of(metric)}": _needed(part, metric) for part, metric in plan.columns}}
+    columns = {PAIRS: {_heading(plan, part, metric): _needed(part, metric) for part, metric in plan.columns}}
     if plan.scores:
         columns[plan.scores.title] = {name: _points(name) for name in dict.fromkeys(name for name, _ in base.scores)}
     labels = {row.row: row.label for table in plan.tables for row in table.rows if row.row != plan.base}

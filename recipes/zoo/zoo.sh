@@ -1,8 +1,9 @@
 #!/bin/sh
-# Trains the decoders of recipes/zoo one after the other, counts their clicks on objects that none of them has seen, and
-# writes the table: OUT/table.md.
+# Trains the decoders of recipes/zoo one after the other, counts their clicks and those of models without training on
+# objects that none of them has seen, and writes OUT/table.md, OUT/compared.md, OUT/curves.png and OUT/runs.zip.
 #   recipes/zoo/zoo.sh DATA          DATA: the folder with the photographs
-# Environment variables: ROWS, TEST (separated by spaces), OUT, TRAIN and EVALUATE (options of the two commands).
+# Environment variables: ROWS (recipes of recipes/zoo, and models that come with hrseg), TEST (datasets), both separated by
+# spaces; OUT, TRAIN and EVALUATE (options of the two commands).
 # Rerun the same command to resume: finished trainings and evaluations are skipped.
 set -eu
 
@@ -13,34 +14,43 @@ if [ ! -d "$data" ]; then
     exit 2
 fi
 all=$(cd "$here" && for file in *.yaml; do echo "${file%.yaml}"; done | grep -vx base)
-: "${ROWS:=$all}" "${OUT:=runs/zoo}" "${TRAIN:=--workers 1}" "${EVALUATE:=--protocol fast --workers 1}"
+known="clicknet_s clicknet_m grabcut kmeans mean_shift slic felzenszwalb random_walker watershed"
+: "${ROWS:=$known $all}" "${OUT:=runs/zoo}" "${TRAIN:=--workers 1}" "${EVALUATE:=--protocol fast --workers 1}"
 : "${TEST:=voc10_coseg:held=0.02 coco_subsets:held=0.02 bsds500:held=0.05 lara2018_leaf:held=0.1 \
 davis16_train:held=0.05,group=(.+)_\d+\$ shark pallet}"
 set -f # a group of a dataset is not a file name pattern
 
 sets=
 for dataset in $TEST; do sets="$sets --dataset $dataset"; done
-for row in $ROWS; do
-    folder=$OUT/$row
-    mkdir -p "$folder"
-    if [ ! -f "$folder/train.done" ]; then
-        echo "zoo.sh: $row: training" >&2
-        # shellcheck disable=SC2086  # lists of words
-        hrseg train --recipe "zoo/$row" --root "$data" --out "$folder/train" $TRAIN
-        : >"$folder/train.done"
-    fi
-    # The last weights, not the best: those would be chosen by held-out objects.
-    if [ ! -f "$folder/judged.done" ]; then
-        echo "zoo.sh: $row: evaluation" >&2
-        # shellcheck disable=SC2086
-        hrseg evaluate --model "$folder/train/last.safetensors" --root "$data" $sets --metric iou --metric biou $EVALUATE \
-            --out "$folder/judged"
-        : >"$folder/judged.done"
-    fi
-done
+
+# once STAMP COMMAND...: runs the command, unless it has finished before.
+once() {
+    stamp=$1
+    shift
+    if [ -f "$stamp" ]; then return; fi
+    echo "zoo.sh: ${stamp%.done}" >&2
+    "$@"
+    : >"$stamp"
+}
 
 set --
-for row in $ROWS; do set -- "$@" "$row=$OUT/$row/judged"; done
+for row in $ROWS; do
+    folder=$OUT/$row/0
+    mkdir -p "$folder"
+    model=$row
+    if [ -f "$here/$row.yaml" ]; then
+        # shellcheck disable=SC2086  # lists of words
+        once "$folder/train.done" hrseg train --recipe "zoo/$row" --root "$data" --out "$folder/train" $TRAIN
+        # The last weights, not the best: those would be chosen by held-out objects.
+        model=$folder/train/last.safetensors
+    fi
+    # shellcheck disable=SC2086
+    once "$folder/held.done" hrseg evaluate --model "$model" --root "$data" $sets --metric iou --metric biou $EVALUATE \
+        --out "$folder/held"
+    set -- "$@" "$row=$folder/held"
+done
+
 hrseg report "$@" --measure NoC@80 --measure NoC@85 --measure NoC@90 --measure NoF@90 --plot "$OUT/curves.png" \
     --out "$OUT/table.md"
-echo "zoo.sh: $OUT/table.md" >&2
+hrseg report --tables zoo "$OUT" --out "$OUT/compared.md" --pack "$OUT/runs.zip"
+echo "zoo.sh: $OUT/table.md, compared.md, curves.png and runs.zip" >&2

@@ -206,9 +206,30 @@ def test_a_plan_of_ones_own(hrseg: Callable[..., Any], folder: Path, tmp_path: P
         tables.read(folder / "nowhere", load_tables(str(plan)))
 
 
+def test_several_levels_and_a_base_that_was_trained(folder: Path, tmp_path: Path) -> None:
+    """A table of networks that all have a training: none is what the others start from."""
+    plan = tmp_path / "nets.yaml"
+    plan.write_text(
+        "name: nets\nsets: {high: photographs}\nmetrics: [iou@20, iou, biou]\nbase: t3_lora\n"
+        "tables: [{title: Nets, rows: [{row: t3_lora, label: one}, {row: other, label: two}]}]\n"
+    )
+    evaluation(folder / "other" / "0" / "high", [4, 4, 4], {"name": "linknet", "sha256": "f" * 64})
+    text = tables.markdown(tables.read(folder, load_tables(str(plan))))
+    one = cells(text, "one")
+    assert one[:3] == ["123,456", "320 × 480", "14.40"]
+    assert [cell.split(" ")[0] for cell in one[4:]] == ["**1.00**", "10.50", "11.50"]  # the first click has 0.3
+    head = [cell.strip() for cell in text.splitlines()[2].split("|")[-4:-1]]
+    assert head == ["photographs IoU@20", "photographs IoU", "photographs bIoU"]
+    assert "NoC@90, or to the score after @, over all objects" in text
+    assert "inside an adapter" not in text
+    assert "Measured: models base.safetensors (0123456789ab, fp32), linknet (ffffffffffff, fp32); commit" in text
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        ("metrics: [iou@0]", "metrics"),
+        ("metrics: [iou@80, iou@80]", "a column is named twice"),
         ("metrics: [dice]", "unknown metric 'dice'"),
         ("sets: {../x: x}", "sets"),
         ("sets: {train: x}", "'train' is the folder of a row's training"),
