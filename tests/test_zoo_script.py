@@ -16,7 +16,8 @@ SCRIPT = data_folder("recipes") / "zoo" / "zoo.sh"
 FEW = [
     'data.parts=[{"dataset":"procedural:count=4,size=64,seed=7"}]', "model.backbone=null", 'model.options={"width":8}',
     'data.sizes=[{"crop":[32,32],"batch":2}]', "data.epoch=4", "epochs=1", "data.min_area=20", "clicks.rounds=0",
-    "optim.warmup=0", 'validation.datasets=["procedural:count=1,size=64,seed=8"]', "validation.objects=1", "validation.max_clicks=1", "data.cache=10",
+    "optim.warmup=0", "validation.objects=1",
+    'validation.datasets=["procedural:count=1,size=64,seed=8"]', "validation.max_clicks=1", "data.cache=10",
 ]  # fmt: skip
 
 
