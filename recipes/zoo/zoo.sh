@@ -15,7 +15,7 @@ if [ ! -d "$data" ]; then
 fi
 all=$(cd "$here" && for file in *.yaml; do echo "${file%.yaml}"; done | grep -vx base)
 known="clicknet_m grabcut kmeans mean_shift slic felzenszwalb random_walker watershed"
-: "${ROWS:=$known $all}" "${OUT:=runs/zoo}" "${TRAIN:=--workers 1}" "${EVALUATE:=--protocol fast --workers 1}"
+: "${ROWS:=$known $all}" "${OUT:=runs/zoo}" "${TRAIN:=--workers 1}" "${EVALUATE:=--protocol fast --limit 20 --workers 1}"
 : "${TEST:=voc10_coseg:held=0.02 coco_subsets:held=0.02 bsds500:held=0.05 lara2018_leaf:held=0.1 \
 davis16_train:held=0.05,group=(.+)_\d+\$ shark pallet}"
 set -f # a group of a dataset is not a file name pattern
