@@ -331,8 +331,7 @@ def with_refiner(changes: list[str], name: str | None) -> list[str]:
     """Changes of a protocol, with the refiner of --refine if one is given. Raises UnknownName."""
     if name is None:
         return changes
-    if name not in catalog.REFINERS:
-        raise UnknownName("refiner", name, catalog.REFINERS)
+    catalog.check("refiner", name)
     return [f"refine.name={name}", *changes]
 
 
