@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from hrseg_cli.clicks.annotator import next_click
+from hrseg_cli.clicks.annotator import box_around
 from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.samples import Ref, load
 from hrseg_cli.engine.devices import one_thread
 from hrseg_cli.engine.runtimes import open_model
-from hrseg_cli.engine.session import Session
-from hrseg_cli.interaction import Box, Sample
-from hrseg_cli.metrics.masks import IoU
+from hrseg_cli.engine.simulate import Plan, simulate
+from hrseg_cli.interaction import Sample
+from hrseg_cli.metrics.masks import iou
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol, load_protocol
 
@@ -62,28 +62,18 @@ def chosen(refs: Sequence[Ref], wanted: dict[str, list[str]], limit: int) -> Ite
 
 def scores_of(model: InteractiveModel, sample: Sample, protocol: Protocol) -> list[float]:
     """IoU of each of :data:`PROMPTS`."""
-    object_ = sample.truth == 1
-    rows, cols = (np.flatnonzero(object_.any(axis)) for axis in (1, 0))
-    box = Box(int(rows[0]), int(rows[-1]), int(cols[0]), int(cols[-1]))
-    filled = np.zeros_like(object_)
+    box = box_around(sample.truth == 1)
+    assert box is not None
+    filled = np.zeros(sample.truth.shape, bool)
     filled[box.top : box.bottom + 1, box.left : box.right + 1] = True
-    random = np.random.default_rng(len(sample.id) + int(object_.sum()))
-    moved = random.uniform(-0.05, 0.05, 4) * np.repeat(box.size, 2)
-    top, bottom, left, right = np.round(np.array(box) + moved).astype(int)
-    jittered = Box(int(top), int(max(top, bottom)), int(left), int(max(left, right)))
-    iou = IoU(sample.truth)
-    session = Session(model, sample.image, protocol)
-    first = next_click(sample.truth, np.zeros_like(object_), [])
-    assert first is not None
-    clicked = iou(session.click(first))
-    session.begin()
-    loose = iou(session.box(jittered))
-    session.begin()
-    mask = session.box(box)
-    boxed = iou(mask)
-    correction = next_click(sample.truth, mask, session.state.clicks)
-    corrected = iou(session.click(correction)) if correction else boxed
-    return [iou(filled), clicked, boxed, loose, corrected]
+
+    def scores(prompts: int, **changes: object) -> tuple[float, ...]:
+        plan = Plan(protocol.model_copy(update=changes), {"iou": 2}, prompts)
+        return simulate(sample, model, plan)[0].scores["iou"]
+
+    (clicked,), (loose,) = scores(1), scores(1, first="box", box_jitter=0.05)
+    boxed = scores(2, first="box", click_when_perfect=False)
+    return [iou(filled, sample.truth), clicked, boxed[0], loose, boxed[-1]]
 
 
 def gain(scores: np.ndarray) -> str:

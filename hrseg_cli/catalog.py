@@ -127,6 +127,13 @@ REFINERS = {
     "cascadepsp": "hrseg_cli.refiners.cascadepsp.refiner:CascadePSP",
 }
 
+ELSEWHERE = {  # what does the work of a refiner, but not from a mask alone
+    "focuscut": "FocusCut needs the masks before and after each click: use `protocol` fast_focus, for existing masks "
+    "'hrseg predict IMAGES --init-mask MASKS --clicks FILE --protocol fast_focus'.",
+    "pointrend": "PointRend is a head of a click model: train it with 'hrseg adapt --adapter pointrend', then use "
+    "refiner zoom_in with `model` BASE+ADAPTER.",
+}
+
 TRAINED_REFINERS = {  # networks of refiners, for recipes with `task: refine`
     "segrefiner": "hrseg_cli.refiners.segrefiner.training:TrainedDenoiser",
     "cascadepsp": "hrseg_cli.refiners.cascadepsp.training:TrainedCascade",
@@ -170,10 +177,14 @@ TABLES = {
 }
 
 
+def check(kind: str, name: str) -> None:
+    """Raises UnknownName for a name that is not in a table of :data:`TABLES`, without importing anything."""
+    if name not in TABLES[kind]:
+        raise UnknownName(kind, name, TABLES[kind], ELSEWHERE.get(name.lower(), "") if kind == "refiner" else "")
+
+
 def resolve(kind: str, name: str) -> Any:
     """The object of this name in a table of :data:`TABLES`. Raises UnknownName, which suggests the nearest name."""
-    table = TABLES[kind]
-    if name not in table:
-        raise UnknownName(kind, name, table)
-    module, _, attribute = table[name].partition(":")
+    check(kind, name)
+    module, _, attribute = TABLES[kind][name].partition(":")
     return getattr(importlib.import_module(module), attribute)

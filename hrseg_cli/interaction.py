@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hrseg_cli.limits import LINE
+from hrseg_cli.limits import LINE, PIXELS
 from hrseg_cli.parsing import parse_json, shown
 
 if TYPE_CHECKING:
@@ -62,6 +62,28 @@ class Box(NamedTuple):
         )
 
 
+Prompt = Click | Box
+
+
+def as_box(values: Any) -> Box:
+    """(top, left, bottom, right) as a box. Raises ValueError or TypeError for anything else."""
+    top, left, bottom, right = values
+    numbers = (top, bottom, left, right)
+    if any(isinstance(end, bool | str) or not abs(end) < PIXELS for end in numbers):  # also true for NaN
+        raise ValueError("not the sides of a box in pixels")
+    box = Box(*map(round, numbers))
+    if box.bottom < box.top or box.right < box.left:
+        raise ValueError("a box whose bottom or right lies before its top or left")
+    return box
+
+
+def as_numbers(prompt: Prompt) -> list[float]:
+    """The reverse, for JSON: [row, col, 1 or 0], or [top, left, bottom, right]."""
+    if isinstance(prompt, Box):
+        return [prompt.top, prompt.left, prompt.bottom, prompt.right]
+    return [prompt.row, prompt.col, int(prompt.positive)]
+
+
 @dataclass(frozen=True)
 class Sample:
     """One object to segment.
@@ -82,6 +104,7 @@ class Sample:
 class Trace:
     """The clicks on one object and the scores after them; one line of ``traces.jsonl``.
 
+    clicks: in their order; a box drawn around the object counts as a click.
     scores: metric name -> one value after each click; ``iou`` is always measured.
     seconds: wall time of each click: choosing it and predicting the mask, without decoding and scoring. When several
         objects shared a model, the time divided by their number, not the time a person would have waited.
@@ -92,7 +115,7 @@ class Trace:
 
     id: str
     dataset: str
-    clicks: tuple[Click, ...]
+    clicks: tuple[Prompt, ...]
     scores: dict[str, tuple[float, ...]]
     seconds: tuple[float, ...]
     until: dict[str, float]
@@ -106,7 +129,7 @@ class Trace:
         record: dict[str, Any] = {
             "id": self.id,
             "dataset": self.dataset,
-            "clicks": [[c.row, c.col, int(c.positive)] for c in self.clicks],
+            "clicks": [as_numbers(click) for click in self.clicks],
             "iou": [],
             "biou": [],
         }
@@ -133,7 +156,7 @@ class Trace:
     @classmethod
     def _from_record(cls, record: dict[str, Any]) -> Trace:
         fixed = {"id", "dataset", "clicks", "seconds", "until", "size", "area", "rule", "notes"}
-        clicks = tuple(Click(_number(r), _number(c), bool(p)) for r, c, p in record["clicks"])
+        clicks = tuple(map(_prompt, record["clicks"]))
         after = {k: tuple(map(_number, v)) for k, v in record.items() if k not in fixed and isinstance(v, list) and v}
         seconds = tuple(map(_number, record.get("seconds", ())))
         for name, values in {**after, "seconds": seconds}.items():
@@ -154,6 +177,13 @@ class Trace:
             rule=str(record.get("rule", "")),
             notes={name: int(_number(value)) for name, value in record.get("notes", {}).items()},
         )
+
+
+def _prompt(values: Any) -> Prompt:
+    if len(values) == 4:
+        return as_box(values)
+    row, col, positive = values
+    return Click(_number(row), _number(col), bool(positive))
 
 
 def _number(value: Any) -> Any:

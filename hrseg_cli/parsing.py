@@ -159,7 +159,7 @@ def read_table(path: Path, columns: Sequence[str], limits: TextLimits = TEXT) ->
     """(line number, column -> text) of each row of a table, stripped. Raises Malformed or OSError.
 
     Cells are separated by commas, or by semicolons or tabs if the first line has more of those, as Excel writes them.
-    columns: that the first line must name.
+    columns: that the first line must name; "a|b" is either of the two.
     """
     text = read_text(path, limits)
     if text.count("\n") + text.count("\r") > limits.entries:
@@ -177,8 +177,9 @@ def read_table(path: Path, columns: Sequence[str], limits: TextLimits = TEXT) ->
             raise Malformed(f"line {table.line_num}: {error}") from None
         if names is None:
             names = row
-            if missing := [column for column in columns if names.count(column) != 1]:
-                raise Malformed(f"the first line must name the column {', '.join(missing)} once")
+            if missing := [column for column in columns if sum(map(names.count, column.split("|"))) != 1]:
+                wanted = ", ".join(missing).replace("|", " or ")
+                raise Malformed(f"the first line must name the column {wanted} once")
         elif any(row):
             if len(row) != len(names):
                 raise Malformed(f"line {table.line_num}: {len(row)} columns instead of {len(names)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hrseg_cli.interaction import Box, Click, Trace
+from hrseg_cli.interaction import Box, Click, Trace, as_numbers
 
 
 def test_the_centre_of_a_box_is_a_pixel_of_it() -> None:
@@ -40,3 +40,16 @@ def test_a_record_without_size_and_area_has_none() -> None:
         id="a", dataset="d", clicks=(Click(1, 2, True),), scores={"iou": (0.5,)}, seconds=(), until={"iou": 0.9}
     )
     assert (trace.size, trace.area, trace.rule) == ((0, 0), 0, "")
+
+
+def test_a_trace_keeps_its_boxes() -> None:
+    trace = Trace("a", "d", (Box(1, 7, 2, 9), Click(3, 4.5, False)), {"iou": (0.5, 0.6)}, (0.1, 0.2), {"iou": 0.9})
+    assert Trace.from_json(trace.to_json()) == trace
+    assert [as_numbers(one) for one in trace.clicks] == [[1, 2, 7, 9], [3, 4.5, 0]]
+
+
+@pytest.mark.parametrize("box", ["[7, 2, 1, 9]", "[1, 2, null, 9]", "[1, 2, 7, 9, 1]", '"1279"', "7", "[]"])
+def test_a_trace_with_a_broken_box_is_no_trace(box: str) -> None:
+    line = '{"id": "a", "dataset": "d", "clicks": [BOX, [1, 2, 1]], "iou": [0.5, 0.6]}'
+    with pytest.raises(ValueError, match=r"box|values|unpack"):
+        Trace.from_json(line.replace("BOX", box))

@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 from hrseg_cli.checkpoints.formats import save_checkpoint
+from hrseg_cli.data.masks_out import run_lengths
 from hrseg_cli.models.hrnet import h18s
 from hrseg_cli.training.logs import _records
 
@@ -167,6 +168,27 @@ def test_predict_again_with_other_clicks_and_formats(forked: Forked, photos: Pat
     words = ["predict", str(photos / "images"), "--model", "grabcut", "--protocol", "plain", "--out", "out", "--clicks"]
     first = [*words, str(tmp_path / "before.json"), "--format", "soft", "--format", "cutout"]
     second = [*words, str(tmp_path / "after.json"), "--format", "png", "--format", "rle"]
+    for name in ("new", "again"):
+        (tmp_path / name).mkdir()
+    kill_and_compare(forked, first, tmp_path / "new", lambda _: None)
+    kill_and_compare(forked, second, tmp_path / "again", lambda cwd: forked.run(first, cwd))
+
+
+def test_refine_a_coco_file_again_with_other_options(forked: Forked, photos: Path, tmp_path: Path) -> None:
+    """Polygons and run lengths, two objects an image; the file is written last, from the records of its images."""
+    listed, annotations = [], []
+    for k in range(5):
+        mask = np.roll(np.array(Image.open(photos / "masks" / f"{k}.png")) > 0, 3, 1)
+        rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        top, left, bottom, right = (float(end) for end in (rows[0], cols[0], rows[-1] + 1, cols[-1] + 1))
+        about = {"image_id": k, "category_id": 1, "area": 1, "bbox": [0, 0, 1, 1], "iscrowd": 0}
+        listed.append({"id": k, "file_name": f"{k}.png", "height": 48, "width": 64})
+        for shape in ([[left, top, right, top, right, bottom, left, bottom]], run_lengths(mask)):
+            annotations.append({"id": len(annotations), **about, "segmentation": shape})
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({"images": listed, "annotations": annotations, "categories": [{"id": 1}]}))
+    words = ["refine", str(photos / "images"), "--masks", str(labels), "--out", "out", "--truth", str(labels)]
+    first, second = [*words, "--set", "radius=4"], [*words, "--set", "radius=8"]
     for name in ("new", "again"):
         (tmp_path / name).mkdir()
     kill_and_compare(forked, first, tmp_path / "new", lambda _: None)

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hrseg_cli.clicks.files import Prompt, as_box
 from hrseg_cli.data.labels import read_object
 from hrseg_cli.data.pixels import Span, parse_span, read_image
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Box, Click
+from hrseg_cli.interaction import Box, Click, Prompt, as_box
 from hrseg_cli.limits import PIXELS
 from hrseg_cli.parsing import Malformed, parse_yaml
 from hrseg_cli.recipe import BinarizeRule

@@ -305,12 +305,15 @@ def summed_up(prepared: Prepared, traces: Sequence[Trace]) -> list[Row]:
 def records(prepared: Prepared, traces: Sequence[Trace], numbers: Iterable[Row]) -> list[dict[str, Any]]:
     """One JSON record per dataset and metric: rounded numbers, and their intervals under "95%"."""
     shard = {"shard": prepared.shard} if prepared.shard else {}
+    first = _first(prepared)
     found: dict[tuple[str, str], dict[str, Any]] = {}
     intervals: dict[tuple[str, str], dict[str, list[float]]] = {}
     for name, parts in _grouped(prepared).items():
         n = sum(trace.dataset in parts for trace in traces)
         for metric in prepared.plan.until:
             found[name, metric] = {"dataset": name, "metric": metric, "n": n, **shard}
+            if first:
+                found[name, metric]["first"] = first[name]
             intervals[name, metric] = {}
     for row in numbers:
         found[row.dataset, row.metric][row.measure] = round(row.value, 4)
@@ -320,6 +323,14 @@ def records(prepared: Prepared, traces: Sequence[Trace], numbers: Iterable[Row])
 
 def _grouped(prepared: Prepared) -> dict[str, list[str]]:
     return {**{name: [name] for name in prepared.names}, **prepared.opened.composed}
+
+
+def _first(prepared: Prepared) -> dict[str, str]:
+    """Dataset -> the first prompt of its objects; empty if that is a click in all datasets."""
+    plan = prepared.plan
+    of = plan.protocols.get
+    found: dict[str, str] = {name: of(parts[0], plan.protocol).first for name, parts in _grouped(prepared).items()}
+    return found if "box" in found.values() else {}
 
 
 def _thresholds(plan: Plan) -> list[float]:
@@ -379,8 +390,9 @@ def _write_tables(folder: Path, prepared: Prepared, traces: Sequence[Trace], num
         own = [trace for trace in traces if trace.dataset == name]
         header, rows = per_object_rows(own, _thresholds(plan), plan.max_clicks)
         write(f"{name}.csv", [header, *rows])
-    head = ["dataset", "metric", "measure", "value", "low", "high", "n"]
-    write("noc.csv", [head, *([getattr(row, column) for column in head] for row in numbers)])
+    head, first = ["dataset", "metric", "measure", "value", "low", "high", "n"], _first(prepared)
+    values = ([*(getattr(row, column) for column in head), *([first[row.dataset]] if first else [])] for row in numbers)
+    write("noc.csv", [[*head, *(["first"] if first else [])], *values])
 
 
 def _targets(metrics: Sequence[str], until: float | Mapping[str, float]) -> dict[str, float]:

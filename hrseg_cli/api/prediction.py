@@ -12,7 +12,7 @@ import numpy as np
 
 from hrseg_cli.api.arguments import as_clicks, as_image, as_initial, as_prompt, changes_of, listed, name_of, span_of
 from hrseg_cli.api.clicking import ImageLike, Model, choice_of
-from hrseg_cli.clicks.files import Objects, Prompt, for_images, read_clicks
+from hrseg_cli.clicks.files import Objects, for_images, read_clicks
 from hrseg_cli.data.masks_out import checked_tolerance
 from hrseg_cli.data.photos import find_images
 from hrseg_cli.data.pixels import SUFFIXES
@@ -20,6 +20,7 @@ from hrseg_cli.engine import predict as engine
 from hrseg_cli.engine.devices import reproducible
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.interaction import Prompt
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import BinarizeRule, Protocol, binarize_rule, load_protocol
 

@@ -1,4 +1,4 @@
-"""The simulated annotator: clicks the centre of the largest error.
+"""The simulated annotator: clicks the centre of the largest error, or first draws a box around the object.
 
 Sofiiuk et al. 2021, section 4 (evaluation protocol), after Xu et al. 2016 and Li et al. 2018.
 
@@ -16,11 +16,46 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from hrseg_cli.interaction import Click
+from hrseg_cli.interaction import Box, Click, Prompt
+from hrseg_cli.recipe import Protocol
 
 BLOCK = 8  # pixels: one 64-bit word, so that a row of a block is compared in one operation
 FULL_ROW = np.uint64(0x0101010101010101)
 SLACK = (BLOCK - 1) * 2**0.5  # maximum error of a distance from a pixel's position in its block
+
+
+def next_prompt(
+    protocol: Protocol, truth: np.ndarray, prediction: np.ndarray, used: Sequence[Prompt], key: str
+) -> Prompt | None:
+    """The next click or box under a protocol; None if there is no error left and the protocol stops there.
+
+    key: of the object, for what is drawn at random. Other arguments as for :func:`next_click`.
+    """
+    clicks = [one for one in used if isinstance(one, Click)]
+    group = protocol.click_group
+    if group is None:
+        click = next_click(truth, prediction, clicks)
+    else:
+        click = drawn_click(truth, prediction, clicks, group, key)
+    if click is None:
+        return Click(0, 0, False) if protocol.click_when_perfect else None
+    if protocol.first == "box" and not used:
+        return box_around(truth == 1, protocol.box_jitter, f"{group or 0}/box/{key}") or click
+    return click
+
+
+def box_around(region: np.ndarray, jitter: float = 0, seed: str = "") -> Box | None:
+    """The bounding box of a bool region (H, W), with each side moved by up to ``jitter`` times the box's height or
+    width; None for an empty region. The box stays inside the image and keeps at least one pixel."""
+    left, top, columns, rows = cv2.boundingRect(region.view(np.uint8))
+    if not rows:
+        return None
+    bottom, right = top + rows - 1, left + columns - 1
+    moves = np.random.default_rng(_number(seed)).uniform(-jitter, jitter, 4) * (rows, rows, columns, columns)
+    up, down, near, far = np.rint(moves).astype(int).tolist()
+    height, width = region.shape
+    top, left = min(max(0, top + up), bottom), min(max(0, left + near), right)
+    return Box(top, min(max(top, bottom + down), height - 1), left, min(max(left, right + far), width - 1))
 
 
 def drawn_click(truth: np.ndarray, prediction: np.ndarray, used: Sequence[Click], group: int, key: str) -> Click | None:
@@ -44,10 +79,14 @@ def drawn_click(truth: np.ndarray, prediction: np.ndarray, used: Sequence[Click]
             depth[row, col] = 0
     # Whole numbers: the last bits of OpenCV's distances depend on its version.
     weight = np.rint(depth.astype(np.float64) * 64).astype(np.int64).cumsum()
-    seed = int.from_bytes(hashlib.sha256(f"{group}/{len(used)}/{key}".encode()).digest()[:8], "little")
-    found = int(np.searchsorted(weight, int(np.random.default_rng(seed).integers(weight[-1])), side="right"))
+    random = np.random.default_rng(_number(f"{group}/{len(used)}/{key}"))
+    found = int(np.searchsorted(weight, int(random.integers(weight[-1])), side="right"))
     row, col = divmod(found, columns)
     return Click(top + row, left + col, centre.positive)
+
+
+def _number(seed: str) -> int:
+    return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little")
 
 
 class Deepest(NamedTuple):

@@ -24,12 +24,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Box, Click
+from hrseg_cli.interaction import Box, Click, Prompt, as_box
 from hrseg_cli.limits import PIXELS
 from hrseg_cli.parsing import Malformed, read_json, read_table, reason
 from hrseg_cli.runs import read_traces
 
-Prompt = Click | Box
 Objects = dict[str, tuple[Prompt, ...]]  # name of an object ("" if it has none) -> its clicks and boxes
 HOW = "write [row, col, 1], [row, col, 0] for background, or [top, left, bottom, right] for a box"
 SIDES = {
@@ -69,25 +68,6 @@ def parse_box(text: str) -> Box:
         return as_box([float(end) for end in text.split(",")])
     except (ValueError, TypeError):
         raise HrsegError(f"`box` {text}: write TOP,LEFT,BOTTOM,RIGHT such as 40,60,210,320, in pixels") from None
-
-
-def as_box(values: Any) -> Box:
-    """(top, left, bottom, right) as a box. Raises ValueError or TypeError for anything else."""
-    top, left, bottom, right = values
-    numbers = (top, bottom, left, right)
-    if any(isinstance(end, bool | str) or not abs(end) < PIXELS for end in numbers):  # also true for NaN
-        raise ValueError
-    box = Box(*map(round, numbers))
-    if box.bottom < box.top or box.right < box.left:
-        raise ValueError
-    return box
-
-
-def as_numbers(prompt: Prompt) -> list[float]:
-    """The reverse, for JSON: [row, col, 1 or 0], or [top, left, bottom, right]."""
-    if isinstance(prompt, Box):
-        return [prompt.top, prompt.left, prompt.bottom, prompt.right]
-    return [prompt.row, prompt.col, int(prompt.positive)]
 
 
 def for_images(

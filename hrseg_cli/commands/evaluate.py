@@ -31,6 +31,8 @@ def evaluate(
     protocol: options.ProtocolName = None,
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
     refine: options.Refine = None,
+    first: options.First = None,
+    box_jitter: options.BoxJitter = None,
     max_clicks: options.MaxClicks = None,
     metric: options.Metrics = ["iou"],  # noqa: B006
     until: options.Until = [],  # noqa: B006
@@ -101,7 +103,8 @@ def evaluate(
     """
     from hrseg_cli.recipe import load_protocol, with_binarize
 
-    changes = with_binarize(options.with_refiner(set_, refine), binarize)
+    changes = options.with_first(options.with_refiner(set_, refine), first, box_jitter)
+    changes = with_binarize(changes, binarize)
     load_protocol(protocol or "ritm", changes)  # report a mistake before torch is imported
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     options.device_of(device)
@@ -194,7 +197,7 @@ def _on_terminal() -> bool:
 
 def _shown(record: dict[str, Any]) -> dict[str, str]:
     """The numbers for a terminal: NoC at three scores, and the share of objects that never reach 90 %."""
-    keys: list[str] = ["dataset", "metric", "n", *(["shard"] if "shard" in record else [])]
+    keys: list[str] = ["dataset", "metric", "n", *(key for key in ("shard", "first") if key in record)]
     shown = {key: str(record[key]) for key in keys}
     shown |= {f"NoC@{score}": f"{record[f'NoC@{score}']:.2f}" for score in (80, 85, 90)}
     return {**shown, "NoF@90": f"{100 * record['NoF@90']:.0f} %"}

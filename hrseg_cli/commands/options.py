@@ -125,6 +125,29 @@ Refine = Annotated[
         "refine.name=REFINER; also: refine.when=last, refine.weights=FILE, refine.options.KEY=VALUE.",
     ),
 ]
+First = Annotated[
+    str | None,
+    typer.Option(
+        "--first",
+        metavar="PROMPT",
+        rich_help_panel=headings.PROTOCOL,
+        show_default="the protocol's, usually click",
+        help="What the simulated annotator starts with: click, or box, the object's bounding box, which counts as one "
+        "click. Short for --set first=PROMPT.",
+    ),
+]
+BoxJitter = Annotated[
+    float | None,
+    typer.Option(
+        "--box-jitter",
+        metavar="SHARE",
+        min=0,
+        max=0.5,
+        rich_help_panel=headings.PROTOCOL,
+        show_default="the protocol's, usually 0",
+        help="With --first box: move each side of the box by up to this share of the box's height or width, at random.",
+    ),
+]
 Until = Annotated[
     list[str],
     typer.Option(
@@ -308,9 +331,14 @@ def with_refiner(changes: list[str], name: str | None) -> list[str]:
     """Changes of a protocol, with the refiner of --refine if one is given. Raises UnknownName."""
     if name is None:
         return changes
-    if name not in catalog.REFINERS:
-        raise UnknownName("refiner", name, catalog.REFINERS)
+    catalog.check("refiner", name)
     return [f"refine.name={name}", *changes]
+
+
+def with_first(changes: list[str], first: str | None, jitter: float | None) -> list[str]:
+    """Changes of a protocol, with those of --first and --box-jitter if they are given."""
+    given = {"first": first, "box_jitter": jitter}
+    return [*(f"{key}={value}" for key, value in given.items() if value is not None), *changes]
 
 
 def in_flight_of(number: int, device: str) -> int:

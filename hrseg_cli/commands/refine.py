@@ -11,7 +11,7 @@ import typer
 
 from hrseg_cli import catalog
 from hrseg_cli.commands import headings, options
-from hrseg_cli.errors import HrsegError, UnknownName
+from hrseg_cli.errors import HrsegError
 
 
 def refine(
@@ -115,8 +115,7 @@ def refine(
     from hrseg_cli.data.pixels import parse_span
     from hrseg_cli.recipe import binarize_rule
 
-    if refiner not in catalog.REFINERS:
-        raise UnknownName("refiner", refiner, catalog.REFINERS)
+    catalog.check("refiner", refiner)
     rule, span = binarize_rule(binarize), parse_span(range_) if range_ else None
     options.device_of(device)
 

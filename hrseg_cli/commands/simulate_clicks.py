@@ -16,7 +16,7 @@ from hrseg_cli.errors import HrsegError, Interrupted
 
 if TYPE_CHECKING:
     from hrseg_cli.data.samples import Ref
-    from hrseg_cli.interaction import Click
+    from hrseg_cli.interaction import Prompt
 
 
 def simulate_clicks(
@@ -38,6 +38,8 @@ def simulate_clicks(
     protocol: options.ProtocolName = None,
     set_: options.Changes = [],  # noqa: B006 - Typer copies it
     refine: options.Refine = None,
+    first: options.First = None,
+    box_jitter: options.BoxJitter = None,
     max_clicks: options.MaxClicks = None,
     metric: options.Metrics = ["iou"],  # noqa: B006
     until: options.Until = [],  # noqa: B006
@@ -62,8 +64,11 @@ def simulate_clicks(
     """
     from hrseg_cli.recipe import load_protocol, with_binarize
 
-    changes = with_binarize(options.with_refiner(set_, refine), binarize)
-    load_protocol(protocol or "ritm", changes)  # report a mistake before torch is imported
+    changes = options.with_first(options.with_refiner(set_, refine), first, box_jitter)
+    changes = with_binarize(changes, binarize)
+    steps = load_protocol(protocol or "ritm", changes)  # report a mistake before torch is imported
+    if replay and steps.first == "box":
+        raise HrsegError(f"--replay {replay}: repeats the clicks and boxes of that file; leave out --first box")
     targets = options.until_of(until, list(dict.fromkeys(metric)))
     options.device_of(device)
     part = shards.shard_of(shard)
@@ -125,7 +130,7 @@ def _check_writable(out: Path) -> None:
         raise HrsegError(f"--out {out}: is a folder; give a file in it")
 
 
-def _with_trace(refs: list[Ref], given: dict[str, tuple[Click, ...]], replay: Path | None) -> list[Ref]:
+def _with_trace(refs: list[Ref], given: dict[str, tuple[Prompt, ...]], replay: Path | None) -> list[Ref]:
     """The objects that have a trace; notes on stderr what is left out. Raises HrsegError if there are none."""
     every = {f"{ref.dataset}/{ref.id}" for ref in refs}
     chosen = [ref for ref in refs if f"{ref.dataset}/{ref.id}" in given]
@@ -140,13 +145,13 @@ def _with_trace(refs: list[Ref], given: dict[str, tuple[Click, ...]], replay: Pa
     return chosen
 
 
-def _read_clicks(path: Path) -> dict[str, tuple[Click, ...]]:
+def _read_clicks(path: Path) -> dict[str, tuple[Prompt, ...]]:
     from hrseg_cli.runs import read_traces
 
     path = path / "traces.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise HrsegError(f"--replay {path}: no such file; give a traces.jsonl or a finished run folder")
-    found: dict[str, tuple[Click, ...]] = {}
+    found: dict[str, tuple[Prompt, ...]] = {}
     for trace in read_traces(path):
         key = f"{trace.dataset}/{trace.id}"
         if key in found:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from hrseg_cli.data.manifest import match_files
-from hrseg_cli.data.paths import inner
+from hrseg_cli.data.paths import below, inner
 from hrseg_cli.data.pixels import SUFFIXES
 from hrseg_cli.data.refs import PAIRS, Ref, Rule, layout
 from hrseg_cli.errors import HrsegError, UnknownName
@@ -22,10 +22,17 @@ log = logging.getLogger(__name__)
 
 
 @layout(("images/", "masks/"), (PAIRS,))
-def list_folder(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule) -> list[Ref]:
-    """images/ and masks/ matched by stem, several masks as STEM_0, STEM_1; or a pairs.csv (image,mask[,kind])."""
-    if (folder / PAIRS).is_file():
-        return _list_table(folder, name, instances, binarize)
+def list_folder(folder: Path, name: str, *, instances: bool, binarize: BinarizeRule, table: str = PAIRS) -> list[Ref]:
+    """images/ and masks/ matched by stem, several masks as STEM_0, STEM_1; or a pairs.csv (image,mask[,kind]).
+
+    table: another table in the folder, instead of pairs.csv.
+    """
+    path = below(folder, table, f"dataset {folder}: table={table}")
+    if path.is_file():
+        return _list_table(folder, path, name, instances, binarize)
+    if table != PAIRS:
+        others = ", ".join(sorted(one.name for one in folder.glob("[!.]*.csv"))) or "none"
+        raise HrsegError(f"{path}: no such table; available tables: {others}")
     return _list_matched(folder, name, ("images", "masks"), "instance" if instances else binarize)
 
 
@@ -171,9 +178,9 @@ def _walk(folder: Path, without: Collection[str] = ()) -> list[Path]:
 
     files: list[Path] = []
     seen: set[str] = set()
-    for place, below, names in os.walk(folder, followlinks=True, onerror=complain):
+    for place, inside, names in os.walk(folder, followlinks=True, onerror=complain):
         left_out = without if Path(place) == folder else ()
-        below[:] = [name for name in below if not name.startswith(".") and name not in left_out]
+        inside[:] = [name for name in inside if not name.startswith(".") and name not in left_out]
         real = os.path.realpath(place)
         if real in seen:
             raise HrsegError(f"{place}: a link to a folder that is already read; remove the link")
@@ -199,21 +206,22 @@ def _some(paths: list[Path]) -> str:
     return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
 
 
-def _list_table(folder: Path, name: str, instances: bool, binarize: BinarizeRule) -> list[Ref]:
-    """Rows of pairs.csv; a ``kind`` of "instance" or "binary" applies to its row, an empty one uses the defaults."""
-    table = folder / PAIRS
+def _list_table(folder: Path, table: Path, name: str, instances: bool, binarize: BinarizeRule) -> list[Ref]:
+    """Rows of pairs.csv; a ``kind`` of "instance" or "binary" applies to its row, an empty one uses the defaults. Files
+    in a column ``regions`` instead of ``mask`` hold ids."""
     rules: dict[str, Rule] = {"": "instance" if instances else binarize, "binary": binarize, "instance": "instance"}
     images: dict[str, Path] = {}
     found: dict[str, list[tuple[str, Path, Rule]]] = defaultdict(list)
     try:
-        rows = list(read_table(table, ("image", "mask")))
+        rows = list(read_table(table, ("image", "mask|regions")))
     except (OSError, Malformed) as error:
         raise HrsegError(
             f"{table}: cannot be read ({reason(error)}); write UTF-8 text with the columns image,mask[,kind]"
         ) from None
     for line, row in rows:
-        image, mask = folder / row["image"], folder / row["mask"]
-        kind = row.get("kind", "")
+        file = row["regions"] if "regions" in row else row["mask"]
+        image, mask = folder / row["image"], folder / file
+        kind = row.get("kind") or ("instance" if "regions" in row else "")
         for path in (image, mask):
             if not path.is_file():
                 raise HrsegError(f"{table}, line {line}: no file {path}; correct the line or add the file")
@@ -223,7 +231,7 @@ def _list_table(folder: Path, name: str, instances: bool, binarize: BinarizeRule
         if images.setdefault(stem, image) != image:
             raise _same_stem(images[stem], image)
         if mask in (earlier for _, earlier, _ in found[stem]):
-            raise HrsegError(f"{table}, line {line}: duplicate mask {row['mask']} for its image; remove one line")
+            raise HrsegError(f"{table}, line {line}: duplicate mask {file} for its image; remove one line")
         found[stem].append((mask_stem if stem in mask_stem else f"{stem}:{mask_stem}", mask, rules[kind]))
     return _refs(name, images, found)
 

@@ -195,6 +195,8 @@ def _locate(spec: str, root: Path | None) -> _Place:
         return _Place(name or folder.stem, folder, "coco", options)
     if {"images", "masks"} & options.keys():
         return _Place(own_name, folder, "pairs", options)
+    if "table" in options:
+        return _Place(own_name, folder, "folder", options)
     # A layout name also selects the layout if the folder matches it: data/berkeley is read as Berkeley.
     layout = (name or place).lower()
     marks = _marks(layout) if layout in catalog.LAYOUTS else None

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from hrseg_cli import catalog
-from hrseg_cli.clicks.annotator import next_click
+from hrseg_cli.clicks.annotator import next_prompt
 from hrseg_cli.data import procedural
 from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.samples import load
@@ -34,7 +34,7 @@ from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.engine.views import drive
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Click
+from hrseg_cli.interaction import Click, Prompt
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
 
@@ -99,13 +99,13 @@ def measure(case: Case) -> dict[str, Any]:
             laps.lap("start")
             if number:
                 seen["object"].append(laps.seconds)
-            clicks: list[Click] = []
+            clicks: list[Prompt] = []
             mask = session.mask
             for count in range(case.clicks):
                 laps.begin()
-                click = next_click(sample.truth, mask, clicks) or Click(0, 0, False)
+                click = next_prompt(case.protocol, sample.truth, mask, clicks, sample.id) or Click(0, 0, False)
                 laps.lap("next_click")
-                mask = session.click(click)
+                mask = session.prompt(click)
                 shown = drive(model, session.final_queries())
                 laps.lap("paste")
                 for metric in metrics:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hrseg_cli import __version__
-from hrseg_cli.clicks.files import Prompt, as_numbers
 from hrseg_cli.data import exports
 from hrseg_cli.data.coco import run_counts
 from hrseg_cli.data.labels import read_object
@@ -25,7 +24,7 @@ from hrseg_cli.data.pixels import Span, read_image
 from hrseg_cli.data.samples import size_and_time
 from hrseg_cli.engine.session import Session
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Box
+from hrseg_cli.interaction import Box, Prompt, as_numbers
 from hrseg_cli.limits import DATASET, LINE, PIXELS
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.parsing import parse_json, read_bytes

@@ -15,7 +15,7 @@ from hrseg_cli.engine.answers import Answer, blank
 from hrseg_cli.engine.refining import Refiner, open_refiner
 from hrseg_cli.engine.views import Memory, Query, View, ViewCache
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Box, Click
+from hrseg_cli.interaction import Box, Click, Prompt
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol, ZoomIn
 from hrseg_cli.refiners.focuscut import Focus
@@ -247,13 +247,17 @@ class Session:
 
         around: see :func:`click_queries`.
         """
-        return views.drive(self.model, self.queries(click, around))
-
-    def queries(self, click: Click, around: Box | None = None) -> Generator[Query, Tensor, np.ndarray]:
-        """:meth:`click` as a generator, for callers that run the network themselves: yields queries, receives logits,
-        returns the new mask."""
-        yield from self._clicked(click, around)
+        views.drive(self.model, self._clicked(click, around))
         return self.mask
+
+    def queries(self, prompt: Prompt) -> Generator[Query, Tensor, np.ndarray]:
+        """:meth:`prompt` as a generator, for callers that run the network themselves: yields queries, receives logits,
+        returns the new mask."""
+        yield from self._prompted_with(prompt)
+        return self.mask
+
+    def _prompted_with(self, prompt: Prompt) -> Generator[Query, Tensor, None]:
+        yield from self._boxed(prompt) if isinstance(prompt, Box) else self._clicked(prompt)
 
     def _clicked(self, click: Click, around: Box | None = None) -> Generator[Query, Tensor, None]:
         height, width = self._cache.image.shape[-2:]
@@ -287,14 +291,14 @@ class Session:
         queries = box_queries(self.model.enlarge, self._cache, self.state, inside, self.protocol)
         self._advance((yield from self._answer(queries)))
 
-    def prompt(self, prompt: Click | Box) -> np.ndarray:
+    def prompt(self, prompt: Prompt) -> np.ndarray:
         """:meth:`click` or :meth:`box`."""
         self.apply(prompt)
         return self.mask
 
-    def apply(self, prompt: Click | Box) -> None:
+    def apply(self, prompt: Prompt) -> None:
         """:meth:`prompt` for a caller who does not need the mask, which takes its time in a large image."""
-        views.drive(self.model, self._boxed(prompt) if isinstance(prompt, Box) else self._clicked(prompt))
+        views.drive(self.model, self._prompted_with(prompt))
 
     def refine(self, refiner: Refiner | None = None) -> np.ndarray:
         """Refine the current mask, by default as the protocol says, and return the new one; :meth:`undo` undoes it.

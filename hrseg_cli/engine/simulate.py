@@ -27,7 +27,7 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from hrseg_cli import catalog
-from hrseg_cli.clicks.annotator import drawn_click, next_click
+from hrseg_cli.clicks.annotator import next_prompt
 from hrseg_cli.data.samples import Ref, load_with_rule
 from hrseg_cli.engine import views
 from hrseg_cli.engine.devices import one_thread, one_thread_for_now, reproducible
@@ -36,7 +36,7 @@ from hrseg_cli.engine.runtimes import ModelChoice
 from hrseg_cli.engine.session import Session
 from hrseg_cli.engine.views import Query
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Click, Sample, Trace
+from hrseg_cli.interaction import Prompt, Sample, Trace
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.recipe import Protocol
 
@@ -62,7 +62,7 @@ class Plan:
     band: dict[str, Any] = field(default_factory=dict)
     keep_masks: tuple[int, ...] = ()
     hashes: bool = False
-    replay: dict[str, tuple[Click, ...]] | None = None
+    replay: dict[str, tuple[Prompt, ...]] | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -97,31 +97,24 @@ def clicking(
     session = Session(model, sample.image, protocol, sample.initial, undo=0)
     metrics = {name: _metric(name, sample.truth, plan.band) for name in plan.metrics}
     scores: dict[str, list[float]] = {name: [] for name in metrics}
-    clicks: list[Click] = []
+    clicks: list[Prompt] = []
     seconds: list[float] = []
     kept: dict[int, np.ndarray] = {}
-    given = plan.replay[f"{sample.dataset}/{sample.id}"] if plan.replay is not None else None
+    key = f"{sample.dataset}/{sample.id}"
+    given = plan.replay[key] if plan.replay is not None else None
     mask = shown = session.mask
     if plan.hashes and sample.initial is not None:
         kept[0] = mask
     for number in range(1, (plan.max_clicks if given is None else len(given)) + 1):
         started = time.perf_counter()
-        if given is not None:
-            click: Click | None = given[number - 1]
-        elif protocol.click_group is None:
-            click = next_click(sample.truth, mask, clicks)
-        else:
-            key = f"{sample.dataset}/{sample.id}"
-            click = drawn_click(sample.truth, mask, clicks, protocol.click_group, key)
+        click = given[number - 1] if given is not None else next_prompt(protocol, sample.truth, mask, clicks, key)
         if click is None:
-            if not protocol.click_when_perfect:
-                break
-            click = Click(0, 0, False)
+            break
         try:
             mask = yield from session.queries(click)
             shown = yield from session.final_queries()
         except HrsegError as error:
-            raise HrsegError(f"{sample.dataset}/{sample.id}: {error}") from None
+            raise HrsegError(f"{key}: {error}") from None
         seconds.append((time.perf_counter() - started) / live())
         clicks.append(click)
         for name, metric in metrics.items():

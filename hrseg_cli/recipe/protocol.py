@@ -108,6 +108,8 @@ class Protocol(Settings):
     refine: how masks are refined after a click (None: not at all).
     click_group: draw clicks at random from the largest error instead of clicking on its centre; the number is the seed
         (None: the centre).
+    first: "box": the simulated annotator first draws the object's bounding box, then clicks. box_jitter: it moves each
+        side of the box by up to this share of the box's height or width, at random; click_group is the seed.
     """
 
     name: str
@@ -124,12 +126,21 @@ class Protocol(Settings):
     refine: Refine | None = None
     focus: Focus | None = None
     click_group: int | None = Field(None, ge=0, lt=1_000_000)
+    first: Literal["click", "box"] = "click"
+    box_jitter: float = Field(0, ge=0, le=0.5)
+
+    @model_validator(mode="after")
+    def _boxes(self) -> Protocol:
+        if self.box_jitter and self.first != "box":
+            raise ValueError("`box_jitter` needs `first` box")
+        return self
 
     @model_serializer(mode="wrap")
-    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Runs of earlier versions, whose protocols lack these keys, must still be resumed.
-        new = ("refine", "focus", "click_group")
-        return {key: value for key, value in handler(self).items() if key not in new or value is not None}
+        new = ("refine", "focus", "click_group", "first", "box_jitter")
+        default = {key: Protocol.model_fields[key].default for key in new}
+        return {key: value for key, value in handler(self).items() if key not in new or value != default[key]}
 
 
 def load_protocol(name: str, overrides: Iterable[str] = ()) -> Protocol:

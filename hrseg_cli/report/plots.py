@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Click, Trace
+from hrseg_cli.interaction import Box, Click, Prompt, Trace
 from hrseg_cli.metrics.noc import auc, mean_at, noc, reached
 from hrseg_cli.report.masks import decode, mask_records
 from hrseg_cli.report.table import Evaluation, datasets, label_of, summary
@@ -175,7 +175,7 @@ class Panel(NamedTuple):
 
     pixels: np.ndarray
     size: tuple[int, int]
-    clicks: Sequence[Click]
+    clicks: Sequence[Prompt]
     lines: tuple[str, ...]
 
 
@@ -276,8 +276,14 @@ def _place(figure: Figure, panel: Panel, left: int, top: int) -> None:
         figure.text((left + CELL / 2) / across, y, line, ha="center", va="baseline", parse_math=False)
 
 
-def _draw_clicks(axes: Axes, clicks: Sequence[Click]) -> None:
+def _draw_clicks(axes: Axes, clicks: Sequence[Prompt]) -> None:
     for number, click in enumerate(clicks, 1):
+        if isinstance(click, Box):  # numbered at its upper left corner
+            cols, rows = (click.left, click.right), (click.top, click.bottom)
+            axes.plot(
+                [cols[k] for k in (0, 1, 1, 0, 0)], [rows[k] for k in (0, 0, 1, 1, 0)], color=POSITIVE, linewidth=1
+            )
+            click = Click(click.top, click.left, True)
         colour = POSITIVE if click.positive else NEGATIVE
         axes.plot(
             click.col,

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hrseg_cli import catalog
 from hrseg_cli.errors import HrsegError, UnknownName
-from hrseg_cli.interaction import Trace
+from hrseg_cli.interaction import Box, Trace
 from hrseg_cli.metrics.noc import Row, summarise
 from hrseg_cli.runs import read_run, read_traces
 
@@ -437,7 +437,7 @@ def _notes(runs: Sequence[Evaluation]) -> list[str]:
     notes = [
         f"{', '.join(counts)}; protocol {by_value({run.label: _protocol_text(run) for run in runs})}; "
         f"until {by_value({run.label: _until_text(run) for run in runs})}; "
-        f"at most {by_value({run.label: str(run.max_clicks) for run in runs})} clicks; "
+        f"at most {by_value({run.label: str(run.max_clicks) for run in runs})} clicks{_first_text(runs)}; "
         "[95 % bootstrap interval over objects]."
     ]
     unfinished = [
@@ -467,6 +467,15 @@ def _protocol_text(run: Evaluation) -> str:
 
     own = [f"{dataset}: {text(protocol)}" for dataset, protocol in run.settings.get("protocols", {}).items()]
     return text(run.settings["protocol"]) + (f" ({', '.join(own)})" if own else "")
+
+
+def _first_text(runs: Sequence[Evaluation]) -> str:
+    """ ", the first of them a box" if the annotator drew one in any run."""
+    boxed = {
+        run.label: "box" if any(isinstance(one, Box) for t in run.traces for one in t.clicks[:1]) else "click"
+        for run in runs
+    }
+    return f", the first of them a {by_value(boxed)}" if "box" in boxed.values() else ""
 
 
 def _until_text(run: Evaluation) -> str:

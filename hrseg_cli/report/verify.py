@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from hrseg_cli import catalog
-from hrseg_cli.clicks.annotator import drawn_click, next_click
+from hrseg_cli.clicks.annotator import next_prompt
 from hrseg_cli.data.pixels import parse_span, read_image
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Click, Trace
+from hrseg_cli.interaction import Trace
 from hrseg_cli.recipe import Protocol
 from hrseg_cli.report.masks import decode, mask_records
 from hrseg_cli.report.table import Evaluation
@@ -101,27 +101,20 @@ def _clicks(
     start = decode(record, record.get("initial"))
     counts["initial_masks"] += start is not None
     before = [np.zeros(truth.shape, bool) if start is None else start, *masks]
+    key = f"{trace.dataset}/{trace.id}"
     for number, click in enumerate(trace.clicks):
         counts["clicks"] += 1
-        wanted = _next(protocol, truth, before[number], trace.clicks[:number], f"{trace.dataset}/{trace.id}")
+        wanted = next_prompt(protocol, truth, before[number], trace.clicks[:number], key)
         if wanted != click:
             problems.append(f"click {number + 1} is {click}, the protocol clicks on {wanted}")
     ended = all(trace.scores[name][-1] >= value for name, value in trace.until.items()) if trace.clicks else False
     finished = ended or len(trace.clicks) >= run.max_clicks
-    if not finished and _next(protocol, truth, before[-1], trace.clicks, f"{trace.dataset}/{trace.id}") is not None:
+    if not finished and next_prompt(protocol, truth, before[-1], trace.clicks, key) is not None:
         problems.append(f"stopped after {len(trace.clicks)} clicks, below its target")
     early = [k for k in range(len(trace.clicks) - 1) if all(trace.scores[m][k] >= v for m, v in trace.until.items())]
     if early or len(trace.clicks) > run.max_clicks:
         problems.append("has clicks beyond its target or the maximum")
     return problems
-
-
-def _next(protocol: Protocol, truth: np.ndarray, mask: np.ndarray, used: tuple[Click, ...], key: str) -> Click | None:
-    if protocol.click_group is None:
-        found = next_click(truth, mask, used)
-    else:
-        found = drawn_click(truth, mask, used, protocol.click_group, key)
-    return Click(0, 0, False) if found is None and protocol.click_when_perfect else found
 
 
 def _image(record: dict[str, Any], counts: dict[str, int]) -> list[str]:

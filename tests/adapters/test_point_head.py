@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from hrseg_cli.adapters import adapter_state
 from hrseg_cli.adapters.pointrend import PointRendered
 from hrseg_cli.engine.export import export
+from hrseg_cli.engine.refining import open_refiner
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.models.base import InteractiveModel
 from hrseg_cli.models.hrnet.network import ClickHRNet
+from hrseg_cli.recipe import Refine
 
 NOWHERE = torch.full((1, 2, 3), -1.0)
 
@@ -141,3 +144,15 @@ def test_options_and_bases_that_do_not_work(base: ClickHRNet, tmp_path: Path) ->
     with pytest.raises(HrsegError, match=r"pointrend: cannot be exported, .*; use `runtime` torch"):
         export(PointRendered(base), tmp_path / "model.onnx", {})
     assert not list(tmp_path.iterdir())
+
+
+def test_refiner_zoom_in_runs_the_head_on_existing_masks() -> None:
+    base = Blurred()
+    headed = noisy(PointRendered(base))
+    image = (255 * discs(90, 120)[0, :3]).byte().permute(1, 2, 0).numpy()
+    mask = np.roll(image[..., 0] > 0, 3, 1).astype(np.float32)
+    refiner = open_refiner(Refine(name="zoom_in", options={"side": 96}))
+    alone, corrected = (refiner(image, mask, (), model) for model in (base, headed))
+    changed = alone != corrected
+    assert 0 < changed.mean() < 0.1
+    assert (np.abs(alone[changed] - 0.5) < 0.4).any(), "where the model was not certain"

@@ -13,9 +13,10 @@ from hypothesis.extra import numpy as hnp
 from reference import GOLDEN
 from scipy import ndimage
 
-from hrseg_cli.clicks.annotator import deepest, drawn_click, next_click
-from hrseg_cli.interaction import Click
+from hrseg_cli.clicks.annotator import box_around, deepest, drawn_click, next_click, next_prompt
+from hrseg_cli.interaction import Box, Click
 from hrseg_cli.metrics.masks import iou
+from hrseg_cli.recipe import load_protocol
 
 RECORDED = json.loads((GOLDEN / "unit_fixture.json").read_text())["clicker"]["cases"]
 
@@ -194,3 +195,48 @@ def test_no_pixel_is_drawn_twice() -> None:
     assert {drawn_click(truth, np.zeros((6, 6), bool), used, group, "a") for group in range(9)} == {Click(2, 3, True)}
     used[2] = Click(2, 3, True)
     assert {drawn_click(truth, np.zeros((6, 6), bool), used, group, "a") for group in range(9)} == {Click(2, 2, True)}
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0, 0.05, 0.5]))
+def test_a_box_around_an_object(seed: int, jitter: float) -> None:
+    """Each side moves by no more than its share, and at least one pixel of the image is left."""
+    rng = np.random.default_rng(seed)
+    region = shapes_in(rng, *rng.integers(1, 60, 2))
+    box = box_around(region, jitter, str(seed))
+    if not region.any():
+        assert box is None
+        return
+    rows, cols = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
+    exact = Box(int(rows[0]), int(rows[-1]), int(cols[0]), int(cols[-1]))
+    assert box is not None
+    assert box == box_around(region, jitter, str(seed))
+    assert box == box.inside(*region.shape)
+    most = jitter * np.repeat(exact.size, 2) + 0.5 if jitter else np.zeros(4)
+    assert (np.abs(np.subtract(box, exact)) <= most).all()
+    if jitter == 0.5 and min(exact.size) > 20:
+        assert box != box_around(region, jitter, "another object")
+
+
+def test_what_an_annotator_does_first() -> None:
+    """The box of the object where it has one, and only first; after it, the clicks without a box."""
+    truth = np.zeros((40, 50), np.int8)
+    truth[10:20, 5:30] = 1
+    truth[30:] = -1
+    nothing = np.zeros(truth.shape, bool)
+    protocol = load_protocol("ritm", ["first=box"])
+    click = next_click(truth, nothing)
+    box = next_prompt(protocol, truth, nothing, [], "a/b")
+    assert box == Box(10, 19, 5, 29)
+    assert next_prompt(protocol, truth, nothing, [box], "a/b") == click
+    assert next_prompt(load_protocol("ritm"), truth, nothing, [], "a/b") == click
+    moved = [
+        next_prompt(load_protocol("ritm", ["first=box", "box_jitter=0.3", *more]), truth, nothing, [], key)
+        for more, key in (([], "a/b"), ([], "a/c"), (["click_group=1"], "a/b"))
+    ]
+    assert len({box, *moved}) == 4
+    absent = np.where(truth == 1, 0, truth).astype(np.int8)
+    assert next_prompt(protocol, absent, truth == 1, [], "a/b") == next_click(absent, truth == 1)
+    assert next_prompt(protocol, absent, nothing, [], "a/b") == Click(0, 0, False)
+    stops = load_protocol("ritm", ["first=box", "click_when_perfect=false"])
+    assert next_prompt(stops, truth, truth == 1, [], "a/b") is None

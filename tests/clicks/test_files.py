@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hrseg_cli.clicks.files import as_numbers, for_images, parse_box, parse_click, read_clicks
+from hrseg_cli.clicks.files import for_images, parse_box, parse_click, read_clicks
 from hrseg_cli.data.pixels import SUFFIXES
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Box, Click, Trace
+from hrseg_cli.interaction import Box, Click, Trace, as_numbers
 
 LEFT, RIGHT = (Click(3, 4, True), Click(5, 6.5, False)), (Click(7, 8, True),)
 JSON = '{"a.jpg": {"left": [[3, 4, 1], [5, 6.5, 0]], "right": [[7, 8]]}, "b": [[7, 8, 1]]}'

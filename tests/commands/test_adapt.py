@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_photos
 import torch
+from PIL import Image
 from reference import deterministic_weights
 from safetensors.torch import load_file
 
@@ -224,3 +226,57 @@ def test_training_skips_broken_files_and_resumes_after_its_data_has_moved(
     done = hrseg("adapt", "--resume", out, "--root", tmp_path / "new")
     assert "skipped 1 broken files, listed above" in done.err, done.err
     assert json.loads(done.out)["steps"] == 2
+
+
+def pairs_of_discs(folder: Path) -> Path:
+    """A dataset whose objects are two discs apart: no network can know that the second belongs to the clicked one."""
+    random = np.random.default_rng(0)
+    rows, cols = np.mgrid[:96, :128]
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for k in range(24):
+        image = random.integers(80, 130, (96, 128, 3), dtype=np.uint8)
+        row, col = random.integers(30, 66), random.integers(30, 50)
+        places = ((row, col, 22), (row, col + 44, 14), (96 - row, 115, 9))
+        large, small, other = (np.hypot(rows - down, cols - across) < radius for down, across, radius in places)
+        image[large], image[small], image[other] = (220, 120, 40), (40, 90, 200), (60, 160, 60)
+        Image.fromarray(image).save(folder / "images" / f"{k:02d}.png")
+        Image.fromarray((large | small).astype(np.uint8) * 255).save(folder / "masks" / f"{k:02d}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_the_shipped_network_learns_a_kind_of_object_and_takes_it_everywhere(hrseg: Command, tmp_path: Path) -> None:
+    """Adapted, it needs one click instead of two on objects it has not seen; merged and exported, it does the same."""
+    data, run = pairs_of_discs(tmp_path / "data"), tmp_path / "run"
+
+    def judged(model: object) -> dict[str, Any]:
+        words = ["--protocol", "plain", "--max-clicks", "2", "--until", "2", "--workers", "1"]
+        shutil.rmtree(tmp_path / "judged", ignore_errors=True)
+        done = hrseg("evaluate", "-m", model, "-d", f"{data}:held=0.4", *words, "--out", tmp_path / "judged")
+        assert done.code == 0, done.err
+        row: dict[str, Any] = json.loads(done.out)
+        return row
+
+    before = judged("clicknet_s")
+    assert (before["n"], before["NoC@90"]) == (10, 2)
+    changes = [
+        "data.crop=[96,128]", "data.epoch=80", "epochs=3", "data.augment.zoom=0", "validation.objects=1",
+        f"validation.datasets=['{data}:held=0.4']", "validation.max_clicks=1",
+    ]  # fmt: skip
+    words = ["--recipe", "adapt_own", "--dataset", f"{data}:kept=0.4", "--workers", "0", "--logger", "csv"]
+    for change in changes:
+        words += ["--set", change]
+    done = hrseg("adapt", "--from", "clicknet_s", *words, "--out", run)
+    assert done.code == 0, done.err
+    adapted = f"clicknet_s+{run / 'last.safetensors'}"
+    after = judged(adapted)
+    assert after["mean@1"] > before["mean@1"] + 0.15
+    assert after["NoC@90"] < 1.5
+    whole, graph = tmp_path / "whole.safetensors", tmp_path / "whole.onnx"
+    for command, model in ((["merge", adapted, whole], whole), (["export", adapted, "--out", graph], graph)):
+        done = hrseg(*command)
+        assert done.code == 0, done.err
+        same = judged(model)
+        assert same["NoC@90"] == after["NoC@90"]
+        assert same["mean@1"] == pytest.approx(after["mean@1"], abs=0.002)

@@ -400,6 +400,38 @@ def test_clicks_reach_the_object_they_were_made_for(
     assert same == {"a_red.png": True, "a_blue.png": False}
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["refine", "x", "--masks", "y", "--refiner", "FocusCut"], "unknown refiner 'FocusCut'"),
+        (["refine", "x", "--masks", "y", "--refiner", "focuscut"], "use --protocol fast_focus, for existing masks"),
+        (["refine", "x", "--masks", "y", "--refiner", "pointrend"], "refiner zoom_in with --model BASE+ADAPTER"),
+        (
+            ["evaluate", "-d", "samples", "--refine", "focuscut"],
+            "--init-mask MASKS --clicks FILE --protocol fast_focus",
+        ),
+        (
+            ["evaluate", "-d", "samples", "--set", "refine.name=pointrend"],
+            "train it with 'hrseg adapt --adapter pointrend'",
+        ),
+    ],
+)
+def test_what_is_no_refiner_names_the_nearest_way(hrseg: Command, words: list[str], told: str) -> None:
+    done = hrseg(*words)
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert told in done.err
+
+
+def test_focuscut_on_existing_masks(hrseg: Command, images: Path, tmp_path: Path) -> None:
+    """As the error above says."""
+    save(tmp_path / "masks" / "a.png", shifted("red").astype(np.uint8) * 255)
+    (tmp_path / "clicks.json").write_text(json.dumps({"a.png": [[40, 22, 0], [40, 40, 1]]}))
+    words = ["--init-mask", tmp_path / "masks", "--clicks", tmp_path / "clicks.json", "--protocol", "fast_focus"]
+    done = hrseg("predict", images / "a.png", *words, "-m", "python:tiny_photos:discs", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert (tmp_path / "out" / "a.png").is_file()
+
+
 def test_clicks_that_cannot_be_used_are_one_line(hrseg: Command, images: Path, tmp_path: Path) -> None:
     save(tmp_path / "masks" / "a.png", shifted("red").astype(np.uint8) * 255)
     file = tmp_path / "clicks.json"

@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,49 @@ def test_a_wrong_line_of_pairs_is_named(folder: Path, text: str, complaint: str)
     (folder / "pairs.csv").write_text(text)
     with pytest.raises(HrsegError, match=complaint):
         open_dataset(str(folder))
+
+
+def test_another_table_of_the_same_folder(folder: Path) -> None:
+    """Without images/ and masks/ too, with the options of any dataset, and ids where the column says regions."""
+    for stem in ("a", "b"):
+        put_pair(folder, stem)
+    put(folder / "regions/a_0.png", disc() // 255 * 7)
+    (folder / "pairs.csv").write_text("image,mask\nimages/b.jpg,masks/b.png\n")
+    (folder / "regions.csv").write_text("image,regions\nimages/a.jpg,regions/a_0.png\n")
+    (folder / "lists").mkdir()
+    (folder / "lists/all.csv").write_text("image;mask;kind\nimages/a.jpg;regions/a_0.png;instance\n")
+    assert [ref.id for ref in open_dataset(str(folder))] == ["b"]
+    (ref,) = open_dataset(f"{folder}:table=regions.csv")
+    assert (ref.id, ref.instance, ref.dataset) == ("a#7", 7, folder.name)
+    assert (load(ref).truth == (disc() > 0)).all()
+    assert open_dataset(f"{folder}:table=lists/all.csv") == [ref]
+    assert open_dataset(f"{folder}:table=regions.csv,kept=0.000001") == [ref]
+    assert open_dataset(f"maps={folder}:table=regions.csv") == [replace(ref, dataset="maps")]
+    apart = folder.parent / "apart"
+    apart.mkdir()
+    (apart / "some.csv").write_text(f"image,mask\n{folder}/images/b.jpg,{folder}/masks/b.png\n")
+    assert [ref.id for ref in open_dataset(f"{apart}:table=some.csv")] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ("region.csv", "region.csv: no such table; available tables: pairs.csv, regions.csv"),
+        ("images", "images: no such table"),
+        ("../other.csv", r"table=\.\./other.csv: the name '../other.csv' points outside its folder"),
+        ("{0}/other.csv", "points outside its folder"),
+        ("link/other.csv", "behind a link that points outside"),
+        ("regions.csv", "the first line must name the column mask or regions once"),
+    ],
+)
+def test_a_table_that_is_not_in_the_folder(folder: Path, table: str, complaint: str) -> None:
+    put_pair(folder, "a")
+    (folder / "pairs.csv").write_text("image,mask\nimages/a.jpg,masks/a.png\n")
+    (folder / "regions.csv").write_text("image,regions,mask\nimages/a.jpg,masks/a.png,masks/a.png\n")
+    (folder.parent / "other.csv").write_text("image,mask\nimages/a.jpg,masks/a.png\n")
+    (folder / "link").symlink_to(folder.parent)
+    with pytest.raises(HrsegError, match=complaint):
+        open_dataset(f"{folder}:table={table.format(folder.parent)}")
 
 
 # ---- specifications ----

@@ -10,8 +10,9 @@ from torch import Tensor
 from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.engine.remote import Remote
 from hrseg_cli.engine.session import Session
+from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Box, Click
+from hrseg_cli.interaction import Box, Click, Sample
 from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.recipe import Protocol, load_protocol
 
@@ -142,6 +143,22 @@ def test_other_models_get_a_click_on_its_centre() -> None:
     assert set(map(str, model.boxes)) == {"None"}
     assert session.state.box is not None
     assert max(session.state.box.size) <= 1.4 * 60 + 2
+
+
+@pytest.mark.parametrize("model", [Filled(), Plain()])
+def test_a_simulated_annotator_that_starts_with_a_box(model: Filled) -> None:
+    """The box is the first of the clicks that are counted, whatever the model makes of it."""
+    truth = filled(BOX).astype(np.int8)
+    truth[90:] = 1  # beyond the box, so that clicks follow
+    sample = Sample("cat", "pets", np.zeros((*SIZE, 3), np.uint8), truth)
+    plan = Plan(load_protocol("plain", ["first=box"]), {"iou": 0.9}, 3)
+    trace, _ = simulate(sample, model, plan)
+    assert trace.clicks[0] == Box(30, 119, 0, 159)
+    assert all(isinstance(click, Click) for click in trace.clicks[1:])
+    assert len(trace.clicks) == len(trace.scores["iou"]) == len(trace.seconds) == 3
+    boxed = model.takes_boxes
+    assert model.boxes[0] == ([30, 0, 119, 159] if boxed else None)
+    assert ((model.points[0][..., 0] >= 0).sum(), trace.scores["iou"][0] > 0) == (0 if boxed else 1, boxed)
 
 
 def test_a_remote_box_is_a_prompt_and_the_next_click_keeps_it() -> None:

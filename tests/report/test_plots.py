@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 from pycocotools import mask as coco
 
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Click, Trace
+from hrseg_cli.interaction import Box, Click, Trace
 from hrseg_cli.report.plots import MASK, check_suffix, curves, drawn, overlay, pictures, spread
 from hrseg_cli.report.table import Evaluation
 
@@ -133,8 +134,7 @@ def test_clicks_are_drawn_where_they_were_made(tmp_path: Path) -> None:
     figure = pictures([run], ["iou"], 1, no_complaint)
     page = np.asarray(Image.open(io.BytesIO(drawn(figure, Path("x.png")))).convert("RGB")).astype(int)
 
-    last = figure.axes[-1].get_window_extent()
-    top, left, scale = len(page) - last.y1, last.x0, last.width / SIZE[1]
+    top, left, scale = last_panel(figure, page)
     for colour, row, col in ((GREEN, 10, 10), (RED, 30, 70)):
         dots = np.argwhere(np.abs(page - colour).max(2) < 30)
         dots = dots[dots[:, 1] > left]
@@ -142,6 +142,25 @@ def test_clicks_are_drawn_where_they_were_made(tmp_path: Path) -> None:
         assert middle == pytest.approx([top + (row + 0.5) * scale, left + (col + 0.5) * scale], abs=2)
         around = page[int(middle[0]) - 20, int(middle[1]) - 20]
         assert around.min() > 240, "the dot lies inside its white square of the image"
+
+
+def test_a_box_is_drawn_around_its_pixels(tmp_path: Path) -> None:
+    run = evaluation(tmp_path / "run", trace("cat", 0.1, clicks=[Box(8, 31, 20, 69)]), max_clicks=1)
+    keep_masks(run, save_image(tmp_path / "x.png", np.zeros((*SIZE, 3), np.uint8)))
+    figure = pictures([run], ["iou"], 1, no_complaint)
+    page = np.asarray(Image.open(io.BytesIO(drawn(figure, Path("x.png")))).convert("RGB")).astype(int)
+    top, left, scale = last_panel(figure, page)
+    green = np.abs(page - GREEN).max(2) < 30
+    for row, col in ((8, 45), (31, 45), (20, 20), (20, 69)):  # the middle of each side
+        down, across = round(top + (row + 0.5) * scale), round(left + (col + 0.5) * scale)
+        assert green[down - 2 : down + 3, across - 2 : across + 3].any(), (row, col)
+    assert not green[round(top + 24 * scale), round(left + 45 * scale)]
+
+
+def last_panel(figure: Figure, page: np.ndarray) -> tuple[float, float, float]:
+    """Top and left of the last panel in a drawn page, and its pixels per pixel of the image."""
+    last = figure.axes[-1].get_window_extent()
+    return len(page) - last.y1, last.x0, last.width / SIZE[1]
 
 
 def test_an_object_that_ended_early_repeats_its_last_mask(tmp_path: Path) -> None:

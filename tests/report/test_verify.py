@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -113,6 +114,42 @@ def test_the_first_click_is_checked_on_the_mask_to_start_from(hrseg: Command, tm
         code, text = verified(hrseg, run)
         assert (code, line in text) == (1, True), (instead, text)
         masks.write_bytes(kept)
+
+
+def test_a_run_that_starts_with_boxes(hrseg: Command, tmp_path: Path) -> None:
+    """It says so wherever its numbers are, is checked like any other, and never goes on as a run of clicks."""
+    data, run = boxes(tmp_path / "data"), tmp_path / "run"
+    rows = evaluate(hrseg, data, run, "--submission", "--first", "box", "--box-jitter", 0.1)
+    assert {row["first"] for row in rows} == {"box"}
+    for name in ("noc.csv", "data.csv"):
+        with (run / name).open() as file:
+            assert {row["first"] for row in csv.DictReader(file)} == {"box"}
+    code, text = verified(hrseg, run)
+    assert (code, json.loads(text)["problems"]) == (0, 0)
+    traces = run / "traces.jsonl"
+    kept = traces.read_bytes()
+    drawn = [json.loads(line)["clicks"] for line in kept.splitlines()]
+    assert [[len(prompt) for prompt in clicks] for clicks in drawn] == [[4, 3, 3]] * 2
+    rewrite(traces, lambda all_: all_[0]["clicks"].__setitem__(0, [0, 0, 50, 60]))
+    code, text = verified(hrseg, run)
+    assert (code, "click 1 is Box" in text) == (1, True)
+    traces.write_bytes(kept)
+
+    words = ["-m", "python:tiny_photos:discs", "-d", data, "--protocol", "plain", "--max-clicks", 3, "--limit", 2]
+    words += ["--workers", 1]
+    done = hrseg("evaluate", *words, "--out", run)
+    assert (done.code, "use another folder" in done.err) == (1, True)
+    again = hrseg("simulate-clicks", *words, "--replay", run, "--until", 2)
+    assert [json.loads(line)["clicks"] for line in again.out.splitlines()] == drawn
+    done = hrseg("simulate-clicks", *words, "--replay", run, "--first", "box")
+    assert (done.code, "leave out --first box" in done.err) == (1, True)
+    done = hrseg("simulate-clicks", *words, "--box-jitter", 0.1)
+    assert (done.code, "--box-jitter needs --first box" in done.err) == (1, True)
+
+    evaluate(hrseg, data, tmp_path / "clicks")
+    done = hrseg("report", run, tmp_path / "clicks")
+    assert (done.code, "protocols differ in box_jitter, first" in done.err) == (0, True), done.err
+    assert "the first of them a box (run), click (clicks)" in done.out
 
 
 @pytest.mark.slow
