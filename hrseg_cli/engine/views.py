@@ -270,7 +270,7 @@ def mask_box(mask: Tensor) -> Box | None:
     else:
         pixels = mask.numpy()
         rows = np.flatnonzero(pixels.any(axis=1))
-        cols = np.flatnonzero(pixels[rows[0] : rows[-1] + 1].any(axis=0)) if rows.size else rows
+        cols = np.flatnonzero(pixels[rows.min() : rows.max() + 1].any(axis=0)) if rows.size else rows
     return Box(int(rows[0]), int(rows[-1]), int(cols[0]), int(cols[-1])) if rows.size else None
 
 
