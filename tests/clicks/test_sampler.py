@@ -422,7 +422,7 @@ def test_central_first_clicks(inner_k: float) -> None:
 
 
 def test_centres_are_those_of_exact_distances() -> None:
-    """5 pixels deep both, a square and a disc whose border is reached by (3, 4); approximately, the square is deeper."""
+    """Both are 5 deep: a square, and a disc whose border is (3, 4) away. Approximately, the square is deeper."""
     y, x = np.mgrid[:40, :50]
     shape = (y - 20) ** 2 + (x - 38) ** 2 < 25
     shape[10:19, 10:19] = True
