@@ -80,6 +80,12 @@ UNSEEN = [
     Unseen("metrics/masks.py", "if mask[within].size >=", "whole[0] * whole[1] -> whole[0] + whole[1]", EITHER),
     Unseen("metrics/masks.py", "if mask[within].size >=", "0 -> 1", EITHER),
     Unseen("engine/views.py", "cols = np.flatnonzero(pixels[rows.min()", "1 -> 2", "the next row is empty"),
+    Unseen(
+        "engine/views.py", "return torch.tensor(rows, dtype=torch.float64)", "True -> False", "only makes a GPU wait"
+    ),
+    Unseen(
+        "engine/views.py", "return torch.tensor(rows, dtype=torch.float32)", "True -> False", "only makes a GPU wait"
+    ),
     Unseen("clicks/sampler.py", "pixels = np.full(count, -1)", "1 -> 2", "any negative number marks a missing click"),
     Unseen("clicks/annotator.py", "sides = [", "2 -> 3", "a wider frame only takes longer"),
     Unseen(
@@ -199,12 +205,12 @@ def _swap(node: Any, field: str, index: int | None) -> tuple[str, Callable[[], N
 def unseen(module: str, source: str) -> dict[int, Unseen]:
     """Number of a change of this module -> what is listed of it."""
     listed, tree = [one for one in UNSEEN if one.module == module], ast.parse(source)
-    found = {}
+    statements, found = _statements(tree), {}
     for which, (node, field, index) in enumerate(places(tree) if listed else ()):
         what, back = _swap(node, field, index)
         back()
         for one in listed:
-            if one.change == what and ast.unparse(_around(tree, node)).startswith(one.statement):
+            if one.change == what and ast.unparse(statements[node]).startswith(one.statement):
                 found[which] = one
     return found
 
@@ -212,7 +218,7 @@ def unseen(module: str, source: str) -> dict[int, Unseen]:
 def affected(tree: ast.Module, node: ast.AST) -> set[int]:
     """The lines of the innermost statement around a node, of one with a body only those before its body; and the lines
     that name the constant of the module that the statement defines."""
-    inner = _around(tree, node)
+    inner = _statements(tree)[node]
     first = min(one.lineno for one in [inner, *getattr(inner, "decorator_list", [])])
     body = getattr(inner, "body", None)
     lines = set(range(first, max(first + 1, body[0].lineno) if body else inner.end_lineno + 1))
@@ -220,10 +226,9 @@ def affected(tree: ast.Module, node: ast.AST) -> set[int]:
     return lines | {one.lineno for one in ast.walk(tree) if isinstance(one, ast.Name) and one.id in constants}
 
 
-def _around(tree: ast.Module, node: ast.AST) -> Any:
-    """The innermost statement around a node."""
-    around = [one for one in ast.walk(tree) if isinstance(one, ast.stmt) and any(two is node for two in ast.walk(one))]
-    return around[-1]  # ast.walk goes from the outside in
+def _statements(tree: ast.Module) -> dict[ast.AST, Any]:
+    """Node -> the innermost statement around it. ast.walk goes from the outside in."""
+    return {two: one for one in ast.walk(tree) if isinstance(one, ast.stmt) for two in ast.walk(one)}
 
 
 class Recorder:

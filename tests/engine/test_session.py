@@ -310,9 +310,9 @@ def test_a_padded_crop_has_sides_of_whole_multiples(turned: bool) -> None:
     with pytest.raises(StopIteration):
         course.send(torch.zeros_like(look.previous))
     assert session.state.box is not None
-    assert session.state.answer.crop(session.state.box, (80, 34)[:: -1 if turned else 1]).shape[2:] == (
-        (34, 80) if turned else (80, 34)
-    )
+    assert session.state.answer.patch.shape == (1, 1, *session._cache.image.shape[2:]), "pasted without its padding"
+    rows, cols = np.nonzero(session.probability)
+    assert (rows.min(), rows.max(), cols.min(), cols.max()) == session.state.box
 
 
 def test_a_box_beyond_the_image_counts_as_its_part_inside() -> None:

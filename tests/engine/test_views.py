@@ -310,6 +310,11 @@ def test_a_box_is_drawn_into_a_crop_corner_on_corner() -> None:
     assert views.crop_box(Box(5, 6, 8, 8), Box(5, 6, 8, 8), (9, 7)) == Box(0, 8, 0, 0)
 
 
+def test_a_crop_is_pasted_corner_on_corner() -> None:
+    pasted = views.paste(torch.tensor([[[[0.0, 1.0]]]]), Box(1, 2, 3, 7), 4, 10)
+    assert pasted[0, 0].tolist() == [[0] * 10, *[[0, 0, 0, 0, 0.25, 0.5, 0.75, 1, 0, 0]] * 2, [0] * 10]
+
+
 def test_a_model_that_enlarges_gets_larger_crops() -> None:
     assert views.enlarged(50, 2) == 100
     assert views.enlarged((30, 50), 2) == (60, 100)
@@ -332,7 +337,7 @@ def test_views_are_kept_up_to_two_megapixels() -> None:
     memory, but of those a model with features of a fixed size keeps everything except the pixels."""
     wide = torch.zeros(1, 3, 1025, 2048, dtype=torch.uint8)
     for fixed in (False, True):
-        cache = views.ViewCache(wide, fixed_input=fixed)
+        cache = views.ViewCache(wide, fixed_input=True) if fixed else views.ViewCache(wide)
         small, large = (1024, 2048), (1025, 2048)
         crop = cache.view(Box(0, 1023, 0, 2047), small)
         whole = cache.view(None, large)
@@ -399,17 +404,27 @@ class OnGpu(torch.Tensor):
 
 def test_what_a_gpu_does_gives_the_same() -> None:
     """There, a view and its mirror image are one batch, and masks are not copied."""
-    pictures = [torch.rand(1, 3, 12, 17) for _ in range(2)]
-    clicks = [[Click(3, 5, True), Click(8, 2, False)], [Click(1, 16, True)]]
-    answers = []
-    for kind in (torch.Tensor, OnGpu):
-        queries = [
-            views.Query(views.View(picture), torch.full((1, 1, 12, 17), 0.3).as_subclass(kind), some, True)
-            for picture, some in zip(pictures, clicks, strict=True)
-        ]
-        answers.append(views.infer(FakeNetwork(), queries))
-    torch.testing.assert_close(torch.Tensor(answers[1]), answers[0])
-    probability = answers[0][:1].sigmoid()
+    pictures = [torch.rand(1, 3, 12, 17) for _ in range(3)]
+    clicks = [[Click(3, 5, True), Click(8, 2, False)], [Click(1, 16, True)], []]
+    for model in (FakeNetwork(), Remembering()):
+        answers = []
+        for kind in (torch.Tensor, OnGpu):
+            queries = [
+                views.Query(
+                    views.View(picture),
+                    torch.full((1, 1, 12, 17), 0.3).as_subclass(kind),
+                    some,
+                    flip=True,
+                    memory=views.Memory({False: torch.ones(1, 1, 1, 1), True: torch.zeros(1, 1, 1, 1)}),
+                )
+                for picture, some in zip(pictures, clicks, strict=True)
+            ]
+            answers.append(views.infer(model, queries))
+            answers += [query.memory.after.get(side, torch.ones(1)) for query in queries for side in (False, True)]
+        half = len(answers) // 2
+        for here, there in zip(answers[:half], answers[half:], strict=True):
+            torch.testing.assert_close(torch.Tensor(there), here)
+    probability = torch.rand(1, 1, 12, 17)
     probability[0, 0, 2, 3] = 0.5
     probability[0, 0, 0, 0] = 1
     there = probability.as_subclass(OnGpu)
