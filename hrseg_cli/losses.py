@@ -18,6 +18,7 @@ from torch import Tensor
 Schedule = Literal["constant", "increase", "rebalance"]
 
 PIXELS = (1, 2, 3)  # dimensions summed over: all but the batch
+TINY = torch.finfo(torch.float32).tiny  # for divisors, which may be 0 where the dividend is 0 too
 
 
 def feature_mse(logits: Tensor, target: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ def soft_iou(logits: Tensor, target: Tensor) -> Tensor:
     q = z.sigmoid()
     overlap = (q * y * valid).sum(PIXELS)
     union = (torch.maximum(q, y) * valid).sum(PIXELS)
-    return 1 - overlap / (union + 1e-8)
+    return 1 - overlap / union.clamp(min=TINY)
 
 
 def l1_l2(logits: Tensor, target: Tensor) -> Tensor:
@@ -162,7 +163,7 @@ def lovasz_softmax(logits: Tensor, target: Tensor) -> Tensor:
     truth = (y > 0.5).flatten(1) & seen
     # The probability of the object is wrong by as much as that of the background, so one order serves both.
     errors = torch.where(truth, (-z).sigmoid().flatten(1), z.sigmoid().flatten(1))
-    errors, order = errors.masked_fill(~seen, -1.0).sort(dim=1, descending=True)  # ignored last
+    errors, order = errors.masked_fill(~seen, -torch.inf).sort(dim=1, descending=True)  # ignored last
     total, present = errors.new_zeros(len(errors)), errors.new_zeros(len(errors))
     for members in (truth, ~truth & seen):
         there = members.any(1)
@@ -179,7 +180,7 @@ def _growth(is_object: Tensor) -> Tensor:
     objects = is_object.sum(1, keepdim=True)
     intersection = objects - is_object.cumsum(1)
     union = objects + (~is_object).cumsum(1)
-    growth = torch.where(is_object, 1 / union, intersection / (union * (union - 1)).clamp(min=1))
+    growth = torch.where(is_object, 1 / union, intersection / (union * (union - 1)))
     return torch.where((objects == 0) & (union == 1), 1.0, growth)
 
 
@@ -229,8 +230,8 @@ def signed_distance(
         distance = np.trunc(distance)
     if normalize == "diagonal":
         distance /= np.hypot(*truth.shape)
-    elif normalize == "max":
-        distance /= max(np.abs(distance).max(), 1e-12)
+    elif normalize == "max" and distance.any():
+        distance /= np.abs(distance).max()
     return distance
 
 
@@ -259,13 +260,12 @@ def _masked(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits and target in float32, both 0 at ignored pixels, and the bool mask of valid pixels."""
     _check_shapes(logits, target)
     valid = target >= 0
-    return torch.where(valid, logits.float(), 0.0), torch.where(valid, target.float(), 0.0), valid
+    return torch.where(valid, logits.float(), 0.0), target.float().clamp(min=0), valid
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean over the pixels of each sample; 0 where nothing has weight."""
-    total = weight.sum(PIXELS)
-    return (values * weight).sum(PIXELS) / torch.where(total > 0, total, 1)
+    return (values * weight).sum(PIXELS) / weight.sum(PIXELS).clamp(min=TINY)
 
 
 def _class_weight(y: Tensor, alpha: float) -> Tensor:
@@ -281,7 +281,7 @@ def _focal_parts(z: Tensor, y: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     above = z.sigmoid() > y
     rest = torch.where(above, y, 1 - y)
     log_pt = torch.logaddexp(F.logsigmoid(torch.where(above, -z, z)), rest.log())
-    miss = (-torch.expm1(log_pt)).clamp(min=1e-12)  # at 0, a gamma below 1 has no gradient
+    miss = (-torch.expm1(log_pt)).clamp(min=TINY)  # at 0, a gamma below 1 has no gradient
     return log_pt, miss**gamma
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from importlib import metadata
+from io import DEFAULT_BUFFER_SIZE
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
@@ -169,10 +170,9 @@ class Run:
                 "use another folder, or delete this one"
             )
         self._record |= {key: before[key] for key in ("where", "where_later") if key in before}
-        got = before.get("got", {})
-        self._record["got"]["seconds"] = got.get("seconds", 0.0)
+        self._record["got"]["seconds"] = before["got"]["seconds"]
         self._adds = False
-        if got.get("status") != "done":
+        if before["got"].get("status") != "done":
             self._will_add()
 
     def _will_add(self) -> None:
@@ -279,9 +279,9 @@ def _cut_torn_line(path: Path) -> None:
     if not path.exists():
         return
     with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
+        end = path.stat().st_size
         while end:
-            start = max(0, end - (1 << 20))
+            start = max(0, end - DEFAULT_BUFFER_SIZE)
             file.seek(start)
             found = file.read(end - start).rfind(b"\n")
             if found >= 0:
@@ -292,16 +292,16 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """``run.json`` of a run folder. Raises HrsegError if the folder is not a run."""
+    """``run.json`` of a run folder, with ``got`` and its seconds. Raises HrsegError if the folder is not a run."""
     path = folder / RECORD
     try:
         record = read_json(path)
-        asked, got, later = record["asked"], record.get("got", {}), record.get("where_later", [])
+        asked, got, later = record["asked"], record.setdefault("got", {}), record.get("where_later", [])
         if not isinstance(later, list):
             raise ValueError("'where_later' is not a list")
         if not all(isinstance(one, dict) for one in (asked["settings"], got, record.get("where", {}), *later)):
             raise ValueError("'settings', 'got' or 'where' is not a table")
-        seconds = got.get("seconds", 0.0)
+        seconds = got.setdefault("seconds", 0.0)
         if not isinstance(asked["command"], str) or isinstance(seconds, bool) or not isinstance(seconds, int | float):
             raise ValueError("'command' is not a string or 'seconds' not a number")
     except FileNotFoundError:

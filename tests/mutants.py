@@ -2,7 +2,8 @@
 
     python tests/mutants.py --seed 0 --count 100 [--rooms clicks,session] [--out survivors.txt]
 
-A change swaps a comparison, an operator, a number or a boolean of one module, in a copy of the source. The tests of a
+A change swaps a comparison, an operator, a number or a boolean of one module, in a copy of the source, unless it is one
+of those listed as ``UNSEEN``: they alter nothing that anyone could see, so no test can notice them. The tests of a
 room run once without a change, with a record of the lines that each test executes. After a change, the tests that
 execute the changed statement, or use the changed constant, run, quickest first, until one fails; where none does (in
 classes, on import, in other processes), all tests of the room do. A change is noticed when a test fails, or takes ten
@@ -27,10 +28,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -52,6 +53,98 @@ ROOMS: dict[str, tuple[list[str], list[str]]] = {
     "report": (["report/table.py", "report/write.py"], ["tests/report/test_table.py", "tests/report/test_write.py"]),
     "lora": (["adapters/lora.py"], ["tests/adapters/test_lora.py"]),
 }
+
+
+class Unseen(NamedTuple):
+    """A change without effect: its module, the beginning of the statement as ast.unparse writes it, the change, why."""
+
+    module: str
+    statement: str
+    change: str
+    reason: str
+
+
+EITHER = "both ways find the same; this chooses the quicker one"
+CHECKED = "where this bound is wrong, the whole window is transformed in the end"
+UNSEEN = [
+    Unseen("losses.py", "return (torch.where(valid,", "0.0 -> 0.5", "ignored pixels do not count"),
+    Unseen("runs.py", "done = subprocess.run(", "10 -> 11", "seconds to wait for git"),
+    Unseen("report/table.py", "found = {entry.measure:", "1 -> 2", "the interval is not used"),
+    Unseen("metrics/masks.py", "within = _grown(", "2 -> 3", "a wider window only takes longer"),
+    Unseen(
+        "metrics/masks.py",
+        "if mask[within].size >=",
+        "mask[within].size >= whole[0] * whole[1] -> mask[within].size > whole[0] * whole[1]",
+        EITHER,
+    ),
+    Unseen("metrics/masks.py", "if mask[within].size >=", "whole[0] * whole[1] -> whole[0] + whole[1]", EITHER),
+    Unseen("metrics/masks.py", "if mask[within].size >=", "0 -> 1", EITHER),
+    Unseen("engine/views.py", "cols = np.flatnonzero(pixels[rows.min()", "1 -> 2", "the next row is empty"),
+    Unseen(
+        "engine/views.py", "return torch.tensor(rows, dtype=torch.float64)", "True -> False", "only makes a GPU wait"
+    ),
+    Unseen(
+        "engine/views.py", "return torch.tensor(rows, dtype=torch.float32)", "True -> False", "only makes a GPU wait"
+    ),
+    Unseen("clicks/sampler.py", "pixels = np.full(count, -1)", "1 -> 2", "any negative number marks a missing click"),
+    Unseen("clicks/annotator.py", "sides = [", "2 -> 3", "a wider frame only takes longer"),
+    Unseen(
+        "clicks/annotator.py",
+        "if cv2.countNonZero(peeled) <=",
+        "cv2.countNonZero(peeled) <= sum((int(peeled[place]) for place in spent)) -> "
+        "cv2.countNonZero(peeled) < sum((int(peeled[place]) for place in spent))",
+        EITHER,
+    ),
+    Unseen(
+        "clicks/annotator.py",
+        "if 16 * flat.size >",
+        "16 * flat.size > window.size -> 16 * flat.size >= window.size",
+        EITHER,
+    ),
+    Unseen("clicks/annotator.py", "if 16 * flat.size >", "16 * flat.size -> 16 + flat.size", EITHER),
+    Unseen("clicks/annotator.py", "if 16 * flat.size >", "16 -> 17", EITHER),
+    Unseen("clicks/annotator.py", "for row, col in product(", "5 -> 6", "the search ends before it comes so far"),
+    Unseen("clicks/annotator.py", "for row, col in product(", "6 -> 7", "the search ends before it comes so far"),
+    Unseen(
+        "clicks/annotator.py",
+        "full = (window.view(",
+        "window.view(np.uint64) == FULL_ROW -> window.view(np.uint64) != FULL_ROW",
+        CHECKED,
+    ),
+    Unseen("clicks/annotator.py", "least = most - SLACK", "most - SLACK -> most + SLACK", CHECKED),
+    Unseen("clicks/annotator.py", "reach = int(", "1 -> 2", "a wider window only takes longer"),
+    Unseen(
+        "clicks/annotator.py",
+        "if sum(((bottom - top)",
+        "sum(((bottom - top) * (right - left) for _, _, (top, left, bottom, right) in groups)) > window.size -> "
+        "sum(((bottom - top) * (right - left) for _, _, (top, left, bottom, right) in groups)) >= window.size",
+        EITHER,
+    ),
+    Unseen(
+        "clicks/annotator.py",
+        "if sum(((bottom - top)",
+        "(bottom - top) * (right - left) -> bottom - top + (right - left)",
+        EITHER,
+    ),
+    Unseen("clicks/annotator.py", "if sum(((bottom - top)", "bottom - top -> bottom + top", EITHER),
+    Unseen("clicks/annotator.py", "if sum(((bottom - top)", "right - left -> right + left", EITHER),
+    Unseen(
+        "clicks/annotator.py",
+        "if best and best.squared >",
+        "best.squared > limit ** 2 -> best.squared >= limit ** 2",
+        "a square of whole pixels is never one of SLACK",
+    ),
+    Unseen("clicks/annotator.py", "if best and best.squared >", "2 -> 3", "a later end only takes longer"),
+    Unseen(
+        "clicks/annotator.py",
+        "if best is None or",
+        "best.squared < max(0.0, least) ** 2 -> best.squared <= max(0.0, least) ** 2",
+        EITHER,
+    ),
+    Unseen("clicks/annotator.py", "if best is None or", "0.0 -> 0.5", "the square of a depth is at least 1"),
+    Unseen("clicks/annotator.py", "if best is None or", "2 -> 3", EITHER),
+    Unseen("clicks/annotator.py", "if best is None or", "8 -> 9", EITHER),
+]
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Div,
@@ -92,28 +185,50 @@ def change(source: str, which: int) -> tuple[str, str, set[int]]:
     tree = ast.parse(source)
     node, field, index = list(places(tree))[which]
     lines, line = affected(tree, node), getattr(node, "lineno", 0)
-    before = ast.unparse(node)
-    old = getattr(node, field)
+    what, _ = _swap(node, field, index)
+    return ast.unparse(tree), f"line {line}: {what}", lines
+
+
+def _swap(node: Any, field: str, index: int | None) -> tuple[str, Callable[[], None]]:
+    """Change a node; returns a text "before -> after", and a function that changes it back."""
+    before, old = ast.unparse(node), getattr(node, field)
     if field == "ops":
-        assert index is not None
-        old[index] = SWAPS[type(old[index])]()
+        new: Any = [SWAPS[type(op)]() if k == index else op for k, op in enumerate(old)]
     elif field == "op":
-        node.op = SWAPS[type(old)]()  # type: ignore[attr-defined]
+        new = SWAPS[type(old)]()
     else:
-        node.value = not old if isinstance(old, bool) else old + 1 if isinstance(old, int) else old * 0.8 or 0.5  # type: ignore[attr-defined]
-    return ast.unparse(tree), f"line {line}: {before} -> {ast.unparse(node)}", lines
+        new = not old if isinstance(old, bool) else old + 1 if isinstance(old, int) else old * 0.8 or 0.5
+    setattr(node, field, new)
+    return f"{before} -> {ast.unparse(node)}", lambda: setattr(node, field, old)
+
+
+def unseen(module: str, source: str) -> dict[int, Unseen]:
+    """Number of a change of this module -> what is listed of it."""
+    listed, tree = [one for one in UNSEEN if one.module == module], ast.parse(source)
+    statements, found = _statements(tree), {}
+    for which, (node, field, index) in enumerate(places(tree) if listed else ()):
+        what, back = _swap(node, field, index)
+        back()
+        for one in listed:
+            if one.change == what and ast.unparse(statements[node]).startswith(one.statement):
+                found[which] = one
+    return found
 
 
 def affected(tree: ast.Module, node: ast.AST) -> set[int]:
     """The lines of the innermost statement around a node, of one with a body only those before its body; and the lines
     that name the constant of the module that the statement defines."""
-    around = [one for one in ast.walk(tree) if isinstance(one, ast.stmt) and any(two is node for two in ast.walk(one))]
-    inner: Any = around[-1]  # ast.walk goes from the outside in
+    inner = _statements(tree)[node]
     first = min(one.lineno for one in [inner, *getattr(inner, "decorator_list", [])])
     body = getattr(inner, "body", None)
     lines = set(range(first, max(first + 1, body[0].lineno) if body else inner.end_lineno + 1))
     constants = {ast.unparse(one) for one in getattr(inner, "targets", []) if inner in tree.body}
     return lines | {one.lineno for one in ast.walk(tree) if isinstance(one, ast.Name) and one.id in constants}
+
+
+def _statements(tree: ast.Module) -> dict[ast.AST, Any]:
+    """Node -> the innermost statement around it. ast.walk goes from the outside in."""
+    return {two: one for one in ast.walk(tree) if isinstance(one, ast.stmt) for two in ast.walk(one)}
 
 
 class Recorder:
@@ -232,6 +347,9 @@ def main() -> int:
     for name in ("numpy", "pandas", "cv2", "torch", "pydantic", "typer"):
         importlib.import_module(name)  # once, for all children
     chance, rooms = random.Random(asked.seed), asked.rooms.split(",")
+    for one in UNSEEN:
+        if any(one.module in ROOMS[room][0] for room in rooms):
+            print(f"never drawn: {one.module}, {one.statement}..., {one.change}: {one.reason}")
     found = 0
     survivors: list[str] = []
     with tempfile.TemporaryDirectory() as place:
@@ -250,7 +368,8 @@ def main() -> int:
             name = chance.choice(modules)
             path = copy / "hrseg_cli" / name
             source = path.read_text()
-            changed, what, lines = change(source, chance.randrange(len(list(places(ast.parse(source))))))
+            count, hidden = len(list(places(ast.parse(source)))), unseen(name, source)
+            changed, what, lines = change(source, chance.choice([k for k in range(count) if k not in hidden]))
             every = {test: seconds for test, (seconds, _) in records[room].items()}
             near = {
                 test: every[test]

@@ -108,6 +108,25 @@ def test_without_focus_ignored_pixels_do_not_count_in_the_scale() -> None:
     np.testing.assert_allclose(gradient * share[:, None, None, None], RECORDED["algo_g0__grad"], atol=1e-7)
 
 
+def test_an_almost_perfect_answer_is_scaled_up_by_a_limited_factor() -> None:
+    """An error of 1e-6 weighs its square, as much as the limit 1e-12: half of what the scale would make of it, 1."""
+    values, _ = answer(normalized_focal, row(np.log(1e6)), row(1))
+    np.testing.assert_allclose(values, 0.5 * 0.5 * 1e-6, rtol=1e-3)
+
+
+def test_half_is_background_for_the_class_weight() -> None:
+    """A target above 0.5 is object: alpha 0.25 halves its loss, and multiplies that of others by 1.5."""
+    for target, factor in ((0.5, 1.5), (0.45, 1.5), (0.51, 0.5)):
+        weighted, equal = (answer(partial(focal, alpha=alpha), row(2), row(target))[0] for alpha in (0.25, 0.5))
+        np.testing.assert_allclose(weighted, factor * equal, rtol=1e-6)
+
+
+def test_absolute_and_squared_error_add_up() -> None:
+    """Probabilities 0.5 of an object pixel and 0.75 of a background pixel, by hand."""
+    values, _ = answer(l1_l2, row(0, np.log(3)), row(1, 0))
+    np.testing.assert_allclose(values, (0.5 + 0.5**2 + 0.75 + 0.75**2) / 2, rtol=1e-6)
+
+
 @pytest.mark.parametrize("label", [0, 1])
 def test_recorded_gradients_of_large_logits(label: int) -> None:
     """Equal to the reference up to |logit| 10; beyond it the reference jumps (-212 at -20) or falls to 0."""
@@ -438,6 +457,19 @@ def test_normalized_distances_do_not_grow_with_the_image(normalize: str) -> None
     np.testing.assert_allclose(large.mean(), small.mean(), rtol=0.03)
     np.testing.assert_allclose(disc(256, "none").mean(), 4 * disc(64, "none").mean(), rtol=0.03)
     assert not signed_distance(np.zeros((5, 5), np.int8), normalize=normalize).any()  # type: ignore[arg-type]
+
+
+def test_normalized_distances_by_hand() -> None:
+    """Truncated, half distances below 1 are all 0, and nothing is left to divide by."""
+    truth = np.array([[1, 0, 0, 0]], np.int8)
+    np.testing.assert_allclose(signed_distance(truth, normalize="max"), [[-0.2, 0.2, 0.6, 1]])
+    np.testing.assert_allclose(
+        signed_distance(truth, normalize="diagonal") * 17**0.5, signed_distance(truth), rtol=1e-6
+    )
+    assert not signed_distance(truth[:, :2], normalize="max", truncate=True).any()
+    for wrong in ({"inner": "outer"}, {"normalize": "mean"}):
+        with pytest.raises(ValueError, match="inner must be half or reference, normalize none, diagonal or max"):
+            signed_distance(truth, **wrong)  # type: ignore[arg-type]
 
 
 def test_ignored_pixels_do_not_count_in_the_boundary_loss() -> None:

@@ -28,6 +28,16 @@ def test_lines_are_those_that_execute_the_change() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("module", sorted({one.module for one in mutants.UNSEEN}))
+def test_what_cannot_be_noticed_is_still_there(module: str) -> None:
+    """A list of changes without effect must not outlive the code: each is exactly one of those that can be drawn."""
+    source = (mutants.ROOT / "hrseg_cli" / module).read_text()
+    listed = [one for one in mutants.UNSEEN if one.module == module]
+    found = mutants.unseen(module, source)
+    assert sorted(found.values()) == sorted(listed)
+    assert not mutants.unseen(module, "")
+
+
 @pytest.mark.slow
 def test_the_record_has_what_each_test_executes(tmp_path: Path) -> None:
     """Shared fixtures count for all tests of their file, threads for their test; modules and classes do not count."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import cv2
@@ -74,9 +75,9 @@ def drawn_click(truth: np.ndarray, prediction: np.ndarray, used: Sequence[Click]
     window = np.pad(part[top : top + rows, left : left + columns].view(np.uint8), 1)
     depth = cv2.distanceTransform(window, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     for click in used:
-        row, col = int(click.row) - top, int(click.col) - left
-        if 0 <= row < rows and 0 <= col < columns:
-            depth[row, col] = 0
+        row, col = int(click.row), int(click.col)
+        if part[row, col]:
+            depth[row - top, col - left] = 0
     # Whole numbers: the last bits of OpenCV's distances depend on its version.
     weight = np.rint(depth.astype(np.float64) * 64).astype(np.int64).cumsum()
     random = np.random.default_rng(_number(f"{group}/{len(used)}/{key}"))
@@ -129,8 +130,7 @@ def deepest(region: np.ndarray, excluded: Iterable[tuple[int, int]] = ()) -> Dee
     sides = [-(-(side + 2) // BLOCK) * BLOCK for side in (rows, columns)]  # the ring, padded with zeros to whole blocks
     window = np.zeros(sides, np.uint8)
     window[1 : rows + 1, 1 : columns + 1] = region[top : top + rows, left : left + columns]
-    near = {(r - top + 1, c - left + 1) for r, c in excluded if top <= r < top + rows and left <= c < left + columns}
-    spent = [place for place in near if window[place]]
+    spent = [(row - top + 1, col - left + 1) for row, col in set(excluded) if region[row, col]]
 
     # Pixels left after one, two and four erosions are at least 2, 3 and 5 chessboard moves deep. A pixel of Euclidean
     # depth d is between d / sqrt(2) and d moves deep.
@@ -176,12 +176,10 @@ def _by_walking(window: np.ndarray, level: np.ndarray, moves: int, spent: list[t
 
 @cache
 def _shells() -> list[tuple[int, list[tuple[int, int]]]]:
-    """Squared distance -> offsets at that distance, up to four diagonal moves (farther than five straight ones)."""
+    """Squared distance -> offsets at that distance, complete up to four diagonal moves, as far as it is used."""
     found: dict[int, list[tuple[int, int]]] = {}
-    for row in range(-5, 6):
-        for col in range(-5, 6):
-            if row**2 + col**2 <= 2 * 4**2:
-                found.setdefault(row**2 + col**2, []).append((row, col))
+    for row, col in product(range(-5, 6), repeat=2):
+        found.setdefault(row**2 + col**2, []).append((row, col))
     return sorted(found.items())
 
 

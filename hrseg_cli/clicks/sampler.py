@@ -54,7 +54,7 @@ def draw(targets: np.ndarray, labelled: np.ndarray, rng: np.random.Generator, se
         slots[: len(pixels), 0], slots[: len(pixels), 1] = np.divmod(pixels, labelled.shape[1])
         slots[: len(pixels), 2] = SCATTERED
     points[0, : len(orders), 2] = orders
-    drawn = Drawn(truth, points.reshape(-1, 3), np.full(4, -1, np.float32))
+    drawn = Drawn(truth, np.concatenate(points), np.full(4, -1, np.float32))
     if not (truth == 1).any():
         return drawn
     if rng.random() < settings.box_probability:
@@ -84,9 +84,8 @@ def perturbed(truth: np.ndarray, targets: np.ndarray, rng: np.random.Generator) 
         size = math.sqrt(len(places)) * rng.uniform(0.3, 0.9)
         row, col = np.divmod(places[int(rng.integers(len(places)))], mask.shape[1]) + extra * rng.normal(0, size, 2)
         axes = int(size) + 2, int(size * rng.uniform(0.4, 1)) + 2
-        blob = np.zeros(mask.shape, np.uint8)
-        cv2.ellipse(blob, (int(col), int(row)), axes, rng.uniform(0, 180), 0, 360, 1, -1)
-        mask = mask | (blob > 0) if extra else mask & (blob == 0)
+        mask = mask.astype(np.uint8)
+        cv2.ellipse(mask, (int(col), int(row)), axes, rng.uniform(0, 180), 0, 360, int(extra), cv2.FILLED)
     change = (cv2.MORPH_DILATE, cv2.MORPH_ERODE, cv2.MORPH_OPEN, cv2.MORPH_CLOSE)[int(rng.integers(4))]
     side = 2 * int(rng.integers(4)) + 1
     changed = cv2.morphologyEx(mask.astype(np.uint8), change, np.ones((side, side), np.uint8)).astype(np.float32)
@@ -101,10 +100,10 @@ def draw_close_up(truth: np.ndarray, rng: np.random.Generator, max_points: int) 
     points = np.full((2, max_points, 3), -1, np.float32)
     for slots, value in zip(points, (1, 0), strict=True):
         pixels = np.full(int(truth.flat[centre] == value), centre)
-        pixels = np.concatenate([pixels, _mix([truth == value], [1], int(rng.integers(4)), rng)])[:max_points]
+        pixels = np.concatenate([pixels, _mix([truth == value], int(rng.integers(4)), rng)])[:max_points]
         slots[: len(pixels), 0], slots[: len(pixels), 1] = np.divmod(pixels, truth.shape[1])
         slots[: len(pixels), 2] = SCATTERED
-    return points.reshape(-1, 3)
+    return np.concatenate(points)
 
 
 def add_next_click(
@@ -167,8 +166,7 @@ def _choose(count: int, rng: np.random.Generator, settings: Clicks) -> list[int]
 def _merge(chosen: np.ndarray) -> np.ndarray:
     """(M, H, W) -> (H, W): object where any is object, else ignored where any is ignored."""
     truth: np.ndarray = chosen.max(axis=0).astype(np.int8)
-    if len(chosen) > 1:
-        truth[(truth == 0) & (chosen.min(axis=0) < 0)] = -1
+    truth[(truth == 0) & (chosen.min(axis=0) < 0)] = -1
     return truth
 
 
@@ -185,7 +183,7 @@ def _draw_inside(
     room = settings.max_points - len(pixels)
     # Several regions: fill the slots with further clicks, then truncate. One region: the sampled clicks always fit.
     further = _count(room if len(regions) == 1 else settings.max_points, rng, settings)
-    others = _mix(eroded, [1] * len(eroded), further, rng)[:room]
+    others = _mix(eroded, further, rng)[:room]
     return np.concatenate([pixels, others]), np.concatenate([orders, np.full(len(others), SCATTERED)])
 
 
@@ -196,7 +194,7 @@ def _first(region: np.ndarray, eroded: np.ndarray, rng: np.random.Generator, set
     centred = settings.first_click_center
     if centred and rng.random() >= settings.first_click_anywhere:
         return _inner(_depths(eroded), settings.inner_k, rng), FIRST
-    return int(_mix([eroded], [1], 1, rng)[0]), FIRST if centred else SCATTERED
+    return int(_mix([eroded], 1, rng)[0]), FIRST if centred else SCATTERED
 
 
 def _draw_outside(
@@ -211,7 +209,7 @@ def _draw_outside(
         others = background & labelled if targets > chosen else background
         regions = [background, others, background & _dilate(asked, reach)]
     weights = [settings.background, settings.other, settings.border]
-    return _mix(regions, weights, _count(settings.max_points, rng, settings), rng)
+    return _mix(regions, _count(settings.max_points, rng, settings), rng, weights)
 
 
 def _count(most: int, rng: np.random.Generator, settings: Clicks) -> int:
@@ -220,10 +218,13 @@ def _count(most: int, rng: np.random.Generator, settings: Clicks) -> int:
     return int(rng.choice(most + 1, p=weights / weights.sum()))
 
 
-def _mix(regions: Sequence[np.ndarray], weights: Sequence[float], count: int, rng: np.random.Generator) -> np.ndarray:
-    """Flat indices of ``count`` pixels: choose a region by weight, then any pixel of it. Empty regions give none."""
-    share = np.asarray(weights) / np.sum(weights)
-    source = rng.choice(len(regions), size=count, p=share)
+def _mix(
+    regions: Sequence[np.ndarray], count: int, rng: np.random.Generator, weights: Sequence[float] | None = None
+) -> np.ndarray:
+    """Flat indices of ``count`` pixels: choose a region by weight (None: all alike), then any pixel of it. Empty
+    regions give none."""
+    share = np.ones(len(regions)) if weights is None else np.asarray(weights)
+    source = rng.choice(len(regions), size=count, p=share / share.sum())
     pixels = np.full(count, -1)
     for number in sorted(set(source.tolist())):
         pool = np.flatnonzero(regions[number])
@@ -272,8 +273,6 @@ def _depths(region: np.ndarray, precise: bool = True) -> _Depths:
     Squared, because exact distances are then integers, independent of the last bit of OpenCV's floats.
     """
     left, top, width, height = cv2.boundingRect(region.astype(np.uint8))
-    if width == 0:
-        return _Depths(np.zeros((0, 0)), 0, 0, region.shape[1])
     window = np.pad(region[top : top + height, left : left + width].astype(np.uint8), 1)
     mask = cv2.DIST_MASK_PRECISE if precise else cv2.DIST_MASK_5
     squared = cv2.distanceTransform(window, cv2.DIST_L2, mask)[1:-1, 1:-1].astype(np.float64) ** 2
@@ -283,7 +282,7 @@ def _depths(region: np.ndarray, precise: bool = True) -> _Depths:
 def _inner(depths: _Depths, part: float, rng: np.random.Generator) -> int:
     """Flat index of a random pixel deeper than 1 / ``part`` of the maximum; of a deepest pixel if ``part`` is 0."""
     squared, limit = depths.squared, depths.limit
-    pool = np.flatnonzero(squared * part**2 > limit if part > 0 else squared == limit)
+    pool = np.flatnonzero(squared * part**2 > limit if part else squared == limit)
     return depths.flat(int(pool[rng.integers(pool.size)]))
 
 

@@ -216,7 +216,7 @@ class Session:
     ) -> None:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise HrsegError(f"an image must be uint8 (height, width, 3), not {image.dtype} {image.shape}")
-        device = next(iter(model.parameters()), torch.empty(0)).device
+        device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
         self.model, self.protocol = model, protocol
         self._image = image  # for refiners
         self._refiner = open_refiner(protocol.refine, str(device)) if protocol.refine else None

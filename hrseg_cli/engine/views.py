@@ -215,7 +215,7 @@ def crop_queries(
         shifted = box and Box(box.top + by, box.bottom + by, box.left + by, box.right + by)
         wide = yield from crop_queries(View(mirrored(view.image, by)), mirrored(previous, by), moved, inner, shifted)
         return wide[..., by:-by, by:-by]
-    if not tiles or max(previous.shape[-2:]) <= tiles.size:
+    if not tiles or max(previous.shape) <= tiles.size:
         return (yield Query(view, previous, clicks, protocol.flip, box, memory))
     # Overlapping tiles, blended with weights that fall off linearly in the overlap. A tile gets the clicks inside it,
     # and its part of the box.
@@ -242,8 +242,7 @@ def _starts(side: int, tiles: Tiles) -> list[int]:
     """Start of each tile along a side: evenly spaced, overlapping by at least ``tiles.overlap``."""
     if side <= tiles.size:
         return [0]
-    stride = max(1, tiles.size - tiles.overlap)
-    count = 1 + -(-(side - tiles.size) // stride)
+    count = 1 + -(-(side - tiles.size) // (tiles.size - tiles.overlap))
     return [round(i * (side - tiles.size) / (count - 1)) for i in range(count)]
 
 
@@ -258,9 +257,9 @@ def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
 
 def above(probability: Tensor, threshold: float) -> Tensor:
     """Bool (H, W): pixels of a map (1, 1, H, W) above ``threshold``."""
-    if probability.device.type == "cpu":  # NumPy compares twice as fast as PyTorch
-        return torch.from_numpy(probability[0, 0].numpy() > np.float32(threshold))
-    return probability[0, 0] > threshold
+    if probability.is_cuda:
+        return probability[0, 0] > threshold
+    return torch.from_numpy(probability[0, 0].numpy() > np.float32(threshold))  # twice as fast as PyTorch
 
 
 def mask_box(mask: Tensor) -> Box | None:
@@ -271,7 +270,7 @@ def mask_box(mask: Tensor) -> Box | None:
     else:
         pixels = mask.numpy()
         rows = np.flatnonzero(pixels.any(axis=1))
-        cols = np.flatnonzero(pixels[rows[0] : rows[-1] + 1].any(axis=0)) if rows.size else rows
+        cols = np.flatnonzero(pixels[rows.min() : rows.max() + 1].any(axis=0)) if rows.size else rows
     return Box(int(rows[0]), int(rows[-1]), int(cols[0]), int(cols[-1])) if rows.size else None
 
 
@@ -310,7 +309,7 @@ def box_iou(a: Box, b: Box) -> float:
     iou = 1.0
     for i in (0, 2):
         shared = max(0, min(a[i + 1], b[i + 1]) - max(a[i], b[i]) + 1)
-        union = max(1e-6, max(a[i + 1], b[i + 1]) - min(a[i], b[i]) + 1)
+        union = max(a[i + 1], b[i + 1]) - min(a[i], b[i]) + 1
         iou *= shared / union
     return iou
 
@@ -373,8 +372,9 @@ def neighbours(size: int, to: int) -> tuple[Tensor, Tensor, Tensor]:
     """Interpolation of ``size`` pixels at ``to`` positions: indices of the pixel before and after each position, and
     the weight in [0, 1] of the one after."""
     place = torch.arange(to, dtype=torch.float32) * ((size - 1) / max(1, to - 1))
-    before = place.floor().clamp_(max=size - 1)
-    return before.long(), (before + 1).clamp_(max=size - 1).long(), (place - before).clamp_(0, 1)
+    place.clamp_(max=size - 1)  # the last product may be rounded up
+    before = place.floor()
+    return before.long(), place.ceil().long(), place - before
 
 
 def padded(x: Tensor, multiple: int) -> Tensor:
@@ -433,10 +433,10 @@ def crop_box(drawn: Box, box: Box, size: tuple[int, int]) -> Box:
 
 def paste(probability: Tensor, box: Box, height: int, width: int) -> Tensor:
     """(1, 1, H, W): a crop's probabilities resized into its box, 0 outside."""
-    if probability.device.type == "cpu":
-        whole = torch.from_numpy(np.zeros((1, 1, height, width), np.float32))  # NumPy allocates zeros lazily
-    else:
+    if probability.is_cuda:
         whole = probability.new_zeros(1, 1, height, width)
+    else:
+        whole = torch.from_numpy(np.zeros((1, 1, height, width), np.float32))  # NumPy allocates zeros lazily
     inside = whole[:, :, box.top : box.bottom + 1, box.left : box.right + 1]
     torch.ops.aten.upsample_bilinear2d.out(probability, list(box.size), True, None, None, out=inside)
     return whole

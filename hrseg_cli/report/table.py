@@ -33,7 +33,7 @@ _AGAIN = "copy the folder again, or rerun its command"
 class _Lenient(BaseModel):
     """Checks types, ignores unknown keys."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", strict=True)
 
 
 class _Model(_Lenient):
@@ -208,7 +208,7 @@ def _read_evaluation(label: str, folder: Path, partial: bool) -> Evaluation:
     record = read_run(folder)
     settings = record["asked"]["settings"]
     asked = _checked(folder, settings)
-    status = str(record.get("got", {}).get("status", "unknown"))
+    status = str(record["got"].get("status", "unknown"))
     if status != "done" and not partial:
         raise HrsegError(f"{folder}: the run is '{status}', not done; rerun its command to finish it, or add `partial`")
     # An unfinished run has only the second file; a resumed one may have both.

@@ -280,6 +280,15 @@ def test_attention_is_adapted_but_not_what_pytorch_computes_inside(caplog: pytes
         attach_lora(nn.Sequential(nn.MultiheadAttention(8, 2), nn.LayerNorm(8)))
 
 
+@pytest.mark.parametrize(("count", "told"), [(3, "1, 2, 3"), (4, "1, 2, 3 and 1 more")])
+def test_at_most_three_unsupported_layers_are_named(count: int, told: str, caplog: pytest.LogCaptureFixture) -> None:
+    """All of a network's hundreds would fill the screen."""
+    model = nn.Sequential(nn.Linear(4, 6), *(nn.MultiheadAttention(4, 2) for _ in range(count)))
+    attach_lora(model)
+    assert caplog.messages == [f"LoRA does not support {count} of the layers; they stay frozen: {told}"]
+    assert model[0].lora_A.shape == (4, 4), "rank 4, unless asked"
+
+
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 def test_layers_whose_addition_would_be_lost_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     """PyTorch's encoder layer reads the weights of its layers itself when it only answers, and a weight that is

@@ -70,6 +70,16 @@ def test_window_equals_whole_image(region: np.ndarray, data: st.DataObject) -> N
         assert answer == (round(whole.max()), row, col)
 
 
+def test_depths_of_discs_of_every_size() -> None:
+    """Nearest zeros straight ahead, on the diagonal and between them, up to depths that are found in other ways."""
+    y, x = np.mgrid[-11:12, -11:12]
+    for squared in range(1, 101):
+        region = y**2 + x**2 < squared
+        whole = ndimage.distance_transform_edt(region) ** 2
+        row, col = np.unravel_index(np.rint(whole).argmax(), whole.shape)
+        assert deepest(region) == (round(whole.max()), row, col)
+
+
 def shapes_in(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Nothing, all, noise, rough or smooth, or discs and rectangles that may touch the border or each other."""
     kind = rng.integers(8)
@@ -183,6 +193,12 @@ def test_a_drawn_click_depends_on_group_object_and_number() -> None:
     one = drawn_click(truth, nothing, [], 3, "a")
     assert one == Click(54, 46, True), "a number of 2026-11-30: published results are repeated with these clicks"
     assert one is not None
+    ragged = np.array(
+        [[0] * 9, [0, 0, 1, 1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 0, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1, 1, 1, 0]], np.int8
+    )
+    ragged = np.vstack([ragged, [[0, 1, 1, 1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1, 1, 0, 0], [0] * 9]]).astype(np.int8)
+    nowhere = np.zeros(ragged.shape, bool)
+    assert drawn_click(ragged, nowhere, [], 961, "a") == Click(3, 6, True), "of depths to a 64th of a pixel"
     assert len({one, drawn_click(truth, nothing, [], 4, "a"), drawn_click(truth, nothing, [], 3, "b")}) == 3
     assert drawn_click(truth, nothing, [one], 3, "a") != one
 

@@ -12,6 +12,7 @@ from hrseg_cli.clicks.files import for_images, parse_box, parse_click, read_clic
 from hrseg_cli.data.pixels import SUFFIXES
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Box, Click, Trace, as_numbers
+from hrseg_cli.limits import PIXELS
 
 LEFT, RIGHT = (Click(3, 4, True), Click(5, 6.5, False)), (Click(7, 8, True),)
 JSON = '{"a.jpg": {"left": [[3, 4, 1], [5, 6.5, 0]], "right": [[7, 8]]}, "b": [[7, 8, 1]]}'
@@ -62,6 +63,12 @@ def test_boxes_are_read_in_their_order(tmp_path: Path) -> None:
         ("c.json", '{"a": [[NaN, 4, 1]]}', "a: not clicks"),
         ("c.json", '{"a": [[true, 4, 20, 30]]}', "a: not clicks"),
         ("c.json", '{"a": [[3, 4, 1e12, 30]]}', "a: not clicks"),
+        ("c.json", f'{{"a": [[3, 4, {PIXELS}, 30]]}}', "a: not clicks"),
+        ("c.json", f'{{"a": [[{PIXELS}, 4]]}}', "a: not clicks"),
+        ("c.json", f'{{"a": [[3, {-PIXELS}]]}}', "a: not clicks"),
+        ("c.json", '{"a": [[true, 4, 1]]}', "a: not clicks"),
+        ("c.json", '{"a": [[3, false, 1]]}', "a: not clicks"),
+        ("c.json", '{"a": [[10, 20, 40, 19]]}', "a: not clicks"),
         ("c.json", '{"a": 5}', "a: not clicks"),
         ("c.json", '{"a": []}', "a: an object without clicks"),
         ("c.json", '{"a": {"left": []}}', "a: an object without clicks"),
@@ -154,6 +161,7 @@ def test_an_id_of_a_picture_next_to_the_images_is_not_an_object_of_theirs(
 ) -> None:
     """Traces of a whole folder, but only some of its images are given."""
     (tmp_path / "a_9.jpg").touch()
+    (tmp_path / "a.jpg").touch()
     clicks = {name: {"": LEFT}}
     assert for_images(clicks, [tmp_path / "a.jpg"], SUFFIXES, ids=True)[1] == []
     (tmp_path / picture).touch()

@@ -35,6 +35,17 @@ class FirstCandidate:
         return 0.0
 
 
+class Fixed(np.random.Generator):
+    """Asked for one number between 0 and 1, it always returns this one."""
+
+    def __init__(self, value: float, seed: int) -> None:
+        super().__init__(np.random.PCG64(seed))
+        self.value = value
+
+    def random(self, *size: Any, **more: Any) -> Any:
+        return super().random(*size, **more) if size or more else self.value
+
+
 def disk(row: int, col: int, radius: int, height: int = 40, width: int = 50) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     return (y - row) ** 2 + (x - col) ** 2 <= radius * radius
@@ -356,6 +367,15 @@ def test_small_objects_are_not_eroded() -> None:
     assert (positives(small, Clicks(erode_probability=1)) == small).all()
 
 
+@pytest.mark.parametrize(("rows", "cols", "eroded"), [(4, 7, False), (3, 13, True)])
+def test_more_than_ten_pixels_must_be_left(rows: int, cols: int, eroded: bool) -> None:
+    """Of 4 x 7 pixels ten are left, of 3 x 13 eleven."""
+    shape = np.zeros((40, 50), bool)
+    shape[10 : 10 + rows, 10 : 10 + cols] = True
+    hit = positives(shape, Clicks(erode_probability=1, erode_iterations=1))
+    assert (hit == (ndimage.binary_erosion(shape, SQUARE) if eroded else shape)).all()
+
+
 def test_band_is_as_wide_as_a_tenth_of_the_object() -> None:
     shape = disk(20, 25, 14)  # 613 pixels: 3 wide
     settings = Clicks(background=0, other=0, border=1, gamma=1)
@@ -399,6 +419,15 @@ def test_central_first_clicks(inner_k: float) -> None:
     assert (clicks[:, 2] == 0).all()
     anywhere = first_clicks(shape.astype(np.int8), settings.model_copy(update={"first_click_anywhere": 1}), 400)
     assert not wanted[anywhere[:, 0], anywhere[:, 1]].all()
+
+
+def test_centres_are_those_of_exact_distances() -> None:
+    """Both are 5 deep: a square, and a disc whose border is (3, 4) away. Approximately, the square is deeper."""
+    y, x = np.mgrid[:40, :50]
+    shape = (y - 20) ** 2 + (x - 38) ** 2 < 25
+    shape[10:19, 10:19] = True
+    settings = Clicks(first_click_center=True, first_click_anywhere=0, erode_probability=0, inner_k=0)
+    assert set(map(tuple, first_clicks(shape.astype(np.int8), settings, 30)[:, :2])) == {(14, 14), (20, 38)}
 
 
 def test_off_centre_clicks_lie_between_the_middle_and_anywhere() -> None:
@@ -479,6 +508,70 @@ def test_faulty_masks_are_near_their_object_and_get_a_correction() -> None:
     assert 0.4 < np.mean(overlaps) < 0.9
     others = [np.count_nonzero((perturbed(targets[0], targets, rng) > 0.49) & (targets[1] == 1)) for _ in range(40)]
     assert max(others) > 0.6 * np.count_nonzero(targets[1] == 1)
+
+
+# For these seeds, sums of a mask and of its upper half, and once a box: recorded 2026-11-30.
+MASKS = [
+    *((4083.0, 1221.3), (7694.0, 3779.6), (8154.1, 4010.4), (7618.0, 3744.8), (7434.0, 3135.9), (11388.2, 4448.4)),
+    *((7610.0, 3741.0), (979.0, 595.5), (9260.0, 4559.0), (10199.3, 5373.0), (7516.0, 3135.8), (7618.0, 3744.7)),
+]
+
+
+def test_the_same_seeds_make_the_recorded_masks_and_box() -> None:
+    """So that a training can be repeated; with all kinds of faults, and all ways in which an edge is displaced."""
+    targets = np.stack([disk(60, 60, 45, 120, 160), disk(60, 130, 20, 120, 160)]).astype(np.int8)
+    found = [perturbed(targets[0], targets, np.random.default_rng(seed)) for seed in range(12)]
+    np.testing.assert_allclose([(mask.sum(), mask[:60].sum()) for mask in found], MASKS, atol=0.3)
+    jittered = Clicks(merge_probability=0, box_probability=1, box_jitter=0.1)
+    box = draw(targets[:1], targets[0] == 1, np.random.default_rng(0), jittered).box
+    assert box.tolist() == [19, 24, 104, 117]
+
+
+def test_a_probability_of_zero_is_never() -> None:
+    """Not even with the smallest number that a generator returns."""
+    targets, labelled = three_objects()
+    settings = Clicks(
+        merge_probability=0, erode_probability=0, off_centre=0, first_click_center=True, first_click_anywhere=0,
+        inner_k=0, box_probability=0, perturbed_probability=0, gamma=1,
+    )  # fmt: skip
+    rim = 0
+    for seed in range(20):
+        drawn = draw(targets, labelled, Fixed(0.0, seed), settings)
+        inner = depth(drawn.truth == 1)
+        rows, cols = clicks_of(drawn)[0][:, :2].T
+        rim += int((inner[rows, cols] == 1).sum())
+        assert any(np.array_equal(drawn.truth, target) for target in targets)
+        assert inner[rows[0], cols[0]] == inner.max()
+        assert (drawn.box == -1).all()
+        assert (drawn.previous, drawn.corrections) == (None, 0)
+    assert rim > 0
+    boxed = draw(targets, labelled, Fixed(0.0, 0), settings.model_copy(update={"box_probability": 1.0, "box_only": 0}))
+    assert (boxed.box >= 0).all()
+    assert (boxed.points >= 0).any()
+
+
+def test_shares_of_the_kinds_of_faults() -> None:
+    """Below 0.55 a neighbour is included, from 0.8 on there is an extra blob, between them a part is missing."""
+    targets = np.stack([disk(60, 60, 45, 120, 160), disk(60, 135, 15, 120, 160)]).astype(np.int8)
+    deep, other = depth(targets[0] == 1) > 15**2, targets[1] == 1
+    for kind, neighbour, hole in ((0.54, True, False), (0.55, False, True), (0.79, False, True), (0.8, False, False)):
+        found = [perturbed(targets[0], targets, Fixed(kind, seed)) for seed in range(12)]
+        assert all(mask[other].mean() > 0.5 for mask in found) == neighbour
+        assert any((mask[deep] < 0.5).any() for mask in found) == hole
+
+
+@pytest.mark.parametrize(("pixels", "included"), [(50, False), (51, True)])
+def test_a_neighbour_of_a_few_pixels_is_not_included(pixels: int, included: bool) -> None:
+    targets = np.stack([disk(60, 60, 30, 120, 160), np.zeros((120, 160), bool)]).astype(np.int8)
+    targets[1, 100, 100 : 100 + pixels] = 1
+    found = [perturbed(targets[0], targets, Fixed(0.3, seed))[100, 100:].any() for seed in range(8)]
+    assert any(found) == included
+
+
+def test_a_merged_object_has_one_first_click_if_asked() -> None:
+    targets, labelled = three_objects()
+    settings = Clicks(merge_probability=1, max_merged=2, only_one_first_click=True, gamma=0)
+    assert [len(clicks_of(draw(targets, labelled, np.random.default_rng(s), settings))[0]) for s in range(6)] == [1] * 6
 
 
 def test_close_ups_are_clicked_in_the_centre_and_anywhere() -> None:

@@ -187,10 +187,19 @@ def test_each_shows_the_refined_mask_to_the_model_and_last_does_not() -> None:
     np.testing.assert_array_equal(each.probability, wanted)
     assert (wanted != plain.probability).any()
     np.testing.assert_array_equal(last.probability, plain.probability)
+    for session in (plain, each):
+        np.testing.assert_array_equal(session.finish(), session.mask)
+        assert session.undo()
+        assert not session.undo(), "finishing is no step without a refiner that runs last"
+        assert session.redo()
     np.testing.assert_array_equal(last.finish(), each.mask)
     np.testing.assert_array_equal(last.probability, wanted)
     assert last.undo()
     np.testing.assert_array_equal(last.probability, plain.probability)
+    assert last.undo()
+    assert not last.undo()
+    last.finish()
+    np.testing.assert_array_equal(last.probability, shifted())  # nothing was clicked, so nothing is refined
     with pytest.raises(HrsegError, match="no refiner"):
         plain.refine()
     np.testing.assert_array_equal(plain.refine(refiner), each.mask)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import FrozenInstanceError
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +147,9 @@ def test_step_does_not_touch_its_inputs() -> None:
     step(session.model, session._cache.image, session.state, Click(60, 150, True), session.protocol)
     assert torch.equal(session.state.probability, before)
     assert torch.equal(session._cache.image, pixels)
+    assert pixels.dtype == torch.uint8, "a quarter of the memory of floats"
+    with pytest.raises(FrozenInstanceError):
+        session.state.stale = 1  # type: ignore[misc]
 
 
 def test_a_given_mask_is_where_the_session_starts() -> None:
@@ -156,6 +161,16 @@ def test_a_given_mask_is_where_the_session_starts() -> None:
     assert (given.click(Click(60, 152, True)) != empty.click(Click(60, 152, True))).any()
     with pytest.raises(HrsegError, match="initial mask"):
         Session(FakeNetwork(), image, protocol, initial=np.zeros((3, 3)))
+    bright = Session(FakeNetwork(), image, protocol, initial=255 * (truth == 1))
+    assert (bright.probability == (truth == 1)).all(), "values above 1 are 1"
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8)], ids=str
+)
+def test_an_image_of_another_shape_or_type_is_refused(image: np.ndarray) -> None:
+    with pytest.raises(HrsegError, match=r"an image must be uint8 \(height, width, 3\), not"):
+        Session(FakeNetwork(), image, load_protocol("plain"))
 
 
 def test_network_clicks_limit_what_the_network_sees() -> None:
@@ -278,6 +293,51 @@ def test_clicks_beyond_a_padded_crop_are_not_drawn_into_its_padding(down: int, a
     assert asked[1] == asked[0][:1]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_padded_crop_has_sides_of_whole_multiples(turned: bool) -> None:
+    """Of a crop that is not square; the model's own downsampling multiplies both. Clicks in the crop stay."""
+    image, _ = case(0)
+    changes = ["zoom.min_crop=8", "zoom.target=40", "zoom.pad=6"]
+    model = FakeNetwork()
+    model.enlarge = 2
+    session = Session(model, image, load_protocol("photo", changes))
+    ends = (10, 70, 10, 30)
+    box = Box(*ends[2:], *ends[:2]) if turned else Box(*ends)
+    course = session._clicked(Click(*((20, 60) if turned else (60, 20)), True), box)
+    look = next(course)
+    assert look.previous.shape[2:] == look.view.image.shape[2:] == ((36, 84) if turned else (84, 36))
+    assert len(look.clicks) == 1
+    with pytest.raises(StopIteration):
+        course.send(torch.zeros_like(look.previous))
+    assert session.state.box is not None
+    assert session.state.answer.patch.shape == (1, 1, *session._cache.image.shape[2:]), "pasted without its padding"
+    rows, cols = np.nonzero(session.probability)
+    assert (rows.min(), rows.max(), cols.min(), cols.max()) == session.state.box
+
+
+def test_a_box_beyond_the_image_counts_as_its_part_inside() -> None:
+    image, _ = case(0)
+    crops = []
+    for box in (Box(-300, 60, 100, 150), Box(0, 60, 100, 150)):
+        session = Session(FakeNetwork(), image, load_protocol("photo", ["zoom.min_crop=8"]))
+        session.click(Click(20, 120, True), box)
+        crops.append(session.state.box)
+    assert crops[0] == crops[1]
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0.6, True), (0.61, False)])
+def test_a_crop_is_kept_unless_it_overlaps_less_than_asked(threshold: float, kept: bool) -> None:
+    """Of 35 rows wanted, 21 are in the crop so far: exactly 0.6."""
+    image, _ = case(0)
+    changes = ["zoom.expansion=1", "zoom.min_crop=null", f"zoom.recompute_iou={threshold}"]
+    session = Session(FakeNetwork(), image, load_protocol("photo", changes))
+    first, second = Box(10, 30, 10, 30), Box(10, 44, 10, 30)
+    session.click(Click(20, 20, True), first)
+    assert session.state.box == first
+    session.click(Click(20, 21, True), second)
+    assert session.state.box == (first if kept else second)
+
+
 class Counting(InteractiveModel):
     """A model with an encoder that records its inputs."""
 
@@ -372,10 +432,56 @@ class _Band(InteractiveModel):
         return {"logits": logits}
 
 
-@pytest.mark.parametrize(("share", "asked"), [(0.3, 2), (0.46, 2), (0.54, 1), (0.9, 1)])
+@pytest.mark.parametrize(("share", "asked"), [(0, 1), (0.3, 2), (0.46, 2), (50 / 102, 1), (0.54, 1), (0.9, 1)])
 def test_the_first_click_is_repeated_on_a_crop_of_an_object_below_half_the_image(share: float, asked: int) -> None:
     """RITM's rule for a protocol that zooms in from the first click: an overlap below 0.5 with the whole image."""
     protocol = load_protocol("ritm", ["zoom.skip_clicks=0", "zoom.expansion=1", "zoom.min_crop=null", "flip=false"])
     model = _Band(share)
-    Session(model, np.zeros((100, 100, 3), np.uint8), protocol).click(Click(5, 50, True))
+    height = 102 if share == 50 / 102 else 100  # a crop of rows 0 to 50: exactly half
+    Session(model, np.zeros((height, 100, 3), np.uint8), protocol).click(Click(5, 50, True))
     assert model.asked == asked
+
+
+class _Boxed(InteractiveModel):
+    """Predicts its box, and remembers how often it was asked about a part of the image."""
+
+    name = "boxed"
+    has_encoder = takes_boxes = remembers = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[tuple[int, ...], float]] = []
+
+    def encode(self, image: torch.Tensor) -> Features:
+        return (image,)
+
+    def recall(
+        self, features: Features, previous: torch.Tensor, points: torch.Tensor, memory: torch.Tensor | None
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        count = 0.0 if memory is None else float(memory)
+        self.seen.append((tuple(previous.shape[2:]), count))
+        logits = torch.full_like(previous, -9)
+        logits[..., 5:30, 5:30] = 9
+        return {"logits": logits}, torch.full((1, 1, 1, 1), count + 1)
+
+
+def test_a_memory_counts_for_its_part_of_the_image_only() -> None:
+    """A model that remembers is given its memory again as long as the view stays, and nothing in another one."""
+    image, _ = case(0)
+    model = _Boxed()
+    session = Session(model, image, load_protocol("photo", ["zoom.min_crop=8", "zoom.recompute_iou=0.9", "flip=false"]))
+    session.box(Box(10, 60, 20, 90))
+    assert session.state.box is not None
+    assert session.state.box.covers(Box(10, 60, 20, 90))
+    assert session.state.box.size < (90, 130), "around the box, whatever there was before"
+    session.click(Click(30, 40, True))
+    session.click(Click(31, 40, True))
+    session.box(Box(100, 200, 110, 290))
+    assert [count for _, count in model.seen] == [0, 1, 2, 0]
+    assert session.undo()
+    session.click(Click(32, 40, True))
+    assert model.seen[-1][1] == 3
+    plain: Any = Session(model, image, load_protocol("plain", ["flip=false"]))
+    plain.click(Click(30, 40, True))
+    plain.click(Click(31, 40, True))
+    assert [count for _, count in model.seen[-2:]] == [0, 1]

@@ -20,6 +20,7 @@ from hrseg_cli.metrics.masks import (
     MeanPixelAccuracy,
     PixelAccuracy,
     accuracy_rings,
+    band_of,
     band_width,
     boundary,
     boundary_iou,
@@ -167,6 +168,20 @@ def test_fixed_band_width_replaces_the_ratio() -> None:
     assert BoundaryIoU(truth, ratio=0.05).width == 14
     # Frames one pixel wide, moved by one: 2 of the 4 sides (98 pixels each) and 2 corners each way stay in common.
     assert boundary_iou(prediction, truth, width=1) == (99 + 99) / (2 * 396 - 198)
+
+
+def test_a_band_as_typed() -> None:
+    """A share of the diagonal between 0 and 1, or whole pixels."""
+    assert band_of("0.02") == {"ratio": 0.02}
+    assert band_of("5px") == {"width": 5}
+    for text in ("0", "1", "1.5", "-0.1", "nan", "wide", "0px", "1.5px", ""):
+        with pytest.raises(HrsegError, match=f"`band` {text}: write a share"):
+            band_of(text)
+
+
+def test_only_boundary_iou_takes_a_band() -> None:
+    metrics = {name: catalog.resolve("metric", name) for name in catalog.METRICS}
+    assert [name for name, metric in metrics.items() if getattr(metric, "takes_band", False)] == ["biou"]
 
 
 def test_band_without_width_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Clicks counted and averaged, against RITM's recorded numbers and against hand-computed ones."""
 
 import json
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,20 @@ import pytest
 
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.interaction import Click, Trace
-from hrseg_cli.metrics.noc import Row, auc, ge_max, interval, known, mean_at, noc, per_object_rows, reached, summarise
+from hrseg_cli.metrics.noc import (
+    Row,
+    Spread,
+    auc,
+    ge_max,
+    interval,
+    known,
+    mean_at,
+    noc,
+    over_groups,
+    per_object_rows,
+    reached,
+    summarise,
+)
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 RITM = json.loads((GOLDEN / "unit_fixture.json").read_text())["noc"]
@@ -188,6 +202,12 @@ def test_intervals_are_seeded() -> None:
     assert noc90(traces, seed=1) != noc90(traces)
 
 
+def test_intervals_are_the_published_ones() -> None:
+    """Of the roots of 0 to 9 with seed 0, recorded 2026-11-30: tables that were printed once can be printed again."""
+    low, high = interval(np.sqrt(np.arange(10.0)), np.ones(10))
+    assert (low, high) == pytest.approx((1.347686, 2.454436), abs=1e-6)
+
+
 def test_interval_has_the_width_theory_says() -> None:
     """Twice 1.96 standard errors of the mean, of a sample large enough for the normal distribution."""
     row = noc90(random_traces(1000, 2), resamples=2000)
@@ -206,6 +226,36 @@ def test_seconds_per_click_are_resampled_as_a_ratio() -> None:
     traces = [trace([0.1] * n + [0.9], str(n), seconds=0.25) for n in range(19)]
     spc = next(row for row in summarise(traces, "iou") if row.measure == "SPC")
     assert [spc.value, spc.low, spc.high] == pytest.approx([0.25, 0.25, 0.25])
+
+
+# Groups of clicks
+
+
+def rows_of(*values: float, dataset: str = "d", n: int = 4) -> list[Row]:
+    """Rows of NoC@80, NoC@85 ... and SPC."""
+    names = [f"NoC@{80 + 5 * k}" for k in range(len(values) - 1)]
+    return [Row(dataset, "iou", name, v, v, v, n) for name, v in zip([*names, "SPC"], values, strict=True)]
+
+
+def test_spread_over_groups_by_hand() -> None:
+    """Of 2 and 4 the mean is 3 and the deviation sqrt(2); what one group does not know, and seconds, are left out."""
+    assert over_groups([rows_of(2, 5, 0.1), rows_of(4, 0.3)]) == [Spread("d", "iou", "NoC@80", 3, 2**0.5, 2, 4)]
+    assert over_groups([rows_of(4, 0.3), rows_of(2, 5, 0.1)]) == [Spread("d", "iou", "NoC@80", 3, 2**0.5, 2, 4)]
+    (spread,) = over_groups([rows_of(1, 0), rows_of(2, 0), rows_of(6, 0)])
+    assert (spread.mean, spread.std, spread.groups) == (3, pytest.approx(7**0.5), 3)
+    with pytest.raises(HrsegError, match="two or more"):
+        over_groups([rows_of(1, 0)])
+    for other in (rows_of(1, 0, dataset="e"), rows_of(1, 0, n=5)):
+        with pytest.raises(HrsegError, match="other datasets, metrics or numbers of objects"):
+            over_groups([rows_of(1, 0), rows_of(1, 0), other])
+
+
+def test_numbers_cannot_be_changed() -> None:
+    (row, _), (spread,) = rows_of(1, 0), over_groups([rows_of(1, 0)] * 2)
+    for one in (row, spread):
+        assert replace(one, n=9).n == 9
+        with pytest.raises(FrozenInstanceError):
+            one.n = 9  # type: ignore[misc]
 
 
 # Per object

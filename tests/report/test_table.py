@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,14 @@ def settings_of(folder: Path) -> dict[str, Any]:
     return read_evaluations([str(folder)])[0].settings
 
 
-def recorded_folder(folder: Path, seed: int = 0) -> Path:
+def recorded_folder(folder: Path, seed: int = 0, traces: tuple[Trace, ...] = THREE) -> Path:
     """A run as evaluate leaves it: with the number and the hash of its objects, and what it printed in its summary."""
-    names = "\n".join(f"pets/{t.id}" for t in THREE)
-    asked = {"objects": 3, "objects_sha256": hashlib.sha256(names.encode()).hexdigest(), "seed": seed}
-    run_folder(folder, **asked)
-    rows = summarise(THREE, "iou", max_clicks=4, seed=seed)
-    row = {"dataset": "pets", "metric": "iou", "n": 3, **{row.measure: round(row.value, 4) for row in rows}}
+    names = "\n".join(f"pets/{t.id}" for t in traces)
+    objects = len(traces)
+    asked = {"objects": objects, "objects_sha256": hashlib.sha256(names.encode()).hexdigest(), "seed": seed}
+    run_folder(folder, traces, **asked)
+    rows = summarise(traces, "iou", max_clicks=4, seed=seed)
+    row = {"dataset": "pets", "metric": "iou", "n": objects, **{row.measure: round(row.value, 4) for row in rows}}
     edit(folder, lambda record: record["got"].update(summary={"rows": [row]}))
     return folder
 
@@ -109,7 +110,8 @@ def test_intervals_are_those_that_evaluate_wrote(tmp_path: Path) -> None:
     many = tuple(trace(f"{i}", 0.03 * i, 0.031 * i, 0.032 * i, 0.033 * i) for i in range(31))
     folder = run_folder(tmp_path / "a", many, seed=7)
     written = {row.measure: (row.low, row.high) for row in summarise(many, "iou", max_clicks=4, seed=7)}
-    for entry in build(read_evaluations([str(folder)]), measures=["NoC@90", "mean@3", "AUC"]).rows:
+    (run,) = read_evaluations([str(folder)])
+    for entry in [*build([run], measures=["NoC@90", "mean@3", "AUC"]).rows, *summary(run, "iou", [0.9], [3])]:
         assert (entry.low, entry.high) == pytest.approx(written[entry.measure])
 
 
@@ -139,9 +141,15 @@ def test_misspelt_measure_gets_the_nearest_name() -> None:
 def test_labels(tmp_path: Path) -> None:
     """LABEL=FOLDER renames; a folder whose own name holds a '=' is still found."""
     plain, odd = run_folder(tmp_path / "a"), run_folder(tmp_path / "lr=3")
-    assert [run.label for run in read_evaluations([f"base={plain}", str(odd)])] == ["base", "lr=3"]
-    with pytest.raises(HrsegError, match="another run is already called 'a'"):
-        read_evaluations([str(plain), f"a={odd}"])
+    runs = read_evaluations([f"base={plain}", str(odd)])
+    assert [(run.label, run.folder, run.shards) for run in runs] == [("base", plain, ()), ("lr=3", odd, ())]
+    (shard, _) = shard_folders(tmp_path / "run", 2)
+    for first, second in ((plain, odd), (plain, shard), (shard, plain)):
+        with pytest.raises(HrsegError, match="another run is already called 'a'"):
+            read_evaluations([f"a={first}", f"a={second}"])
+    for wrong in (f"={plain}", "base="):
+        with pytest.raises(HrsegError, match="write FOLDER or LABEL=FOLDER"):
+            read_evaluations([wrong])
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
@@ -175,6 +183,7 @@ def test_shards_are_one_run(tmp_path: Path, of: int) -> None:
 def test_shards_that_do_not_make_a_run_are_refused(tmp_path: Path) -> None:
     one, two, three = shard_folders(tmp_path / "run", 3)
     for arguments, reason in (
+        ([one], "shard 2/3, 3/3 of 'run' is missing"),
         ([one, three], "shard 2/3 of 'run' is missing"),
         ([two, three], "shard 1/3 of 'run' is missing"),
         ([one, two, two], "twice"),
@@ -268,6 +277,44 @@ def test_an_edited_record_is_named(change: Callable[[dict[str, Any]], Any], told
     assert str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize(("value", "sound"), [(0.0, True), (0.0001, True), (0.0002, False)])
+def test_the_summary_may_differ_by_its_last_digit(value: float, sound: bool, tmp_path: Path) -> None:
+    """It has four, rounded on another machine. Seconds are not compared: the traces have fewer digits of them."""
+    folder = recorded_folder(tmp_path / "a", traces=(trace("cat", 0.95),))
+
+    def change(record: dict[str, Any]) -> None:
+        row = record["got"]["summary"]["rows"][0]
+        assert (row["NoF@80"], row["SPC"]) == (0, 0.5)
+        row.update({"NoF@80": value, "SPC": 0.6})
+
+    edit(folder, change)
+    if sound:
+        assert read_evaluations([str(folder)])[0].whole
+    else:
+        with pytest.raises(HrsegError, match=r"NoF@80 = 0\.0000 by iou on pets, its summary 0\.0002"):
+            read_evaluations([str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"max_clicks": 1}, ""),
+        ({"max_clicks": 100_000}, ""),
+        ({"max_clicks": 0}, "max_clicks: input should be greater"),
+        ({"max_clicks": 100_001}, "max_clicks: input should be less"),
+        ({"objects": -1}, "objects: input should be greater"),
+        ({"objects": 0, "traces": ()}, "no traces"),
+    ],
+)
+def test_numbers_of_settings_have_bounds(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a", **changes)
+    if not told:
+        assert read_evaluations([str(folder)])[0].max_clicks == changes["max_clicks"]
+    else:
+        with pytest.raises(HrsegError, match=told):
+            read_evaluations([str(folder)])
+
+
 def test_unfinished_run_needs_partial(tmp_path: Path) -> None:
     folder = stopped_folder(tmp_path / "a")
     with pytest.raises(HrsegError, match=r"'interrupted', not done; .*`partial`"):
@@ -328,6 +375,33 @@ def test_a_summary_of_a_dataset_counts_its_objects_only(tmp_path: Path) -> None:
     assert {row.n for row in rows if row.dataset == "birds"} == {1}
     assert {row.dataset for row in rows} == {"birds"}
     assert {row.dataset for row in summary(run, "biou", [0.9])} == {"birds"}
+
+
+def test_a_composed_dataset_counts_the_objects_of_its_parts(tmp_path: Path) -> None:
+    bird = replace(trace("owl", 0.95), dataset="birds")
+    fish = replace(trace("eel", 0.95), dataset="fish")
+    settings = {"composed": {"land": ["pets", "birds"]}}
+    (run,) = read_evaluations([str(run_folder(tmp_path / "a", (*THREE, bird, fish), **settings))])
+    counts = {entry.dataset: entry.n for entry in build([run], measures=["mean@1"]).rows}
+    assert counts == {"pets": 3, "birds": 1, "fish": 1, "land": 4}
+
+
+def test_what_was_read_cannot_be_changed(tmp_path: Path) -> None:
+    """Several tables and plots are made of it."""
+    (run,) = read_evaluations([str(run_folder(tmp_path / "a"))])
+    table = build([run])
+    for one, name in ((run, "label"), (table, "notes"), (table.rows[0], "n")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(one, name, None)
+
+
+@pytest.mark.parametrize(
+    ("until", "text"), [({}, "the last click"), ({"iou": 1.0}, "IoU 1"), ({"iou": 1.5}, "the last click")]
+)
+def test_a_target_that_no_score_exceeds_is_the_last_click(until: dict[str, float], text: str, tmp_path: Path) -> None:
+    """1 can be reached, if only by a perfect mask."""
+    (run,) = read_evaluations([str(run_folder(tmp_path / "a", until=until))])
+    assert f"until {text};" in build([run], measures=["mean@1"]).notes[0]
 
 
 def test_where_clicking_ended_matters_for_means_only(tmp_path: Path) -> None:

@@ -139,5 +139,7 @@ def test_long_forms_hold_every_number_with_its_origin() -> None:
         "high": 6.047,
         "n": 40,
     }
+    (third,) = json_lines(Table(("a",), (entry("a", "AUC", 1 / 3, 2 / 3, float("nan")),))).splitlines()
+    assert [json.loads(third)[key] for key in ("value", "low", "high")] == [0.333333, 0.666667, None]
     rows = list(csv.DictReader(io.StringIO(as_csv(TABLE))))
     assert rows == [{key: str(value) for key, value in record.items()} for record in records]
