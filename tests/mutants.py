@@ -87,6 +87,11 @@ UNSEEN = [
         "engine/views.py", "return torch.tensor(rows, dtype=torch.float32)", "True -> False", "only makes a GPU wait"
     ),
     Unseen("clicks/sampler.py", "pixels = np.full(count, -1)", "1 -> 2", "any negative number marks a missing click"),
+    Unseen(
+        "clicks/annotator.py", "FULL_ROW = ", "72340172838076673 -> 72340172838076674", "then all blocks are searched"
+    ),
+    Unseen("clicks/annotator.py", "SLACK = ", "BLOCK - 1 -> BLOCK + 1", "a wider bound only takes longer"),
+    Unseen("clicks/annotator.py", "SLACK = ", "2 -> 3", "a wider bound only takes longer"),
     Unseen("clicks/annotator.py", "sides = [", "2 -> 3", "a wider frame only takes longer"),
     Unseen(
         "clicks/annotator.py",
@@ -112,6 +117,20 @@ UNSEEN = [
         CHECKED,
     ),
     Unseen("clicks/annotator.py", "least = most - SLACK", "most - SLACK -> most + SLACK", CHECKED),
+    Unseen(
+        "clicks/annotator.py",
+        "touched &=",
+        "blocks + SLACK >= least - 0.01 -> blocks + SLACK > least - 0.01",
+        "the margin for rounding is a thousand times as wide as needed",
+    ),
+    Unseen("clicks/annotator.py", "touched &=", "0.01 -> 0.008", "far above the rounding of floats"),
+    Unseen(
+        "clicks/annotator.py",
+        "near = np.argwhere(",
+        "depth >= limit * (1 - 1e-06) -> depth > limit * (1 - 1e-06)",
+        "far below limit, compared with the rounding of floats",
+    ),
+    Unseen("clicks/annotator.py", "near = np.argwhere(", "1e-06 -> 8e-07", "far above the rounding of floats"),
     Unseen("clicks/annotator.py", "reach = int(", "1 -> 2", "a wider window only takes longer"),
     Unseen(
         "clicks/annotator.py",

@@ -75,7 +75,7 @@ class LoRAJoint(LoRA, JointLinear):
         a = self.lora_A.view(count, -1, self.in_features)
         b = self.lora_B.view(count, -1, a.shape[1])
         updates = dict(zip(self.lora_parts, b @ a, strict=True))
-        none = torch.zeros_like(self.weight[self.rows(self.parts[0])])
+        none = torch.zeros_like(next(iter(updates.values())))
         return torch.cat([updates.get(part, none) for part in self.parts]) * self.lora_scale
 
 

@@ -203,14 +203,13 @@ def _by_blocks(window: np.ndarray, thick: np.ndarray, spent: list[tuple[int, int
         groups.append((float(blocks[y : y + rows, x : x + columns].max()) + SLACK, core, around))
     if sum((bottom - top) * (right - left) for _, _, (top, left, bottom, right) in groups) > window.size:
         return _by_transform(window, spent)
+    free = _free(window, spent)
     best: Deepest | None = None
     for limit, core, (top, left, bottom, right) in sorted(groups, reverse=True):
         if best and best.squared > limit**2:
             break
         depth = cv2.distanceTransform(window[top:bottom, left:right], cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        for row, col in spent:
-            if top <= row < bottom and left <= col < right:
-                depth[row - top, col - left] = 0
+        depth = depth * free[top:bottom, left:right]
         found = _maximum(depth[core[0] - top : core[2] - top, core[1] - left : core[3] - left])
         if found:
             found = Deepest(found.squared, found.row + core[0], found.col + core[1])
@@ -223,10 +222,15 @@ def _by_blocks(window: np.ndarray, thick: np.ndarray, spent: list[tuple[int, int
 
 
 def _by_transform(window: np.ndarray, spent: list[tuple[int, int]]) -> Deepest | None:
-    depth = cv2.distanceTransform(window, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return _maximum(cv2.distanceTransform(window, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * _free(window, spent))
+
+
+def _free(window: np.ndarray, spent: list[tuple[int, int]]) -> np.ndarray:
+    """uint8, 0 at the excluded positions, else 1."""
+    free = np.ones_like(window)
     for place in spent:
-        depth[place] = 0
-    return _maximum(depth)
+        free[place] = 0
+    return free
 
 
 def _maximum(depth: np.ndarray) -> Deepest | None:

@@ -168,6 +168,12 @@ def test_an_id_of_a_picture_next_to_the_images_is_not_an_object_of_theirs(
     assert for_images(clicks, [tmp_path / "a.jpg"], SUFFIXES, ids=True) == ({}, [name])
 
 
+def test_the_folder_of_an_id_counts_also_where_it_names_an_object() -> None:
+    images = [Path("/p/pets/cat.jpg"), Path("/p/zoo/cat.jpg")]
+    found = for_images({"zoo/cat_left": {"": LEFT}}, images, SUFFIXES, ids=True)
+    assert found == ({images[1]: {"left": LEFT}}, [])
+
+
 def test_a_name_of_two_images_is_refused_and_more_of_its_path_is_not() -> None:
     images = [Path("/p/a/cat.jpg"), Path("/p/b/cat.jpg")]
     with pytest.raises(HrsegError, match="more of the path"):

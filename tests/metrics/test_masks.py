@@ -256,6 +256,16 @@ def test_mba_of_a_small_image_by_its_definition(pair: tuple[np.ndarray, np.ndarr
     assert mba(prediction, truth) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "radii"), [(100, 200, [1] * 5), (200, 475, [1, 1, 1, 1, 2]), (1000, 1400, [1, 2, 3, 5, 6])]
+)
+def test_mba_regions_along_a_straight_outline(height: int, width: int, radii: list[int]) -> None:
+    """By hand: radius i is 1 + int(((H + W) / 300 - 1) / 5 * (i - 1)), on both sides of it; at 675 it just gets 2."""
+    rings = accuracy_rings(np.arange(width) < np.full((height, 1), width // 2))[height // 2]
+    assert [int(((rings > 0) & (rings <= i)).sum()) for i in range(1, 6)] == [2 * radius for radius in radii]
+    assert rings.max() <= 5
+
+
 def test_mba_regions_of_an_object_in_a_corner_of_a_large_image() -> None:
     """The part of the image that is looked at must hold the widest region; shifting the object must not change it."""
     mask = np.zeros((1000, 1400), bool)
