@@ -254,5 +254,6 @@ def test_what_an_annotator_does_first() -> None:
     absent = np.where(truth == 1, 0, truth).astype(np.int8)
     assert next_prompt(protocol, absent, truth == 1, [], "a/b") == next_click(absent, truth == 1)
     assert next_prompt(protocol, absent, nothing, [], "a/b") == Click(0, 0, False)
+    assert not {"first", "box_jitter"} & load_protocol("ritm").model_dump().keys(), "earlier runs have no such keys"
     stops = load_protocol("ritm", ["first=box", "click_when_perfect=false"])
     assert next_prompt(stops, truth, truth == 1, [], "a/b") is None
