@@ -35,7 +35,7 @@ from hrseg_cli.engine.fast import PRECISIONS, fast
 from hrseg_cli.engine.runtimes import ModelChoice, open_model
 from hrseg_cli.engine.simulate import Plan, run
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.models.base import InteractiveModel
+from hrseg_cli.models.base import ASKED, InteractiveModel
 from hrseg_cli.recipe import Recipe, load_protocol, recipe_of
 from hrseg_cli.training import fit
 from hrseg_cli.training.step import ClickTraining, begun, make_optimizer, train_mode
@@ -54,6 +54,7 @@ __all__ = [
     "test_groups_and_names",
     "test_taps_are_what_adapters_read",
     "test_the_form_for_inference_answers_alike",
+    "test_the_form_for_inference_is_asked_alike",
     "test_trains",
 ]
 
@@ -304,6 +305,22 @@ def test_the_form_for_inference_answers_alike(model: InteractiveModel) -> None:
         plain = answer(model, *size)
         spread = max(float(plain.max() - plain.min()), 0.1)
         assert float((answer(fast(model), *size) - plain).abs().max()) < 1e-4 * spread
+
+
+def test_the_form_for_inference_is_asked_alike(model: InteractiveModel) -> None:
+    """A form that forgot that it takes boxes would be given clicks instead, and answer without an error."""
+    quick = fast(model)
+    assert {name: getattr(quick, name) for name in ASKED} == {name: getattr(model, name) for name in ASKED}
+    if not model.takes_boxes:
+        return
+    image, points = question(model, 40, 56)
+    box, previous = torch.tensor([[5.0, 8.0, 30.0, 41.0]]), torch.zeros(1, 1, 40, 56)
+    with torch.inference_mode():
+        plain, found = (
+            one.decode(one.encode(image[:, :3]), previous, torch.full_like(points, -1), box)["logits"]
+            for one in (model.eval(), quick)
+        )
+    assert float((found - plain).abs().max()) < 1e-4 * max(float(plain.max() - plain.min()), 0.1)
 
 
 def test_answers_in_half_precision(model: InteractiveModel) -> None:

@@ -17,6 +17,10 @@ from hrseg_cli.models.parts.folding import in_bf16
 Features = tuple[Tensor, ...]  # batch first
 
 
+# What a session asks a model for; another form of the model must not answer differently.
+ASKED = ("with_prev_mask", "mirror", "takes_boxes", "remembers", "enlarge", "fixed_input")
+
+
 class InteractiveModel(nn.Module):
     """A model that turns an image, the previous mask, clicks and possibly a box into logits.
 
@@ -119,7 +123,10 @@ class InteractiveModel(nn.Module):
         if precision not in self.precisions:
             known = " or ".join(self.precisions)
             raise HrsegError(f"`precision` {precision}: '{self.name}' supports only {known}; omit the option")
-        return self._for_inference(precision, keep_layers)
+        form = self._for_inference(precision, keep_layers)
+        for name in ASKED:
+            setattr(form, name, getattr(self, name))
+        return form
 
     def _for_inference(self, precision: str, keep_layers: bool) -> InteractiveModel:
         return in_bf16(copy.deepcopy(self).eval()) if precision == "bf16" else self

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrseg_cli.checkpoints.resolve import load_model
 from hrseg_cli.engine.remote import Remote
+from hrseg_cli.engine.runtimes import open_model
 from hrseg_cli.engine.session import Session
 from hrseg_cli.engine.simulate import Plan, simulate
 from hrseg_cli.errors import HrsegError
@@ -177,13 +177,13 @@ def test_a_remote_box_is_a_prompt_and_the_next_click_keeps_it() -> None:
     assert len(model.boxes) == 4, "another box starts over"
 
 
-@pytest.mark.slow
-def test_the_shipped_network_follows_a_box() -> None:
+@pytest.mark.parametrize("name", ["clicknet_m", "clicknet_s"])
+def test_the_shipped_network_follows_a_box(name: str) -> None:
     """Of two equal disks it takes the one in the box; outside of the box there is next to nothing."""
     rows, cols = np.mgrid[:240, :320]
     left, right = ((rows - 120) ** 2 + (cols - at) ** 2 < 45**2 for at in (90, 230))
     image = np.where((left | right)[..., None], (200, 60, 40), (60, 110, 60)).astype(np.uint8)
-    session = Session(load_model("clicknet_m")[0], image, load_protocol("fast"))
+    session = Session(open_model(name)[0], image, load_protocol("fast"))
     for wanted, box in ((left, Box(75, 165, 45, 135)), (right, Box(75, 165, 185, 275))):
         session.begin()
         mask = session.box(box)
