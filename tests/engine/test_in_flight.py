@@ -239,7 +239,9 @@ def test_seconds_of_a_click_are_a_share_of_the_wall(refs: list[Ref]) -> None:
     together = outcomes(plan, refs, workers=2, in_flight=3)
     wall = time.perf_counter() - started
     total = sum(sum(one.trace.seconds) for one in together)
-    assert 0 < total <= wall
+    # A click's time is divided by the objects that are left at its end, so the sum may exceed the wall time a little;
+    # undivided it would be nearly three times as long.
+    assert 0 < total <= 1.5 * wall
     assert all(len(one.trace.seconds) == len(one.trace.clicks) for one in together)
 
 
