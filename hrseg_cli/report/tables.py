@@ -197,10 +197,10 @@ def _notes(
         yield f"Trained on {by_value(data)}" + (f"; {plan.other_data_note}" if plan.other_data_note else ".")
     everything = [run for part in runs.values() for row in part.values() for run in row]
     models = [run.settings["model"] for run in everything]
-    bases = [
-        f"{model.get('file', model['name'])} ({str(model.get('sha256', ''))[:12]}, {model.get('precision', 'fp32')})"
-        for model in models
-    ]
+    bases = []
+    for model in models:
+        kept = (str(model.get("sha256", ""))[:12], model.get("precision", "fp32"))
+        bases.append(f"{model.get('file', model['name'])} ({', '.join(filter(None, kept))})")
     commits = dict.fromkeys(one[:10] + "+" * one.endswith("+") for run in everything for one in run.commits)
     counts = dict.fromkeys(len(row) for name, row in runs[_timed(plan)].items() if name != plan.base)
     seeds = f"; seeds per row: {', '.join(map(str, counts))}" if counts else ""

@@ -93,6 +93,6 @@ def test_wrong_usage_and_damaged_files_are_one_line(hrseg: Command, folder: Path
 @pytest.mark.parametrize("table", sorted(TABLES.glob("*.md")), ids=lambda path: path.stem)
 def test_committed_tables_are_those_of_their_runs(table: Path, hrseg: Command) -> None:
     kind = table.stem.partition("_")[0]
-    plan = kind if kind in ("own", "transformers") else "adapters"
+    plan = kind if kind in ("own", "transformers", "zoo") else "adapters"
     done = hrseg("report", "--tables", plan, table.with_suffix(".zip"), "--check", table)
     assert done.code == 0, done.err
