@@ -127,11 +127,13 @@ REFINERS = {
     "cascadepsp": "hrseg_cli.refiners.cascadepsp.refiner:CascadePSP",
 }
 
-ELSEWHERE = {  # what does the work of a refiner, but not from a mask alone
-    "focuscut": "FocusCut needs the masks before and after each click: use `protocol` fast_focus, for existing masks "
-    "'hrseg predict IMAGES --init-mask MASKS --clicks FILE --protocol fast_focus'.",
-    "pointrend": "PointRend is a head of a click model: train it with 'hrseg adapt --adapter pointrend', then use "
-    "refiner zoom_in with `model` BASE+ADAPTER.",
+ELSEWHERE = {  # kind -> name that is none of it -> where hrseg has it
+    "refiner": {
+        "focuscut": "FocusCut needs the masks before and after each click: use `protocol` fast_focus, for existing "
+        "masks 'hrseg predict IMAGES --init-mask MASKS --clicks FILE --protocol fast_focus'.",
+        "pointrend": "PointRend is a head of a click model: train it with 'hrseg adapt --adapter pointrend', then use "
+        "refiner zoom_in with `model` BASE+ADAPTER.",
+    }
 }
 
 TRAINED_REFINERS = {  # networks of refiners, for recipes with `task: refine`
@@ -180,7 +182,7 @@ TABLES = {
 def check(kind: str, name: str) -> None:
     """Raises UnknownName for a name that is not in a table of :data:`TABLES`, without importing anything."""
     if name not in TABLES[kind]:
-        raise UnknownName(kind, name, TABLES[kind], ELSEWHERE.get(name.lower(), "") if kind == "refiner" else "")
+        raise UnknownName(kind, name, TABLES[kind], ELSEWHERE.get(kind, {}).get(name.lower(), ""))
 
 
 def resolve(kind: str, name: str) -> Any:

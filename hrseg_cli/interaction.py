@@ -124,6 +124,11 @@ class Trace:
     rule: str = ""
     notes: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def first(self) -> str:
+        """What the annotator started with: "box" or "click"."""
+        return "box" if any(isinstance(one, Box) for one in self.clicks[:1]) else "click"
+
     def to_json(self) -> str:
         """One line without a newline. ``iou`` and ``biou`` are always present, empty if not measured."""
         record: dict[str, Any] = {

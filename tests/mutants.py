@@ -79,6 +79,7 @@ UNSEEN = [
     ),
     Unseen("metrics/masks.py", "if mask[within].size >=", "whole[0] * whole[1] -> whole[0] + whole[1]", EITHER),
     Unseen("metrics/masks.py", "if mask[within].size >=", "0 -> 1", EITHER),
+    Unseen("engine/views.py", "if not tiles or max(", "2 -> 3", "there is one channel"),
     Unseen("engine/views.py", "cols = np.flatnonzero(pixels[rows.min()", "1 -> 2", "the next row is empty"),
     Unseen(
         "engine/views.py", "return torch.tensor(rows, dtype=torch.float64)", "True -> False", "only makes a GPU wait"

@@ -328,8 +328,9 @@ def _grouped(prepared: Prepared) -> dict[str, list[str]]:
 def _first(prepared: Prepared) -> dict[str, str]:
     """Dataset -> the first prompt of its objects; empty if that is a click in all datasets."""
     plan = prepared.plan
-    of = plan.protocols.get
-    found: dict[str, str] = {name: of(parts[0], plan.protocol).first for name, parts in _grouped(prepared).items()}
+    found: dict[str, str] = {
+        name: plan.protocols.get(parts[0], plan.protocol).first for name, parts in _grouped(prepared).items()
+    }
     return found if "box" in found.values() else {}
 
 

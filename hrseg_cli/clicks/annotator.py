@@ -176,7 +176,7 @@ def _by_walking(window: np.ndarray, level: np.ndarray, moves: int, spent: list[t
 
 @cache
 def _shells() -> list[tuple[int, list[tuple[int, int]]]]:
-    """Squared distance -> offsets at that distance, complete up to four diagonal moves, as far as it is used."""
+    """Squared distance -> offsets at that distance; complete up to four diagonal moves, where searches end."""
     found: dict[int, list[tuple[int, int]]] = {}
     for row, col in product(range(-5, 6), repeat=2):
         found.setdefault(row**2 + col**2, []).append((row, col))

@@ -215,7 +215,7 @@ def crop_queries(
         shifted = box and Box(box.top + by, box.bottom + by, box.left + by, box.right + by)
         wide = yield from crop_queries(View(mirrored(view.image, by)), mirrored(previous, by), moved, inner, shifted)
         return wide[..., by:-by, by:-by]
-    if not tiles or max(previous.shape) <= tiles.size:
+    if not tiles or max(previous.shape[-2:]) <= tiles.size:
         return (yield Query(view, previous, clicks, protocol.flip, box, memory))
     # Overlapping tiles, blended with weights that fall off linearly in the overlap. A tile gets the clicks inside it,
     # and its part of the box.

@@ -16,7 +16,7 @@ from statistics import mean, stdev
 import numpy as np
 
 from hrseg_cli.errors import HrsegError
-from hrseg_cli.interaction import Box, Trace
+from hrseg_cli.interaction import Trace
 
 THRESHOLDS = (0.80, 0.85, 0.90, 0.95)
 KS = (1, 3, 5, 10, 20)
@@ -152,20 +152,20 @@ def per_object_rows(
     iou_reached@80 ... (1 or 0).
     """
     metrics = list(dict.fromkeys(metric for trace in traces for metric in trace.scores))
-    boxed = [any(isinstance(click, Box) for click in trace.clicks[:1]) for trace in traces]
-    header = ["id", "height", "width", "area", "clicks", "seconds", *(["first"] if any(boxed) else [])]
+    boxed = any(trace.first == "box" for trace in traces)
+    header = ["id", "height", "width", "area", "clicks", "seconds", *(["first"] if boxed else [])]
     for metric in metrics:
         header += [f"{metric}_final", f"{metric}_best"]
         header += [f"{metric}_{what}@{_percent(t)}" for what in ("noc", "reached") for t in thresholds]
     rows = []
-    for trace, box in zip(traces, boxed, strict=True):
+    for trace in traces:
         row: list[str | int | float] = [
             trace.id,
             *trace.size,
             trace.area,
             len(trace.clicks),
             round(sum(trace.seconds), 4),
-            *(["box" if box else "click"] if any(boxed) else []),
+            *([trace.first] if boxed else []),
         ]
         for metric in metrics:
             values = trace.scores.get(metric, ())

@@ -16,7 +16,6 @@ from hrseg_cli.models.parts.folding import in_bf16
 
 Features = tuple[Tensor, ...]  # batch first
 
-
 # What a session asks a model for; another form of the model must not answer differently.
 ASKED = ("with_prev_mask", "mirror", "takes_boxes", "remembers", "enlarge", "fixed_input")
 

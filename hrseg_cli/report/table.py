@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hrseg_cli import catalog
 from hrseg_cli.errors import HrsegError, UnknownName
-from hrseg_cli.interaction import Box, Trace
+from hrseg_cli.interaction import Trace
 from hrseg_cli.metrics.noc import Row, summarise
 from hrseg_cli.runs import read_run, read_traces
 
@@ -471,11 +471,8 @@ def _protocol_text(run: Evaluation) -> str:
 
 def _first_text(runs: Sequence[Evaluation]) -> str:
     """ ", the first of them a box" if the annotator drew one in any run."""
-    boxed = {
-        run.label: "box" if any(isinstance(one, Box) for t in run.traces for one in t.clicks[:1]) else "click"
-        for run in runs
-    }
-    return f", the first of them a {by_value(boxed)}" if "box" in boxed.values() else ""
+    first = {run.label: "box" if any(trace.first == "box" for trace in run.traces) else "click" for run in runs}
+    return f", the first of them a {by_value(first)}" if "box" in first.values() else ""
 
 
 def _until_text(run: Evaluation) -> str:

@@ -216,7 +216,7 @@ def _notes(
         most, row, part, metric = max(spread)
         where = f"{row}, {plan.sets[part]}, {label_of(metric)}"
         yield f"Seeds of one row differ by up to {most:.2f} clicks ({where})."
-    absent = [row.label for table in plan.tables for row in table.rows if not (row.numbers or rows[row.row].clicks)]
+    absent = [row.label for table in plan.tables for row in table.rows if not _has_numbers(row, rows)]
     if absent:
         yield f"Not measured, omitted: {', '.join(dict.fromkeys(absent))}."
     if unfinished:
@@ -289,9 +289,13 @@ def _grid(result: TablesResult, table: TablePlan, bold: str) -> list[list[str]]:
     return [head, *(list(texts) for texts in zip(*columns, strict=True))]
 
 
+def _has_numbers(row: TableRow, rows: Mapping[str, RowResult]) -> bool:
+    """Whether there are published or measured ones."""
+    return bool(row.numbers or rows[row.row].clicks)
+
+
 def _shown(result: TablesResult, table: TablePlan) -> list[TableRow]:
-    """The rows with measured or published numbers."""
-    return [row for row in table.rows if row.numbers or result.rows[row.row].clicks]
+    return [row for row in table.rows if _has_numbers(row, result.rows)]
 
 
 def _pairs(result: TablesResult) -> dict[str, list[list[str]]]:

@@ -7,6 +7,8 @@
 # Rerun the same command to resume: finished trainings and evaluations are skipped.
 set -eu
 
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+. "$here/../once.sh"
 data=${1:-}
 if [ -z "$data" ]; then
     echo "own.sh: give your folder with images/ and masks/: make own DATA=folder" >&2
@@ -17,16 +19,6 @@ name=$(basename "${data%%:*}")
 : "${TRAIN:=--workers 0}" "${EVALUATE:=--protocol fast --workers 1}"
 set -f # lists such as [512,512] are not file name patterns
 case $data in *:*) join=, ;; *) join=: ;; esac
-
-# once STAMP COMMAND...: runs the command, unless it has finished before.
-once() {
-    stamp=$1
-    shift
-    if [ -f "$stamp" ]; then return; fi
-    echo "own.sh: ${stamp%.done}" >&2
-    "$@"
-    : >"$stamp"
-}
 
 set --
 for row in $ROWS; do

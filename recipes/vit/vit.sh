@@ -7,6 +7,7 @@
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+. "$here/../once.sh"
 data=${1:-}
 if [ ! -d "$data" ]; then
     echo "vit.sh: '$data' is no folder; give the one with the photographs: make vit DATA=folder" >&2
@@ -19,10 +20,7 @@ mkdir -p "$OUT"
 stage() {
     name=$1
     shift
-    if [ -f "$OUT/$name.done" ]; then return; fi
-    echo "vit.sh: $name" >&2
-    "$@" --root "$data" --workers 0 --out "$OUT/$name"
-    : >"$OUT/$name.done"
+    once "$OUT/$name.done" "$@" --root "$data" --workers 0 --out "$OUT/$name"
 }
 
 stage distil hrseg train --recipe vit/distil

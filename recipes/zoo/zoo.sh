@@ -8,6 +8,7 @@
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+. "$here/../once.sh"
 data=${1:-}
 if [ ! -d "$data" ]; then
     echo "zoo.sh: '$data' is no folder; give the one with the photographs: make zoo DATA=folder" >&2
@@ -22,16 +23,6 @@ set -f # a group of a dataset is not a file name pattern
 
 sets=
 for dataset in $TEST; do sets="$sets --dataset $dataset"; done
-
-# once STAMP COMMAND...: runs the command, unless it has finished before.
-once() {
-    stamp=$1
-    shift
-    if [ -f "$stamp" ]; then return; fi
-    echo "zoo.sh: ${stamp%.done}" >&2
-    "$@"
-    : >"$stamp"
-}
 
 set --
 for row in $ROWS; do
