@@ -27,6 +27,8 @@ Nonnegative = Annotated[float, Field(ge=0)]
 Area = Annotated[float, Field(gt=0, le=1)]
 Blur = Annotated[float, Field(ge=0, le=100)]  # sigma in pixels
 
+LEAST_LATE, MOST_LATE = 2, 8  # corrective rounds without training, see :class:`Clicks`
+
 
 class Start(Settings):
     """name: from the catalog. options: of the architecture. weights: a checkpoint to start from.
@@ -214,6 +216,8 @@ class Clicks(Settings):
         grows with its squared distance to the edge.
     rounds: maximum number of corrective rounds, random per batch; or the relative probabilities of 0, 1, 2, ... rounds.
     trained: which predictions of these rounds are trained: the ``last``, or ``every`` one, each by an optimizer step.
+    late: with ``trained=every``, fraction of the batches that begin with 2 to 8 corrective rounds without training, so
+        that the network also learns what late clicks see.
     drop_previous: probability of clearing the previous mask before the last prediction, after such rounds.
     box_probability: fraction of samples whose prompt includes the object's box, for networks that take boxes. Each edge
         is displaced by a normal deviate of ``box_jitter`` times the box's size. box_only: fraction of these without
@@ -243,6 +247,7 @@ class Clicks(Settings):
         Annotated[int, Field(ge=0, le=1000)] | Annotated[list[Nonnegative], Field(min_length=1, max_length=1000)]
     ) = 3
     trained: Literal["last", "every"] = "last"
+    late: Share = 0.0
     drop_previous: Share = 0.0
     box_probability: Share = 0.0
     box_only: Share = 0.7
@@ -261,6 +266,8 @@ class Clicks(Settings):
             raise ValueError("rounds are all 0; set one of them above 0")
         if self.trained == "every" and self.drop_previous:
             raise ValueError("drop_previous works with trained=last only; set it to 0")
+        if self.trained == "last" and self.late:
+            raise ValueError("late works with trained=every only; set it to 0")
         return self
 
     @model_validator(mode="after")
@@ -411,8 +418,10 @@ class Recipe(Settings):
             raise ValueError("losses: 'boundary' is listed twice; keep one")
         if self.loss_schedule.kind != "constant" and boundaries in ([], [0]):
             raise ValueError("loss_schedule: needs another loss first and 'boundary' after it")
-        corrections = len(self.clicks.round_shares) - 1 + (self.clicks.perturbed_probability > 0)
-        if corrections > self.clicks.max_points:
+        clicks = self.clicks
+        corrections = len(clicks.round_shares) - 1 + (clicks.perturbed_probability > 0)
+        corrections += MOST_LATE if clicks.late else 0
+        if corrections > clicks.max_points:
             raise ValueError(f"clicks.max_points: must be at least {corrections}, for the corrections of a sample")
         if self.clicks.trained == "every" and self.optim.accumulate > 1:
             raise ValueError("clicks.trained=every takes a step after each click; set optim.accumulate=1")

@@ -35,6 +35,7 @@ from hrseg_cli.errors import HrsegError, Interrupted
 from hrseg_cli.losses import scheduled
 from hrseg_cli.models.base import Features, InteractiveModel
 from hrseg_cli.recipe import Optim, Recipe
+from hrseg_cli.recipe.training import LEAST_LATE, MOST_LATE
 from hrseg_cli.refiners import TrainedRefiner
 from hrseg_cli.training.feed import Batch, steps_per_epoch
 
@@ -47,7 +48,8 @@ class Interaction:
 
     batch: from the feed. image: (B, 3, H, W) in [0, 1]. points: (B, 2N, 3). previous: (B, 1, H, W) in [0, 1], the mask
     that the network sees next. seen: the mask that it has predicted from these, and that the next click corrects; None
-    before the prediction. rounds: corrective rounds so far.
+    before the prediction. rounds: corrective rounds so far. late: how many of them precede the first prediction that is
+    trained, where every one after it is.
     features: of the image, if they stay the same for the whole batch; else None.
     memory: of the last prediction, by a model that remembers.
     """
@@ -58,6 +60,7 @@ class Interaction:
     previous: Tensor
     seen: Tensor | None = None
     rounds: int = 0
+    late: int = 0
     features: Features | None = None
     memory: Tensor | None = None
 
@@ -149,7 +152,9 @@ class ClickTraining(Training):
         number, turn, _ = batch["turn"].tolist()
         current, epoch = self.current, self.current_epoch
         rng = np.random.default_rng((self.recipe.seed, epoch, number, 1, turn))  # the same in all processes
-        self.interact(current, turn)
+        if not turn and rng.random() < self.recipe.clicks.late:
+            current.late = int(rng.integers(LEAST_LATE, MOST_LATE + 1))
+        self.interact(current, current.late + turn)
         if turn and self.recipe.clicks.drop_previous:
             kept = rng.random(len(current.image)) >= self.recipe.clicks.drop_previous
             current.previous = current.previous * torch.from_numpy(kept).to(current.previous)[:, None, None, None]
@@ -186,12 +191,16 @@ class ClickTraining(Training):
         """Corrective rounds until there have been so many. Predictions for them are made without gradient."""
         if current.rounds == rounds:
             return
+        kept = current.features
         while current.rounds < rounds:
             if current.seen is None:
                 self.model.eval()
                 with torch.no_grad():
+                    if self.model.has_encoder and current.features is None:
+                        current.features = self.model.encode(current.image)
                     current.seen = self.predict(current)["logits"].float().sigmoid()
             self._correct(current, current.seen)
+        current.features = kept  # in training mode they may differ
         torch.clear_autocast_cache()  # before torch 2.11, weights cached without gradient would get none below
 
     def _correct(self, current: Interaction, seen: Tensor) -> None:

@@ -185,6 +185,36 @@ def test_each_step_corrects_the_prediction_of_the_one_before(
     assert encoded == 1
 
 
+def test_late_batches_begin_with_clicks_that_are_not_trained(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a session that has been going on; the image is encoded once for all of them, and once for the training."""
+    clicks = {"rounds": [0, 1], "late": 1, "max_points": 12, "box_probability": 0, "perturbed_probability": 0}
+    training, found = taken(recipe_on(photos, clicks=clicks, data={"composite": {"probability": 0}}), tmp_path)
+    encoded = 0
+
+    def counted(self: ClickNet, image: torch.Tensor) -> Any:
+        nonlocal encoded
+        encoded += 1
+        return encode(self, image)
+
+    encode = ClickNet.encode
+    monkeypatch.setattr(ClickNet, "encode", counted)
+    starts = set()
+    for number, batch in enumerate(found):
+        training.current = training.current if number % 2 else step.begun(batch)
+        out, seen = training.outputs(batch)
+        assert out["logits"].requires_grad
+        turn = number % 2
+        starts.add(training.current.rounds - turn)
+        given, now = ((points[..., 0] >= 0).sum(1) for points in (training.current.batch["points"], seen["points"]))
+        assert (now - given <= training.current.rounds).all()  # a network that is right gets no further click
+        assert (now > given).any()
+        assert encoded == number - turn + 2
+    assert starts <= set(range(2, 9))
+    assert len(starts) > 1
+
+
 @pytest.mark.parametrize("family", ["clicknet", "h18s"])
 def test_a_step_without_the_backbone_trains_all_else(family: str, photos: Path, tmp_path: Path) -> None:
     options = {"name": "clicknet", "options": SMALL} if family == "clicknet" else {"name": family, "options": {}}
@@ -283,6 +313,8 @@ def test_a_run_from_before_a_key_existed_has_its_default(tmp_path: Path) -> None
         ("clicks.rounds=[0, 0]", "rounds are all 0; set one of them above 0"),
         ("clicks.max_points=2", "clicks.max_points: must be at least 5, for the corrections of a sample"),
         ("clicks.drop_previous=0.5", "drop_previous works with trained=last only"),
+        ("clicks.late=0.5 clicks.trained=last", "clicks: late works with trained=every only; set it to 0"),
+        ("clicks.late=0.5 clicks.max_points=12", "clicks.max_points: must be at least 13, for the corrections of a"),
         ("optim.accumulate=2", "clicks.trained=every takes a step after each click; set optim.accumulate=1"),
         ("data.composite.probability=0.9", "probability and duplicate add up to more than 1"),
         ("data.cache=-1", "data.cache: input should be greater than or equal to 0"),
@@ -292,7 +324,7 @@ def test_a_run_from_before_a_key_existed_has_its_default(tmp_path: Path) -> None
 )
 def test_impossible_settings_name_their_keys(change: str, told: str) -> None:
     with pytest.raises(HrsegError, match=told.replace("[", r"\[")):
-        load_recipe("clicknet_photos", [change])
+        load_recipe("clicknet_photos", change.split(" ") if "late" in change else [change])
 
 
 def test_boxes_need_a_network_that_takes_them() -> None:
