@@ -15,7 +15,7 @@ import torch
 from hrseg_cli.annotate.records import Action, Object, Outline, Refined, Reshaped, Scribble, Stroke
 from hrseg_cli.annotate.shapes import drawn, filled, near_box, reshaped
 from hrseg_cli.engine.session import Session, SessionState
-from hrseg_cli.interaction import Box, Click
+from hrseg_cli.interaction import Click
 
 
 class Memory:
@@ -105,7 +105,7 @@ def after(session: Session, answer: Outcome, action: Action, size: tuple[int, in
         session.state = replace(before, clicks=(*before.clicks, *first))
         session.apply(last)
     else:
-        session.apply(Box(*action.box) if action.box else Click(action.row, action.col, action.positive))
+        session.apply(action.prompt)
         if action.box and action.clip:
             within = torch.zeros_like(before.probability, dtype=torch.bool)
             within[(..., *near_box(action.box, size))] = True

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Box, Click, Prompt
 
 COLOURS = 8
 POINTS = 5000  # of a stroke or an outline
@@ -33,6 +34,11 @@ class Clicked(Strict):
     box: tuple[int, int, int, int] | None = None
     clip: bool = False
     seconds: float = Field(0.0, ge=0)
+
+    @property
+    def prompt(self) -> Prompt:
+        """What the model is asked."""
+        return Box(*self.box) if self.box else Click(self.row, self.col, self.positive)
 
 
 class Scribble(Strict):
@@ -129,7 +135,7 @@ class Object(Strict):
                     yield Clicked(row=row, col=col, positive=action.positive, seconds=seconds)
 
     def notes(self) -> dict[str, int]:
-        """What the clicks of a trace leave out: how often each of it happened."""
+        """What a replay of the trace leaves out (of a box, the limit of its answer): how often each of it happened."""
         acts = self.actions[: self.done]
         counts = {
             "boxes": sum(isinstance(act, Clicked) and act.box is not None for act in acts),

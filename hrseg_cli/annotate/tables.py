@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hrseg_cli.annotate.records import Picture, category_of
-from hrseg_cli.interaction import Click, Trace
+from hrseg_cli.interaction import Trace
 
 
 class Line(NamedTuple):
@@ -32,7 +32,7 @@ class Line(NamedTuple):
                 trace = Trace(
                     id=stem if len(there) == 1 else one.key,
                     dataset=dataset,
-                    clicks=tuple(Click(click.row, click.col, click.positive) for click in clicks),
+                    clicks=tuple(click.prompt for click in clicks),
                     scores={},
                     seconds=tuple(click.seconds for click in clicks),
                     until={},

@@ -31,6 +31,7 @@ from hrseg_cli.data.datasets import open_dataset
 from hrseg_cli.data.pixels import Span
 from hrseg_cli.data.samples import load
 from hrseg_cli.errors import HrsegError
+from hrseg_cli.interaction import Box
 from hrseg_cli.recipe import load_protocol
 from hrseg_cli.runs import read_traces
 
@@ -240,8 +241,9 @@ def test_a_box_makes_the_model_look_there(tmp_path: Path) -> None:
     found = stored(place, key)
     assert found[40:60, 20:40].all()
     assert not found[:30].any(), "the square's other end lies outside of what was looked at"
-    notes = next(read_traces(place / "annotations" / "traces.jsonl")).notes
-    assert notes == {"boxes": 1}
+    trace = next(read_traces(place / "annotations" / "traces.jsonl"))
+    assert trace.clicks == (Box(*box),), "a replay gets the box, not a click at its centre"
+    assert trace.notes == {"boxes": 1}
 
 
 def test_two_tabs_do_not_undo_each_other(tmp_path: Path) -> None:
