@@ -54,8 +54,8 @@ def main() -> None:
 
     options.out.mkdir(parents=True, exist_ok=True)
     int8 = options.out / "int8.onnx"
+    loaded, provenance = load_model(options.model)
     if not int8.is_file():
-        loaded, provenance = load_model(options.model)
         refs = open_datasets(options.calibrate, root=options.root).refs
         print(json.dumps(quantize(loaded, int8, provenance, refs, options.calibrate_count)["int8"]))
     ways = {
@@ -67,7 +67,7 @@ def main() -> None:
         "onnxruntime int8": (str(int8), "onnxruntime", "fp32"),
         "openvino int8": (str(int8), "openvino", "fp32"),
     }
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if "bf16" not in loaded.precisions or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         del ways["torch bf16"]
     ways = {name: way for name, way in ways.items() if name in (options.runtime or ways)}
     one = speed(ways, 1, time.process_time)
