@@ -370,11 +370,11 @@ def resized(pixels: Callable[[Tensor, Tensor], Tensor], window: tuple[int, int],
 
 def neighbours(size: int, to: int) -> tuple[Tensor, Tensor, Tensor]:
     """Interpolation of ``size`` pixels at ``to`` positions: indices of the pixel before and after each position, and
-    the weight in [0, 1] of the one after."""
+    the weight in [0, 1) of the one after. All positions with the same pixel before have the same one after."""
     place = torch.arange(to, dtype=torch.float32) * ((size - 1) / max(1, to - 1))
     place.clamp_(max=size - 1)  # the last product may be rounded up
     before = place.floor()
-    return before.long(), place.ceil().long(), place - before
+    return before.long(), (before + 1).clamp_(max=size - 1).long(), place - before
 
 
 def padded(x: Tensor, multiple: int) -> Tensor:

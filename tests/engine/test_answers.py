@@ -43,7 +43,9 @@ def box_of(down: tuple[float, float], across: tuple[float, float]) -> Box:
     return Box(top, bottom, left, right)
 
 
-@given(st.tuples(*[st.integers(1, 60)] * 2), sides, sides, sides, sides, st.integers(0, 99))
+@given(
+    st.tuples(*[st.integers(1, 60)] * 2), sides, sides, sides, sides, st.integers(0, 99), st.sampled_from((1, 2**15))
+)
 def test_an_answer_is_its_patch_enlarged_into_zeros(
     shape: tuple[int, int],
     down: tuple[float, float],
@@ -51,19 +53,23 @@ def test_an_answer_is_its_patch_enlarged_into_zeros(
     rows: tuple[float, float],
     cols: tuple[float, float],
     seed: int,
+    band: int,
 ) -> None:
-    """Map, mask, bounding box and crop, for boxes of any size, sharp and flat maps, and crops that leave the box."""
-    torch.manual_seed(seed)
-    patch = torch.rand(1, 1, *shape) ** (1 + 8 * (seed % 3))
-    box = box_of(down, across)
-    answer, whole = Answer(patch, box, SIZE), pasted(patch, box)
-    assert torch.equal(answer.whole, whole)
-    for threshold in (0.0, 0.49, 0.9, float(patch.max()), float(patch[0, 0, 0, 0])):
-        mask = whole[0, 0].numpy() > np.float32(threshold)
-        assert np.array_equal(answer.above(threshold), mask)
-        assert answer.extent(threshold) == views.mask_box(torch.from_numpy(mask))
-    other, size = box_of(rows, cols), (37, 53)
-    assert torch.equal(answer.crop(other, size), views.crop(whole, other, size))
+    """Map, mask, bounding box and crop, for boxes of any size, sharp and flat maps, and crops that leave the box. band:
+    in a large image every two rows of the map make a band of their own."""
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(answers, "BAND", band)
+        torch.manual_seed(seed)
+        patch = torch.rand(1, 1, *shape) ** (1 + 8 * (seed % 3))
+        box = box_of(down, across)
+        answer, whole = Answer(patch, box, SIZE), pasted(patch, box)
+        assert torch.equal(answer.whole, whole)
+        for threshold in (0.0, 0.49, 0.9, float(patch.max()), float(patch[0, 0, 0, 0])):
+            mask = whole[0, 0].numpy() > np.float32(threshold)
+            assert np.array_equal(answer.above(threshold), mask)
+            assert answer.extent(threshold) == views.mask_box(torch.from_numpy(mask))
+        other, size = box_of(rows, cols), (37, 53)
+        assert torch.equal(answer.crop(other, size), views.crop(whole, other, size))
 
 
 def test_an_answer_for_the_whole_image_is_its_patch() -> None:
