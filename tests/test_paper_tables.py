@@ -40,10 +40,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.load_state_dict(deterministic_weights(model.state_dict()))
     save_checkpoint(model, home / "base.safetensors", {})
     (home / "tiny.env").write_text(
+        f"prepare() {{ mkdir -p {home}/made; cp -pR {home}/boxes/. {home}/made; }}\n"
         f"BASE={home}/base.safetensors\n"
         f"TRAIN_REGULAR='[{{dataset: {home}/boxes}}]'\n"
         f"TRAIN_HIGH='[{{dataset: {home}/boxes, weight: 2.0}}]'\n"
-        f"TEST_REGULAR=regular={home}/boxes\nTEST_HIGH=high={home}/boxes\n"
+        f"TEST_REGULAR=regular={home}/boxes\nTEST_HIGH=high={home}/made\n"
         "CHANGES='data.crop=[32,32] data.epoch=2 batch=2 epochs=1 data.min_area=20 clicks.rounds=0 data.held_out=0.3\n"
         "    optim.warmup=0 validation.objects=1 validation.max_clicks=1'\n"
         "CHANGES_CONV='data.crop=[32,64]'\nTRAIN_ON='--workers 0 --logger csv'\n"
