@@ -102,6 +102,16 @@ def prepare_data(
             help="Random seed; the same seed gives the same images.",
         ),
     ] = None,
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            "--kinds",
+            metavar="KINDS",
+            rich_help_panel=headings.DRAWING,
+            show_default="all",
+            help="Kinds of objects to draw, such as gear+leaf.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         options.out_option(
@@ -133,7 +143,7 @@ def prepare_data(
     place = data_root(root)
     for_known = {"--split": split, "--from": from_, "--verify": verify}
     for_folders = {"--binarize": binarize, "--instances": instances}
-    for_drawing = {"--count": count, "--size": size, "--seed": seed}
+    for_drawing = {"--count": count, "--size": size, "--seed": seed, "--kinds": kinds}
     everywhere_else = {"--cache-longest": cache_longest}
     if list_:
         _list(place)
@@ -143,7 +153,7 @@ def prepare_data(
         )
     elif what == "procedural":
         _refuse(what, for_known | for_folders | everywhere_else)
-        _draw(out or place / what, count or 20, size or 1024, seed or 0)
+        _draw(out or place / what, count or 20, size or 1024, seed or 0, kinds or "")
     elif what == "samples":
         _refuse(what, for_known | for_folders | for_drawing | everywhere_else)
         if out is None:
@@ -168,12 +178,12 @@ def _list(root: Path) -> None:
     options.note(f"'present' is below {root}; 'by hand' means that 'hrseg prepare-data NAME' says where to get it")
 
 
-def _draw(folder: Path, count: int, size: int, seed: int) -> None:
+def _draw(folder: Path, count: int, size: int, seed: int, kinds: str) -> None:
     from hrseg_cli.data import procedural
 
     with options.progress() as bar:
         task = bar.add_task("drawing", total=count)
-        procedural.write(folder, count, size, seed, lambda done: bar.update(task, completed=done))
+        procedural.write(folder, count, size, seed, lambda done: bar.update(task, completed=done), kinds)
     _row(dataset="procedural", folder=str(folder), objects=count, size=size, seed=seed)
 
 

@@ -122,15 +122,17 @@ def list_procedural(
     count: str = "20",
     size: str = "1024",
     seed: str = "0",
+    kinds: str = "",
 ) -> list[Ref]:
-    """Drawn on demand, without a folder (:count=20,size=1024,seed=0). One object an image; ``instances`` is ignored."""
+    """Drawn on demand, without a folder (:count=20,size=1024,seed=0,kinds=gear+leaf). One object an image;
+    ``instances`` is ignored."""
     from hrseg_cli.data import procedural
 
     for key, value, usual in (("count", count, 20), ("size", size, 1024), ("seed", seed, 0)):
         if not re.fullmatch("[0-9]{1,9}", value) or (key != "seed" and int(value) == 0):
             raise HrsegError(f"dataset {folder}: {key} must be an integer, for example {key}={usual}")
     rule: Rule = "gt128" if binarize == "auto" else binarize
-    draws = [(int(seed), index, int(size)) for index in range(int(count))]
+    draws = [(int(seed), index, int(size)) for index in procedural.numbers(int(seed), int(count), kinds)]
     return [
         Ref(f"{index:05d}_{procedural.kind(start, index)}", name, folder, folder, rule, draw=(start, index, side))
         for start, index, side in draws

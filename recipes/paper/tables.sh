@@ -89,6 +89,8 @@ if [ ! -f "$base" ]; then
     exit 2
 fi
 
+if command -v prepare >/dev/null; then prepare; fi # a function of the choice of data, which makes some of it
+
 for row in $ROWS; do
     if [ "$row" = base ]; then
         mkdir -p "$OUT/base/0"

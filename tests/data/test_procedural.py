@@ -189,6 +189,18 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_set_of_some_kinds_is_part_of_the_set_of_all(tmp_path: Path) -> None:
+    write(tmp_path / "some", 1, 96, QUICK, kinds=f"{kind(QUICK, 1)}+{kind(QUICK, 2)}")
+    write(tmp_path / "all", 2, 96, QUICK)
+    some, every = _bytes(tmp_path / "some"), _bytes(tmp_path / "all")
+    assert [name for name in some if name.endswith(".jpg")] == [f"images/00001_{kind(QUICK, 1)}.jpg"]
+    assert {name for name in some if name in every and some[name] == every[name]} == {
+        name for name in some if name.startswith(("images", "masks"))
+    }
+    with pytest.raises(HrsegError, match="use another folder"):
+        write(tmp_path / "some", 1, 96, QUICK)
+
+
 def test_a_longer_set_begins_with_the_shorter_one(tmp_path: Path) -> None:
     write(tmp_path / "two", 2, 96, QUICK)
     write(tmp_path / "three", 3, 96, QUICK)

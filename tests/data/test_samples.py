@@ -456,11 +456,15 @@ def test_the_embedded_set_is_drawn_when_loaded() -> None:
     assert (sample.truth == 1).any()
     assert len(open_dataset("procedural")) == 20
     assert open_dataset("fine=procedural:size=512", limit=1)[0].dataset == "fine"
+    some = open_dataset("procedural:count=5,seed=5,kinds=gear+leaf")
+    assert len(some) == 5
+    assert {ref.id.partition("_")[2] for ref in some} == {"gear", "leaf"}
+    assert {ref.id for ref in some} <= {ref.id for ref in open_dataset("procedural:count=50,seed=5")}
 
 
-@pytest.mark.parametrize("options", ["size=big", "count=0", "count", "seeds=1"])
+@pytest.mark.parametrize("options", ["size=big", "count=0", "count", "seeds=1", "kinds=gears"])
 def test_a_wrong_option_of_the_embedded_set(options: str) -> None:
-    with pytest.raises(HrsegError, match=options.partition("=")[0]):
+    with pytest.raises(HrsegError, match=options.partition("=")[0].rstrip("s")):
         open_dataset(f"procedural:{options}")
 
 

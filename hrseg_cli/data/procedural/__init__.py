@@ -16,6 +16,6 @@ Points of shapes are (x, y), as in OpenCV; arrays are (row, col).
 
 from hrseg_cli.data.procedural.files import VERSION, write
 from hrseg_cli.data.procedural.kinds import KINDS
-from hrseg_cli.data.procedural.scene import Layers, draw, kind, layers
+from hrseg_cli.data.procedural.scene import Layers, draw, kind, layers, numbers
 
-__all__ = ["KINDS", "VERSION", "Layers", "draw", "kind", "layers", "write"]
+__all__ = ["KINDS", "VERSION", "Layers", "draw", "kind", "layers", "numbers", "write"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 
-from hrseg_cli.data.procedural.scene import check, draw, kind
+from hrseg_cli.data.procedural.scene import check, draw, kind, numbers
 from hrseg_cli.errors import HrsegError
 from hrseg_cli.parsing import read_json, shown
 from hrseg_cli.writing import is_empty, only_one_in, sweep, write_atomically
@@ -16,20 +16,36 @@ from hrseg_cli.writing import is_empty, only_one_in, sweep, write_atomically
 VERSION = 1  # increase when the same arguments give different pixels
 
 
-def write(folder: Path, count: int, size: int, seed: int, progress: Callable[[int], object] | None = None) -> None:
+def write(
+    folder: Path,
+    count: int,
+    size: int,
+    seed: int,
+    progress: Callable[[int], object] | None = None,
+    kinds: str = "",
+) -> None:
     """Write ``images/<id>.jpg``, ``masks/<id>.png`` and ``pairs.csv``; existing samples are kept.
 
-    progress: called with the number of finished samples after each. Raises HrsegError if the folder contains a set with
-    another seed or size, or anything else, and while another process writes there.
+    progress: called with the number of finished samples after each. kinds: see :func:`numbers`. Raises HrsegError if
+    the folder contains a set with another seed, size or kinds, or anything else, and while another process writes
+    there.
     """
     check(seed, 0, size)
+    chosen = numbers(seed, count, kinds)
     with only_one_in(folder, str(folder)):
         sweep(folder / "images", folder / "masks")
-        _write(folder, count, size, seed, progress)
+        _write(folder, chosen, size, seed, progress, {"kinds": kinds} if kinds else {})
 
 
-def _write(folder: Path, count: int, size: int, seed: int, progress: Callable[[int], object] | None) -> None:
-    settings = {"seed": seed, "size": size, "version": VERSION}
+def _write(
+    folder: Path,
+    chosen: list[int],
+    size: int,
+    seed: int,
+    progress: Callable[[int], object] | None,
+    kinds: dict[str, str],
+) -> None:
+    settings = {"seed": seed, "size": size, "version": VERSION, **kinds}
     note = folder / "procedural.json"
     if not note.exists() and not is_empty(folder):
         raise HrsegError(f"{folder}: not empty and not a procedural set; use another folder")
@@ -41,7 +57,7 @@ def _write(folder: Path, count: int, size: int, seed: int, progress: Callable[[i
         raise HrsegError(f"{folder}: contains a procedural set with {shown(old)}, not {settings}; use another folder")
     write_atomically(note, json.dumps(settings) + "\n")
     rows = ["image,mask"]
-    for index in range(count):
+    for done, index in enumerate(chosen, 1):
         stem = f"{index:05d}_{kind(seed, index)}"
         image_path, mask_path = folder / "images" / f"{stem}.jpg", folder / "masks" / f"{stem}.png"
         if not (image_path.exists() and mask_path.exists()):
@@ -51,5 +67,5 @@ def _write(folder: Path, count: int, size: int, seed: int, progress: Callable[[i
             write_atomically(mask_path, cv2.imencode(".png", coverage)[1].tobytes())
         rows.append(f"images/{stem}.jpg,masks/{stem}.png")
         if progress:
-            progress(index + 1)
+            progress(done)
     write_atomically(folder / "pairs.csv", "\n".join(rows) + "\n")

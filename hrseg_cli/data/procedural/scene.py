@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from itertools import islice
 from typing import NamedTuple
 
 import cv2
@@ -16,7 +18,7 @@ from hrseg_cli.data.procedural.kinds import KINDS, UPRIGHT, shape_of
 from hrseg_cli.data.procedural.parts import TAU, Array, ShapePart, moved, points_of, polar, stroke, wander
 from hrseg_cli.data.procedural.raster import boxes_of, coverage_of, place, surface_of
 from hrseg_cli.data.procedural.surfaces import COLOURS, MATERIALS, Light, Material, lit
-from hrseg_cli.errors import HrsegError
+from hrseg_cli.errors import HrsegError, UnknownName
 
 ASPECTS = (1.0, 4 / 3, 3 / 2, 3 / 4, 2 / 3)  # width over height
 
@@ -37,6 +39,17 @@ def kind(seed: int, index: int) -> str:
     check(seed, index)
     order = np.random.default_rng((seed, index // len(KINDS), 0)).permutation(len(KINDS))
     return KINDS[int(order[index % len(KINDS)])]
+
+
+def numbers(seed: int, count: int, kinds: str = "") -> list[int]:
+    """The first ``count`` indices of a seed whose objects are of ``kinds``, such as "gear+leaf"; of any kind without.
+
+    Raises UnknownName for an unknown kind.
+    """
+    wanted = set(kinds.split("+")) if kinds else set(KINDS)
+    for name in sorted(wanted - set(KINDS)):
+        raise UnknownName("kind of drawn object", name, KINDS)
+    return list(islice((index for index in itertools.count() if kind(seed, index) in wanted), count))
 
 
 def check(seed: int, index: int, size: int = 1024) -> None:
