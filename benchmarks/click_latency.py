@@ -83,6 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
+    torch.set_flush_denormal(True)  # activations of random weights may be so small that they are computed slowly
     torch.manual_seed(0)
     height, width = (int(side) for side in options.size.split("x"))
     image = drawn(height, width)
