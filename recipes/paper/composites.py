@@ -67,28 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise HrsegError(f"{options.out}: contains composites made with other arguments; use another folder")
         write_atomically(note, json.dumps({**settings, "version": VERSION}) + "\n")
         for part, count in (("held", options.held), ("kept", options.kept)):
-            write(options.out, part, count, root=options.root, **settings)
+            write(options.out, part, count, options)
 
 
-def write(
-    out: Path,
-    part: str,
-    count: int,
-    *,
-    object: Sequence[str],
-    background: Sequence[str],
-    share: float,
-    size: int,
-    seed: int,
-    root: Path | None = None,
-) -> None:
+def write(out: Path, part: str, count: int, options: argparse.Namespace) -> None:
     """Write ``count`` composites of the photographs of a part, "held" or "kept"; existing ones are kept."""
+    size, seed = options.size, options.seed
 
     def opened(spec: str) -> list[Ref]:
-        return open_dataset(f"{spec}{',' if split_options(spec)[1] else ':'}{part}={share}", root=root)
+        return open_dataset(f"{spec}{',' if split_options(spec)[1] else ':'}{part}={options.share}", root=options.root)
 
-    objects = [(key_of(ref, spec), ref) for spec in object for ref in opened(spec)]
-    grounds = [Images(opened(spec)) for spec in background]
+    objects = [(key_of(ref, spec), ref) for spec in options.object for ref in opened(spec)]
+    grounds = [Images(opened(spec)) for spec in options.background]
     stream = ("held", "kept").index(part)
     for number in range(count):
         turn, place = divmod(number, len(objects))
@@ -107,7 +97,7 @@ def write(
 
 
 def key_of(ref: Ref, spec: str) -> str:
-    """What decides whether an object's photograph is held out."""
+    """What decides whether a photograph is held out: its file name, or what the group of ``spec`` finds in it."""
     found = re.search(split_options(spec)[1].get("group", "(.+)"), ref.image.stem)
     return found.group(1) if found else ref.image.stem
 
@@ -132,7 +122,8 @@ def composite(
 
 
 def pasted(donor: Sample, scene: Scene, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, bool]:
-    """The enlarged scene with the donor's object somewhere on it, the object, and whether it covers others."""
+    """The enlarged scene with the donor's object somewhere on it, uint8, (H, W, 3); the object in it, bool, (H, W); and
+    whether it covers annotated objects of the scene. size: H or W, the longer one, in pixels."""
     height, width = scene.image.shape[:2]
     factor = size / max(height, width)
     ground = resized(scene.image, factor)
@@ -159,6 +150,7 @@ def around(donor: Sample, margin: int = 8) -> tuple[np.ndarray, np.ndarray]:
 
 
 def resized(array: np.ndarray, factor: float) -> np.ndarray:
+    """An image (H, W, 3) or map (H, W), with both sides times ``factor``."""
     height, width = (max(1, round(side * factor)) for side in array.shape[:2])
     return cv2.resize(array, (width, height), interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
 

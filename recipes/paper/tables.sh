@@ -13,6 +13,7 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 recipes=$(cat "$here"/../*.yaml "$here"/../protocols/*.yaml "$here"/*.yaml | cksum)
 set -f # lists such as [128,192] are not file name patterns
 
+prepare() { :; } # replaced by a choice of data that makes some of it
 data=${1:-paper}
 case $data in
 *.env) file=$data ;;
@@ -89,7 +90,7 @@ if [ ! -f "$base" ]; then
     exit 2
 fi
 
-if command -v prepare >/dev/null; then prepare; fi # a function of the choice of data, which makes some of it
+prepare
 
 for row in $ROWS; do
     if [ "$row" = base ]; then

@@ -313,8 +313,8 @@ def test_a_run_from_before_a_key_existed_has_its_default(tmp_path: Path) -> None
         ("clicks.rounds=[0, 0]", "rounds are all 0; set one of them above 0"),
         ("clicks.max_points=2", "clicks.max_points: must be at least 5, for the corrections of a sample"),
         ("clicks.drop_previous=0.5", "drop_previous works with trained=last only"),
-        ("clicks.late=0.5 clicks.trained=last", "clicks: late works with trained=every only; set it to 0"),
-        ("clicks.late=0.5 clicks.max_points=12", "clicks.max_points: must be at least 13, for the corrections of a"),
+        ("clicks.late=0.5; clicks.trained=last", "clicks: late works with trained=every only; set it to 0"),
+        ("clicks.late=0.5; clicks.max_points=12", "clicks.max_points: must be at least 13, for the corrections of a"),
         ("optim.accumulate=2", "clicks.trained=every takes a step after each click; set optim.accumulate=1"),
         ("data.composite.probability=0.9", "probability and duplicate add up to more than 1"),
         ("data.cache=-1", "data.cache: input should be greater than or equal to 0"),
@@ -324,7 +324,7 @@ def test_a_run_from_before_a_key_existed_has_its_default(tmp_path: Path) -> None
 )
 def test_impossible_settings_name_their_keys(change: str, told: str) -> None:
     with pytest.raises(HrsegError, match=told.replace("[", r"\[")):
-        load_recipe("clicknet_photos", change.split(" ") if "late" in change else [change])
+        load_recipe("clicknet_photos", change.split("; "))
 
 
 def test_boxes_need_a_network_that_takes_them() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -32,20 +33,14 @@ def write(
     """
     check(seed, 0, size)
     chosen = numbers(seed, count, kinds)
+    settings = {"seed": seed, "size": size, "version": VERSION} | ({"kinds": kinds} if kinds else {})
     with only_one_in(folder, str(folder)):
         sweep(folder / "images", folder / "masks")
-        _write(folder, chosen, size, seed, progress, {"kinds": kinds} if kinds else {})
+        _write(folder, chosen, settings, progress)
 
 
-def _write(
-    folder: Path,
-    chosen: list[int],
-    size: int,
-    seed: int,
-    progress: Callable[[int], object] | None,
-    kinds: dict[str, str],
-) -> None:
-    settings = {"seed": seed, "size": size, "version": VERSION, **kinds}
+def _write(folder: Path, chosen: list[int], settings: dict[str, Any], progress: Callable[[int], object] | None) -> None:
+    seed, size = settings["seed"], settings["size"]
     note = folder / "procedural.json"
     if not note.exists() and not is_empty(folder):
         raise HrsegError(f"{folder}: not empty and not a procedural set; use another folder")

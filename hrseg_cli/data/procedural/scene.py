@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from itertools import islice
 from typing import NamedTuple
 
 import cv2
@@ -42,14 +41,14 @@ def kind(seed: int, index: int) -> str:
 
 
 def numbers(seed: int, count: int, kinds: str = "") -> list[int]:
-    """The first ``count`` indices of a seed whose objects are of ``kinds``, such as "gear+leaf"; of any kind without.
+    """The first ``count`` indices of a seed whose objects are of ``kinds``, such as "gear+leaf"; "": of any kind.
 
     Raises UnknownName for an unknown kind.
     """
     wanted = set(kinds.split("+")) if kinds else set(KINDS)
-    for name in sorted(wanted - set(KINDS)):
-        raise UnknownName("kind of drawn object", name, KINDS)
-    return list(islice((index for index in itertools.count() if kind(seed, index) in wanted), count))
+    if unknown := sorted(wanted - set(KINDS)):
+        raise UnknownName("kind of drawn object", unknown[0], KINDS)
+    return list(itertools.islice((index for index in itertools.count() if kind(seed, index) in wanted), count))
 
 
 def check(seed: int, index: int, size: int = 1024) -> None:
