@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hrseg_cli.distances import distance_to_zero
 
 Schedule = Literal["constant", "increase", "rebalance"]
 
@@ -224,8 +225,8 @@ def signed_distance(
         return np.zeros(truth.shape, np.float32)
     outside, inside = (0.5, 0.5) if inner == "half" else (0, 1)
     distance = np.zeros(truth.shape, np.float32)
-    distance[is_background] = (_distance_to(is_object) - outside)[is_background]
-    distance[is_object] = (inside - _distance_to(is_background))[is_object]
+    distance[is_background] = (distance_to_zero(~is_object) - outside)[is_background]
+    distance[is_object] = (inside - distance_to_zero(~is_background))[is_object]
     if truncate:
         distance = np.trunc(distance)
     if normalize == "diagonal":
@@ -283,8 +284,3 @@ def _focal_parts(z: Tensor, y: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     log_pt = torch.logaddexp(F.logsigmoid(torch.where(above, -z, z)), rest.log())
     miss = (-torch.expm1(log_pt)).clamp(min=TINY)  # at 0, a gamma below 1 has no gradient
     return log_pt, miss**gamma
-
-
-def _distance_to(mask: np.ndarray) -> np.ndarray:
-    """Float32 distance in pixels to the nearest pixel of a non-empty mask."""
-    return cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

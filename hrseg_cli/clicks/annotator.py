@@ -17,6 +17,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from hrseg_cli.distances import distance_to_zero
 from hrseg_cli.interaction import Box, Click, Prompt
 from hrseg_cli.recipe import Protocol
 
@@ -73,12 +74,11 @@ def drawn_click(truth: np.ndarray, prediction: np.ndarray, used: Sequence[Click]
     part = parts == parts[int(centre.row), int(centre.col)]
     left, top, columns, rows = cv2.boundingRect(part.view(np.uint8))
     window = np.pad(part[top : top + rows, left : left + columns].view(np.uint8), 1)
-    depth = cv2.distanceTransform(window, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    depth = distance_to_zero(window)[1:-1, 1:-1]
     for click in used:
         row, col = int(click.row), int(click.col)
         if part[row, col]:
             depth[row - top, col - left] = 0
-    # Whole numbers: the last bits of OpenCV's distances depend on its version.
     weight = np.rint(depth.astype(np.float64) * 64).astype(np.int64).cumsum()
     random = np.random.default_rng(_number(f"{group}/{len(used)}/{key}"))
     found = int(np.searchsorted(weight, int(random.integers(weight[-1])), side="right"))

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from hrseg_cli import cutting
+from hrseg_cli.distances import distance_to_zero
 from hrseg_cli.refiners import Count, Positive, Share, check_sizes
 from hrseg_cli.refiners.lattice import Lattice
 
@@ -192,7 +193,7 @@ def graph_cut(
     if not 0 < area < mask.size:
         return probability.copy()
     width = max(3, round(0.05 * area**0.5)) if width is None else width
-    inwards, outwards = (cv2.distanceTransform(x, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for x in (mask, 1 - mask))
+    inwards, outwards = distance_to_zero(mask), distance_to_zero(1 - mask)
     band = np.maximum(inwards, outwards) <= width
     band |= (probability > unsure) & (probability < 1 - unsure)
     labels = np.where(band, np.where(mask, cv2.GC_PR_FGD, cv2.GC_PR_BGD), np.where(mask, cv2.GC_FGD, cv2.GC_BGD))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from hrseg_cli.distances import distance_to_zero
 from hrseg_cli.interaction import Click
 from hrseg_cli.refiners import Look, check_sizes
 
@@ -80,7 +81,7 @@ def next_scale(before: np.ndarray, after: np.ndarray, tolerance: float = 2.0) ->
     384.
     """
     side = len(before)
-    distance = cv2.distanceTransform((before != after).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    distance = distance_to_zero(before != after)
     thick = distance >= tolerance * side / 384
     if not thick.any():
         return None

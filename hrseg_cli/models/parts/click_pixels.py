@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from hrseg_cli.distances import distance_to_zero
+
 
 def shrunk(picture: np.ndarray, scale: float) -> np.ndarray:
     """An image (H, W, 3) uint8, averaged, or a mask, bool (H, W), sampled, at ``scale`` times the size, if below 1."""
@@ -30,8 +32,6 @@ def pixels_under(points: np.ndarray, size: tuple[int, int], scale: float, shape:
 def nearest_click(clicked: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """float32 (H, W): distance to the nearest of the pixels (N, 2), ignoring -1; infinite if there are none."""
     rows, cols = clicked[clicked[:, 0] >= 0].T
-    if not rows.size:
-        return np.full(shape, np.inf, np.float32)
     away = np.ones(shape, np.uint8)
     away[rows, cols] = 0
-    return np.asarray(cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
+    return distance_to_zero(away)
