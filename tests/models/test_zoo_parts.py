@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrseg_cli.models.parts.backbones.dilation import SmoothedConv
+from hrseg_cli.models.parts.backbones.efficientnet_lite import Depthwise
 from hrseg_cli.models.parts.backbones.vgg import Stage
 from hrseg_cli.models.parts.deformable import DeformableConv, deformable_conv2d
 from hrseg_cli.models.parts.stem import mirrored
@@ -120,6 +121,26 @@ def test_means_over_a_grid(size: tuple[int, int]) -> None:
         close(pooled_to(x, bins)[0], wanted)
         rows, cols = (_cells(side, bins, x.device) for side in size)
         close((rows @ x @ cols.T)[0], wanted)  # the form for export
+
+
+def test_gradients_of_depthwise_convolutions_are_not_rounded_to_bf16() -> None:
+    """In training on a CPU; the features stay in bf16."""
+    layer = Depthwise(16, 5, 2)
+    x = torch.randn(2, 16, 9, 12, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+        assert y.dtype == torch.bfloat16
+        with torch.no_grad():
+            assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, 2, 2, groups=16))
+    upstream = torch.randn_like(y)
+    y.backward(upstream)
+    exact = x.detach().float().requires_grad_()
+    expected = F.conv2d(exact, layer.weight, layer.bias, 2, 2, groups=16)
+    wanted = torch.autograd.grad(expected, (layer.weight, exact), upstream.float())
+    assert torch.equal(y, expected.bfloat16())
+    torch.testing.assert_close(layer.weight.grad, wanted[0], rtol=1e-6, atol=1e-6)
+    assert x.grad is not None
+    assert torch.equal(x.grad, wanted[1].bfloat16())
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrseg_cli.models.base import Features, InteractiveModel
-from hrseg_cli.models.parts.backbones.efficientnet_lite import EfficientNetLite, Pointwise, normalised
+from hrseg_cli.models.parts.backbones.efficientnet_lite import Depthwise, EfficientNetLite, Pointwise, normalised
 from hrseg_cli.models.parts.click_maps import disk_maps, no_clicks, valid_slots
 from hrseg_cli.models.parts.stem import pad_to_stride
 
@@ -44,7 +44,7 @@ class Separable(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.depthwise = Depthwise(channels, 5)
         self.pointwise = Pointwise(channels, channels, bias=False)
         self.norm = nn.BatchNorm2d(channels)
 
@@ -60,7 +60,7 @@ class Mixer(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.depthwise = Depthwise(channels, 5)
         self.expand = Pointwise(channels, 2 * channels, bias=False)
         self.norm = nn.BatchNorm2d(2 * channels)
         self.project = _zeroed(Pointwise(2 * channels, channels))
