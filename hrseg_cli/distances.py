@@ -15,5 +15,10 @@ def distance_to_zero(mask: np.ndarray) -> np.ndarray:
     """
     if mask.all():
         return np.full(mask.shape, np.inf, np.float32)
+    return np.sqrt(squared_distance_to_zero(mask)).astype(np.float32)
+
+
+def squared_distance_to_zero(mask: np.ndarray) -> np.ndarray:
+    """Squares of :func:`distance_to_zero`, whole numbers: float64, (H, W). mask: with at least one 0."""
     rough = cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.asarray(np.sqrt(np.rint(rough * rough)))  # squares of exact distances are whole numbers
+    return np.asarray(np.rint(rough.astype(np.float64) ** 2))

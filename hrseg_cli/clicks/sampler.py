@@ -15,6 +15,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from hrseg_cli.distances import squared_distance_to_zero
 from hrseg_cli.recipe import Clicks
 
 SCATTERED, FIRST = 100, 0  # the order of sampled clicks; corrections count from 1
@@ -270,13 +271,15 @@ class _Depths(NamedTuple):
 def _depths(region: np.ndarray, precise: bool = True) -> _Depths:
     """Depths of a bool region (H, W); pixels outside the image count as outside the region.
 
-    Squared, because exact distances are then integers, independent of the last bit of OpenCV's floats.
+    precise: exact distances, whose squares are whole numbers; otherwise OpenCV's quicker approximation.
     """
     left, top, width, height = cv2.boundingRect(region.astype(np.uint8))
     window = np.pad(region[top : top + height, left : left + width].astype(np.uint8), 1)
-    mask = cv2.DIST_MASK_PRECISE if precise else cv2.DIST_MASK_5
-    squared = cv2.distanceTransform(window, cv2.DIST_L2, mask)[1:-1, 1:-1].astype(np.float64) ** 2
-    return _Depths(np.rint(squared) if precise else squared, top, left, region.shape[1])
+    if precise:
+        squared = squared_distance_to_zero(window)
+    else:
+        squared = cv2.distanceTransform(window, cv2.DIST_L2, cv2.DIST_MASK_5).astype(np.float64) ** 2
+    return _Depths(squared[1:-1, 1:-1], top, left, region.shape[1])
 
 
 def _inner(depths: _Depths, part: float, rng: np.random.Generator) -> int:
