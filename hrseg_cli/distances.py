@@ -15,7 +15,7 @@ def distance_to_zero(mask: np.ndarray) -> np.ndarray:
     """
     if mask.all():
         return np.full(mask.shape, np.inf, np.float32)
-    return np.sqrt(squared_distance_to_zero(mask)).astype(np.float32)
+    return np.asarray(np.sqrt(squared_distance_to_zero(mask)), np.float32)
 
 
 def squared_distance_to_zero(mask: np.ndarray) -> np.ndarray:
